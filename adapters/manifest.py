@@ -1,0 +1,51 @@
+"""What an adapter is, once it has been read: its identity, its kind and its grafts.
+
+Owns the frozen data that registry, residency, bank and HTTP replies share. Knows no
+files, no torch and no base weights.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NewType
+
+AdapterId = NewType("AdapterId", str)
+"""`sha256:<64 hex digits>` of the canonical config and weights: an adapter's identity is its content."""
+
+Kind = Literal["lora", "rslora", "dora", "rsdora"]
+Dtype = Literal["bfloat16", "float16", "float32"]
+
+
+@dataclass(frozen=True, slots=True)
+class Graft:
+    """One adapted linear: `y = g * (W x + scaling * B (A x)) + bias`, `A [rank, in]`, `B [out, rank]`.
+
+    `scaling` is `alpha / rank` (LoRA, arXiv 2106.09685) or `alpha / sqrt(rank)` (rsLoRA, arXiv 2312.03732).
+    `g` is 1, or with `dora` the learned magnitude over the norm of the adapted rows (arXiv 2402.09353).
+    """
+
+    path: str
+    in_features: int
+    out_features: int
+    rank: int
+    scaling: float
+    dora: bool = False
+
+    @property
+    def elements(self) -> int:
+        return self.rank * (self.in_features + self.out_features) + (self.out_features if self.dora else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """An adapter's description. `rank` is the largest rank among its grafts; `targets` their last names, sorted."""
+
+    id: AdapterId
+    kind: Kind
+    rank: int
+    targets: tuple[str, ...]
+    grafts: tuple[Graft, ...]
+    dtype: Dtype
+    base: str | None
+
+    @property
+    def elements(self) -> int:
+        return sum(graft.elements for graft in self.grafts)

@@ -1,0 +1,44 @@
+"""The engine's errors. It knows nothing of HTTP; `server/app.py` maps these to status codes.
+
+EngineError
+├── PromptTooLong      the prompt and max_tokens do not fit the context or the KV cache
+├── QueueFull          the waiting queue is at its bound; try again later
+├── EngineStopped      the engine is draining or has stopped
+├── AdapterTooLarge    the adapter alone exceeds the device budget
+├── MergeRefused       the merge would not fit, or another adapter is merged
+└── StepFailed         our bug: the forward pass raised; the request could not be finished
+"""
+
+
+class EngineError(Exception):
+    """Root of everything the engine raises on purpose."""
+
+
+class PromptTooLong(EngineError):
+    def __init__(self, prompt_tokens: int, max_tokens: int, limit: int) -> None:
+        self.prompt_tokens, self.max_tokens, self.limit = prompt_tokens, max_tokens, limit
+        super().__init__(
+            f"This model's maximum context length is {limit} tokens, but {prompt_tokens + max_tokens} were requested "
+            f"({prompt_tokens} in the prompt, {max_tokens} for the completion). Shorten the prompt or lower max_tokens."
+        )
+
+
+class QueueFull(EngineError):
+    def __init__(self, waiting: int) -> None:
+        super().__init__(f"{waiting} requests are waiting already. Retry later, or start the server with a larger --max-waiting.")
+
+
+class EngineStopped(EngineError):
+    pass
+
+
+class AdapterTooLarge(EngineError):
+    pass
+
+
+class MergeRefused(EngineError):
+    pass
+
+
+class StepFailed(EngineError):
+    pass
