@@ -5,8 +5,7 @@ EngineError
 ├── QueueFull          the waiting queue is at its bound; try again later
 ├── EngineStopped      the engine is draining or has stopped
 ├── AdapterTooLarge    the adapter alone exceeds the device budget
-├── MergeRefused       the merge would not fit, or another adapter is merged
-└── StepFailed         our bug: the forward pass raised; the request could not be finished
+└── MergeRefused       another adapter is merged already
 """
 
 
@@ -25,7 +24,9 @@ class PromptTooLong(EngineError):
 
 class QueueFull(EngineError):
     def __init__(self, waiting: int) -> None:
-        super().__init__(f"{waiting} requests are waiting already. Retry later, or start the server with a larger --max-waiting.")
+        super().__init__(
+            f"{waiting} requests are waiting already. Retry later, or start the server with a larger --max-waiting."
+        )
 
 
 class EngineStopped(EngineError):
@@ -37,8 +38,4 @@ class AdapterTooLarge(EngineError):
 
 
 class MergeRefused(EngineError):
-    pass
-
-
-class StepFailed(EngineError):
     pass

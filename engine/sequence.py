@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from adapters.manifest import AdapterId
+from engine.detokenize import TextStream
 
 
 class FinishReason(StrEnum):
@@ -94,6 +95,8 @@ class Output:
 
     `text` never splits a character and never shows any part of a stop string. `prompt_logprobs` has one entry
     per prompt token, None for the first. `stop_reason` is the stop string or token id that ended the sequence.
+    With finish reason `error`, `error` says what happened and `error_code` names it: `adapter_corrupt`,
+    `adapter_unavailable`, `non_finite_logits` or `step_failed`.
     """
 
     text: str = ""
@@ -104,6 +107,7 @@ class Output:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     error: str | None = None
+    error_code: str | None = None
 
 
 @dataclass(slots=True)
@@ -113,17 +117,17 @@ class Sequence:
     request: Request
     arrived: float
     tokens: list[int]
+    text: TextStream
+    stream: int  # the seed of its random draws; each draw depends on it and on how many came before
+    found_at: str = "base"  # the tier its adapter was in on arrival
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     status: Status = Status.WAITING
     admission: Admission | None = None
-    first_token_at: float | None = None
+    announced: bool = False  # whether its first output, which carries the admission, has gone out
+    prompt_logprobs: list[TokenLogprob | None] = field(default_factory=lambda: [None])
     last_token_at: float | None = None
-
-    @classmethod
-    def of(cls, request: Request, now: float) -> "Sequence":
-        return cls(request=request, arrived=now, tokens=list(request.prompt))
 
     @property
     def id(self) -> str:

@@ -1,0 +1,119 @@
+"""The device tier's contents: every placed adapter's tensors, at their true rank.
+
+Owns tensors only. Who is placed and who leaves is decided by `residency.py`; what they are for, by `layer.py`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from adapters.checkpoint import Checkpoint
+from adapters.manifest import AdapterId, Graft, Manifest
+from adapters.op import LowRank
+
+PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An adapter at one linear: its low-rank product and, for DoRA, the gain `g [out]` in float32."""
+
+    low: LowRank
+    gain: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An adapter in memory, ready to be applied."""
+
+    manifest: Manifest
+    parts: dict[str, Part]
+
+    def to(self, device: torch.device) -> "Loaded":
+        """The same adapter on another device; where it is there already, the same tensors."""
+        return Loaded(self.manifest, {path: _move(part, device) for path, part in self.parts.items()})
+
+
+def num_bytes(manifest: Manifest, itemsize: int) -> int:
+    """What an adapter takes in memory: A and B at `itemsize` bytes an element, DoRA's gains at 4."""
+    return sum(
+        graft.rank * (graft.in_features + graft.out_features) * itemsize + (4 * graft.out_features if graft.dora else 0)
+        for graft in manifest.grafts
+    )
+
+
+def load(checkpoint: Checkpoint, dtype: torch.dtype, base_weight: Callable[[str], Tensor], pin: bool = False) -> Loaded:
+    """Read an adapter into host memory as one allocation in the base's dtype, page-locked on request.
+
+    `base_weight(path)` is the base's pristine `W [out, in]`, needed for DoRA's gains only.
+    """
+    manifest = checkpoint.manifest
+    total = sum(graft.rank * (graft.in_features + graft.out_features) for graft in manifest.grafts)
+    flat = torch.empty(total, dtype=dtype, pin_memory=pin)
+    parts: dict[str, Part] = {}
+    offset = 0
+    with safe_open(checkpoint.weights, framework="pt") as file:
+        for graft in manifest.grafts:
+            name = f"{PREFIX}{graft.path}"
+            a, b_t = file.get_tensor(f"{name}.lora_A.weight"), file.get_tensor(f"{name}.lora_B.weight").t()
+            low = LowRank(_store(flat, offset, a), _store(flat, offset + a.numel(), b_t), graft.scaling)
+            offset += a.numel() + b_t.numel()
+            magnitude = file.get_tensor(f"{name}.lora_magnitude_vector") if graft.dora else None
+            parts[graft.path] = Part(low, None if magnitude is None else _gain(graft, magnitude, low, base_weight))
+    return Loaded(manifest, parts)
+
+
+class Bank:
+    """Adapters on one device, by id. Budgets are kept by whoever calls `place`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._placed: dict[AdapterId, Loaded] = {}
+
+    def place(self, adapter: Loaded) -> None:
+        self._placed[adapter.manifest.id] = adapter.to(self.device)
+
+    def drop(self, adapter: AdapterId) -> None:
+        del self._placed[adapter]
+
+    def get(self, adapter: AdapterId) -> Loaded:
+        return self._placed[adapter]
+
+    def part(self, adapter: AdapterId, path: str) -> Part | None:
+        """What `adapter`, which must be placed, does at the linear `path`."""
+        return self._placed[adapter].parts.get(path)
+
+    def __contains__(self, adapter: AdapterId) -> bool:
+        return adapter in self._placed
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes really held, counted from the tensors."""
+        tensors = chain.from_iterable(
+            (part.low.a_RI, part.low.b_RO, part.gain) for one in self._placed.values() for part in one.parts.values()
+        )
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+
+
+def _store(flat: Tensor, offset: int, tensor: Tensor) -> Tensor:
+    view = flat[offset : offset + tensor.numel()].view(tensor.shape)
+    view.copy_(tensor)
+    return view
+
+
+def _gain(graft: Graft, magnitude: Tensor, low: LowRank, base_weight: Callable[[str], Tensor]) -> Tensor:
+    """`g = m / ||W + s BA||`, the norm taken over each output's row (DoRA, arXiv 2402.09353, section 4.3)."""
+    adapted = base_weight(graft.path).float().cpu()
+    adapted = torch.addmm(adapted, low.b_RO.float().t(), low.a_RI.float(), alpha=low.scaling)
+    return magnitude.float() / torch.linalg.vector_norm(adapted, dim=1)
+
+
+def _move(part: Part, device: torch.device) -> Part:
+    low = LowRank(
+        part.low.a_RI.to(device, non_blocking=True), part.low.b_RO.to(device, non_blocking=True), part.low.scaling
+    )
+    return Part(low, None if part.gain is None else part.gain.to(device, non_blocking=True))

@@ -1,0 +1,88 @@
+"""Folding an adapter into weights: for a while, in the resident base, or for good, into a checkpoint.
+
+Owns `W' = g * (W + s B A)`. Never changes a resident weight in place: a merged layer is another layer beside the
+pristine one, so that unmerging is putting the old one back.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from adapters.bank import Loaded, Part, load
+from adapters.checkpoint import Checkpoint
+from adapters.layer import GraftedLinear
+from loader.base import Base
+from loader.errors import DoesNotFit
+from loader.plan import available_bytes, format_bytes
+from loader.product import dense_linear
+
+
+def fold(weight_OI: Tensor, part: Part) -> Tensor:
+    """`g * (W + s B A)` in float32, rounded once to W's dtype."""
+    folded = torch.addmm(weight_OI.float(), part.low.b_RO.float().t(), part.low.a_RI.float(), alpha=part.low.scaling)
+    if part.gain is not None:
+        folded = folded * part.gain[:, None]
+    return folded.to(weight_OI.dtype)
+
+
+class Merger:
+    """Swaps merged linears in under their wrappers, and the pristine ones back."""
+
+    def __init__(self, base: Base, linears: Mapping[str, GraftedLinear]) -> None:
+        self._base = base
+        self._linears = linears
+        self._pristine: dict[str, nn.Module] = {}
+
+    def merge(self, adapter: Loaded) -> None:
+        """Serve `adapter` from the weights themselves. Raises DoesNotFit, with numbers, before anything has changed."""
+        assert not self._pristine, "one adapter is merged at a time"
+        self._check_room(adapter)
+        merged = {path: self._merged_linear(path, part) for path, part in adapter.parts.items()}
+        for path, linear in merged.items():
+            self._pristine[path] = self._linears[path].swap(linear)
+
+    def unmerge(self) -> None:
+        """Put every pristine linear back: the very objects that were there before."""
+        for path, linear in self._pristine.items():
+            self._linears[path].swap(linear)
+        self._pristine = {}
+
+    def _merged_linear(self, path: str, part: Part) -> nn.Module:
+        weight = self._base.weight(path)
+        return dense_linear(fold(weight, part), self._linears[path].bias)
+
+    def _check_room(self, adapter: Loaded) -> None:
+        itemsize = self._base.dtype.itemsize
+        needed = sum(graft.in_features * graft.out_features * itemsize for graft in adapter.manifest.grafts)
+        available = available_bytes(self._base.device)
+        if needed > available:
+            raise DoesNotFit(
+                f"Merging {adapter.manifest.id} takes {format_bytes(needed)} for its {len(adapter.parts)} dense layers, "
+                f"but {format_bytes(available)} are free. Serve it unmerged, or lower the KV and adapter budgets."
+            )
+
+
+def write_merged(base: Base, checkpoint: Checkpoint, out: Path) -> None:
+    """Write `base` with the adapter folded in as a directory that stock transformers loads. Appears by rename.
+
+    A head that shares the embedding's weight gets its own copy when the adapter touches it.
+    """
+    adapter = load(checkpoint, torch.float32, base.weight)
+    model = base.model
+    for path, part in adapter.parts.items():
+        module = base.linears[path]
+        folded = nn.Parameter(fold(base.weight(path), part), requires_grad=False)
+        if path == base.head and model.config.tie_word_embeddings:
+            model.config.tie_word_embeddings = False
+        module.weight = folded
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        model.save_pretrained(partial)
+        base.tokenizer.save_pretrained(partial)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,113 @@
+"""The LoRA product for a batch of many adapters, and which rows belong to whom.
+
+Owns the arithmetic `y[t] += s * B (A x[t])` over segments (SGMV, arXiv 2310.18547) and its two ways on torch's own
+ops. Knows neither modules nor where adapters live.
+
+Shape suffixes: T rows, I inputs, O outputs, R ranks (of all adapters together).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+# Above this many rows times ranks, multiplying every row by every rank costs more than one product per segment.
+DENSE_LIMIT = 32_768
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """One adapter at one linear: `a_RI`, `b_RO` (B transposed, so that ranks lie side by side), and its scaling."""
+
+    a_RI: Tensor
+    b_RO: Tensor
+    scaling: float
+
+    @property
+    def rank(self) -> int:
+        return self.a_RI.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """Rows `[start, stop)` gain `sign` times the product of adapter number `index` of the batch."""
+
+    index: int
+    start: int
+    stop: int
+    sign: int = 1
+
+
+@dataclass(slots=True)
+class Terms:
+    """All that a batch adds to its rows: at most one positive and one negative term cover a row."""
+
+    num_rows: int
+    terms: tuple[Term, ...]
+    device: torch.device
+    _coefficients: dict[tuple[tuple[int, float], ...], Tensor] = field(default_factory=dict)
+
+    def coefficients(self, parts: Sequence[LowRank | None]) -> Tensor:
+        """`[T, R]`: by what each row's product with each rank counts; 0 where the row has nothing to do with it.
+
+        Made once for all linears where the adapters have these ranks and scalings.
+        """
+        key = tuple((part.rank, part.scaling) if part else (0, 0.0) for part in parts)
+        if key not in self._coefficients:
+            starts = [0]
+            for rank, _ in key:
+                starts.append(starts[-1] + rank)
+            matrix = torch.zeros(self.num_rows, starts[-1])
+            for term in self.terms:
+                columns = slice(starts[term.index], starts[term.index + 1])
+                matrix[term.start : term.stop, columns] = term.sign * key[term.index][1]
+            self._coefficients[key] = matrix.to(self.device)
+        return self._coefficients[key]
+
+
+def add_low_rank(y_TO: Tensor, x_TI: Tensor, parts: Sequence[LowRank | None], terms: Terms, exact: torch.dtype) -> None:
+    """`y[t] += sign * s_i * (x[t] A_i^T) B_i^T` in place, for every term (i, t) whose adapter has a part here.
+
+    `parts` holds each adapter's tensors for this linear, None where it does not touch it. Products are
+    computed in `exact` (float32 where the device multiplies half precision slowly) and added in y's dtype.
+    """
+    present = [part for part in parts if part is not None]
+    if not present:
+        return
+    if terms.num_rows * sum(part.rank for part in present) <= DENSE_LIMIT:
+        _add_dense(y_TO, x_TI, parts, present, terms, exact)
+    else:
+        _add_by_segment(y_TO, x_TI, parts, terms, exact)
+
+
+def _add_dense(
+    y_TO: Tensor,
+    x_TI: Tensor,
+    parts: Sequence[LowRank | None],
+    present: list[LowRank],
+    terms: Terms,
+    exact: torch.dtype,
+) -> None:
+    """Two products over all ranks at once; what a row has nothing to do with is selected away, not multiplied by 0.
+
+    0 * inf is NaN: a neighbour's overflow must not reach this row.
+    """
+    a_RI = torch.cat([part.a_RI for part in present]) if len(present) > 1 else present[0].a_RI
+    b_RO = torch.cat([part.b_RO for part in present]) if len(present) > 1 else present[0].b_RO
+    by_TR = terms.coefficients(parts)
+    h_TR = torch.mm(x_TI.to(exact), a_RI.to(exact).t())
+    h_TR = torch.where(by_TR != 0, h_TR * by_TR, 0).to(exact)
+    y_TO += torch.mm(h_TR, b_RO.to(exact)).to(y_TO.dtype)
+
+
+def _add_by_segment(
+    y_TO: Tensor, x_TI: Tensor, parts: Sequence[LowRank | None], terms: Terms, exact: torch.dtype
+) -> None:
+    """Two products per term, over its rows alone."""
+    for term in terms.terms:
+        part = parts[term.index]
+        if part is not None:
+            rows = slice(term.start, term.stop)
+            h = torch.mm(x_TI[rows].to(exact), part.a_RI.to(exact).t()) * (term.sign * part.scaling)
+            y_TO[rows] += torch.mm(h, part.b_RO.to(exact)).to(y_TO.dtype)

@@ -1,0 +1,63 @@
+"""Moves adapters between tiers, as told: reads in background threads, places on the device, lets go.
+
+Owns the host tier's contents and the reading threads. Decides nothing; `residency.py` does.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
+
+import torch
+from torch import Tensor
+
+from adapters.bank import Bank, Loaded, load, num_bytes
+from adapters.manifest import AdapterId
+from adapters.mover import Arrival
+from adapters.store import BlobStore
+
+
+class Supply:
+    """Blobs on disk, adapters in host memory, adapters in the bank. Is a `mover.Mover`."""
+
+    def __init__(
+        self, store: BlobStore, bank: Bank, dtype: torch.dtype, base_weight: Callable[[str], Tensor], readers: int = 2
+    ) -> None:
+        self._store = store
+        self._bank = bank
+        self._dtype = dtype
+        self._base_weight = base_weight
+        self._host: dict[AdapterId, Loaded] = {}
+        self._sizes: dict[AdapterId, int] = {}
+        self._threads = ThreadPoolExecutor(readers, thread_name_prefix="adapter-reader")
+
+    def size(self, adapter: AdapterId) -> int:
+        if adapter not in self._sizes:
+            self._sizes[adapter] = num_bytes(self._store.open(adapter).manifest, self._dtype.itemsize)
+        return self._sizes[adapter]
+
+    def fetch(self, adapter: AdapterId, arrived: Callable[[Arrival], None]) -> None:
+        self._threads.submit(self._read, adapter, arrived)
+
+    def drop_host(self, adapter: AdapterId) -> None:
+        self._host.pop(adapter, None)
+
+    def place(self, adapter: AdapterId) -> None:
+        self._bank.place(self._host[adapter])
+
+    def drop_device(self, adapter: AdapterId) -> None:
+        self._bank.drop(adapter)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, adapter: AdapterId, arrived: Callable[[Arrival], None]) -> None:
+        """The digest is checked on every read: what is served is what was uploaded."""
+        started = monotonic()
+        try:
+            self._store.verify(adapter)
+            on_cuda = self._bank.device.type == "cuda"
+            self._host[adapter] = load(self._store.open(adapter), self._dtype, self._base_weight, pin=on_cuda)
+        except Exception as error:  # whatever it is, it concerns this adapter's requests alone
+            arrived(Arrival(adapter, monotonic() - started, error))
+        else:
+            arrived(Arrival(adapter, monotonic() - started))

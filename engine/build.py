@@ -1,0 +1,52 @@
+"""Puts an engine together for a loaded base.
+
+Owns the choice of parts and their sizes. The only place that knows all of them.
+"""
+
+from dataclasses import dataclass
+
+from adapters.bank import Bank
+from adapters.residency import Residency
+from adapters.store import BlobStore
+from adapters.supply import Supply
+from engine.blocks import BlockPool
+from engine.engine import Engine, Limits
+from engine.events import Observer, ignore
+from engine.kv_cache import KVCache
+from engine.runner import ModelRunner
+from engine.scheduler import Scheduler
+from engine.tiers import AdapterTiers
+from loader.base import Base
+from loader.plan import kv_spec
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """The engine's sizes. `max_batch_tokens` bounds a step, and with it how long a decoding request waits for a prompt."""
+
+    num_blocks: int
+    max_model_len: int
+    adapter_device_bytes: int
+    adapter_host_bytes: int
+    block_size: int = 16
+    max_batch_tokens: int = 512
+    max_sequences: int = 64
+    max_waiting: int = 512
+
+
+def build(base: Base, store: BlobStore, config: EngineConfig, observe: Observer = ignore) -> Engine:
+    """An engine over `base` that reads adapters from `store`. Allocates the KV cache."""
+    pool = BlockPool(config.num_blocks, config.block_size)
+    cache = KVCache(kv_spec(base.model.config), config.num_blocks, config.block_size, base.dtype, base.device)
+    bank = Bank(base.device)
+    residency = Residency(config.adapter_device_bytes, config.adapter_host_bytes)
+    return Engine(
+        runner=ModelRunner(base, cache, bank),
+        scheduler=Scheduler(pool, config.max_batch_tokens, config.max_sequences),
+        pool=pool,
+        tiers=AdapterTiers(residency, Supply(store, bank, base.dtype, base.weight), observe),
+        decode=base.decode,
+        eos=base.eos_token_ids,
+        limits=Limits(config.max_model_len, config.max_waiting),
+        observe=observe,
+    )

@@ -1,0 +1,80 @@
+"""From token ids to text, a few at a time.
+
+Owns one sequence's text: never half a character, never a part of a stop string. Knows a `decode` function, not
+which tokenizer it belongs to.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+Decode = Callable[[Sequence[int]], str]
+
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what decoding makes of the first bytes of a character
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """New text that may be shown, and the stop string that ended it, if one did."""
+
+    text: str
+    stopped_by: str | None = None
+
+
+class TextStream:
+    """Decodes what is new in the light of what came before (a word's leading space depends on it), and no more.
+
+    Text that could still become a stop string is held back until that is settled.
+    """
+
+    def __init__(self, decode: Decode, prompt: Sequence[int], stop: Sequence[str]) -> None:
+        self._decode = decode
+        self._stop = tuple(stop)
+        self._ids = list(prompt[-_CONTEXT:])
+        self._settled = 0  # ids before this one are only context for decoding
+        self._read = len(self._ids)  # ids before this one have become text
+        self._held = ""  # text that is read but not yet shown
+
+    def push(self, token: int, *, may_stop: bool = True) -> Piece:
+        """Add one token. Unless `may_stop`, its text passes without being compared with stop strings."""
+        self._ids.append(token)
+        text = self._new_text()
+        return self._release(text, may_stop, last=False)
+
+    def finish(self) -> Piece:
+        """Give out everything that is held, an unfinished character as U+FFFD."""
+        return self._release(self._new_text(last=True), may_stop=True, last=True)
+
+    def _new_text(self, last: bool = False) -> str:
+        before = self._decode(self._ids[self._settled : self._read])
+        now = self._decode(self._ids[self._settled :])
+        if now.endswith(_INCOMPLETE) and not last:
+            return ""
+        self._settled, self._read = self._read, len(self._ids)
+        return now[len(before) :]
+
+    def _release(self, text: str, may_stop: bool, last: bool) -> Piece:
+        self._held += text
+        if not may_stop:
+            return self._show(len(self._held))
+        found = min(((self._held.find(stop), stop) for stop in self._stop if stop in self._held), default=None)
+        if found is not None:
+            piece = Piece(self._held[: found[0]], stopped_by=found[1])
+            self._held = ""
+            return piece
+        return self._show(len(self._held) - (0 if last else self._undecided()))
+
+    def _undecided(self) -> int:
+        """How many characters at the end could be the beginning of a stop string."""
+        longest = max((len(stop) for stop in self._stop), default=0) - 1
+        for length in range(min(longest, len(self._held)), 0, -1):
+            if any(stop.startswith(self._held[-length:]) for stop in self._stop):
+                return length
+        return 0
+
+    def _show(self, length: int) -> Piece:
+        piece = Piece(self._held[:length])
+        self._held = self._held[length:]
+        return piece
+
+
+_CONTEXT = 6  # enough prompt for a decoder to know whether a word's leading space is to be written

@@ -1,0 +1,296 @@
+"""The step loop: move adapters, plan, compute, commit.
+
+Owns the order of things within a step and what a result means for its sequence. Knows no torch, no threads and
+no HTTP; everything it drives is handed to it.
+"""
+
+import logging
+import secrets
+from collections.abc import Collection, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from time import monotonic
+
+from adapters.errors import AdapterCorrupt
+from adapters.manifest import AdapterId
+from engine.blocks import BlockPool
+from engine.detokenize import Decode, TextStream
+from engine.errors import MergeRefused, PromptTooLong, QueueFull
+from engine.events import Admitted, Finished, FirstToken, NextToken, Observer, Preempted, StepDone
+from engine.result import ChunkResult, Runner
+from engine.scheduler import Scheduler, StepPlan
+from engine.sequence import Admission, FinishReason, Output, Request, Sequence, TokenLogprob
+from engine.tiers import AdapterTiers
+
+log = logging.getLogger(__name__)
+
+Delivery = tuple[str, Output]
+"""A request's id, and what it is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`max_model_len` is the base's context in tokens, `max_waiting` the bound of the queue."""
+
+    max_model_len: int
+    max_waiting: int
+
+
+class Engine:
+    """Continuous batching over one base. Single-threaded: everything happens between or inside steps."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        pool: BlockPool,
+        tiers: AdapterTiers,
+        decode: Decode,
+        eos: Collection[int],
+        limits: Limits,
+        observe: Observer,
+    ) -> None:
+        self.scheduler = scheduler
+        self.pool = pool
+        self.tiers = tiers
+        self.merged: AdapterId | None = None
+        self.stalled = False  # whether the last step found nothing it could compute
+        self._runner = runner
+        self._decode = decode
+        self._eos = frozenset(eos)
+        self._limits = limits
+        self._observe = observe
+        self._sequences: dict[str, Sequence] = {}
+        self._merging: tuple[AdapterId, Future[None]] | None = None
+        self._outbox: list[Delivery] = []
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work or self._merging is not None or self.tiers.busy
+
+    def submit(self, request: Request) -> None:
+        """Queue a request. Raises QueueFull, PromptTooLong, AdapterTooLarge, UnknownAdapter."""
+        self._check(request)
+        seed = request.params.seed
+        sequence = Sequence(
+            request=request,
+            arrived=monotonic(),
+            tokens=list(request.prompt),
+            text=TextStream(self._decode, request.prompt, request.params.stop),
+            stream=secrets.randbits(63) if seed is None else seed,
+            found_at=self._tier(request.adapter),
+        )
+        self._sequences[request.id] = sequence
+        self.scheduler.add(sequence)
+
+    def abort(self, request_id: str) -> None:
+        """End a request whose client has gone; one that has ended already is left alone."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None:
+            self._finish(sequence, FinishReason.ABORT)
+
+    def step(self) -> list[Delivery]:
+        """One turn: what each of its requests gained. Never raises; a failed forward fails its own requests."""
+        started = monotonic()
+        self._outbox = []
+        self._move_adapters()
+        plan = self.scheduler.plan(self._ready)
+        self._note(plan)
+        self.stalled = not plan.chunks
+        if plan.chunks:
+            self._compute(plan)
+            self._observe(StepDone(monotonic() - started, plan.num_tokens, len(plan.chunks)))
+        return self._outbox
+
+    def merge(self, adapter: AdapterId) -> "Future[None]":
+        """Fold an adapter into the weights once it is on the device. The future fails with MergeRefused or DoesNotFit."""
+        done: Future[None] = Future()
+        if self.merged == adapter:
+            done.set_result(None)
+        elif self.merged is not None or self._merging is not None:
+            done.set_exception(MergeRefused("Another adapter is merged already, or about to be. Unmerge it first."))
+        else:
+            self.tiers.check(adapter)
+            self._merging = (adapter, done)
+        return done
+
+    def unmerge(self) -> None:
+        """Serve from the pristine weights again."""
+        if self.merged is not None:
+            self._runner.unmerge()
+            self.merged = None
+            self.pool.forget_content()
+
+    def forget(self, adapter: AdapterId) -> None:
+        """Let go of a deleted adapter that no request uses."""
+        if self.merged == adapter:
+            self.unmerge()
+        self.tiers.forget(adapter)
+
+    def abort_all(self) -> list[Delivery]:
+        """End every request, for a shutdown that waits no longer."""
+        self._outbox = []
+        for sequence in list(self._sequences.values()):
+            self._finish(sequence, FinishReason.ABORT)
+        return self._outbox
+
+    def check_integrity(self) -> None:
+        """Assert that nothing is held by nobody."""
+        self.scheduler.check_integrity()
+        self.tiers.residency.check_integrity()
+        assert len(self._sequences) == len(self.scheduler.waiting) + len(self.scheduler.running)
+
+    # Before a request
+
+    def _check(self, request: Request) -> None:
+        if len(self.scheduler.waiting) >= self._limits.max_waiting:
+            raise QueueFull(len(self.scheduler.waiting))
+        limit = min(self._limits.max_model_len, self.pool.num_blocks * self.pool.block_size)
+        if len(request.prompt) + request.params.max_tokens > limit:
+            raise PromptTooLong(len(request.prompt), request.params.max_tokens, limit)
+        if request.adapter is not None:
+            self.tiers.check(request.adapter)
+
+    def _tier(self, adapter: AdapterId | None) -> str:
+        if adapter is None:
+            return "base"
+        return "merged" if adapter == self.merged else self.tiers.tier(adapter).value
+
+    # Inside a step
+
+    def _ready(self, adapter: AdapterId) -> bool:
+        return self.tiers.ready(adapter)
+
+    def _move_adapters(self) -> None:
+        """Give the tiers their turn, fail whoever waited for an adapter that cannot be read, merge what is due."""
+        held = self.scheduler.running_adapters() | ({self.merged} if self.merged else set())
+        merging = [self._merging[0]] if self._merging else []
+        failed = self.tiers.move(held, (*merging, *self.scheduler.wanted_adapters()))
+        for sequence in list(self.scheduler.waiting) if failed else ():
+            if sequence.adapter in failed:
+                self._fail(sequence, *_load_failure(failed[sequence.adapter]))
+        if self._merging:
+            self._try_merge(*self._merging, failed)
+
+    def _try_merge(self, adapter: AdapterId, done: "Future[None]", failed: dict[AdapterId, Exception]) -> None:
+        if adapter in failed:
+            done.set_exception(failed[adapter])
+        elif not self.tiers.ready(adapter):
+            return
+        else:
+            try:
+                self._runner.merge(adapter)
+            except Exception as error:
+                done.set_exception(error)
+            else:
+                self.merged = adapter
+                self.pool.forget_content()
+                done.set_result(None)
+        self._merging = None
+
+    def _note(self, plan: StepPlan) -> None:
+        """Tell who came in, and who was sent back."""
+        now = monotonic()
+        for sequence in plan.admitted:
+            if sequence.admission is None:
+                load_s = self._load_time(sequence)
+                queue_s = now - sequence.arrived - load_s
+                sequence.admission = Admission(sequence.found_at, queue_s, load_s, cached_tokens=sequence.num_computed)
+                self._observe(
+                    Admitted(sequence.adapter, sequence.found_at, queue_s, sequence.prompt_len, sequence.num_computed)
+                )
+        for sequence in plan.preempted:
+            self._observe(Preempted(sequence.adapter))
+
+    def _load_time(self, sequence: Sequence) -> float:
+        """How long a sequence waited for its adapter's bytes."""
+        if sequence.adapter is None or sequence.found_at not in ("disk", "host"):
+            return 0.0
+        return max(0.0, self.tiers.placed_at(sequence.adapter) - sequence.arrived)
+
+    def _compute(self, plan: StepPlan) -> None:
+        """Run the plan and commit what came of it; if it raises, its requests fail and nothing else does."""
+        try:
+            results = self._runner.execute(plan)
+        except Exception:
+            log.exception("a step failed; its %d requests end with an error", len(plan.chunks))
+            for chunk in plan.chunks:
+                self._fail(chunk.sequence, "The server failed while computing this request.", "step_failed")
+        else:
+            self._commit(plan, results)
+
+    def _commit(self, plan: StepPlan, results: Iterable[ChunkResult]) -> None:
+        self.scheduler.commit(plan)
+        for chunk, result in zip(plan.chunks, results, strict=True):
+            sequence = chunk.sequence
+            known = len(sequence.prompt_logprobs) - (chunk.start + 1)  # a preempted sequence computes these again
+            sequence.prompt_logprobs += result.prompt[max(0, known) :]
+            if result.error is not None:
+                self._fail(sequence, result.error, "non_finite_logits")
+            elif result.token is not None:
+                self._accept(sequence, result.token, result.logprob)
+            elif chunk.catches_up:  # nothing was to be generated: the prompt's log-probabilities were the answer
+                self._finish(sequence, FinishReason.LENGTH)
+
+    def _accept(self, sequence: Sequence, token: int, logprob: TokenLogprob | None) -> None:
+        """A sequence gains a token, and perhaps its end."""
+        sequence.tokens.append(token)
+        self._clock_token(sequence)
+        p = sequence.params
+        may_stop = sequence.num_generated >= p.min_tokens
+        logprobs = () if logprob is None else (logprob,)
+        if may_stop and self._ends(sequence, token):
+            reason = token if token in p.stop_token_ids else None
+            self._finish(sequence, FinishReason.STOP, Output(token_ids=(token,), logprobs=logprobs, stop_reason=reason))
+            return
+        piece = sequence.text.push(token, may_stop=may_stop)
+        output = Output(piece.text, (token,), logprobs, stop_reason=piece.stopped_by)
+        if piece.stopped_by is not None:
+            self._finish(sequence, FinishReason.STOP, output)
+        elif sequence.num_generated >= p.max_tokens:
+            self._finish(sequence, FinishReason.LENGTH, output)
+        else:
+            self._deliver(sequence, output)
+
+    def _ends(self, sequence: Sequence, token: int) -> bool:
+        p = sequence.params
+        return token in p.stop_token_ids or (token in self._eos and not p.ignore_eos)
+
+    # After it
+
+    def _fail(self, sequence: Sequence, error: str, code: str) -> None:
+        self._finish(sequence, FinishReason.ERROR, Output(error=error, error_code=code))
+
+    def _finish(self, sequence: Sequence, reason: FinishReason, last: Output | None = None) -> None:
+        """Take a sequence out and give it its last output, with whatever text was held back."""
+        last = last or Output()
+        tail = sequence.text.finish().text
+        self.scheduler.finish(sequence)
+        del self._sequences[sequence.id]
+        self._deliver(sequence, replace(last, text=last.text + tail, finish_reason=reason))
+        self._observe(Finished(sequence.adapter, reason, sequence.num_generated, monotonic() - sequence.arrived))
+
+    def _deliver(self, sequence: Sequence, output: Output) -> None:
+        """The first output also says how the sequence was admitted, and what its prompt was worth if that was asked."""
+        if not sequence.announced:
+            asked = sequence.params.prompt_logprobs is not None
+            prompt_logprobs = tuple(sequence.prompt_logprobs) if asked else None
+            output = replace(output, admission=sequence.admission, prompt_logprobs=prompt_logprobs)
+            sequence.announced = True
+        self._outbox.append((sequence.id, output))
+
+    def _clock_token(self, sequence: Sequence) -> None:
+        now = monotonic()
+        if sequence.last_token_at is None:
+            self._observe(FirstToken(sequence.adapter, now - sequence.arrived))
+        else:
+            self._observe(NextToken(sequence.adapter, now - sequence.last_token_at))
+        sequence.last_token_at = now
+
+
+def _load_failure(error: Exception) -> tuple[str, str]:
+    """What a waiting request is told about its adapter, and the code for it."""
+    if isinstance(error, AdapterCorrupt):
+        return str(error), "adapter_corrupt"
+    log.error("an adapter could not be read", exc_info=error)
+    return "The adapter could not be read from the store.", "adapter_unavailable"

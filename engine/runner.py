@@ -1,0 +1,149 @@
+"""Computes a plan: packs its tokens, runs transformers' model over the paged cache, samples.
+
+Owns everything of the engine that is made of tensors. Decides nothing; the plan says what to compute.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from adapters.bank import Bank
+from adapters.layer import ActiveGrafts, Segment, Selection, graft
+from adapters.manifest import AdapterId
+from adapters.merge import Merger
+from engine import attention
+from engine.batch import in_batch_order, pack
+from engine.kv_cache import KVCache
+from engine.result import ChunkResult
+from engine.sampler import report_prompt, sample
+from engine.scheduler import Chunk, StepPlan
+from engine.sequence import TokenLogprob
+from loader.base import Base
+from loader.product import product_dtype
+
+REPORTED_AT_ONCE = 64  # prompt rows whose log-probabilities are computed together: float32 over the vocabulary is large
+
+
+class ModelRunner:
+    """One base with its grafted linears, one KV cache, one bank."""
+
+    def __init__(self, base: Base, cache: KVCache, bank: Bank) -> None:
+        attention.register()
+        base.model.set_attn_implementation(attention.NAME)
+        self._base = base
+        self._cache = cache
+        self._bank = bank
+        self._merged: AdapterId | None = None
+        self._active = ActiveGrafts()
+        exact = product_dtype(base.device, base.dtype)
+        linears = graft(base.model, base.shape.linears, bank, self._active, exact, base.head)
+        self._merger = Merger(base, linears)
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> list[ChunkResult]:
+        chunks = in_batch_order(plan.chunks)
+        logits_XV = self._forward(chunks)
+        asked = logits_XV.split([len(_rows(chunk)) for chunk in chunks])
+        tokens = self._next_tokens(chunks, asked)
+        results = {
+            chunk.sequence.id: ChunkResult(
+                token=token.token,
+                logprob=token.logprob,
+                prompt=_prompt_report(chunk, rows),
+                error=token.error,
+            )
+            for chunk, rows, token in zip(chunks, asked, tokens, strict=True)
+        }
+        return [results[chunk.sequence.id] for chunk in plan.chunks]
+
+    def merge(self, adapter: AdapterId) -> None:
+        """Fold a placed adapter into the weights. Raises DoesNotFit, with numbers."""
+        assert self._merged is None, "unmerge first"
+        self._merger.merge(self._bank.get(adapter))
+        self._merged = adapter
+
+    def unmerge(self) -> None:
+        self._merger.unmerge()
+        self._merged = None
+
+    def _forward(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Logits `[X, V]` of the rows somebody asked for, in batch order."""
+        device = self._base.device
+        ids = [token for chunk in chunks for token in chunk.sequence.tokens[chunk.start : chunk.stop]]
+        positions = [position for chunk in chunks for position in range(chunk.start, chunk.stop)]
+        wanted = list(_wanted_rows(chunks))
+        self._active.tokens = Selection.of(list(_segments(chunks, [c.count for c in chunks])), device, self._merged)
+        self._active.head = Selection.of(list(_segments(chunks, [len(_rows(c)) for c in chunks])), device, self._merged)
+        output = self._base.model(
+            input_ids=torch.tensor([ids], device=device),
+            position_ids=torch.tensor([positions], device=device),
+            use_cache=False,
+            logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=device),
+            paged=pack(chunks, self._cache, device),
+        )
+        logits: Tensor = output.logits[0]
+        return logits
+
+    def _next_tokens(self, chunks: Sequence[Chunk], asked: Sequence[Tensor]) -> list[ChunkResult]:
+        """A sampled token for every chunk that catches up, an empty result for the others."""
+        sampled = [index for index, chunk in enumerate(chunks) if _samples(chunk)]
+        results = [ChunkResult()] * len(chunks)
+        if sampled:
+            logits_SV = torch.stack([asked[index][-1] for index in sampled]).float()
+            sequences = [chunks[index].sequence for index in sampled]
+            for index, result in zip(sampled, sample(logits_SV, sequences, self._base.eos_token_ids), strict=True):
+                results[index] = result
+        return results
+
+
+def _samples(chunk: Chunk) -> bool:
+    return chunk.catches_up and chunk.sequence.params.max_tokens > 0
+
+
+def _prompt_positions(chunk: Chunk) -> range:
+    """The computed positions whose logits say something about a prompt token that was asked about."""
+    if chunk.sequence.params.prompt_logprobs is None:
+        return range(0)
+    return range(chunk.start, min(chunk.stop, chunk.sequence.prompt_len - 1))
+
+
+def _rows(chunk: Chunk) -> list[int]:
+    """The chunk's rows, from 0, whose logits are needed."""
+    rows = [position - chunk.start for position in _prompt_positions(chunk)]
+    return [*rows, chunk.count - 1] if _samples(chunk) else rows
+
+
+def _wanted_rows(chunks: Sequence[Chunk]) -> Iterator[int]:
+    first = 0
+    for chunk in chunks:
+        yield from (first + row for row in _rows(chunk))
+        first += chunk.count
+
+
+def _segments(chunks: Sequence[Chunk], counts: Sequence[int]) -> Iterator[Segment]:
+    """Neighbours with the same adapter become one segment."""
+    start = stop = 0
+    for index, (chunk, count) in enumerate(zip(chunks, counts, strict=True)):
+        stop += count
+        last = index + 1 == len(chunks)
+        if last or chunks[index + 1].sequence.adapter != chunk.sequence.adapter:
+            if stop > start:
+                yield Segment(chunk.sequence.adapter, start, stop)
+            start = stop
+
+
+def _prompt_report(chunk: Chunk, rows_XV: Tensor) -> tuple[TokenLogprob, ...]:
+    """What the prompt's own tokens were worth, for the positions this chunk computed."""
+    alternatives = chunk.sequence.params.prompt_logprobs
+    positions = _prompt_positions(chunk)
+    if alternatives is None or not positions:
+        return ()
+    tokens = chunk.sequence.tokens[positions.start + 1 : positions.stop + 1]
+    return tuple(
+        report
+        for at in range(0, len(tokens), REPORTED_AT_ONCE)
+        for report in report_prompt(
+            rows_XV[at : at + REPORTED_AT_ONCE][: len(tokens) - at], tokens[at : at + REPORTED_AT_ONCE], alternatives
+        )
+    )

@@ -1,0 +1,272 @@
+"""The bridge between the event loop and the engine's own thread.
+
+Owns the thread, its inbox, and each request's outbox on the loop. Everything that touches the engine runs on its
+thread, between steps; the loop never waits for a step.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Thread
+from time import monotonic
+from typing import TypeVar
+
+from adapters.manifest import AdapterId
+from engine.engine import Delivery, Engine
+from engine.errors import EngineStopped
+from engine.sequence import FinishReason, Output, Request
+
+log = logging.getLogger(__name__)
+
+Job = Callable[[], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """An adapter above disk. `tier` is `device`, `host` or `merged`."""
+
+    id: AdapterId
+    tier: str
+    bytes: int
+    pinned: bool
+    in_use: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """The engine after its latest step. Prefix figures count prompt tokens since the start."""
+
+    running: int = 0
+    waiting: int = 0
+    blocks_total: int = 0
+    blocks_used: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    device_bytes_used: int = 0
+    device_bytes_total: int = 0
+    host_bytes_used: int = 0
+    host_bytes_total: int = 0
+    running_adapters: tuple[AdapterId, ...] = ()
+    waiting_adapters: tuple[AdapterId, ...] = ()
+    merged: AdapterId | None = None
+
+
+class EngineWorker:
+    """Runs one engine on one thread. Start it on the loop that will submit to it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._inbox: SimpleQueue[Job] = SimpleQueue()
+        self._outputs: dict[str, asyncio.Queue[Output]] = {}
+        self._thread = Thread(target=self._run, name="engine", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping = False
+        self._ended = False
+        self._ticked = monotonic()
+        self._stats = EngineStats()
+        self._residents: tuple[Resident, ...] = ()
+        engine.tiers.wake = self._wake
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._snapshot()
+        self._thread.start()
+
+    async def stop(self, drain_s: float) -> None:
+        """Take no more requests, let those under way end for `drain_s` seconds, abort the rest, end the thread."""
+        self._stopping = True
+        deadline = monotonic() + drain_s
+        while self._outputs and self._thread.is_alive() and monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        if self._thread.is_alive():
+            self._inbox.put(self._end)
+            await asyncio.to_thread(self._thread.join)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine's thread is up."""
+        return self._thread.is_alive()
+
+    @property
+    def ticked(self) -> float:
+        """When the thread last came round, on time.monotonic's clock; it does so at least every second when idle."""
+        return self._ticked
+
+    def stats(self) -> EngineStats:
+        return self._stats
+
+    def residents(self) -> tuple[Resident, ...]:
+        """Every adapter above disk, most recently used first."""
+        return self._residents
+
+    async def submit(self, request: Request) -> "OutputStream":
+        """Queue a request; iterate to follow it. Closing the stream early aborts the request within a step.
+
+        Raises EngineStopped, and what `Engine.submit` raises, before anything is queued.
+        """
+        if self._stopping or not self.alive:
+            raise EngineStopped("The server is shutting down. Send the request to another instance, or retry later.")
+        outputs: asyncio.Queue[Output] = asyncio.Queue()
+        self._outputs[request.id] = outputs
+        try:
+            await self._call(lambda: self._engine.submit(request))
+        except BaseException:
+            self._leave(request.id)
+            raise
+        return OutputStream(outputs, lambda: self._leave(request.id))
+
+    async def pin(self, adapter: AdapterId) -> None:
+        await self._call(lambda: self._engine.tiers.pin(adapter))
+
+    async def unpin(self, adapter: AdapterId) -> None:
+        await self._call(lambda: self._engine.tiers.residency.unpin(adapter))
+
+    async def prefetch(self, adapters: Sequence[AdapterId]) -> None:
+        await self._call(lambda: self._engine.tiers.prefetch(adapters))
+
+    async def forget(self, adapter: AdapterId) -> None:
+        await self._call(lambda: self._engine.forget(adapter))
+
+    async def merge(self, adapter: AdapterId) -> None:
+        """Returns once the adapter is served from the weights. Raises MergeRefused or loader's DoesNotFit."""
+        await asyncio.wrap_future(await self._call(lambda: self._engine.merge(adapter)))
+
+    async def unmerge(self) -> None:
+        await self._call(self._engine.unmerge)
+
+    async def _call(self, job: Callable[[], T]) -> T:
+        """Run `job` on the engine's thread between two steps."""
+        done: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(job())
+            except Exception as error:
+                done.set_exception(error)
+
+        self._inbox.put(run)
+        return await asyncio.wrap_future(done)
+
+    def _leave(self, request_id: str) -> None:
+        if self._outputs.pop(request_id, None) is not None:
+            self._inbox.put(lambda: self._engine.abort(request_id))
+
+    def _hand_out(self, deliveries: Sequence[Delivery]) -> None:
+        """On the loop: put each output where its request waits for it."""
+        for request_id, output in deliveries:
+            outputs = self._outputs.get(request_id)
+            if outputs is not None:
+                outputs.put_nowait(output)
+
+    def _wake(self) -> None:
+        self._inbox.put(_nothing)
+
+    # On the engine's thread
+
+    def _run(self) -> None:
+        try:
+            while not self._ended:
+                self._turn()
+        except BaseException:
+            log.exception("the engine's thread has died")
+            self._stopping = True
+            self._deliver([(request_id, _DEAD) for request_id in list(self._outputs)])
+        finally:
+            self._engine.tiers.close()
+
+    def _turn(self) -> None:
+        """One round: do what came in, then one step if there is something to do."""
+        self._ticked = monotonic()
+        self._read_inbox(wait=self._engine.stalled or not self._engine.has_work)
+        if self._engine.has_work and not self._ended:
+            self._deliver(self._engine.step())
+        self._snapshot()
+
+    def _read_inbox(self, wait: bool) -> None:
+        """Do what came in; with nothing else to do, wait up to a second for it."""
+        try:
+            job = self._inbox.get(timeout=1.0) if wait else self._inbox.get_nowait()
+            while True:
+                job()
+                job = self._inbox.get_nowait()
+        except Empty:
+            return
+
+    def _end(self) -> None:
+        self._deliver(self._engine.abort_all())
+        self._ended = True
+
+    def _deliver(self, deliveries: Sequence[Delivery]) -> None:
+        assert self._loop is not None
+        if deliveries:
+            self._loop.call_soon_threadsafe(self._hand_out, deliveries)
+
+    def _snapshot(self) -> None:
+        self._stats = _stats(self._engine)
+        self._residents = _residents(self._engine)
+
+
+_DEAD = Output(finish_reason=FinishReason.ERROR, error="The engine has stopped.", error_code="step_failed")
+
+
+class OutputStream(AsyncIterator[Output]):
+    """One request's outputs, in order. Close it when you stop listening: that aborts the request, if it still runs."""
+
+    def __init__(self, outputs: "asyncio.Queue[Output]", leave: Callable[[], None]) -> None:
+        self._outputs = outputs
+        self._leave = leave
+        self._finished = False
+
+    async def __anext__(self) -> Output:
+        if self._finished:
+            raise StopAsyncIteration
+        output = await self._outputs.get()
+        if output.finish_reason is not None:
+            await self.aclose()
+        return output
+
+    async def aclose(self) -> None:
+        self._finished = True
+        self._leave()
+
+
+def _nothing() -> None:
+    """The job that only wakes the thread."""
+
+
+def _stats(engine: Engine) -> EngineStats:
+    scheduler, residency = engine.scheduler, engine.tiers.residency
+    return EngineStats(
+        running=len(scheduler.running),
+        waiting=len(scheduler.waiting),
+        blocks_total=engine.pool.num_blocks,
+        blocks_used=engine.pool.num_used,
+        prefix_queries=scheduler.prefix_tokens_asked,
+        prefix_hits=scheduler.prefix_tokens_found,
+        device_bytes_used=residency.device_used,
+        device_bytes_total=residency.device_budget,
+        host_bytes_used=residency.host_used,
+        host_bytes_total=residency.host_budget,
+        running_adapters=tuple(sorted(scheduler.running_adapters())),
+        waiting_adapters=scheduler.wanted_adapters(),
+        merged=engine.merged,
+    )
+
+
+def _residents(engine: Engine) -> tuple[Resident, ...]:
+    residency = engine.tiers.residency
+    running = engine.scheduler.running_adapters()
+    return tuple(
+        Resident(
+            adapter,
+            "merged" if adapter == engine.merged else tier.value,
+            size,
+            adapter in residency.pinned,
+            adapter in running,
+        )
+        for adapter, tier, size in residency.residents()
+    )
