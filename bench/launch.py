@@ -1,0 +1,111 @@
+"""A server of our own for the time of a measurement.
+
+Owns the process and its log. Knows the `rootstock` command and the HTTP API, and imports nothing of either.
+"""
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+START_S = 600.0
+STOP_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that answers: where, under which base id, and which directory holds its base (None if not known)."""
+
+    url: str
+    base_id: str
+    base: Path | None
+
+
+@contextmanager
+def serve(data_dir: Path, flags: Sequence[str]) -> Iterator[Server]:
+    """Run `rootstock serve` on a free port of this machine until the block ends; its log is `data_dir/bench.log`.
+
+    Raises RuntimeError with the end of the log when the server does not become ready.
+    """
+    data_dir.mkdir(parents=True, exist_ok=True)
+    log = data_dir / "bench.log"
+    url = f"http://127.0.0.1:{_free_port()}"
+    command = [_rootstock(), "serve", "--data-dir", str(data_dir), "--port", url.rsplit(":", 1)[-1], *flags]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        _wait_ready(url, process, log)
+        yield Server(url, base_id(url), _base_directory(data_dir, flags))
+    finally:
+        _stop(process)
+
+
+def base_id(url: str) -> str:
+    """The id of the base that `url` serves: the one model without a parent."""
+    models = httpx.get(f"{url}/v1/models").raise_for_status().json()["data"]
+    return next(str(model["id"]) for model in models if not model.get("parent"))
+
+
+def upload(url: str, name: str, directory: Path) -> None:
+    """Upload the adapter in `directory` as `name`. Raises RuntimeError with the server's reason when it is refused."""
+    config, weights = directory / "adapter_config.json", directory / "adapter_model.safetensors"
+    with config.open("rb") as config_file, weights.open("rb") as weights_file:
+        reply = httpx.post(
+            f"{url}/v1/adapters",
+            data={"name": name},
+            files={"config": (config.name, config_file), "weights": (weights.name, weights_file)},
+            timeout=START_S,
+        )
+    if reply.is_error:
+        raise RuntimeError(f"Uploading {name} answered {reply.status_code}: {reply.text}")
+
+
+def _rootstock() -> str:
+    beside = Path(sys.executable).with_name("rootstock")
+    found = str(beside) if beside.exists() else shutil.which("rootstock")
+    if found is None:
+        raise RuntimeError("The command `rootstock` is not installed. Run `make setup`.")
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(f"{url}/readyz").is_success:
+                return
+        except httpx.TransportError:
+            pass  # Nobody listens yet.
+        time.sleep(0.2)
+    tail = log.read_text(errors="replace")[-2000:]
+    raise RuntimeError(f"The server did not become ready. The end of {log}:\n{tail}")
+
+
+def _base_directory(data_dir: Path, flags: Sequence[str]) -> Path | None:
+    """The directory behind `--base`, or the one that the server converted under its data directory."""
+    if "--base" in flags and (given := Path(flags[flags.index("--base") + 1])).is_dir():
+        return given
+    return next((path for path in sorted(data_dir.glob("bases/*")) if any(path.glob("*.safetensors"))), None)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,85 @@
+"""The house keeps its shape: whose folders these are, which rooms stay free of torch, and how large things grow.
+
+The direction of imports is import-linter's, in pyproject.toml.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = ("server", "engine", "adapters", "loader")
+SOURCES = (*LAYERS, "bench", "demo", "tests")
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+
+TORCH_FREE = (
+    "adapters.errors",
+    "adapters.manifest",
+    "adapters.residency",
+    "bench.workload",
+    "engine.blocks",
+    "engine.errors",
+    "engine.events",
+    "engine.scheduler",
+    "engine.sequence",
+    "loader.errors",
+    "loader.shape",
+    "loader.source",
+)
+
+IMPORT_ALL = """
+import sys
+for name in sys.argv[1:]:
+    __import__(name)
+    assert "torch" not in sys.modules, f"{name} imports torch"
+"""
+
+
+def run_python(*arguments: str, cwd: Path) -> str:
+    ended = subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_folders_of_this_clone_are_what_is_imported(layer: str) -> None:
+    """Another distribution is called `adapters`: had it won, every test would test something else."""
+    assert Path(__import__(layer).__file__ or "") == ROOT / layer / "__init__.py"
+
+
+def test_so_they_are_from_any_working_directory(tmp_path: Path) -> None:
+    found = run_python("-c", "import adapters; print(adapters.__file__)", cwd=tmp_path)
+    assert Path(found.strip()) == ROOT / "adapters" / "__init__.py"
+
+
+def test_policy_is_free_of_torch() -> None:
+    run_python("-c", IMPORT_ALL, *TORCH_FREE, cwd=ROOT)
+
+
+def test_packages_run_nothing_on_import() -> None:
+    written = [path for folder in SOURCES for path in (ROOT / folder).rglob("__init__.py") if path.read_bytes()]
+    assert not written, "an __init__.py that imports would bring torch into every room of its folder"
+
+
+@pytest.mark.parametrize("folder", SOURCES)
+def test_files_and_functions_stay_small_and_say_what_they_own(folder: str) -> None:
+    assert not [fault for path in sorted((ROOT / folder).rglob("*.py")) for fault in faults(path)]
+
+
+def faults(path: Path) -> Iterator[str]:
+    text, where = path.read_text(), path.relative_to(ROOT)
+    module = ast.parse(text)
+    if module.body and not ast.get_docstring(module):
+        yield f"{where} does not open with what it owns"
+    if (lines := len(text.splitlines())) > MAX_FILE_LINES:
+        yield f"{where} has {lines} lines"
+    for node in ast.walk(module):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if lines > MAX_FUNCTION_LINES:
+                yield f"{where}: {node.name} has {lines} lines"
