@@ -64,7 +64,7 @@ class ActiveGrafts:
 
 
 class GraftedLinear(nn.Module):
-    """`y = g * (W x + s B (A x)) + bias` by row, `W x + bias` where a row has no adapter. Wraps the base's own linear."""
+    """`y = g * (W x + s B (A x)) + bias` by row, `W x + bias` where a row has no adapter. Wraps the base's linear."""
 
     def __init__(self, path: str, base: nn.Module, bank: Bank, active: ActiveGrafts, exact: torch.dtype) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from loader.plan import available_bytes, format_bytes
 from torch import Tensor, nn
 
 from adapters.bank import Loaded, Part, load
@@ -17,7 +18,6 @@ from adapters.checkpoint import Checkpoint
 from adapters.layer import GraftedLinear
 from loader.base import Base
 from loader.errors import DoesNotFit
-from loader.plan import available_bytes, format_bytes
 from loader.product import dense_linear
 
 
@@ -38,7 +38,7 @@ class Merger:
         self._pristine: dict[str, nn.Module] = {}
 
     def merge(self, adapter: Loaded) -> None:
-        """Serve `adapter` from the weights themselves. Raises DoesNotFit, with numbers, before anything has changed."""
+        """Serve `adapter` from the weights themselves. Raises DoesNotFit, with numbers, before anything changes."""
         assert not self._pristine, "one adapter is merged at a time"
         self._check_room(adapter)
         merged = {path: self._merged_linear(path, part) for path, part in adapter.parts.items()}
@@ -61,8 +61,10 @@ class Merger:
         available = available_bytes(self._base.device)
         if needed > available:
             raise DoesNotFit(
-                f"Merging {adapter.manifest.id} takes {format_bytes(needed)} for its {len(adapter.parts)} dense layers, "
-                f"but {format_bytes(available)} are free. Serve it unmerged, or lower the KV and adapter budgets."
+                f"Merging this adapter takes {format_bytes(needed)} for its {len(adapter.parts)} dense layers, but "
+                f"{format_bytes(available)} are free. Serve it unmerged, or lower the KV and adapter budgets.",
+                needed=needed,
+                available=available,
             )
 
 

@@ -1,6 +1,6 @@
 """The LoRA product for a batch of many adapters, and which rows belong to whom.
 
-Owns the arithmetic `y[t] += s * B (A x[t])` over segments (SGMV, arXiv 2310.18547) and its two ways on torch's own
+Owns the arithmetic `y[t] += s * B (A x[t])` over segments (SGMV, arXiv 2310.18547) and its ways on torch's own
 ops. Knows neither modules nor where adapters live.
 
 Shape suffixes: T rows, I inputs, O outputs, R ranks (of all adapters together).
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Above this many rows times ranks, multiplying every row by every rank costs more than one product per segment.
@@ -77,6 +78,8 @@ def add_low_rank(y_TO: Tensor, x_TI: Tensor, parts: Sequence[LowRank | None], te
         return
     if terms.num_rows * sum(part.rank for part in present) <= DENSE_LIMIT:
         _add_dense(y_TO, x_TI, parts, present, terms, exact)
+    elif y_TO.is_cuda and exact == torch.bfloat16:
+        add_grouped(y_TO, x_TI, parts, terms)
     else:
         _add_by_segment(y_TO, x_TI, parts, terms, exact)
 
@@ -111,3 +114,22 @@ def _add_by_segment(
             rows = slice(term.start, term.stop)
             h = torch.mm(x_TI[rows].to(exact), part.a_RI.to(exact).t()) * (term.sign * part.scaling)
             y_TO[rows] += torch.mm(h, part.b_RO.to(exact)).to(y_TO.dtype)
+
+
+def add_grouped(y_TO: Tensor, x_TI: Tensor, parts: Sequence[LowRank | None], terms: Terms) -> None:
+    """Two grouped products over all terms, each term's rows a group (`torch.nn.functional.grouped_mm`).
+
+    Ranks are padded with zeros to the largest present, a multiple of 8 elements as the kernel's 16-byte rows ask,
+    for the length of this call only.
+    """
+    present = [(term, part) for term in terms.terms if (part := parts[term.index]) is not None]
+    width = -(-max(part.rank for _, part in present) // 8) * 8
+    a_GRI = torch.stack([F.pad(part.a_RI, (0, 0, 0, width - part.rank)) for _, part in present])
+    b_GRO = torch.stack([F.pad(part.b_RO, (0, 0, 0, width - part.rank)) for _, part in present])
+    rows = torch.cat([torch.arange(term.start, term.stop) for term, _ in present]).to(y_TO.device)
+    counts = torch.tensor([term.stop - term.start for term, _ in present])
+    by = torch.tensor([term.sign * part.scaling for term, part in present]).repeat_interleave(counts)
+    ends = counts.cumsum(0).to(device=y_TO.device, dtype=torch.int32)
+    h_TR = F.grouped_mm(x_TI[rows], a_GRI.transpose(1, 2), offs=ends)
+    h_TR = (h_TR * by[:, None].to(y_TO.device)).to(b_GRO.dtype)
+    y_TO.index_add_(0, rows, F.grouped_mm(h_TR, b_GRO, offs=ends).to(y_TO.dtype))

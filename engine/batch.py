@@ -47,7 +47,7 @@ class PagedBatch:
     _masks: dict[int | None, Tensor] = field(default_factory=dict)
 
     def decode_mask(self, window: int | None) -> Tensor:
-        """`[num_decoding, L]`, true where the decoding sequences' one query may look: its context, or the window's end."""
+        """`[num_decoding, L]`, true where a decoding sequence's one query looks: its context, or the window's end."""
         if window not in self._masks:
             contexts = self.contexts_N[: self.num_decoding, None]
             positions_L = torch.arange(self.longest_decoding, device=contexts.device)

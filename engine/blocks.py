@@ -23,7 +23,7 @@ def prefix_hashes(tokens: Sequence[int], block_size: int, root: bytes, known: Se
 
 
 class BlockPool:
-    """`num_blocks` blocks of `block_size` tokens. Free blocks keep their content, and their hash, until they are reused.
+    """`num_blocks` blocks of `block_size` tokens. A free block keeps its content, and its hash, until it is reused.
 
     A block is free (count 0, in `_free`, oldest first) or used (count ≥ 1).
     """

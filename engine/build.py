@@ -5,6 +5,8 @@ Owns the choice of parts and their sizes. The only place that knows all of them.
 
 from dataclasses import dataclass
 
+from loader.plan import kv_spec
+
 from adapters.bank import Bank
 from adapters.residency import Residency
 from adapters.store import BlobStore
@@ -17,12 +19,11 @@ from engine.runner import ModelRunner
 from engine.scheduler import Scheduler
 from engine.tiers import AdapterTiers
 from loader.base import Base
-from loader.plan import kv_spec
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """The engine's sizes. `max_batch_tokens` bounds a step, and with it how long a decoding request waits for a prompt."""
+    """The engine's sizes. `max_batch_tokens` bounds a step, and so how long a decoding request waits for a prompt."""
 
     num_blocks: int
     max_model_len: int

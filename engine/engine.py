@@ -103,7 +103,7 @@ class Engine:
         return self._outbox
 
     def merge(self, adapter: AdapterId) -> "Future[None]":
-        """Fold an adapter into the weights once it is on the device. The future fails with MergeRefused or DoesNotFit."""
+        """Fold an adapter into the weights once it is on the device. May end in MergeRefused or DoesNotFit."""
         done: Future[None] = Future()
         if self.merged == adapter:
             done.set_result(None)

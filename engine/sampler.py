@@ -7,7 +7,8 @@ Shape suffixes: S rows to sample, V vocabulary.
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence as Seq
+from collections.abc import Collection
+from collections.abc import Sequence as Seq
 from hashlib import blake2b
 
 import torch
@@ -121,7 +122,7 @@ def _draw(row_V: Tensor, sequence: Sequence) -> int:
 
 
 def _filtered(scaled_V: Tensor, p: SamplingParams) -> tuple[Tensor, Tensor | None]:
-    """Probabilities after top-k, top-p and min-p, in that order, and the token ids they belong to (None: all, in order)."""
+    """Probabilities after top-k, top-p and min-p, in that order, and whose they are (None: every token's, by id)."""
     if not p.top_k and p.top_p >= 1.0 and p.min_p <= 0.0:
         return scaled_V.softmax(-1), None
     values, order = scaled_V.topk(p.top_k) if 0 < p.top_k < scaled_V.numel() else scaled_V.sort(descending=True)

@@ -91,7 +91,7 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One increment of a sequence. `admission` and `prompt_logprobs` come with the first, `finish_reason` with the last.
+    """One increment. `admission` and `prompt_logprobs` come with the first, `finish_reason` with the last.
 
     `text` never splits a character and never shows any part of a stop string. `prompt_logprobs` has one entry
     per prompt token, None for the first. `stop_reason` is the stop string or token id that ended the sequence.
@@ -112,7 +112,7 @@ class Output:
 
 @dataclass(slots=True)
 class Sequence:
-    """The state of one request. It is never "prefilling" or "decoding": it catches up, `num_computed` to `len(tokens)`."""
+    """The state of one request. It neither "prefills" nor "decodes": `num_computed` catches up with `len(tokens)`."""
 
     request: Request
     arrived: float

@@ -38,13 +38,13 @@ class AdapterTiers:
         return self._placed_at[adapter]
 
     def check(self, adapter: AdapterId) -> None:
-        """Raises AdapterTooLarge if no eviction could ever make room for it, UnknownAdapter if there is no such blob."""
+        """Raises AdapterTooLarge if no eviction could make room for it, UnknownAdapter if there is no such blob."""
         size, residency = self._mover.size(adapter), self.residency
         if not residency.fits(size):
             raise AdapterTooLarge(
-                f"This adapter takes {size} bytes, but of the adapter budgets only "
-                f"{residency.device_budget - residency.pinned_bytes} bytes on the device and {residency.host_budget} in "
-                "host memory can be used. Unpin others, or raise --adapter-device-memory and --adapter-host-memory."
+                f"This adapter takes {size} bytes, but the budgets leave it only "
+                f"{residency.device_budget - residency.pinned_bytes} on the device and {residency.host_budget} in host "
+                "memory. Unpin others, or raise --adapter-device-memory and --adapter-host-memory."
             )
 
     def move(self, running: Collection[AdapterId], wanted: Sequence[AdapterId]) -> dict[AdapterId, Exception]:
