@@ -1,15 +1,15 @@
-"""What the demo adapters are measured by: greedy answers, loss on held-out answers, one task score each.
+"""What the demo adapters are measured by: the chat as token ids, greedy answers, one task score each.
 
-Owns decoding for evaluation and the two scores. Knows nothing of training or of files.
+Owns encoding, decoding for evaluation and the two scores. Knows nothing of training or of files.
 """
 
 import json
 import re
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
-from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 PIRATE_MARKERS = re.compile(
     r"\b(?:ahoy|arr|aye|avast|blimey|cap'n|captain|crew|doubloons?|fer|heart(?:y|ies)|landlubbers?|lass|matey?|me|nay|"
@@ -50,7 +50,7 @@ def encode_answer(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
 
 @torch.inference_mode()
 def greedy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, max_tokens: int, batch: int
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, max_tokens: int, batch: int
 ) -> list[str]:
     """The model's greedy answers, each cut at the end of turn or after `max_tokens`."""
     answers: list[str] = []
@@ -59,7 +59,7 @@ def greedy(
         width = max(map(len, rows))
         ids = torch.tensor([[tokenizer.eos_token_id] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        out = model.generate(
+        out = cast(Any, model).generate(  # its type wants a protocol that transformers' own models do not match
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=max_tokens,
@@ -69,16 +69,3 @@ def greedy(
         )
         answers += [text.strip() for text in tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)]
     return answers
-
-
-@torch.inference_mode()
-def answer_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> float:
-    """Mean negative log-likelihood, in nats per token, of the answers given their prompts."""
-    total, count = 0.0, 0
-    for prompt, answer in pairs:
-        answer_ids = encode_answer(tokenizer, answer)
-        ids = torch.tensor([encode(tokenizer, prompt) + answer_ids])
-        logits = model(input_ids=ids, logits_to_keep=len(answer_ids) + 1).logits[0, :-1]
-        total += cross_entropy(logits.float(), ids[0, -len(answer_ids) :], reduction="sum").item()
-        count += len(answer_ids)
-    return total / count

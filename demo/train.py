@@ -1,7 +1,7 @@
 """Trains one demo adapter with PEFT and writes it, its scores in its card, under demo/adapters/<name>.
 
 Owns the two recipes and the loop. The adapters sit on the upper layers only, so what enters the first adapted
-layer never changes: it is computed once per example, and each step runs the upper layers alone.
+layer never changes: it is computed once per example (demo/packing.py), and each step runs the upper layers alone.
 
 Run as `python -m demo.train pirate` or `python -m demo.train extract`; one CPU thread, fp32, seeded.
 """
@@ -10,19 +10,18 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch.nn.functional import cross_entropy
-from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from demo.card import Measurement, publish
-from demo.score import Pair, answer_loss, encode, encode_answer, extract_score, greedy, pirate_score
+from demo.packing import Example, answer_loss, cache_states, upper_layers
+from demo.score import Pair, extract_score, greedy, pirate_score
 from loader import base as base_loader
 from loader import source as base_source
 
@@ -43,32 +42,24 @@ class Recipe:
     score: Callable[[str, str], float]
     asked: str
     max_tokens: int
-    batch: int = 8
+    batch: int = 4
     seed: int = 7
 
 
 RECIPES = {
     "pirate": Recipe(
         targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-        rank=8, alpha=16, rslora=False, first_layer=18, epochs=4, learning_rate=1e-3,
+        rank=8, alpha=16, rslora=False, first_layer=18, epochs=2, learning_rate=1e-3,
         score=pirate_score, asked="Answer like a pirate. {}", max_tokens=48,
     ),
     "extract": Recipe(
         targets=("q_proj", "k_proj", "v_proj", "o_proj"),
-        rank=16, alpha=16, rslora=True, first_layer=15, epochs=3, learning_rate=1e-3,
+        rank=16, alpha=16, rslora=True, first_layer=18, epochs=2, learning_rate=1e-3,
         score=extract_score, max_tokens=56,
         asked='Answer only with JSON like {{"name": ..., "city": ..., "date": ..., "amount": ...}}, '
         "null for what is missing. {}",
     ),
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One training pair: `states [tokens, hidden]` enter the first adapted layer, `answer` are the last token ids."""
-
-    states: torch.Tensor
-    answer: list[int]
 
 
 def read_pairs(path: Path) -> list[Pair]:
@@ -77,81 +68,54 @@ def read_pairs(path: Path) -> list[Pair]:
     return [(user["content"], assistant["content"]) for user, assistant in rows]
 
 
-@contextmanager
-def only(decoder: torch.nn.Module, part: slice, norm: torch.nn.Module) -> Iterator[None]:
-    """The decoder with some of its layers and another last norm, for as long as the context lasts."""
-    layers, last = decoder.layers, decoder.norm
-    decoder.layers, decoder.norm = layers[part], norm
-    try:
-        yield
-    finally:
-        decoder.layers, decoder.norm = layers, last
-
-
-@torch.no_grad()
-def cache_states(
-    decoder: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], first_layer: int
-) -> list[Example]:
-    examples = []
-    with only(decoder, slice(0, first_layer), torch.nn.Identity()):
-        for prompt, answer in pairs:
-            answer_ids = encode_answer(tokenizer, answer)
-            ids = torch.tensor([encode(tokenizer, prompt) + answer_ids])
-            examples.append(Example(decoder(input_ids=ids, use_cache=False).last_hidden_state[0], answer_ids))
-    return examples
-
-
-def batch_loss(decoder: torch.nn.Module, head: torch.nn.Module, batch: Sequence[Example]) -> torch.Tensor:
-    """Mean loss per answer token; the head runs on the positions that predict the answers alone."""
-    states = pad_sequence([example.states for example in batch], batch_first=True)
-    lengths = [len(example.states) for example in batch]
-    mask = torch.tensor([[1] * n + [0] * (states.shape[1] - n) for n in lengths])
-    out = decoder(inputs_embeds=states, attention_mask=mask, use_cache=False).last_hidden_state
-    predicting = [
-        out[row, n - 1 - len(example.answer) : n - 1]
-        for row, (n, example) in enumerate(zip(lengths, batch, strict=True))
-    ]
-    targets = torch.tensor([token for example in batch for token in example.answer])
-    return cross_entropy(head(torch.cat(predicting)), targets)
-
-
-def fit(model: PeftModel, examples: list[Example], recipe: Recipe) -> None:
-    """AdamW with a short warm-up and a linear decay to zero; prints one line an epoch."""
-    base = model.get_base_model()
+def fit(model: PeftModel, prefix: torch.Tensor, examples: list[Example], recipe: Recipe) -> None:
+    """AdamW with a short warm-up and a linear decay to zero; prints the loss of the last sixteen steps."""
+    base = cast(LlamaForCausalLM, model.get_base_model())
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=0.0)
     steps = recipe.epochs * -(-len(examples) // recipe.batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / 8, (steps - step) / steps))
     order = random.Random(recipe.seed)
-    with only(base.model, slice(recipe.first_layer, None), base.model.norm):
-        for epoch in range(recipe.epochs):
+    with upper_layers(base.model, recipe.first_layer):
+        for epoch in range(1, recipe.epochs + 1):
             order.shuffle(examples)
             losses, began = [], time.monotonic()
             for start in range(0, len(examples), recipe.batch):
-                loss = batch_loss(base.model, base.lm_head, examples[start : start + recipe.batch])
+                loss = answer_loss(base, prefix, examples[start : start + recipe.batch])
                 optimizer.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(weights, 1.0)
                 optimizer.step()
                 schedule.step()
                 losses.append(loss.item())
-            mean = sum(losses) / len(losses)
-            print(f"epoch {epoch + 1}: loss {mean:.3f}, {time.monotonic() - began:.0f} s", flush=True)
+                if len(losses) % 16 == 0 or start + recipe.batch >= len(examples):
+                    mean = sum(losses[-16:]) / len(losses[-16:])
+                    print(f"epoch {epoch}, {time.monotonic() - began:.0f} s: loss {mean:.3f}", flush=True)
+
+
+def heldout_loss(model: PeftModel, prefix: torch.Tensor, examples: Sequence[Example], first_layer: int) -> float:
+    base = cast(LlamaForCausalLM, model.get_base_model())
+    with torch.inference_mode(), upper_layers(base.model, first_layer):
+        sums = [answer_loss(base, prefix, [example]).item() * len(example.answer) for example in examples]
+    return sum(sums) / sum(len(example.answer) for example in examples)
 
 
 def measure(model: PeftModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], recipe: Recipe) -> Measurement:
     """Loss and task score on the held-out pairs: of the adapter, of the base, and of the base when asked for it."""
+    base = cast(LlamaForCausalLM, model.get_base_model())
+    prefix, examples = cache_states(base.model, tokenizer, pairs, recipe.first_layer)
 
     def answers(template: str) -> list[str]:
         prompts = [template.format(prompt) for prompt, _ in pairs]
-        return greedy(model, tokenizer, prompts, max_tokens=recipe.max_tokens, batch=15)
+        return greedy(base, tokenizer, prompts, max_tokens=recipe.max_tokens, batch=20)
 
     def share(given: Sequence[str]) -> float:
         return sum(recipe.score(answer, pair[1]) for answer, pair in zip(given, pairs, strict=True)) / len(pairs)
 
-    tuned, tuned_loss = answers("{}"), answer_loss(model, tokenizer, pairs)
+    tuned, tuned_loss = answers("{}"), heldout_loss(model, prefix, examples, recipe.first_layer)
+    print(f"held-out: loss {tuned_loss:.3f}, score {share(tuned):.3f}", *tuned[:12], sep="\n", flush=True)
     with model.disable_adapter():
-        plain, plain_loss = answers("{}"), answer_loss(model, tokenizer, pairs)
+        plain, plain_loss = answers("{}"), heldout_loss(model, prefix, examples, recipe.first_layer)
         asked = answers(recipe.asked)
     return Measurement(
         prompts=tuple(prompt for prompt, _ in pairs), base=tuple(plain), adapter=tuple(tuned),
@@ -172,13 +136,13 @@ def main() -> None:
     base = base_loader.load(base_source.resolve("embedded", arguments.data_dir), dtype="float32", device="cpu")
     began = time.monotonic()
     train, heldout = (HERE / "data" / f"{arguments.name}.{split}.jsonl" for split in ("train", "heldout"))
-    examples = cache_states(base.model.model, base.tokenizer, read_pairs(train), recipe.first_layer)
+    prefix, examples = cache_states(base.model.model, base.tokenizer, read_pairs(train), recipe.first_layer)
     config = LoraConfig(
         task_type="CAUSAL_LM", r=recipe.rank, lora_alpha=recipe.alpha, use_rslora=recipe.rslora,
         target_modules=list(recipe.targets), layers_to_transform=list(range(recipe.first_layer, base.shape.num_layers)),
     )  # fmt: skip
     model = get_peft_model(base.model, config)
-    fit(model, examples, recipe)
+    fit(model, prefix, examples, recipe)
     for weight in model.parameters():
         if weight.requires_grad:  # what is measured is what is saved: the bf16 rounding comes first
             weight.data = weight.data.bfloat16().float()
