@@ -1,0 +1,196 @@
+"""Adapters as the face sees them: upload, look up, lease, pin, delete.
+
+Owns the order in which blob store and registry change, so that every row has its blob: bytes first, then the row;
+rows gone first, then the bytes, once the last lease is back. Knows no engine: it is told through `on_forgotten`.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from adapters.checkpoint import Checkpoint, read, read_directory
+from adapters.manifest import AdapterId
+from adapters.naming import check_alias, check_name, parse_reference
+from adapters.registry import Registry, Version
+from adapters.store import BlobStore
+from loader.shape import BaseShape
+
+# Inside the class below, `list` is its method.
+Versions = list[Version]
+AdapterIds = list[AdapterId]
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What a start found: `removed` blobs that no name points at, `missing` blobs that names do point at."""
+
+    removed: tuple[AdapterId, ...]
+    missing: tuple[Version, ...]
+    temporaries: int
+
+
+class Lease:
+    """Keeps a version's blob on disk until released, even if its name is deleted. Releasing twice is harmless."""
+
+    def __init__(self, version: Version, release: Callable[[AdapterId], None]) -> None:
+        self.version = version
+        self._release: Callable[[AdapterId], None] | None = release
+        self._lock = threading.Lock()
+
+    def release(self) -> None:
+        with self._lock:
+            release, self._release = self._release, None
+        if release is not None:
+            release(self.version.id)
+
+    def __enter__(self) -> "Lease":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+class Catalog:
+    """Safe to use from many threads. `on_forgotten` is called, on whichever thread, after a blob was removed."""
+
+    def __init__(self, registry: Registry, store: BlobStore, shape: BaseShape, reserved: frozenset[str]) -> None:
+        self.on_forgotten: Callable[[AdapterId], None] = _nobody
+        self._registry, self._store, self._shape, self._reserved = registry, store, shape, reserved
+        self._lock = threading.Lock()
+        self._uses: dict[AdapterId, int] = {}
+        self._doomed: set[AdapterId] = set()
+
+    def add(self, name: str, config: bytes, weights: Path, alias: str | None = None) -> tuple[Version, bool]:
+        """Read strictly, store, register. False means that `name` had this content already; the alias moves anyway.
+
+        Raises NameInvalid, NameReserved, AliasInvalid, InvalidAdapter, UnsupportedMedia; then nothing was changed.
+        """
+        self._check_names(name, alias)
+        return self._register(name, read(config, weights, self._shape), alias)
+
+    def add_directory(self, name: str, path: Path, alias: str | None = None) -> tuple[Version, bool]:
+        """As `add`, from a directory that PEFT wrote."""
+        self._check_names(name, alias)
+        return self._register(name, read_directory(path, self._shape), alias)
+
+    def resolve(self, ref: str) -> Version:
+        """`name` (its newest version), `name@3`, `name@alias` or `name@sha256:…`.
+
+        Raises UnknownAdapter, UnknownVersion.
+        """
+        return self._registry.resolve(parse_reference(ref))
+
+    def list(self) -> Versions:
+        """The newest version of each name, sorted by name."""
+        return self._registry.newest()
+
+    def versions(self, name: str) -> Versions:
+        """Oldest first. Raises UnknownAdapter."""
+        return self._registry.versions(name)
+
+    def set_alias(self, name: str, alias: str, number: int) -> Version:
+        """Move or make an alias. Raises AliasInvalid, UnknownAdapter, UnknownVersion."""
+        return self._registry.set_alias(name, check_alias(alias), number)
+
+    def delete_alias(self, name: str, alias: str) -> None:
+        """Raises UnknownAdapter when `name` has no such alias."""
+        self._registry.delete_alias(name, alias)
+
+    def delete(self, name: str) -> None:
+        """Forget a name with all its versions and aliases. Blobs go when nothing names or leases them any more.
+
+        Raises UnknownAdapter.
+        """
+        for id in self._registry.delete(name):
+            self._remove_if_unused(id)
+
+    def set_pinned(self, name: str, pinned: bool) -> Version:
+        """Ask for the newest version of `name` to stay on the device. Raises UnknownAdapter."""
+        return self._registry.set_pinned(name, pinned)
+
+    def pinned(self) -> Versions:
+        return self._registry.pins()
+
+    def lease(self, ref: str) -> Lease:
+        """Resolve and hold in one step. Raises UnknownAdapter, UnknownVersion."""
+        with self._lock:
+            version = self.resolve(ref)
+            self._hold(version.id)
+        return Lease(version, self._release)
+
+    def remember_residents(self, ids: Iterable[AdapterId]) -> None:
+        """Most recent first; for the next start."""
+        self._registry.remember_residents(ids)
+
+    def residents(self) -> AdapterIds:
+        return self._registry.residents()
+
+    def sweep(self) -> Sweep:
+        """Put the disk in order after a crash. Call at start, before anything is added or leased."""
+        temporaries = self._store.clear_temporaries()
+        stored, named = set(self._store.ids()), self._registry.ids()
+        orphans = sorted(stored - named)
+        for id in orphans:
+            self._store.delete(id)
+        lost = named - stored
+        missing = [version for newest in self.list() for version in self.versions(newest.name) if version.id in lost]
+        return Sweep(removed=tuple(orphans), missing=tuple(missing), temporaries=temporaries)
+
+    def _check_names(self, name: str, alias: str | None) -> None:
+        check_name(name, self._reserved)
+        if alias is not None:
+            check_alias(alias)
+
+    def _register(self, name: str, checkpoint: Checkpoint, alias: str | None) -> tuple[Version, bool]:
+        with self._holding(checkpoint.manifest.id):
+            self._store.put(checkpoint)
+            return self._registry.add(name, checkpoint.manifest, alias)
+
+    @contextmanager
+    def _holding(self, id: AdapterId) -> Iterator[None]:
+        """While bytes are stored but not yet named, nobody else's delete may remove them; if naming fails, we do."""
+        with self._lock:
+            self._hold(id)
+        try:
+            yield
+        except BaseException:
+            with self._lock:
+                self._doomed.add(id)
+            raise
+        finally:
+            self._release(id)
+
+    def _hold(self, id: AdapterId) -> None:
+        assert self._lock.locked(), "uses are counted under the lock"
+        self._uses[id] = self._uses.get(id, 0) + 1
+
+    def _release(self, id: AdapterId) -> None:
+        with self._lock:
+            self._uses[id] -= 1
+            if self._uses[id]:
+                return
+            del self._uses[id]
+            if id not in self._doomed:
+                return
+        self._remove_if_unused(id)
+
+    def _remove_if_unused(self, id: AdapterId) -> None:
+        """Now, or when the last lease is back. The lock keeps `lease` and uploads from taking hold in between."""
+        with self._lock:
+            if id in self._uses:
+                self._doomed.add(id)
+                return
+            self._doomed.discard(id)
+            if self._registry.is_used(id):
+                return
+            self._store.delete(id)
+        self.on_forgotten(id)
+
+
+def _nobody(id: AdapterId) -> None:
+    """Nobody needs to know."""

@@ -1,0 +1,114 @@
+"""The strict reader of PEFT's format: a config and a safetensors file in, a checked description out, or every fault.
+
+Owns the comparison of what the config and the base call for with what the file holds. Knows no torch, and never
+changes or keeps the weights: `Checkpoint` says where they lie.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters import config as config_file
+from adapters import header
+from adapters.canonical import canonical_config, manifest_dtype
+from adapters.config import Settings, read_config
+from adapters.errors import Fault, InvalidAdapter, UnsupportedMedia
+from adapters.expected import compare, expected_tensors
+from adapters.finite import NonFinite
+from adapters.header import TensorSpec, read_header
+from adapters.identity import digest
+from adapters.manifest import Manifest
+from adapters.targets import Planned, derive
+from loader.shape import BaseShape
+
+TENSORS_PER_LINEAR = 3
+_PICKLED = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "pytorch_model.bin")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A readable adapter. `config` is a PEFT config reduced to what matters; `tensors` lie in the file `weights`."""
+
+    manifest: Manifest
+    config: bytes
+    weights: Path
+    tensors: Mapping[str, TensorSpec]
+
+
+def read_directory(path: Path, shape: BaseShape) -> Checkpoint:
+    """As `read`, from a directory that PEFT's save_pretrained wrote; its other files are not looked at."""
+    config, weights = path / config_file.FILE, path / header.FILE
+    if not weights.is_file():
+        found = [name for name in _PICKLED if (path / name).exists()]
+        if found:
+            fix = "Pickles can run code when they are opened. Save with save_pretrained(..., safe_serialization=True)"
+            raise UnsupportedMedia([Fault(found[0], "pickled weights are refused, expected safetensors", fix)])
+    missing = [file.name for file in (config, weights) if not file.is_file()]
+    if missing:
+        fix = "Name a directory that PEFT's save_pretrained wrote"
+        raise InvalidAdapter([Fault(name, "there is no such file in the directory", fix) for name in missing])
+    with config.open("rb") as file:
+        raw = file.read(config_file.MAX_BYTES + 1)
+    return read(raw, weights, shape)
+
+
+def read(config: bytes, weights: Path, shape: BaseShape) -> Checkpoint:
+    """The adapter for a base of this `shape`. Reads the weights once, a few MiB at a time.
+
+    Raises InvalidAdapter with all faults of both files together, or UnsupportedMedia when `weights` is not safetensors.
+    """
+    settings, faults = read_config(config)
+    planned: tuple[Planned, ...] = ()
+    if settings is not None:
+        planned, more = derive(settings, shape)
+        faults += more
+    tensors, more = _tensors(weights, shape)
+    faults += more
+    if settings is None or not planned or not tensors:
+        raise InvalidAdapter([*faults, *_non_finite(weights, tensors)])
+    return _checked(settings, planned, weights, tensors, shape, faults)
+
+
+def _tensors(weights: Path, shape: BaseShape) -> tuple[dict[str, TensorSpec], tuple[Fault, ...]]:
+    try:
+        return read_header(weights, TENSORS_PER_LINEAR * len(shape.linears)), ()
+    except UnsupportedMedia:
+        raise
+    except InvalidAdapter as error:
+        return {}, error.faults
+
+
+def _non_finite(weights: Path, tensors: Mapping[str, TensorSpec]) -> tuple[Fault, ...]:
+    """What can be said of the weights when the config does not tell which tensors there should be."""
+    non_finite = NonFinite()
+    digest("lora", (), weights, tensors, non_finite)
+    return tuple(non_finite.faults())
+
+
+def _checked(
+    settings: Settings,
+    planned: Sequence[Planned],
+    weights: Path,
+    tensors: Mapping[str, TensorSpec],
+    shape: BaseShape,
+    faults: tuple[Fault, ...],
+) -> Checkpoint:
+    grafts = tuple(item.graft for item in planned)
+    expected = expected_tensors(grafts)
+    faults += tuple(compare(expected, tensors, settings.base, shape))
+    usable = {name: spec for name, spec in tensors.items() if expected.get(name) == spec.shape}
+    non_finite = NonFinite()
+    id = digest(settings.kind, grafts, weights, usable, non_finite)
+    faults += tuple(non_finite.faults())
+    if faults:
+        raise InvalidAdapter(faults)
+    manifest = Manifest(
+        id=id,
+        kind=settings.kind,
+        rank=max(graft.rank for graft in grafts),
+        targets=tuple(sorted({graft.path.rsplit(".", 1)[-1] for graft in grafts})),
+        grafts=grafts,
+        dtype=manifest_dtype(spec.dtype for spec in tensors.values()),
+        base=settings.base,
+    )
+    return Checkpoint(manifest, canonical_config(planned, settings.kind, settings.base), weights, tensors)

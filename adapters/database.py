@@ -1,0 +1,116 @@
+"""Opening the registry's database: durability settings, transactions, migrations.
+
+Owns the engine and what differs between databases. Knows no tables but through the migrations.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DatabaseError
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from adapters.errors import RegistryUnusable
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+BUSY_MS = 30_000
+_PRAGMAS = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA foreign_keys = ON",
+    f"PRAGMA busy_timeout = {BUSY_MS}",
+)
+
+
+class Database:
+    """Sessions on one database. Safe to use from many threads."""
+
+    def __init__(self, url: str) -> None:
+        """Opens and migrates. Raises RegistryUnusable when the file is damaged or a newer release wrote it."""
+        self._engine = create_engine(url)
+        self._sqlite = self._engine.dialect.name == "sqlite"
+        if self._sqlite:
+            _tune_sqlite(self._engine)
+        try:
+            self._migrate()
+        except DatabaseError as error:
+            self.close()
+            raise RegistryUnusable(
+                "The registry's database cannot be opened: it is damaged, or no database. Restore it from a backup, "
+                "or move it away to start with an empty registry."
+            ) from error
+        except RegistryUnusable:
+            self.close()
+            raise
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A session that sees one state of the database, and writes nothing."""
+        with self._engine.connect() as connection, connection.begin(), _session(connection) as session:
+            yield session
+
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """A session that commits at the end, or rolls back on an exception. Writers run one after the other."""
+        connecting = self._engine.connect().execution_options(rootstock_write=True)
+        with connecting as connection, connection.begin(), _session(connection) as session:
+            yield session
+            session.flush()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def _migrate(self) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+        script = ScriptDirectory.from_config(config)
+        with self._engine.connect().execution_options(rootstock_write=True) as connection, connection.begin():
+            if self._sqlite:
+                _check_sqlite(connection)
+            current = MigrationContext.configure(connection).get_current_revision()
+            if current is not None and current not in {revision.revision for revision in script.walk_revisions()}:
+                raise RegistryUnusable(
+                    f"The registry's database has schema {current}, which a newer release wrote; this release knows "
+                    f"schemas up to {script.get_current_head()}. Upgrade, or use another data directory."
+                )
+            if current != script.get_current_head():
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+
+
+def _session(connection: Connection) -> Session:
+    return Session(bind=connection, expire_on_commit=False)
+
+
+def _tune_sqlite(engine: Engine) -> None:
+    """WAL with FULL keeps committed rows through power loss; IMMEDIATE makes writers queue instead of failing late."""
+
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+        native: Any = connection
+        native.isolation_level = None  # the driver must not begin transactions on its own
+        cursor = connection.cursor()
+        for pragma in _PRAGMAS:
+            cursor.execute(pragma)
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def on_begin(connection: Connection) -> None:
+        write = connection.get_execution_options().get("rootstock_write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _check_sqlite(connection: Connection) -> None:
+    verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+    if verdict != "ok":
+        raise RegistryUnusable(
+            "The registry's database is damaged. Restore it from a backup, or move it away to start with an empty one."
+        )

@@ -1,0 +1,69 @@
+"""What adapters may be called, and how a request refers to one.
+
+Owns the grammar of names, aliases and references. Knows no registry: whether a name exists is not asked here.
+"""
+
+import re
+from dataclasses import dataclass
+
+from adapters.errors import AliasInvalid, NameInvalid, NameReserved, UnknownAdapter, quoted
+from adapters.manifest import AdapterId
+
+_SLUG = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
+_ID = re.compile(r"sha256:[0-9a-f]{64}")
+_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
+_DEVICES = frozenset({"con", "prn", "aux", "nul"} | {f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10)})
+_RULE = "1 to 64 of a-z A-Z 0-9 . _ - and begin with a letter or digit"
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """`name`, `name@3`, `name@alias` or `name@sha256:…`; at most one of the three selectors is set."""
+
+    name: str
+    number: int | None = None
+    alias: str | None = None
+    id: AdapterId | None = None
+
+
+def check_name(name: str, reserved: frozenset[str] = frozenset()) -> str:
+    """`name` itself. Raises NameInvalid, or NameReserved for device names and for `reserved` in any case."""
+    if not _SLUG.fullmatch(name):
+        raise NameInvalid(f"{quoted(name)} is not an adapter name: use {_RULE}.")
+    folded = name.lower()
+    if folded.split(".", 1)[0] in _DEVICES:
+        raise NameReserved(f"{quoted(name)} is a device name on some systems. Choose another name.")
+    if folded in {word.lower() for word in reserved}:
+        raise NameReserved(f"{quoted(name)} already names something else on this server. Choose another name.")
+    return name
+
+
+def check_alias(alias: str) -> str:
+    """`alias` itself. Raises AliasInvalid, also for what could be read as a version number or a digest."""
+    if not _SLUG.fullmatch(alias):
+        raise AliasInvalid(f"{quoted(alias)} is not an alias: use {_RULE}.")
+    if alias.isdigit() or alias.lower().startswith("sha256"):
+        raise AliasInvalid(f"{quoted(alias)} could be taken for a version or a digest. Choose a word, such as 'prod'.")
+    return alias
+
+
+def is_id(text: str) -> bool:
+    return _ID.fullmatch(text) is not None
+
+
+def parse_reference(text: str) -> Reference:
+    """Raises UnknownAdapter when `text` cannot refer to anything, so that asking is no oracle for names."""
+    name, at, selector = text.partition("@")
+    if not _SLUG.fullmatch(name):
+        raise UnknownAdapter(f"There is no adapter {quoted(text)}.")
+    if not at:
+        return Reference(name)
+    if _NUMBER.fullmatch(selector):
+        return Reference(name, number=int(selector))
+    if is_id(selector):
+        return Reference(name, id=AdapterId(selector))
+    if _SLUG.fullmatch(selector):
+        return Reference(name, alias=selector)
+    raise UnknownAdapter(
+        f"There is no adapter {quoted(text)}. After '@' comes a version number, an alias or 'sha256:<64 hex>'."
+    )

@@ -1,0 +1,224 @@
+"""Names, their numbered versions and their aliases, in a database.
+
+Owns what a name means and has meant: a version is immutable, its number is never given to other content, not even
+after the name was deleted. Knows ids and manifests, but no files and no memory.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from sqlalchemy import delete, exists, func, select
+from sqlalchemy.orm import Session
+
+from adapters.database import Database
+from adapters.errors import UnknownAdapter, UnknownVersion, quoted
+from adapters.manifest import AdapterId, Manifest
+from adapters.manifest_json import manifest_from_json, manifest_to_json
+from adapters.naming import Reference
+from adapters.tables import AdapterRow, AliasRow, NameRow, ResidentRow, VersionRow
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One numbered version of a name. `created` is in UTC, `aliases` are sorted."""
+
+    name: str
+    number: int
+    id: AdapterId
+    created: datetime
+    aliases: tuple[str, ...]
+    manifest: Manifest
+
+
+class Registry:
+    """Safe to use from many threads. `url` is SQLAlchemy's: `sqlite:////data/registry.db`."""
+
+    def __init__(self, url: str) -> None:
+        """Opens the database and brings its schema up to date. Raises RegistryUnusable when that cannot be done."""
+        self._database = Database(url)
+        self._manifests: dict[AdapterId, Manifest] = {}
+
+    def close(self) -> None:
+        self._database.close()
+
+    def add(self, name: str, manifest: Manifest, alias: str | None = None) -> tuple[Version, bool]:
+        """The version of `name` with this content, and whether it is new. The alias moves to it either way.
+
+        Content that the name has had before keeps its number, even if it is not the newest.
+        """
+        with self._database.writing() as session:
+            query = select(VersionRow).where(VersionRow.name == name, VersionRow.adapter_id == manifest.id)
+            row = session.scalars(query).one_or_none()
+            created = row is None
+            if row is None:
+                row = self._new_version(session, name, manifest)
+            if alias is not None:
+                session.merge(AliasRow(name=name, alias=alias, number=row.number))
+                session.flush()
+            return self._version(session, row), created
+
+    def resolve(self, reference: Reference) -> Version:
+        """Without a selector, the newest version. Raises UnknownAdapter, UnknownVersion."""
+        with self._database.reading() as session:
+            return self._version(session, self._find(session, reference))
+
+    def newest(self) -> list[Version]:
+        """The newest version of each name, sorted by name."""
+        with self._database.reading() as session:
+            return self._versions(session, _newest_of_each(session))
+
+    def versions(self, name: str) -> list[Version]:
+        """Oldest first. Raises UnknownAdapter."""
+        with self._database.reading() as session:
+            query = select(VersionRow).where(VersionRow.name == name).order_by(VersionRow.number)
+            rows = session.scalars(query).all()
+            if not rows:
+                raise _unknown(name)
+            return self._versions(session, rows)
+
+    def set_alias(self, name: str, alias: str, number: int) -> Version:
+        """Point `alias` at a version, wherever it pointed before. Raises UnknownAdapter, UnknownVersion."""
+        with self._database.writing() as session:
+            row = self._find(session, Reference(name, number=number))
+            session.merge(AliasRow(name=name, alias=alias, number=number))
+            session.flush()
+            return self._version(session, row)
+
+    def delete_alias(self, name: str, alias: str) -> None:
+        """Raises UnknownAdapter when `name` has no such alias."""
+        with self._database.writing() as session:
+            row = session.get(AliasRow, (name, alias))
+            if row is None:
+                raise UnknownAdapter(f"There is no alias {quoted(alias)} of an adapter {quoted(name)}.")
+            session.delete(row)
+
+    def delete(self, name: str) -> list[AdapterId]:
+        """Remove every version and alias of `name`; the ids that no name points at any more. Raises UnknownAdapter.
+
+        The name's counter stays: a later upload continues the numbers instead of reusing them.
+        """
+        with self._database.writing() as session:
+            ids = session.scalars(select(VersionRow.adapter_id).where(VersionRow.name == name)).all()
+            if not ids:
+                raise _unknown(name)
+            session.execute(delete(VersionRow).where(VersionRow.name == name))
+            session.get_one(NameRow, name).pinned = False
+            unused = [AdapterId(id) for id in ids if not _is_used(session, id)]
+            session.execute(delete(AdapterRow).where(AdapterRow.id.in_(unused)))
+            for id in unused:
+                self._manifests.pop(id, None)
+            return unused
+
+    def is_used(self, id: AdapterId) -> bool:
+        with self._database.reading() as session:
+            return _is_used(session, id)
+
+    def ids(self) -> frozenset[AdapterId]:
+        """Every id that some name points at."""
+        with self._database.reading() as session:
+            return frozenset(AdapterId(id) for id in session.scalars(select(AdapterRow.id)))
+
+    def set_pinned(self, name: str, pinned: bool) -> Version:
+        """The newest version of `name`, which the pin applies to. Raises UnknownAdapter."""
+        with self._database.writing() as session:
+            row = self._find(session, Reference(name))
+            session.get_one(NameRow, name).pinned = pinned
+            return self._version(session, row)
+
+    def pins(self) -> list[Version]:
+        """The newest version of each pinned name, sorted by name."""
+        with self._database.reading() as session:
+            pinned = set(session.scalars(select(NameRow.name).where(NameRow.pinned)))
+            return self._versions(session, [row for row in _newest_of_each(session) if row.name in pinned])
+
+    def remember_residents(self, ids: Iterable[AdapterId]) -> None:
+        """Replace the remembered order, most recent first. Ids that were deleted meanwhile are left out."""
+        with self._database.writing() as session:
+            session.execute(delete(ResidentRow))
+            known = set(session.scalars(select(AdapterRow.id)))
+            kept = [id for id in dict.fromkeys(ids) if id in known]
+            session.add_all(ResidentRow(position=at, adapter_id=id) for at, id in enumerate(kept))
+
+    def residents(self) -> list[AdapterId]:
+        """Most recent first."""
+        with self._database.reading() as session:
+            query = select(ResidentRow.adapter_id).order_by(ResidentRow.position)
+            return [AdapterId(id) for id in session.scalars(query)]
+
+    def _new_version(self, session: Session, name: str, manifest: Manifest) -> VersionRow:
+        owner = session.get(NameRow, name, with_for_update=True)
+        if owner is None:
+            owner = NameRow(name=name, last_number=0, pinned=False)
+            session.add(owner)
+        owner.last_number += 1
+        if session.get(AdapterRow, manifest.id) is None:
+            # What an upload calls its base is the version's, not the content's.
+            session.add(AdapterRow(id=manifest.id, manifest=manifest_to_json(replace(manifest, base=None))))
+        session.flush()
+        now = datetime.now(UTC).replace(tzinfo=None)
+        row = VersionRow(name=name, number=owner.last_number, adapter_id=manifest.id, base=manifest.base, created=now)
+        session.add(row)
+        session.flush()
+        return row
+
+    def _find(self, session: Session, reference: Reference) -> VersionRow:
+        query = select(VersionRow).where(VersionRow.name == reference.name)
+        if reference.number is not None:
+            query = query.where(VersionRow.number == reference.number)
+        elif reference.id is not None:
+            query = query.where(VersionRow.adapter_id == reference.id)
+        elif reference.alias is not None:
+            number = select(AliasRow.number).where(AliasRow.name == reference.name, AliasRow.alias == reference.alias)
+            query = query.where(VersionRow.number == number.scalar_subquery())
+        row = session.scalars(query.order_by(VersionRow.number.desc()).limit(1)).one_or_none()
+        if row is not None:
+            return row
+        if session.scalar(select(exists().where(VersionRow.name == reference.name))):
+            selector = reference.number or reference.alias or reference.id
+            raise UnknownVersion(f"The adapter {quoted(reference.name)} has no version, alias or digest {selector}.")
+        raise _unknown(reference.name)
+
+    def _version(self, session: Session, row: VersionRow) -> Version:
+        return self._versions(session, [row])[0]
+
+    def _versions(self, session: Session, rows: Sequence[VersionRow]) -> list[Version]:
+        query = select(AliasRow).order_by(AliasRow.alias)
+        if len({row.name for row in rows}) == 1:
+            query = query.where(AliasRow.name == rows[0].name)
+        aliases: dict[tuple[str, int], list[str]] = {}
+        for alias in session.scalars(query):
+            aliases.setdefault((alias.name, alias.number), []).append(alias.alias)
+        return [
+            Version(
+                name=row.name,
+                number=row.number,
+                id=AdapterId(row.adapter_id),
+                created=row.created.replace(tzinfo=UTC),
+                aliases=tuple(aliases.get((row.name, row.number), ())),
+                manifest=replace(self._manifest(session, AdapterId(row.adapter_id)), base=row.base),
+            )
+            for row in rows
+        ]
+
+    def _manifest(self, session: Session, id: AdapterId) -> Manifest:
+        """Manifests never change, and parsing one costs far more than the query, so parsed ones are kept."""
+        known = self._manifests.get(id)
+        if known is None:
+            known = manifest_from_json(session.get_one(AdapterRow, id).manifest)
+            self._manifests[id] = known
+        return known
+
+
+def _newest_of_each(session: Session) -> Sequence[VersionRow]:
+    newest = select(VersionRow.name, func.max(VersionRow.number).label("number")).group_by(VersionRow.name).subquery()
+    query = select(VersionRow).join(newest, (VersionRow.name == newest.c.name) & (VersionRow.number == newest.c.number))
+    return session.scalars(query.order_by(VersionRow.name)).all()
+
+
+def _is_used(session: Session, id: str) -> bool:
+    return bool(session.scalar(select(exists().where(VersionRow.adapter_id == id))))
+
+
+def _unknown(name: str) -> UnknownAdapter:
+    return UnknownAdapter(f"There is no adapter {quoted(name)}.")

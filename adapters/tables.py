@@ -1,0 +1,72 @@
+"""The registry's tables, as they are after the newest migration in adapters/migrations.
+
+Owns the relational shape and its constraints. Knows no SQL dialect and no queries.
+"""
+
+from datetime import datetime
+
+from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Table(DeclarativeBase):
+    pass
+
+
+class AdapterRow(Table):
+    """A blob that some version points at. `manifest` is its description as JSON."""
+
+    __tablename__ = "adapters"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    manifest: Mapped[str]
+
+
+class NameRow(Table):
+    """A name that was ever used. The row outlives deletion, so that `last_number` counts on.
+
+    So `name@3` never comes to mean something else. `pinned` asks for the newest version to stay on the device.
+    """
+
+    __tablename__ = "names"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    last_number: Mapped[int]
+    pinned: Mapped[bool]
+
+
+class VersionRow(Table):
+    """One immutable version. `created` is UTC without a zone; `base` is what this upload's config called its base."""
+
+    __tablename__ = "versions"
+    __table_args__ = (
+        UniqueConstraint("name", "adapter_id", name="uq_versions_name_adapter"),
+        Index("ix_versions_adapter", "adapter_id"),
+        CheckConstraint("number >= 1", name="ck_versions_number"),
+    )
+
+    name: Mapped[str] = mapped_column(ForeignKey("names.name"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id"))
+    base: Mapped[str | None]
+    created: Mapped[datetime]
+
+
+class AliasRow(Table):
+    __tablename__ = "aliases"
+    __table_args__ = (
+        ForeignKeyConstraint(["name", "number"], ["versions.name", "versions.number"], ondelete="CASCADE"),
+    )
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    alias: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int]
+
+
+class ResidentRow(Table):
+    """The adapters that were in memory, `position` 0 the most recently used, to warm the next start."""
+
+    __tablename__ = "residents"
+
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id", ondelete="CASCADE"))
