@@ -1,0 +1,72 @@
+"""The HTTP application: routes, errors and middleware, put together from what it is given.
+
+Owns `create_app`. Knows every route; builds nothing of what they use. The table from errors to
+status codes is in `errors.py`.
+"""
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from server.errors import TABLE, ApiError, ClientGone, api_error
+from server.gauges import EngineCollector
+from server.middleware import RequestLog
+from server.naming import Names
+from server.ports import Services
+from server.routes import adapters, aliases, chat, completions, models, ops, residency, vllm
+from server.validation import bad_request
+from server.version import version
+
+_ROUTERS = (ops, models, completions, chat, adapters, aliases, residency, vllm)
+
+
+def create_app(services: Services) -> FastAPI:
+    """One server's application. Two may live in one process: nothing is shared between them."""
+    app = FastAPI(title="Rootstock", version=version(), redoc_url=None)
+    app.state.services = services
+    services.metrics.registry.register(
+        EngineCollector(services.worker, services.metrics.labels, Names(services.catalog))
+    )
+    for module in _ROUTERS:
+        app.include_router(module.router)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(ClientGone, _gone)
+    for kind, _ in TABLE:
+        app.add_exception_handler(kind, _known_error)
+    app.add_middleware(RequestLog, metrics=services.metrics)
+    return app
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Our own refusals, and the router's 404 and 405, in OpenAI's envelope."""
+    if isinstance(error, ApiError):
+        return _response(error)
+    assert isinstance(error, HTTPException)
+    told = {
+        404: "There is no such route. GET /openapi.json lists them all.",
+        405: "This route does not take this method. GET /openapi.json lists what it takes.",
+    }
+    message = told.get(error.status_code, "The request could not be read.")
+    return _response(ApiError(error.status_code, message, headers=error.headers))
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return _response(bad_request(error.errors()))
+
+
+async def _known_error(request: Request, error: Exception) -> Response:
+    known = api_error(error)
+    assert known is not None, "a handler is registered for exactly the table's rows"
+    return _response(known)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    """Nobody reads this; the status is for the log, as nginx writes it."""
+    return Response(status_code=499)
+
+
+def _response(error: ApiError) -> Response:
+    return JSONResponse(error.envelope(), status_code=error.status_code, headers=error.headers)

@@ -1,0 +1,140 @@
+"""Reading a JSON body as strictly as RFC 8259 allows, before any model sees it.
+
+Owns the request class and the route class that use it. Starlette's own `json()` takes UTF-16, NaN,
+repeated keys and lone surrogates; here each is a 400. Knows nothing of what the bodies mean.
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.errors import ApiError, BadRequest, TooLarge
+
+_SUSPECT = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
+_ODD = re.compile("[\ud800-\udfff\0]")
+
+
+def parse_json(raw: bytes) -> object:
+    """The value of one JSON text. Raises BadRequest, which says where the text is broken but never repeats it."""
+    text = _decode(raw)
+    try:
+        value: object = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        raise BadRequest(f"The body is not JSON: {error.msg} at character {error.pos}.", code="json_invalid") from None
+    except RecursionError:
+        raise BadRequest("The body is nested too deeply.", code="json_invalid") from None
+    except ValueError:
+        raise BadRequest("A number in the body has too many digits.", code="json_invalid") from None
+    if _SUSPECT.search(text) and any(_ODD.search(string) for string in _strings(value)):
+        raise BadRequest("A string in the body has a NUL or an unpaired surrogate (\\ud800 to \\udfff).")
+    return value
+
+
+class StrictRequest(Request):
+    """A request whose body is bounded, uncompressed, and strict JSON."""
+
+    async def body(self) -> bytes:
+        if not hasattr(self, "_body"):
+            _check_headers(self)
+            limits = self.app.state.services.limits
+            self._body = await read_bounded(self, limits.max_body_bytes, "--max-body-bytes", limits.idle_s)
+        return self._body
+
+    async def json(self) -> Any:
+        if not hasattr(self, "_json"):
+            self._json = parse_json(await self.body())
+        return self._json
+
+
+class StrictRoute(APIRoute):
+    """A route that reads its body through StrictRequest."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def strictly(request: Request) -> Response:
+            return await handle(StrictRequest(request.scope, request.receive))
+
+        return strictly
+
+
+async def read_bounded(request: Request, limit: int, flag: str, idle_s: float) -> bytes:
+    """The whole body. Raises 413 before reading a body declared too large, 408 when the peer stalls."""
+    check_declared(request, limit, flag)
+    parts, size = [], 0
+    chunks = request.stream()
+    while (chunk := await next_chunk(chunks, idle_s)) is not None:
+        size += len(chunk)
+        if size > limit:
+            raise TooLarge(limit, flag)
+        parts.append(chunk)
+    return b"".join(parts)
+
+
+async def next_chunk(chunks: Any, idle_s: float) -> bytes | None:
+    """The next piece of a body, None at its end. Raises 408 after `idle_s` seconds of silence."""
+    try:
+        async with asyncio.timeout(idle_s):
+            chunk: bytes = await anext(chunks)
+            return chunk
+    except StopAsyncIteration:
+        return None
+    except TimeoutError:
+        raise ApiError(408, f"No part of the body arrived for {idle_s:g} seconds.", code="body_timeout") from None
+
+
+def check_declared(request: Request, limit: int, flag: str) -> None:
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > limit:
+        raise TooLarge(limit, flag)
+
+
+def check_encoding(request: Request) -> None:
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ApiError(415, "Compressed bodies are not accepted. Send the body without Content-Encoding.")
+
+
+def _check_headers(request: Request) -> None:
+    check_encoding(request)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ApiError(415, "The body must be JSON. Send it with Content-Type: application/json.")
+
+
+def _decode(raw: bytes) -> str:
+    if raw.startswith(b"\xef\xbb\xbf"):
+        raise BadRequest("The body begins with a byte order mark. Send plain UTF-8.", code="json_invalid")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise BadRequest("The body is not UTF-8.", code="json_invalid") from None
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise BadRequest("An object in the body names the same key twice.", code="json_invalid")
+    return found
+
+
+def _no_constant(name: str) -> object:
+    raise BadRequest(f"JSON has no {name}. Send a finite number.", code="json_invalid")
+
+
+def _strings(value: object) -> Iterator[str]:
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            pending.extend(item.keys())
+            pending.extend(item.values())
+        elif isinstance(item, list):
+            pending.extend(item)

@@ -1,0 +1,72 @@
+"""How the base and the adapters are described in replies: OpenAI's model card and our adapter card.
+
+Knows versions and residents; knows no routes.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from adapters.manifest import AdapterId, Dtype
+from adapters.registry import Version
+from server.ports import Services, Worker
+
+_ITEM_BYTES: Mapping[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
+_TIERS = ("merged", "device", "host")  # fastest first
+
+
+def base_card(services: Services) -> dict[str, Any]:
+    return {
+        "id": services.base_id,
+        "object": "model",
+        "created": services.started,
+        "owned_by": "rootstock",
+        "root": services.base_id,
+        "parent": None,
+        "permission": [],
+        "max_model_len": services.limits.max_model_len,
+    }
+
+
+def model_card(services: Services, version: Version, id: str | None = None) -> dict[str, Any]:
+    """`root` is the adapter's content, `parent` the base it is grafted on."""
+    return base_card(services) | {
+        "id": id or version.name,
+        "created": int(version.created.timestamp()),
+        "root": version.id,
+        "parent": services.base_id,
+    }
+
+
+def adapter_card(services: Services, version: Version, tiers: Mapping[AdapterId, str], pinned: bool) -> dict[str, Any]:
+    manifest = version.manifest
+    return {
+        "id": version.id,
+        "object": "adapter",
+        "name": version.name,
+        "version": version.number,
+        "aliases": list(version.aliases),
+        "kind": manifest.kind,
+        "rank": manifest.rank,
+        "targets": list(manifest.targets),
+        "bytes": manifest.elements * _ITEM_BYTES[manifest.dtype],
+        "dtype": manifest.dtype,
+        "state": tiers.get(version.id, "disk"),
+        "pinned": pinned,
+        "base": services.base_id,
+        "created": int(version.created.timestamp()),
+    }
+
+
+def tiers_of(worker: Worker) -> dict[AdapterId, str]:
+    """The fastest tier that each resident adapter is in."""
+    found: dict[AdapterId, str] = {}
+    for resident in worker.residents():
+        known = found.get(resident.id)
+        if known is None or _TIERS.index(resident.tier) < _TIERS.index(known):
+            found[resident.id] = resident.tier
+    return found
+
+
+def listing(cards: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """OpenAI's list object."""
+    return {"object": "list", "data": list(cards)}

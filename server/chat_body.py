@@ -1,0 +1,67 @@
+"""The body of POST /v1/chat/completions.
+
+Owns its fields and bounds. Knows neither tokens nor routes.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from server.fields import GenerationBody, Strict
+from server.ports import Message
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(Strict):
+    """One turn. `content` may be OpenAI's list of text parts, which are joined in order."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _text_only(cls, value: Any) -> Any:
+        parts = value if isinstance(value, list) else []
+        if any(isinstance(part, dict) and part.get("type") not in ("text", None) for part in parts):
+            raise ValueError("only parts of type `text` are served")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_calls(cls, data: Any) -> Any:
+        """What an SDK sends back with an assistant's own turn: empty fields that ask for nothing."""
+        if not isinstance(data, dict) or data.get("role") != "assistant":
+            return data
+        unused = ("refusal", "tool_calls", "function_call", "audio", "annotations", "reasoning_content")
+        return {name: value for name, value in data.items() if not (name in unused and value in (None, []))}
+
+    def message(self) -> Message:
+        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return Message(self.role, content)
+
+
+class ChatBody(GenerationBody):
+    """`max_completion_tokens` and `max_tokens` mean the same; without either the answer may fill the context."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=2048)]
+    max_completion_tokens: Annotated[int | None, Field(ge=1, lt=1 << 31)] = None
+    max_tokens: Annotated[int | None, Field(ge=1, lt=1 << 31)] = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> "ChatBody":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("`top_logprobs` needs `logprobs: true`")
+        limits = {self.max_completion_tokens, self.max_tokens} - {None}
+        if len(limits) > 1:
+            raise ValueError("`max_completion_tokens` and `max_tokens` differ; send one of them")
+        return self
+
+    @property
+    def token_limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens

@@ -1,0 +1,188 @@
+"""What the face says when it says no: one error type, and the one table from every layer's errors to HTTP.
+
+ApiError                     any refusal: status, message, type, param, code, headers
+├── BadRequest          400  the request is malformed or asks for what is not there
+├── ModelNotFound       404  no such base, adapter, version or alias
+├── TooLarge            413  the body exceeds a byte limit
+├── GenerationFailed    5xx  the engine ended an accepted request with an error
+├── StorageFull         507  no room on disk for an upload
+├── NotReady            503  still loading; try again
+└── Draining            503  shutting down; another replica may answer
+ChatRefused             400  the base has no chat template, or it refuses these roles
+ClientGone              ---  nobody is listening any more; nothing is sent
+
+Knows the adapters' and the engine's errors by name; never puts a request's own words into a reply.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.exceptions import HTTPException
+
+from adapters import errors as adapters
+from engine import errors as engine
+from loader.errors import DoesNotFit
+
+INVALID = "invalid_request_error"
+NO_RETRY = {"x-should-retry": "false"}
+
+
+class ApiError(HTTPException):
+    """A refusal in OpenAI's shape. Subclasses HTTPException so that body parsing lets it through unchanged."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = INVALID,
+        param: str | None = None,
+        code: str | int | None = None,
+        headers: Mapping[str, str] | None = None,
+        faults: Sequence[Mapping[str, str]] | None = None,
+    ) -> None:
+        super().__init__(status, message, dict(headers or {}))
+        self.message, self.type, self.param, self.code, self.faults = message, type, param, code, faults
+
+    def envelope(self) -> dict[str, Any]:
+        body: dict[str, Any] = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        if self.faults is not None:
+            body["faults"] = list(self.faults)
+        return {"error": body}
+
+
+class BadRequest(ApiError):
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(400, message, param=param, code=code)
+
+
+class ModelNotFound(ApiError):
+    def __init__(self, message: str) -> None:
+        super().__init__(404, message, param="model", code="model_not_found")
+
+
+class TooLarge(ApiError):
+    def __init__(self, limit: int, flag: str) -> None:
+        super().__init__(
+            413,
+            f"The request body is larger than {limit} bytes. Send less, or start the server with a larger {flag}.",
+            code="body_too_large",
+        )
+
+
+class GenerationFailed(ApiError):
+    """The engine gave up on a request after accepting it; `code` is its word for why."""
+
+    def __init__(self, message: str, code: str) -> None:
+        missing = code.startswith("adapter_")
+        super().__init__(503 if missing else 500, message, type="server_error", code=code, headers=NO_RETRY)
+
+
+class NotReady(ApiError):
+    def __init__(self) -> None:
+        super().__init__(
+            503, "The server is still loading.", type="server_error", code="not_ready", headers={"retry-after": "2"}
+        )
+
+
+class Draining(ApiError):
+    def __init__(self) -> None:
+        super().__init__(
+            503,
+            "The server is shutting down and takes no new requests.",
+            type="server_error",
+            code="draining",
+            headers={"retry-after": "5"},
+        )
+
+
+class ChatRefused(Exception):
+    """The messages cannot be laid out for this base; the text says why and what to send instead."""
+
+
+class StorageFull(ApiError):
+    def __init__(self) -> None:
+        super().__init__(
+            507,
+            "The disk is full, so the upload could not be stored. Delete adapters or make room, then upload again.",
+            type="server_error",
+            code="storage_full",
+            headers=NO_RETRY,
+        )
+
+
+class ClientGone(Exception):
+    """The client closed the connection before the answer was complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How one kind of error is told: `message` replaces the error's own words when they are not for the public."""
+
+    status: int
+    code: str
+    type: str = INVALID
+    param: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    message: str | None = None
+
+
+_STOPPED = "The engine is stopping and takes no new requests."
+_FAILED = "The engine failed while it worked on this request. Its log has the reason under the request's x-request-id."
+_NO_ADAPTER = "There is no such adapter, version or alias. GET /v1/adapters lists the adapters."
+_CORRUPT = "This adapter's stored weights are damaged. Upload the adapter again."
+
+# The first row whose type matches wins, so a subclass stands before its parent.
+TABLE: tuple[tuple[type[Exception], Status], ...] = (
+    (engine.PromptTooLong, Status(400, "context_length_exceeded", param="messages")),
+    (engine.QueueFull, Status(429, "queue_full", "rate_limit_error", headers={"retry-after": "1"})),
+    (engine.EngineStopped, Status(503, "draining", "server_error", headers={"retry-after": "5"}, message=_STOPPED)),
+    (engine.AdapterTooLarge, Status(507, "adapter_too_large", "server_error", "model", NO_RETRY)),
+    (DoesNotFit, Status(507, "does_not_fit", "server_error", headers=NO_RETRY)),
+    (engine.MergeRefused, Status(409, "merge_refused", headers=NO_RETRY)),
+    (engine.EngineError, Status(500, "engine_error", "server_error", message=_FAILED)),
+    (adapters.UnsupportedMedia, Status(415, "unsupported_media")),
+    (adapters.InvalidAdapter, Status(422, "invalid_adapter")),
+    (adapters.UnknownVersion, Status(404, "adapter_not_found", message=_NO_ADAPTER)),
+    (adapters.UnknownAdapter, Status(404, "adapter_not_found", message=_NO_ADAPTER)),
+    (adapters.NameReserved, Status(409, "name_reserved", param="name", headers=NO_RETRY)),
+    (adapters.NameInvalid, Status(400, "name_invalid", param="name")),
+    (adapters.AliasInvalid, Status(400, "alias_invalid", param="alias")),
+    (adapters.AdapterCorrupt, Status(503, "adapter_corrupt", "server_error", headers=NO_RETRY, message=_CORRUPT)),
+    (ChatRefused, Status(400, "chat_refused", param="messages")),
+)
+
+
+def api_error(error: BaseException) -> ApiError | None:
+    """`error` as the client is told it; None when the table has no row for it, which makes it our bug."""
+    if isinstance(error, ApiError):
+        return error
+    for kind, row in TABLE:
+        if isinstance(error, kind):
+            return ApiError(
+                row.status,
+                row.message or str(error),
+                type=row.type,
+                param=row.param,
+                code=row.code,
+                headers=row.headers,
+                faults=_faults(error),
+            )
+    return None
+
+
+def internal() -> ApiError:
+    """What the client is told about our bug: nothing but where to look."""
+    return ApiError(
+        500,
+        "The server failed on this request; its log has the reason under the request's x-request-id.",
+        type="server_error",
+        code="internal_error",
+    )
+
+
+def _faults(error: BaseException) -> list[dict[str, str]] | None:
+    if not isinstance(error, adapters.InvalidAdapter):
+        return None
+    return [{"where": fault.where, "problem": fault.problem, "fix": fault.fix} for fault in error.faults]

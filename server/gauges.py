@@ -1,0 +1,93 @@
+"""The engine's state at the moment of a scrape, as gauges, in our names and in the ones gateways look for.
+
+Owns the collector over `worker.stats()` and `worker.residents()`. The `vllm:` names are those of the
+gateway API's model-server protocol.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from adapters.manifest import AdapterId
+from server.metrics import AdapterLabels
+from server.ports import EngineStats, Resident, Worker
+
+NameOf = Callable[[AdapterId], str]
+
+
+class EngineCollector(Collector):
+    """Reads the worker's snapshots when Prometheus asks. `name_of` gives the name that clients call an adapter by."""
+
+    def __init__(self, worker: Worker, labels: AdapterLabels, name_of: NameOf) -> None:
+        self._worker, self._labels, self._name_of = worker, labels, name_of
+
+    def describe(self) -> Iterable[Metric]:
+        return ()  # so that registering does not ask an engine that has not started
+
+    def collect(self) -> Iterator[Metric]:
+        stats, residents = self._worker.stats(), list(self._worker.residents())
+        yield from _own(stats)
+        yield from self._adapters(residents)
+        yield from _companions(stats)
+        yield self._lora_info(stats, residents)
+
+    def _adapters(self, residents: list[Resident]) -> Iterator[Metric]:
+        sizes = GaugeMetricFamily("rootstock_adapter_bytes", "Bytes of a resident adapter.", labels=["adapter", "tier"])
+        totals: dict[tuple[str, str], int] = {}
+        for resident in residents:
+            key = (self._labels.of(resident.id), resident.tier)
+            totals[key] = totals.get(key, 0) + resident.bytes
+        for key, total in totals.items():
+            sizes.add_metric(key, total)
+        yield sizes
+        count = GaugeMetricFamily("rootstock_adapters_resident", "Resident adapters.", labels=["tier"])
+        for tier in ("device", "host", "merged"):
+            count.add_metric([tier], sum(resident.tier == tier for resident in residents))
+        yield count
+
+    def _lora_info(self, stats: EngineStats, residents: list[Resident]) -> Metric:
+        family = GaugeMetricFamily(
+            "vllm:lora_requests_info",
+            "Adapters with running and with waiting requests; the value is the time of the scrape.",
+            labels=["max_lora", "running_lora_adapters", "waiting_lora_adapters"],
+        )
+        running = ",".join(sorted({self._name_of(id) for id in stats.running_adapters}))
+        waiting = ",".join(sorted({self._name_of(id) for id in stats.waiting_adapters}))
+        family.add_metric([str(_room(stats, residents)), running, waiting], time.time())
+        return family
+
+
+def _room(stats: EngineStats, residents: list[Resident]) -> int:
+    """How many adapters of the usual size fit the device budget: there is no fixed number of slots to report."""
+    sizes = [resident.bytes for resident in residents if resident.tier == "device" and resident.bytes]
+    if not sizes:
+        return 64
+    return max(int(stats.device_bytes_total // (sum(sizes) / len(sizes))), len(sizes))
+
+
+def _own(stats: EngineStats) -> Iterator[Metric]:
+    requests = GaugeMetricFamily("rootstock_requests", "Sequences in the engine.", labels=["state"])
+    requests.add_metric(["running"], stats.running)
+    requests.add_metric(["waiting"], stats.waiting)
+    yield requests
+    blocks = GaugeMetricFamily("rootstock_kv_blocks", "Blocks of the KV cache.", labels=["state"])
+    blocks.add_metric(["used"], stats.blocks_used)
+    blocks.add_metric(["total"], stats.blocks_total)
+    yield blocks
+    pool = GaugeMetricFamily("rootstock_adapter_pool_bytes", "Adapter memory.", labels=["tier", "state"])
+    pool.add_metric(["device", "used"], stats.device_bytes_used)
+    pool.add_metric(["device", "total"], stats.device_bytes_total)
+    pool.add_metric(["host", "used"], stats.host_bytes_used)
+    pool.add_metric(["host", "total"], stats.host_bytes_total)
+    yield pool
+    yield CounterMetricFamily("rootstock_prefix_hit_tokens", "Tokens found in the prefix cache.", stats.prefix_hits)
+    yield CounterMetricFamily("rootstock_prefix_query_tokens", "Tokens looked up there.", stats.prefix_queries)
+
+
+def _companions(stats: EngineStats) -> Iterator[Metric]:
+    usage = stats.blocks_used / stats.blocks_total if stats.blocks_total else 0.0
+    yield GaugeMetricFamily("vllm:num_requests_running", "Sequences running.", stats.running)
+    yield GaugeMetricFamily("vllm:num_requests_waiting", "Sequences waiting.", stats.waiting)
+    yield GaugeMetricFamily("vllm:kv_cache_usage_perc", "Used part of the KV cache, 0 to 1.", usage)

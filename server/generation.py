@@ -1,0 +1,105 @@
+"""Running one HTTP request's sequences: submitted together, read as one stream, aborted together.
+
+Owns the fan-out of `n` and of several prompts, and the rule that whoever stops listening stops the
+engine. Knows the worker's contract; knows no response format.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import TypeVar
+
+from starlette.requests import Request as HttpRequest
+
+from engine.errors import EngineStopped
+from engine.sequence import FinishReason, Output, Request
+from server.errors import ClientGone, GenerationFailed
+from server.ports import OutputStream, Worker
+
+T = TypeVar("T")
+Indexed = tuple[int, Output]
+
+
+class Generation:
+    """Several requests in flight as one stream of (index, Output). Closing it aborts what has not finished."""
+
+    def __init__(self, streams: Sequence[OutputStream]) -> None:
+        self._streams = streams
+        self._queue: asyncio.Queue[Indexed | BaseException | None] = asyncio.Queue(maxsize=max(16, len(streams)))
+        self._pumps: list[asyncio.Task[None]] = []
+        self._open = len(streams)
+
+    @classmethod
+    async def start(cls, worker: Worker, requests: Sequence[Request]) -> "Generation":
+        """Submit all of `requests` or, when one is refused, none."""
+        streams: list[OutputStream] = []
+        try:
+            for request in requests:
+                streams.append(await worker.submit(request))
+        except BaseException:
+            await _close_all(streams)
+            raise
+        return cls(streams)
+
+    async def __aiter__(self) -> AsyncIterator[Indexed]:
+        """Outputs as they come. Raises GenerationFailed when the engine ends a request with an error."""
+        if len(self._streams) == 1:
+            async for output in self._streams[0]:
+                yield 0, _checked(output)
+            return
+        self._pumps = [asyncio.create_task(self._pump(index, stream)) for index, stream in enumerate(self._streams)]
+        while self._open:
+            item = await self._queue.get()
+            if item is None:
+                self._open -= 1
+            elif isinstance(item, BaseException):
+                raise item
+            else:
+                yield item[0], _checked(item[1])
+
+    async def aclose(self) -> None:
+        for pump in self._pumps:
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+        await _close_all(self._streams)
+
+    async def _pump(self, index: int, stream: OutputStream) -> None:
+        try:
+            async for output in stream:
+                await self._queue.put((index, output))
+        except Exception as error:
+            await self._queue.put(error)
+        else:
+            await self._queue.put(None)
+
+
+async def while_connected(request: HttpRequest, work: Coroutine[None, None, T]) -> T:
+    """`work`'s result; cancelled, and ClientGone raised, as soon as the client hangs up."""
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.create_task(_hangup(request))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGone()
+    finally:
+        for each in (task, watcher):
+            each.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def _hangup(request: HttpRequest) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _close_all(streams: Sequence[OutputStream]) -> None:
+    await asyncio.gather(*(stream.aclose() for stream in streams), return_exceptions=True)
+
+
+def _checked(output: Output) -> Output:
+    if output.finish_reason is FinishReason.ERROR:
+        message = output.error or "The engine could not finish this request."
+        raise GenerationFailed(message, output.error_code or "generation_failed")
+    if output.finish_reason is FinishReason.ABORT:
+        raise EngineStopped()
+    return output

@@ -1,0 +1,72 @@
+"""What happens around every request: its id, its line in the log, its count, and the last resort for our bugs.
+
+Pure ASGI, so that streams pass untouched. Logs no bodies, no prompts and no query strings.
+"""
+
+import time
+import uuid
+
+import orjson
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import ClientGone, internal
+from server.metrics import Metrics
+
+_log = structlog.get_logger(__name__)
+
+
+class RequestLog:
+    """Gives each request an id of our own making: a client's `x-request-id` is never used as a key."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        exchange = _Exchange(send, request_id)
+        began = time.monotonic()
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, exchange.send)
+            except ClientGone:
+                exchange.status = exchange.status or 499
+            except Exception:
+                _log.exception("request_failed")
+                await exchange.fail()
+            self._note(scope, exchange.status or 499, time.monotonic() - began)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        self._metrics.http(route, scope["method"] if route != "unmatched" else "any", status)
+        level = _log.debug if route in _QUIET else _log.info
+        level("request", method=scope["method"], route=route, status=status, seconds=round(seconds, 4))
+
+
+_QUIET = frozenset({"/livez", "/readyz", "/health", "/metrics"})
+
+
+class _Exchange:
+    """One response on its way out."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send, self._request_id = send, request_id
+        self.status: int | None = None
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._request_id.encode())]
+        await self._send(message)
+
+    async def fail(self) -> None:
+        """A 500 in OpenAI's shape, unless the response has begun: then the connection is cut."""
+        if self.status is not None:
+            return
+        headers = [(b"content-type", b"application/json")]
+        await self.send({"type": "http.response.start", "status": 500, "headers": headers})
+        await self._send({"type": "http.response.body", "body": orjson.dumps(internal().envelope())})

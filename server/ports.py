@@ -1,0 +1,172 @@
+"""What the face asks of the rooms behind it: an engine worker and a tokenizer, by shape.
+
+Owns the two protocols and the bundle of services that `create_app` takes. Knows no torch and
+no transformers, so that the whole of HTTP can be tested against small fakes.
+"""
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from adapters.catalog import Catalog
+from adapters.manifest import AdapterId
+from engine.sequence import Output, Request
+from server.lifecycle import Lifecycle
+from server.metrics import Metrics
+
+
+class OutputStream(Protocol):
+    """One request's increments. Closing it before the end aborts the request within a step."""
+
+    def __aiter__(self) -> AsyncIterator[Output]: ...
+
+    async def __anext__(self) -> Output: ...
+
+    async def aclose(self) -> None: ...
+
+
+class Resident(Protocol):
+    """Where one adapter is: `tier` is `device`, `host` or `merged`; `in_use` counts requests."""
+
+    @property
+    def id(self) -> AdapterId: ...
+
+    @property
+    def tier(self) -> str: ...
+
+    @property
+    def bytes(self) -> int: ...
+
+    @property
+    def pinned(self) -> bool: ...
+
+
+class EngineStats(Protocol):
+    """A snapshot of the engine's counters; tokens for the prefix cache, bytes for the pools."""
+
+    @property
+    def running(self) -> int: ...
+
+    @property
+    def waiting(self) -> int: ...
+
+    @property
+    def blocks_total(self) -> int: ...
+
+    @property
+    def blocks_used(self) -> int: ...
+
+    @property
+    def prefix_hits(self) -> int: ...
+
+    @property
+    def prefix_queries(self) -> int: ...
+
+    @property
+    def device_bytes_used(self) -> int: ...
+
+    @property
+    def device_bytes_total(self) -> int: ...
+
+    @property
+    def host_bytes_used(self) -> int: ...
+
+    @property
+    def host_bytes_total(self) -> int: ...
+
+    @property
+    def running_adapters(self) -> tuple[AdapterId, ...]: ...
+
+    @property
+    def waiting_adapters(self) -> tuple[AdapterId, ...]: ...
+
+    @property
+    def merged(self) -> AdapterId | None: ...
+
+
+class Worker(Protocol):
+    """The engine as the event loop sees it; `engine/worker.py` is the real one."""
+
+    @property
+    def alive(self) -> bool: ...
+
+    async def submit(self, request: Request) -> OutputStream:
+        """Queue `request`. Raises PromptTooLong, QueueFull, EngineStopped, AdapterTooLarge."""
+        ...
+
+    async def pin(self, id: AdapterId) -> None: ...
+
+    async def unpin(self, id: AdapterId) -> None: ...
+
+    async def merge(self, id: AdapterId) -> None: ...
+
+    async def unmerge(self) -> None: ...
+
+    async def forget(self, id: AdapterId) -> None: ...
+
+    async def prefetch(self, ids: Sequence[AdapterId]) -> None: ...
+
+    def residents(self) -> Sequence[Resident]: ...
+
+    def stats(self) -> EngineStats: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat, its parts already joined to text."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back. `vocab_size` is the number of ids the model may produce."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def encode(self, text: str) -> list[int]:
+        """A prompt as the base expects it, with its begin-of-text token; special-token text is parsed."""
+        ...
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """The chat template's tokens; special-token text inside a message stays plain text.
+
+        Raises ChatRefused when the base has no template or the template refuses the roles.
+        """
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that one token stands for, which need not be whole characters."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The face's bounds. Bytes for bodies and uploads, seconds for waiting on a peer."""
+
+    max_model_len: int
+    max_body_bytes: int = 4 << 20
+    max_upload_bytes: int = 2 << 30
+    max_choices: int = 256
+    idle_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything a route may touch. `uploads` holds unfinished uploads; None as `adapter_root` means no server paths."""
+
+    worker: Worker
+    catalog: Catalog
+    tokenizer: Tokenizer
+    base_id: str
+    limits: Limits
+    metrics: Metrics
+    uploads: Path
+    adapter_root: Path | None = None
+    lifecycle: Lifecycle = field(default_factory=Lifecycle)
+    started: int = field(default_factory=lambda: int(time.time()))

@@ -1,0 +1,87 @@
+"""/v1/adapters: upload, list, show, delete.
+
+Owns those routes. The bytes are read by `upload.py` and judged by the catalog.
+"""
+
+from typing import Any
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from adapters.errors import UnknownAdapter
+from adapters.registry import Version
+from server.cards import adapter_card, listing, tiers_of
+from server.deps import ServicesDep, accepting, in_thread
+from server.errors import NO_RETRY, ApiError, BadRequest
+from server.pins import follow_pins
+from server.ports import Services
+from server.upload import FORM, receive_upload, storage_errors
+
+router = APIRouter(tags=["adapters"])
+
+
+@router.post(
+    "/v1/adapters",
+    dependencies=[Depends(accepting)],
+    openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}},
+    status_code=201,
+)
+async def upload_adapter(http: HttpRequest, services: ServicesDep) -> Response:
+    """Add a version to an adapter, or a new adapter. 201 when it is new, 200 when the same bytes were there."""
+    with services.lifecycle.answering(), storage_errors():
+        async with receive_upload(http, services.uploads, services.limits) as upload:
+            version, created = await in_thread(
+                services.catalog.add, upload.name, upload.config, upload.weights, upload.alias
+            )
+        await follow_pins(services)
+    return JSONResponse(await card(services, version), status_code=201 if created else 200)
+
+
+@router.get("/v1/adapters")
+async def list_adapters(services: ServicesDep) -> dict[str, Any]:
+    """The newest version of every adapter."""
+    return listing(await cards(services, await in_thread(services.catalog.list)))
+
+
+@router.get("/v1/adapters/{name}")
+async def show_adapter(name: str, services: ServicesDep) -> dict[str, Any]:
+    """One adapter's newest version, or the one that `name@3`, `name@alias` or `name@sha256:…` means."""
+    return await card(services, await in_thread(services.catalog.resolve, name))
+
+
+@router.get("/v1/adapters/{name}/versions")
+async def list_versions(name: str, services: ServicesDep) -> dict[str, Any]:
+    """Every version of one adapter."""
+    return listing(await cards(services, await in_thread(services.catalog.versions, name)))
+
+
+@router.delete("/v1/adapters/{name}", dependencies=[Depends(accepting)])
+async def remove_adapter(name: str, services: ServicesDep) -> dict[str, Any]:
+    """Delete an adapter with all its versions. Requests that run on it finish; its bytes go after the last of them."""
+    await delete_adapter(services, name)
+    return {"name": name, "object": "adapter", "deleted": True}
+
+
+async def delete_adapter(services: Services, name: str) -> None:
+    """Raises UnknownAdapter; 400 for a single version; 409 while one of its versions is merged."""
+    if "@" in name:
+        raise BadRequest("Versions cannot be deleted one by one. Give the adapter's name alone.", "name")
+    versions = await in_thread(services.catalog.versions, name)
+    if not versions:
+        raise UnknownAdapter(name)
+    if services.worker.stats().merged in {version.id for version in versions}:
+        path = f"/v1/adapters/{name}/merge"
+        raise ApiError(409, f"This adapter is merged into the base. DELETE {path} first.", headers=NO_RETRY)
+    await in_thread(services.catalog.delete, name)
+    await follow_pins(services)
+
+
+async def card(services: Services, version: Version) -> dict[str, Any]:
+    return (await cards(services, [version]))[0]
+
+
+async def cards(services: Services, versions: list[Version]) -> list[dict[str, Any]]:
+    tiers = tiers_of(services.worker)
+    pinned = {version.id for version in await in_thread(services.catalog.pinned)}
+    return [adapter_card(services, version, tiers, version.id in pinned) for version in versions]

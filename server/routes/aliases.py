@@ -1,0 +1,33 @@
+"""PUT and DELETE /v1/adapters/{name}/aliases/{alias}: where a word such as `prod` points.
+
+Owns those routes. Running requests keep the version they began with, because they hold its id.
+"""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+from pydantic import Field
+
+from server.body import StrictRoute
+from server.deps import ServicesDep, accepting, in_thread
+from server.fields import Strict
+from server.routes.adapters import card
+
+router = APIRouter(route_class=StrictRoute, dependencies=[Depends(accepting)], tags=["adapters"])
+
+
+class AliasBody(Strict):
+    version: Annotated[int, Field(ge=1, lt=1 << 63)]
+
+
+@router.put("/v1/adapters/{name}/aliases/{alias}")
+async def set_alias(name: str, alias: str, body: AliasBody, services: ServicesDep) -> dict[str, Any]:
+    """Point an alias at a version; the next request that names it gets that version."""
+    return await card(services, await in_thread(services.catalog.set_alias, name, alias, body.version))
+
+
+@router.delete("/v1/adapters/{name}/aliases/{alias}")
+async def delete_alias(name: str, alias: str, services: ServicesDep) -> dict[str, Any]:
+    """Remove an alias. The versions stay."""
+    await in_thread(services.catalog.delete_alias, name, alias)
+    return {"name": name, "alias": alias, "object": "alias", "deleted": True}

@@ -1,0 +1,43 @@
+"""/v1/models: the base and the adapters as OpenAI's clients list them.
+
+Owns those three routes. Knows the catalog; knows no engine.
+"""
+
+from typing import Any
+
+from fastapi import APIRouter, Depends
+
+from server.cards import base_card, listing, model_card
+from server.deps import ServicesDep, accepting, in_thread
+from server.errors import NO_RETRY, ApiError
+from server.resolve import reference, target
+from server.routes.adapters import delete_adapter
+
+router = APIRouter(tags=["models"])
+
+
+@router.get("/v1/models")
+async def list_models(services: ServicesDep) -> dict[str, Any]:
+    """The base first, then the newest version of every adapter."""
+    versions = await in_thread(services.catalog.list)
+    return listing([base_card(services), *(model_card(services, version) for version in versions)])
+
+
+@router.get("/v1/models/{id:path}")
+async def show_model(id: str, services: ServicesDep) -> dict[str, Any]:
+    """One model, by any of its spellings."""
+    found = await target(services.catalog, services.base_id, id)
+    try:
+        return base_card(services) if found.lease is None else model_card(services, found.lease.version, id)
+    finally:
+        found.release()
+
+
+@router.delete("/v1/models/{id:path}", dependencies=[Depends(accepting)])
+async def delete_model(id: str, services: ServicesDep) -> dict[str, Any]:
+    """Delete an adapter with all its versions. The base stays."""
+    name = reference(id, None, services.base_id)
+    if name is None:
+        raise ApiError(409, "The base cannot be deleted; it is what this server serves.", headers=NO_RETRY)
+    await delete_adapter(services, name)
+    return {"id": name, "object": "model", "deleted": True}

@@ -1,0 +1,98 @@
+"""vLLM's /v1/load_lora_adapter and /v1/unload_lora_adapter, with vLLM's bodies and replies.
+
+Owns those routes and the rule that a path must lie under the adapter root. Loading adds a version to the
+catalog, so what was loaded survives a restart; unloading deletes the name.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from pydantic import Field
+from starlette.responses import PlainTextResponse, Response
+
+from adapters.errors import UnknownAdapter
+from server.body import StrictRoute
+from server.deps import ServicesDep, accepting, in_thread
+from server.errors import ApiError
+from server.fields import Strict
+from server.pins import follow_pins
+from server.ports import Services
+from server.routes.adapters import delete_adapter
+from server.upload import storage_errors
+
+router = APIRouter(route_class=StrictRoute, dependencies=[Depends(accepting)], tags=["vllm"])
+
+
+class LoadBody(Strict):
+    lora_name: Annotated[str, Field(min_length=1, max_length=512)]
+    lora_path: Annotated[str, Field(min_length=1, max_length=4096)]
+    load_inplace: bool = False
+    is_3d_lora_weight: Annotated[bool, Field(description="Only false is served.")] = False
+    base_model_name: Annotated[str | None, Field(max_length=512, description="Has no effect.")] = None
+
+
+class UnloadBody(Strict):
+    lora_name: Annotated[str, Field(min_length=1, max_length=512)]
+    lora_int_id: Annotated[int | None, Field(description="Has no effect: adapters go by name.")] = None
+
+
+class VllmError(ApiError):
+    """vLLM's kinds: `InvalidUserInput`, `NotFoundError`, `BadRequestError`."""
+
+    def __init__(self, status: int, kind: str, message: str, param: str | None = None) -> None:
+        super().__init__(status, message, type=kind, param=param, code=status)
+
+
+@router.post("/v1/load_lora_adapter", response_class=PlainTextResponse)
+async def load_lora_adapter(body: LoadBody, services: ServicesDep) -> Response:
+    """Add an adapter from a directory under `--adapter-root`."""
+    if body.is_3d_lora_weight:
+        raise VllmError(400, "BadRequestError", "Fused expert weights cannot carry adapters here.", "is_3d_lora_weight")
+    path = await in_thread(directory_under, services.adapter_root, body.lora_path)
+    if not body.load_inplace and await _exists(services, body.lora_name):
+        raise VllmError(
+            400,
+            "InvalidUserInput",
+            "An adapter of this name is loaded already. Send `load_inplace: true` to add a version to it.",
+            "lora_name",
+        )
+    with storage_errors():
+        await in_thread(services.catalog.add_directory, body.lora_name, path)
+    await follow_pins(services)
+    return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+
+@router.post("/v1/unload_lora_adapter", response_class=PlainTextResponse)
+async def unload_lora_adapter(body: UnloadBody, services: ServicesDep) -> Response:
+    """Delete an adapter by name."""
+    if not await _exists(services, body.lora_name):
+        raise VllmError(404, "NotFoundError", "There is no adapter of this name.", "lora_name")
+    await delete_adapter(services, body.lora_name)
+    return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
+
+def directory_under(root: Path | None, path: str) -> Path:
+    """The real directory that `path` means. Raises VllmError; what lies outside `root` reads as absent."""
+    if root is None:
+        raise VllmError(
+            403, "BadRequestError", "Server paths are off. Start the server with --adapter-root DIR, or upload instead."
+        )
+    absent = VllmError(404, "NotFoundError", "No adapter directory is there under the adapter root.", "lora_path")
+    if "://" in path:
+        raise VllmError(400, "BadRequestError", "`lora_path` is a directory, never a URL.", "lora_path")
+    try:
+        found = (root / path).resolve(strict=True)
+        inside = found.is_relative_to(root.resolve(strict=True)) and found.is_dir()
+    except (OSError, ValueError, RuntimeError):
+        raise absent from None
+    if not inside:
+        raise absent
+    return found
+
+
+async def _exists(services: Services, name: str) -> bool:
+    try:
+        return bool(await in_thread(services.catalog.versions, name))
+    except UnknownAdapter:
+        return False

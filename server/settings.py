@@ -1,0 +1,123 @@
+"""Every setting of the server, in one place: flags, then the environment, then a file, then defaults.
+
+Owns `Settings` and `read_settings`. Nothing else in the house reads the environment or a settings file.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ByteSize, Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+DEFAULT_FILE = Path("rootstock.toml")
+_MIB = 1 << 20
+
+
+class SettingsError(Exception):
+    """A setting has a value that cannot be used; the text names the setting and where it may be set."""
+
+
+class Settings(BaseSettings):
+    """One server's settings. Sizes are bytes and may be written `512MiB`; times are seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="ROOTSTOCK_", extra="forbid", frozen=True, env_ignore_empty=True)
+
+    base: Annotated[str, Field(description="`embedded`, a directory, a .gguf file or a hub id.")] = "embedded"
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"], Field(description="Precision of weights and cache.")
+    ] = "bfloat16"
+    quantization: Annotated[Literal["nf4", "fp4"] | None, Field(description="4-bit base weights (bitsandbytes).")] = (
+        None
+    )
+    device: Annotated[str, Field(description="`auto`, `cpu`, `cuda` or `cuda:1`.")] = "auto"
+    host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000
+    data_dir: Annotated[Path, Field(description="Where adapters, the registry and converted bases live.")] = (
+        Path.home() / ".local" / "share" / "rootstock"
+    )
+    adapters: Annotated[dict[str, Path], NoDecode, Field(description="NAME=DIR, adapters to add at start.")] = Field(
+        default_factory=dict
+    )
+    adapter_root: Annotated[Path | None, Field(description="Directory from which load_lora_adapter may load.")] = None
+    kv_cache_memory: Annotated[ByteSize, Field(gt=0, description="Budget of the KV cache.")] = ByteSize(512 * _MIB)
+    adapter_device_memory: Annotated[ByteSize, Field(gt=0, description="Budget of adapters on the device.")] = ByteSize(
+        256 * _MIB
+    )
+    adapter_host_memory: Annotated[ByteSize, Field(ge=0, description="Budget of adapters in host memory.")] = ByteSize(
+        256 * _MIB
+    )
+    max_batch_tokens: Annotated[int, Field(ge=1, description="Tokens computed in one step.")] = 512
+    max_sequences: Annotated[int, Field(ge=1, description="Sequences in one batch.")] = 64
+    max_waiting: Annotated[int, Field(ge=1, description="Sequences that may wait; beyond it, 429.")] = 512
+    max_model_len: Annotated[int | None, Field(ge=2, description="Context in tokens; the base's own by default.")] = (
+        None
+    )
+    block_size: Annotated[int, Field(ge=1, le=256, description="Tokens in a block of the KV cache.")] = 16
+    drain_timeout: Annotated[float, Field(ge=0, description="Seconds that running requests get at shutdown.")] = 30.0
+    max_upload_bytes: Annotated[ByteSize, Field(gt=0, description="Largest adapter that may be uploaded.")] = ByteSize(
+        2048 * _MIB
+    )
+    max_body_bytes: Annotated[ByteSize, Field(gt=0, description="Largest JSON body.")] = ByteSize(4 * _MIB)
+    idle_timeout: Annotated[float, Field(gt=0, description="Seconds a client may neither send nor read.")] = 30.0
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="Least level logged.")] = (
+        "info"
+    )
+    log_format: Annotated[Literal["auto", "console", "json"], Field(description="`auto`: console on a terminal.")] = (
+        "auto"
+    )
+    config: Annotated[Path | None, Field(description="Settings file; ./rootstock.toml is read when it is there.")] = (
+        None
+    )
+
+    @field_validator("adapters", mode="before")
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
+        """A table from a file, or `NAME=DIR` strings from flags, or the same with commas from the environment."""
+        if isinstance(value, Mapping):
+            return value
+        items = value.split(",") if isinstance(value, str) else value
+        pairs = [str(item).partition("=") for item in items if str(item).strip()]
+        if any(not (name and directory) for name, _, directory in pairs):
+            raise ValueError("write NAME=DIR")
+        return {name.strip(): Path(directory.strip()) for name, _, directory in pairs}
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        assert isinstance(init_settings, InitSettingsSource)
+        named = init_settings.init_kwargs.get("config") or env_settings().get("config")
+        if named is not None and not Path(named).is_file():
+            raise SettingsError(f"The settings file {named} is not there.")
+        file = TomlConfigSettingsSource(settings_cls, Path(named) if named else DEFAULT_FILE)
+        return init_settings, env_settings, file
+
+
+def read_settings(flags: Mapping[str, object]) -> Settings:
+    """The settings that hold, given the flags that were typed; a flag that is None was not. Raises SettingsError."""
+    typed = {name: value for name, value in flags.items() if value is not None and value != []}
+    try:
+        return Settings(**typed)  # type: ignore[arg-type]
+    except ValidationError as error:
+        lines = [f"{_spelled(fault['loc'])}: {fault['msg'].removeprefix('Value error, ')}" for fault in error.errors()]
+        raise SettingsError("\n".join(lines)) from None
+    except ValueError as error:
+        raise SettingsError(f"The settings file cannot be read: {error}") from None
+
+
+def _spelled(loc: tuple[int | str, ...]) -> str:
+    name = str(loc[0])
+    return f"--{name.replace('_', '-')} (or ROOTSTOCK_{name.upper()}, or `{name}` in the settings file)"

@@ -1,0 +1,80 @@
+"""Server-sent events (WHATWG HTML, section 9.2) with the rules of a token stream.
+
+Owns the response that ends in `data: [DONE]`, or in an error event and no `[DONE]`, and that stops its
+source as soon as the client hangs up or stops reading. Knows nothing of what the events mean.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+import orjson
+import structlog
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.errors import api_error, internal
+
+_log = structlog.get_logger(__name__)
+_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+class EventStream(Response):
+    """One event a chunk. `stall_s` is how long a client may refuse to read before it is cut off."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, chunks: AsyncGenerator[Mapping[str, Any], None], headers: Mapping[str, str], stall_s: float
+    ) -> None:
+        self._chunks, self._stall_s = chunks, stall_s
+        self.status_code = 200
+        self.background = None
+        self.init_headers({**_HEADERS, **headers})
+
+    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
+        super().init_headers(headers)
+        self.raw_headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.create_task(self._send_all(send))
+        hangup = asyncio.create_task(_hangup(receive))
+        try:
+            await asyncio.wait({sending, hangup}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+        finally:
+            for task in (sending, hangup):
+                task.cancel()
+            await asyncio.gather(sending, hangup, return_exceptions=True)
+            await self._chunks.aclose()
+
+    async def _send_all(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            async with asyncio.timeout(None) as patience:
+                async for event in self._events():
+                    patience.reschedule(asyncio.get_running_loop().time() + self._stall_s)
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
+                    patience.reschedule(None)
+        except TimeoutError:
+            _log.warning("stream_cut", reason="the client stopped reading")
+            return
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _events(self) -> AsyncGenerator[bytes, None]:
+        try:
+            async for chunk in self._chunks:
+                yield b"data: " + orjson.dumps(chunk) + b"\n\n"
+        except Exception as error:
+            known = api_error(error)
+            if known is None or known.status_code >= 500:
+                _log.exception("stream_failed")
+            yield b"data: " + orjson.dumps((known or internal()).envelope()) + b"\n\n"
+            return
+        yield b"data: [DONE]\n\n"
+
+
+async def _hangup(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,118 @@
+"""Receiving one adapter as multipart/form-data (RFC 7578), straight to a file and never past a limit.
+
+Owns the temporary file and removes it, whatever happens. Knows the form; whether the bytes are an
+adapter is judged by the catalog.
+"""
+
+import contextlib
+import errno
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+
+from server.body import check_declared, check_encoding, next_chunk
+from server.deps import in_thread
+from server.errors import ApiError, BadRequest, ClientGone, StorageFull
+from server.form import CONFIG_BYTES, FIELDS, Form
+from server.ports import Limits
+
+FORM: dict[str, Any] = {
+    "type": "object",
+    "required": ["name", "config", "weights"],
+    "properties": {
+        "name": {"type": "string", "description": "1 to 64 of a-z A-Z 0-9 . _ -"},
+        "alias": {"type": "string", "description": "A word to point at the new version, such as `prod`."},
+        "config": {"type": "string", "format": "binary", "description": "adapter_config.json"},
+        "weights": {"type": "string", "format": "binary", "description": "adapter_model.safetensors"},
+    },
+}
+_FLAG = "--max-upload-bytes"
+_WRITE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A complete form: `config` is adapter_config.json, `weights` a temporary file that goes when the block ends."""
+
+    name: str
+    alias: str | None
+    config: bytes
+    weights: Path
+
+
+@asynccontextmanager
+async def receive_upload(http: HttpRequest, folder: Path, limits: Limits) -> AsyncIterator[Upload]:
+    """Read the form. Raises 400, 408, 413 or 415 and leaves nothing behind."""
+    check_encoding(http)
+    check_declared(http, limits.max_upload_bytes + CONFIG_BYTES, _FLAG)
+    boundary = _boundary(http)
+    path = await in_thread(_temporary, folder)
+    try:
+        with path.open("wb") as file:
+            form = Form(boundary, limits.max_upload_bytes, _FLAG)
+            await _pour(http, form, file, limits.idle_s)
+        yield _complete(form, path)
+    finally:
+        await in_thread(path.unlink, missing_ok=True)
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """A full disk is told as 507; any other trouble with it stays our bug."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageFull() from error
+        raise
+
+
+async def _pour(http: HttpRequest, form: Form, file: BinaryIO, idle_s: float) -> None:
+    chunks = http.stream()
+    pending = bytearray()
+    try:
+        while (chunk := await next_chunk(chunks, idle_s)) is not None:
+            form.write(chunk)
+            pending += form.take_weights()
+            if len(pending) >= _WRITE_BYTES:
+                await in_thread(file.write, bytes(pending))
+                pending.clear()
+    except ClientDisconnect:
+        raise ClientGone() from None
+    except FormParserError:
+        raise BadRequest("The body is not well-formed multipart/form-data.", code="form_invalid") from None
+    await in_thread(file.write, bytes(pending))
+
+
+def _complete(form: Form, path: Path) -> Upload:
+    if not form.ended:
+        raise BadRequest("The form ends before its closing boundary. Send it whole.", code="form_invalid")
+    missing = [f"`{field}`" for field in ("name", "config", "weights") if field not in form.seen]
+    if missing:
+        raise BadRequest(f"The form lacks {', '.join(missing)}. It takes {FIELDS}.", missing[0].strip("`"))
+    alias = form.text("alias") if "alias" in form.seen else None
+    return Upload(form.text("name"), alias or None, form.value("config"), path)
+
+
+def _boundary(http: HttpRequest) -> bytes:
+    kind, options = parse_options_header(http.headers.get("content-type", ""))
+    if kind != b"multipart/form-data":
+        raise ApiError(415, f"Send the adapter as multipart/form-data with {FIELDS}.", code="unsupported_media")
+    boundary = options.get(b"boundary", b"")
+    if not boundary:
+        raise BadRequest("The Content-Type header has no multipart boundary.", code="form_invalid")
+    return boundary
+
+
+def _temporary(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False)) as file:
+        return Path(file.name)

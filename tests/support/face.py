@@ -1,0 +1,84 @@
+"""The whole face over a fake worker and a real catalog, and a tiny adapter to upload to it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from fastapi import FastAPI
+from safetensors.numpy import save
+
+from adapters.catalog import Catalog
+from adapters.registry import Registry
+from adapters.store import BlobStore
+from loader.shape import BaseShape, LinearShape
+from server.app import create_app
+from server.metrics import Metrics
+from server.ports import Limits, Services
+from tests.support.engine import FakeWorker
+from tests.support.tokenizer import ByteTokenizer
+
+BASE = "tiny-base"
+Q, V = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"
+SHAPE = BaseShape(BASE, 1, {Q: LinearShape(Q, 8, 8), V: LinearShape(V, 8, 4)}, {})
+
+
+@dataclass
+class Face:
+    """An application and the pieces a test may look at."""
+
+    app: FastAPI
+    services: Services
+    worker: FakeWorker
+    catalog: Catalog
+    registry: Registry
+
+
+def make_face(folder: Path, worker: FakeWorker | None = None, limits: Limits | None = None) -> Face:
+    """A ready application with its data under `folder`. Close `registry` when done."""
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    worker = worker if worker is not None else FakeWorker()
+    registry = Registry(f"sqlite:///{folder / 'data' / 'registry.sqlite'}")
+    catalog = Catalog(registry, BlobStore(folder / "data" / "blobs"), SHAPE, frozenset({BASE}))
+    root = folder / "root"
+    root.mkdir(exist_ok=True)
+    services = Services(
+        worker=worker,
+        catalog=catalog,
+        tokenizer=ByteTokenizer(),
+        base_id=BASE,
+        limits=limits if limits is not None else Limits(worker.max_model_len, idle_s=5),
+        metrics=Metrics(),
+        uploads=folder / "uploads",
+        adapter_root=root,
+    )
+    services.lifecycle.ready()
+    return Face(create_app(services), services, worker, catalog, registry)
+
+
+def adapter_config(rank: int = 2) -> bytes:
+    fields = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    return json.dumps(fields | {"bias": "none"}).encode()
+
+
+def adapter_weights(seed: int = 0, rank: int = 2) -> bytes:
+    random = np.random.default_rng(seed)
+    a, b = random.normal(size=(rank, 8)), random.normal(size=(8, rank))
+    prefix = f"base_model.model.{Q}"
+    return save({f"{prefix}.lora_A.weight": a.astype("f4"), f"{prefix}.lora_B.weight": b.astype("f4")})
+
+
+def write_adapter(folder: Path, seed: int = 0) -> Path:
+    """A PEFT directory."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_bytes(adapter_config())
+    (folder / "adapter_model.safetensors").write_bytes(adapter_weights(seed))
+    return folder
+
+
+def form(seed: int = 0, rank: int = 2) -> dict[str, tuple[str, bytes, str]]:
+    """The two files of an upload, for httpx."""
+    return {
+        "config": ("adapter_config.json", adapter_config(rank), "application/json"),
+        "weights": ("adapter_model.safetensors", adapter_weights(seed, rank), "application/octet-stream"),
+    }

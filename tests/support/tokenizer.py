@@ -1,0 +1,29 @@
+"""A tokenizer of bytes with two added tokens, and a chat layout like ChatML. It needs no files."""
+
+from collections.abc import Sequence
+
+from server.errors import ChatRefused
+from server.ports import Message
+
+START, END = 256, 257
+
+
+class ByteTokenizer:
+    """Ids 0 to 255 are bytes; 256 begins a turn and 257 ends it."""
+
+    vocab_size = 258
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        if messages[-1].role == "assistant":
+            raise ChatRefused("The last message must not be the assistant's.")
+        turns = [[START, *f"{turn.role}\n{turn.content}".encode(), END] for turn in messages]
+        return [id for turn in turns for id in turn] + [START, *b"assistant\n"]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return b"".join(self.token_bytes(id) for id in ids).decode(errors="replace")
+
+    def token_bytes(self, id: int) -> bytes:
+        return {START: b"<start>", END: b"<end>"}.get(id, bytes([id % 256]))
