@@ -53,7 +53,8 @@ bench-step: $(STAMP)  ## Measure a decode step against its bare matrix products.
 	$(BIN)/python -m bench.step $(BENCH_FLAGS)
 
 demo-adapters: $(STAMP)  ## Train the demo adapters again.
-	$(BIN)/python -m demo.train
+	$(BIN)/python -m demo.train pirate
+	$(BIN)/python -m demo.train extract
 
 clean:  ## Remove the environment and the caches; data/ stays.
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
