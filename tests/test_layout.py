@@ -33,7 +33,9 @@ MAY_IMPORT_TORCH = {
     "loader.base",
     "loader.convert",
     "loader.discover",
+    "loader.pristine",
     "loader.product",
+    "loader.quantize",
     "loader.suitability",
 }
 """Tensors live here; everything else is policy, files or HTTP, and is imported in milliseconds."""
