@@ -1,0 +1,225 @@
+"""The catalog: uploads, leases, deferred removal, sweeping, and kill -9 in the middle of it all."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from adapters.catalog import Catalog
+from adapters.errors import AliasInvalid, InvalidAdapter, NameReserved, UnknownAdapter
+from adapters.manifest import AdapterId
+from adapters.registry import Registry
+from adapters.store import BlobStore
+from tests.support.adapters import adapters, llama_shape, write_adapter
+
+SHAPE = llama_shape()
+RESERVED = frozenset({"tiny-llama"})
+
+
+class House:
+    """A catalog over a directory, and what it said it forgot."""
+
+    def __init__(self, root: Path) -> None:
+        root.mkdir(exist_ok=True)
+        self.registry = Registry(f"sqlite:///{root / 'registry.db'}")
+        self.store = BlobStore(root / "blobs")
+        self.catalog = Catalog(self.registry, self.store, SHAPE, RESERVED)
+        self.forgotten: list[AdapterId] = []
+        self.catalog.on_forgotten = self.forgotten.append
+
+    def consistent(self) -> bool:
+        return set(self.store.ids()) == self.registry.ids()
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    built = House(tmp_path / "data")
+    yield built
+    built.registry.close()
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> list[Path]:
+    return list(adapters(tmp_path / "sources", SHAPE, 4))
+
+
+def test_add_and_resolve(house: House, sources: list[Path]) -> None:
+    config = (sources[0] / "adapter_config.json").read_bytes()
+    version, created = house.catalog.add("a", config, sources[0] / "adapter_model.safetensors", alias="prod")
+    assert created and (version.number, version.aliases) == (1, ("prod",))
+    assert house.catalog.resolve("a@prod") == house.catalog.resolve("a") == version
+    assert house.store.open(version.id).manifest.id == version.id
+    assert house.catalog.add_directory("a", sources[0]) == (version, False)
+    assert house.catalog.list() == [version]
+    assert house.consistent()
+
+
+def test_refusals_change_nothing(tmp_path: Path, house: House, sources: list[Path]) -> None:
+    bad = write_adapter(tmp_path / "bad", SHAPE, bias="all")
+    for name, path, alias, error in (
+        ("tiny-llama", sources[0], None, NameReserved),
+        ("a", sources[0], "3", AliasInvalid),
+        ("a", bad, None, InvalidAdapter),
+    ):
+        with pytest.raises(error):
+            house.catalog.add_directory(name, path, alias)
+    assert house.catalog.list() == [] and list(house.store.ids()) == []
+
+
+def test_delete_removes_blobs_that_nobody_shares(house: House, sources: list[Path]) -> None:
+    shared = house.catalog.add_directory("a", sources[0])[0].id
+    alone = house.catalog.add_directory("a", sources[1])[0].id
+    house.catalog.add_directory("b", sources[0])
+    house.catalog.delete("a")
+    assert list(house.store.ids()) == [shared] and house.forgotten == [alone]
+    house.catalog.delete("b")
+    assert list(house.store.ids()) == [] and house.forgotten == [alone, shared]
+
+
+def test_a_lease_keeps_the_blob(house: House, sources: list[Path]) -> None:
+    id = house.catalog.add_directory("a", sources[0])[0].id
+    with house.catalog.lease("a") as first:
+        second = house.catalog.lease(f"a@{first.version.id}")
+        house.catalog.delete("a")
+        with pytest.raises(UnknownAdapter):
+            house.catalog.lease("a")
+        house.store.verify(id)
+    first.release()
+    assert list(house.store.ids()) == [id] and house.forgotten == []
+    second.release()
+    assert list(house.store.ids()) == [] and house.forgotten == [id]
+
+
+def test_uploading_again_saves_a_doomed_blob(house: House, sources: list[Path]) -> None:
+    house.catalog.add_directory("a", sources[0])
+    lease = house.catalog.lease("a")
+    house.catalog.delete("a")
+    house.catalog.add_directory("b", sources[0])
+    lease.release()
+    assert house.consistent() and house.forgotten == [] and len(house.catalog.list()) == 1
+
+
+def test_a_lease_keeps_its_version_when_the_name_moves_on(house: House, sources: list[Path]) -> None:
+    house.catalog.add_directory("a", sources[0], alias="prod")
+    with house.catalog.lease("a@prod") as lease:
+        house.catalog.add_directory("a", sources[1], alias="prod")
+        assert lease.version.number == 1
+        assert house.catalog.resolve("a@prod").number == 2
+
+
+def test_pins_aliases_and_residents(house: House, sources: list[Path]) -> None:
+    first = house.catalog.add_directory("a", sources[0])[0]
+    assert house.catalog.set_pinned("a", True) == first
+    assert house.catalog.pinned() == [first]
+    house.catalog.set_pinned("a", False)
+    assert house.catalog.pinned() == []
+    assert house.catalog.set_alias("a", "prod", 1).aliases == ("prod",)
+    house.catalog.delete_alias("a", "prod")
+    with pytest.raises(AliasInvalid):
+        house.catalog.set_alias("a", "7", 1)
+    house.catalog.remember_residents([first.id])
+    assert house.catalog.residents() == [first.id]
+
+
+def test_sweep(tmp_path: Path, house: House, sources: list[Path]) -> None:
+    lost = house.catalog.add_directory("lost", sources[0])[0]
+    kept = house.catalog.add_directory("kept", sources[1])[0]
+    orphan = house.catalog.add_directory("orphan", sources[2])[0]
+    house.registry.delete("orphan")
+    house.store.delete(lost.id)
+    (tmp_path / "data" / "blobs" / "tmp" / "half").mkdir()
+    found = house.catalog.sweep()
+    assert (found.removed, found.missing, found.temporaries) == ((orphan.id,), (lost,), 1)
+    assert list(house.store.ids()) == [kept.id]
+
+
+def run_all(threads: list[threading.Thread]) -> None:
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_twenty_threads_upload_under_one_name(tmp_path: Path, house: House) -> None:
+    sources = list(adapters(tmp_path / "many", SHAPE, 20))
+    numbers: list[int] = []
+
+    def upload(path: Path) -> None:
+        numbers.append(house.catalog.add_directory("a", path)[0].number)
+
+    run_all([threading.Thread(target=upload, args=(path,)) for path in sources])
+    assert sorted(numbers) == list(range(1, 21))
+    assert house.consistent() and len(list(house.store.ids())) == 20
+
+
+def test_upload_delete_and_lease_race(house: House, sources: list[Path]) -> None:
+    failures: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        choose = random.Random(seed)
+        try:
+            for _ in range(12):
+                name = choose.choice("ab")
+                try:
+                    match choose.randrange(3):
+                        case 0:
+                            house.catalog.add_directory(name, choose.choice(sources))
+                        case 1:
+                            house.catalog.delete(name)
+                        case _:
+                            with house.catalog.lease(name) as lease:
+                                house.store.verify(lease.version.id)
+                except UnknownAdapter as error:
+                    assert "There is no adapter 'a'" in str(error) or "There is no adapter 'b'" in str(error)
+        except BaseException as error:
+            failures.append(error)
+
+    run_all([threading.Thread(target=work, args=(seed,)) for seed in range(8)])
+    assert failures == []
+    assert house.consistent()
+    assert not house.catalog._uses and not house.catalog._doomed
+
+
+UPLOADER = """
+import sys
+from itertools import cycle
+from pathlib import Path
+from tests.adapters.test_catalog import House
+house = House(Path(sys.argv[1]))
+house.catalog.sweep()
+print("ready", flush=True)
+for at, source in enumerate(cycle(sorted(Path(sys.argv[2]).iterdir()))):
+    house.catalog.add_directory(f"n{at % 3}", source, alias="prod")
+    if at % 2:
+        house.catalog.delete(f"n{at % 3}")
+"""
+
+
+def test_kill_9_leaves_every_row_its_blob(tmp_path: Path) -> None:
+    list(adapters(tmp_path / "sources", SHAPE, 6))
+    delays = random.Random(7)
+    survived = 0
+    for _ in range(4):
+        command = [sys.executable, "-c", UPLOADER, str(tmp_path / "data"), str(tmp_path / "sources")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": os.getcwd()}) as process:
+            assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+            time.sleep(delays.uniform(0.05, 0.4))
+            process.send_signal(signal.SIGKILL)
+        house = House(tmp_path / "data")
+        found = house.catalog.sweep()
+        assert found.missing == ()
+        assert house.consistent()
+        for version in house.catalog.list():
+            house.store.verify(version.id)
+            assert house.catalog.resolve(f"{version.name}@prod").name == version.name
+        assert list((tmp_path / "data" / "blobs" / "tmp").iterdir()) == []
+        survived += len(house.catalog.list())
+        house.registry.close()
+    assert survived > 0
