@@ -1,0 +1,67 @@
+"""Adapters made by PEFT itself, with weights large enough to change what a tiny model says, and PEFT's own answers."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+KINDS: Mapping[str, Mapping[str, object]] = {
+    "lora": {"r": 4, "lora_alpha": 8},
+    "rslora": {"r": 16, "lora_alpha": 8, "use_rslora": True},
+    "dora": {"r": 3, "lora_alpha": 6, "use_dora": True},
+    "patterned": {"r": 8, "lora_alpha": 16, "layers_to_transform": [0, 2]},
+}
+"""Different ranks, kinds and layers, so that no two adapters have the same shape anywhere."""
+
+
+def write_adapter(model_dir: Path, out: Path, config: Mapping[str, object], seed: int) -> Path:
+    """Save a random adapter exactly as `save_pretrained` does after training."""
+    torch.manual_seed(seed)
+    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **_complete(config, base)))  # type: ignore[arg-type]
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+        elif "lora_magnitude" in name:
+            parameter.data *= 1 + 0.2 * torch.rand_like(parameter)
+    model.save_pretrained(out)
+    return out
+
+
+def _complete(config: Mapping[str, object], base: PreTrainedModel) -> dict[str, object]:
+    """Every linear of the layers; of a mixture of experts, whose experts are no linears, the attention's.
+
+    With `layers_to_transform`, one of them also gets a rank and an alpha of its own.
+    """
+    linears = {path.rsplit(".", 1)[-1] for path, module in base.named_modules() if isinstance(module, torch.nn.Linear)}
+    attention = {name for name in linears if name.endswith("_proj") and name[0] in "qkvo"}
+    targets = attention if "moe" in base.config.model_type or "mixtral" in base.config.model_type else linears
+    targets -= {"lm_head"}
+    patterns = {"rank_pattern": {min(targets): 5}, "alpha_pattern": {min(targets): 10}}
+    return {**config, "target_modules": sorted(targets), **(patterns if "layers_to_transform" in config else {})}
+
+
+class PeftReference:
+    """What PEFT says for one adapter alone, unpadded, without a cache."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._model = model.eval()
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, adapter: Path | None) -> "PeftReference":
+        return cls(model if adapter is None else PeftModel.from_pretrained(model, adapter))
+
+    @torch.inference_mode()
+    def logprobs(self, tokens: Sequence[int]) -> Tensor:
+        """`[len(tokens), V]` log-probabilities of what follows each token, float32."""
+        logits: Tensor = self._model(torch.tensor([list(tokens)])).logits[0]
+        return logits.float().log_softmax(-1)
+
+    def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
+        tokens = list(prompt)
+        for _ in range(count):
+            tokens.append(int(self.logprobs(tokens)[-1].argmax()))
+        return tokens[len(prompt) :]
