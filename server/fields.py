@@ -114,9 +114,7 @@ class GenerationBody(Strict):
     unserved = UNSERVED
 
     model: Annotated[str, Field(max_length=512)]
-    adapter_id: Annotated[str | None, Field(max_length=512, description="LoRAX's spelling; empty means the base.")] = (
-        None
-    )
+    adapter_id: Annotated[str | None, Field(max_length=512, description="LoRAX's spelling; empty is the base.")] = None
     n: Annotated[int, Field(ge=1, le=128)] = 1
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: _Probability = 1.0

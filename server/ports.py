@@ -158,7 +158,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything a route may touch. `uploads` holds unfinished uploads; None as `adapter_root` means no server paths."""
+    """Everything a route may touch. `uploads` holds unfinished uploads; Without `adapter_root`, no server paths."""
 
     worker: Worker
     catalog: Catalog

@@ -31,12 +31,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ROOTSTOCK_", extra="forbid", frozen=True, env_ignore_empty=True)
 
     base: Annotated[str, Field(description="`embedded`, a directory, a .gguf file or a hub id.")] = "embedded"
-    dtype: Annotated[
-        Literal["bfloat16", "float16", "float32"], Field(description="Precision of weights and cache.")
-    ] = "bfloat16"
-    quantization: Annotated[Literal["nf4", "fp4"] | None, Field(description="4-bit base weights (bitsandbytes).")] = (
-        None
+    dtype: Annotated[Literal["bfloat16", "float16", "float32"], Field(description="Precision of the weights.")] = (
+        "bfloat16"
     )
+    quantization: Annotated[Literal["nf4", "fp4"] | None, Field(description="4-bit base (bitsandbytes).")] = None
     device: Annotated[str, Field(description="`auto`, `cpu`, `cuda` or `cuda:1`.")] = "auto"
     host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000
@@ -57,9 +55,7 @@ class Settings(BaseSettings):
     max_batch_tokens: Annotated[int, Field(ge=1, description="Tokens computed in one step.")] = 512
     max_sequences: Annotated[int, Field(ge=1, description="Sequences in one batch.")] = 64
     max_waiting: Annotated[int, Field(ge=1, description="Sequences that may wait; beyond it, 429.")] = 512
-    max_model_len: Annotated[int | None, Field(ge=2, description="Context in tokens; the base's own by default.")] = (
-        None
-    )
+    max_model_len: Annotated[int | None, Field(ge=2, description="Context in tokens; default: the base's.")] = None
     block_size: Annotated[int, Field(ge=1, le=256, description="Tokens in a block of the KV cache.")] = 16
     drain_timeout: Annotated[float, Field(ge=0, description="Seconds that running requests get at shutdown.")] = 30.0
     max_upload_bytes: Annotated[ByteSize, Field(gt=0, description="Largest adapter that may be uploaded.")] = ByteSize(
@@ -67,15 +63,13 @@ class Settings(BaseSettings):
     )
     max_body_bytes: Annotated[ByteSize, Field(gt=0, description="Largest JSON body.")] = ByteSize(4 * _MIB)
     idle_timeout: Annotated[float, Field(gt=0, description="Seconds a client may neither send nor read.")] = 30.0
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="Least level logged.")] = (
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="Lowest level shown.")] = (
         "info"
     )
     log_format: Annotated[Literal["auto", "console", "json"], Field(description="`auto`: console on a terminal.")] = (
         "auto"
     )
-    config: Annotated[Path | None, Field(description="Settings file; ./rootstock.toml is read when it is there.")] = (
-        None
-    )
+    config: Annotated[Path | None, Field(description="Settings file; default: ./rootstock.toml.")] = None
 
     @field_validator("adapters", mode="before")
     @classmethod

@@ -1,0 +1,70 @@
+"""The `rootstock` command.
+
+Owns the list of commands and the way every error ends: a message that says the fix, and an exit code.
+Imports nothing heavy; each command imports what it needs.
+"""
+
+import sys
+
+import typer
+
+from server.commands import adapters, chat, offline
+from server.commands.flags import with_settings_flags
+from server.version import version
+
+_app = typer.Typer(
+    name="rootstock",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Serve many LoRA adapters from one resident base model.",
+)
+_app.add_typer(adapters.app, name="adapters")
+_app.command()(offline.validate)
+_app.command()(offline.merge)
+_app.command()(chat.chat)
+
+
+@_app.command("version")
+def show_version() -> None:
+    """Print the version."""
+    typer.echo(version())
+
+
+def _serve(flags: dict[str, object]) -> None:
+    """Load the base and serve it. Every flag is also ROOTSTOCK_<NAME>, and a key of rootstock.toml."""
+    from server.serve import serve
+    from server.settings import read_settings
+
+    raise typer.Exit(serve(read_settings(flags)))
+
+
+_app.command("serve")(with_settings_flags(_serve))
+
+
+def main() -> None:
+    """The entry point. Errors that a person can mend are told in words; all others are ours and keep a traceback."""
+    try:
+        _app()
+    except Exception as error:
+        code = _told(error)
+        if code is None:
+            raise
+        typer.secho(str(error), err=True, fg="red")
+        sys.exit(code)
+
+
+def _told(error: Exception) -> int | None:
+    """The exit code of an error whose text is meant for the user."""
+    from adapters.errors import AdapterError
+    from loader.errors import LoaderError
+    from server.commands.errors import CommandFailed
+    from server.datadir import DataDirInUse
+    from server.settings import SettingsError
+
+    if isinstance(error, CommandFailed):
+        return error.exit_code
+    if isinstance(error, SettingsError):
+        return 2
+    if isinstance(error, AdapterError | LoaderError | DataDirInUse):
+        return 1
+    return None

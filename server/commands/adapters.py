@@ -1,0 +1,141 @@
+"""`rootstock adapters`: push, ls, show, rm, alias, pin, unpin, merge, unmerge.
+
+Owns those commands. All of them are HTTP calls; nothing here touches the disk of the server.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from server.commands.errors import CommandFailed
+from server.commands.options import LOCAL, AdapterName, Json, Url, print_cards, print_json
+
+app = typer.Typer(no_args_is_help=True, help="Upload and manage the adapters of a running server.")
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A directory that PEFT saved.")],
+    name: Annotated[str | None, typer.Option("--name", help="The adapter's name; the directory's by default.")] = None,
+    alias: Annotated[str | None, typer.Option("--alias", help="A word to point at this version, as `prod`.")] = None,
+    url: Url = LOCAL,
+    as_json: Json = False,
+) -> None:
+    """Upload an adapter. The same bytes twice are one version."""
+    from server.commands.http import Server
+
+    weights = _weights(folder)
+    fields = {"name": name or folder.resolve().name} | ({"alias": alias} if alias else {})
+    with _Bar(weights.stat().st_size, quiet=as_json) as advance:
+        card, created = Server(url).upload(fields, folder, advance)
+    if as_json:
+        print_json(card)
+        return
+    verb = "added" if created else "already there:"
+    typer.echo(f"{card['name']}@{card['version']} {verb} {card['kind']}, rank {card['rank']}, {card['id'][:19]}")
+
+
+@app.command()
+def ls(url: Url = LOCAL, as_json: Json = False) -> None:
+    """List the newest version of every adapter."""
+    from server.commands.http import Server
+
+    cards = Server(url).call("GET", "/v1/adapters")["data"]
+    print_json(cards) if as_json else print_cards(cards)
+
+
+@app.command()
+def show(name: AdapterName, url: Url = LOCAL, as_json: Json = False) -> None:
+    """Show every version of an adapter."""
+    from server.commands.http import Server
+
+    cards = Server(url).call("GET", f"/v1/adapters/{_segment(name)}/versions")["data"]
+    print_json(cards) if as_json else print_cards(cards)
+
+
+@app.command()
+def rm(name: AdapterName, url: Url = LOCAL, as_json: Json = False) -> None:
+    """Delete an adapter with all its versions. Requests that run on it finish."""
+    _act("DELETE", f"/v1/adapters/{_segment(name)}", url, as_json, f"{name} deleted")
+
+
+@app.command()
+def alias(
+    name: AdapterName,
+    word: Annotated[str, typer.Argument(metavar="ALIAS", help="The word, as `prod`.")],
+    version: Annotated[int, typer.Argument(metavar="VERSION", min=1, help="The version's number.")],
+    url: Url = LOCAL,
+    as_json: Json = False,
+) -> None:
+    """Point an alias at a version; requests that run keep theirs."""
+    path = f"/v1/adapters/{_segment(name)}/aliases/{_segment(word)}"
+    _act("PUT", path, url, as_json, f"{name}@{word} is now {name}@{version}", {"version": version})
+
+
+@app.command()
+def pin(name: AdapterName, url: Url = LOCAL, as_json: Json = False) -> None:
+    """Keep an adapter on the device."""
+    _act("POST", f"/v1/adapters/{_segment(name)}/pin", url, as_json, f"{name} pinned")
+
+
+@app.command()
+def unpin(name: AdapterName, url: Url = LOCAL, as_json: Json = False) -> None:
+    """Let an adapter be evicted again."""
+    _act("DELETE", f"/v1/adapters/{_segment(name)}/pin", url, as_json, f"{name} unpinned")
+
+
+@app.command()
+def merge(name: AdapterName, url: Url = LOCAL, as_json: Json = False) -> None:
+    """Fold an adapter into the resident weights, for zero overhead."""
+    _act("POST", f"/v1/adapters/{_segment(name)}/merge", url, as_json, f"{name} merged")
+
+
+@app.command()
+def unmerge(name: AdapterName, url: Url = LOCAL, as_json: Json = False) -> None:
+    """Restore the base's weights bit for bit."""
+    _act("DELETE", f"/v1/adapters/{_segment(name)}/merge", url, as_json, f"{name} unmerged")
+
+
+def _act(method: str, path: str, url: str, as_json: bool, told: str, body: dict[str, object] | None = None) -> None:
+    from server.commands.http import Server
+
+    reply = Server(url).call(method, path, body)
+    print_json(reply) if as_json else typer.echo(told)
+
+
+def _segment(text: str) -> str:
+    """One path segment, however odd."""
+    from urllib.parse import quote
+
+    return quote(text, safe="@:")
+
+
+def _weights(folder: Path) -> Path:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise CommandFailed(f"{folder} has no {name}. Give the directory that PEFT's save_pretrained wrote.")
+    return folder / "adapter_model.safetensors"
+
+
+class _Bar:
+    """A progress bar on standard error, gone when the upload ends."""
+
+    def __init__(self, total: int, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+        columns = (TextColumn("uploading"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
+        console = Console(stderr=True, quiet=quiet)
+        self._progress = Progress(*columns, console=console, transient=True)
+        self._task = self._progress.add_task("uploading", total=total)
+
+    def __enter__(self) -> "_Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, count: int) -> None:
+        self._progress.advance(self._task, count)

@@ -1,0 +1,103 @@
+"""Talking to a running server from the command line.
+
+Owns the connection and the translation of refusals into errors a person can act on. Knows HTTP and the
+error envelope; prints nothing.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from server.commands.errors import CommandFailed, Unreachable
+
+_PATIENT = httpx.Timeout(10.0, read=600.0, write=600.0)
+
+
+class Server:
+    """One server by its URL."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+
+    def call(self, method: str, path: str, body: Mapping[str, object] | None = None) -> Any:
+        """The reply's JSON. Raises CommandFailed with the server's own message, Unreachable when there is no reply."""
+        with self._client() as client:
+            return _content(client.request(method, path, json=body))
+
+    def upload(self, fields: Mapping[str, str], folder: Path, watch: Callable[[int], None]) -> tuple[Any, bool]:
+        """Send a PEFT directory; `watch` hears how many bytes have been read. The card, and whether it is new."""
+        config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+        with self._client() as client, config.open("rb") as config_file, weights.open("rb") as weights_file:
+            files = {"config": (config.name, config_file), "weights": (weights.name, Watched(weights_file, watch))}
+            reply = client.post("/v1/adapters", data=dict(fields), files=files)  # type: ignore[arg-type]
+            return _content(reply), reply.status_code == 201
+
+    def stream(self, path: str, body: Mapping[str, object]) -> Iterator[dict[str, Any]]:
+        """The events of a streamed answer, up to `[DONE]`. Raises CommandFailed on an error event."""
+        with self._client() as client, client.stream("POST", path, json=body) as reply:
+            if reply.is_error:
+                reply.read()
+                _content(reply)
+            for line in reply.iter_lines():
+                if line == "data: [DONE]":
+                    return
+                if line.startswith("data: "):
+                    event = json.loads(line.removeprefix("data: "))
+                    _raise_error(event)
+                    yield event
+
+    @contextmanager
+    def _client(self) -> Iterator[httpx.Client]:
+        try:
+            with httpx.Client(base_url=self._url, timeout=_PATIENT) as client:
+                yield client
+        except httpx.ConnectError:
+            raise Unreachable(
+                f"No server answers at {self._url}. Start one with `rootstock serve`, or give --url."
+            ) from None
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol):
+            raise CommandFailed(f"{self._url} is not a URL. Write it as http://127.0.0.1:8000.") from None
+        except httpx.HTTPError as error:
+            raise Unreachable(f"The connection to {self._url} failed: {type(error).__name__}.") from error
+
+
+class Watched:
+    """A file that tells how far it has been read."""
+
+    def __init__(self, file: Any, watch: Callable[[int], None]) -> None:
+        self._file, self._watch = file, watch
+
+    def read(self, size: int = -1) -> bytes:
+        data: bytes = self._file.read(size)
+        self._watch(len(data))
+        return data
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def fileno(self) -> int:
+        return int(self._file.fileno())
+
+
+def _content(reply: httpx.Response) -> Any:
+    try:
+        content = reply.json()
+    except ValueError:
+        raise CommandFailed(
+            f"The server answered {reply.status_code} without JSON. Is it a Rootstock server?"
+        ) from None
+    _raise_error(content)
+    return content
+
+
+def _raise_error(content: Any) -> None:
+    error = content.get("error") if isinstance(content, dict) else None
+    if error is not None:
+        raise CommandFailed(str(error.get("message", "The server refused.")))

@@ -1,0 +1,51 @@
+"""The options that several commands share, and how results are printed.
+
+Knows typer and rich; knows no server.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Url = Annotated[str, typer.Option("--url", envvar="ROOTSTOCK_URL", help="The server to talk to.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+AdapterName = Annotated[str, typer.Argument(metavar="NAME", help="The adapter's name.")]
+BaseOption = Annotated[str, typer.Option("--base", envvar="ROOTSTOCK_BASE", help="As for `rootstock serve`.")]
+DataDirOption = Annotated[
+    Path | None, typer.Option("--data-dir", envvar="ROOTSTOCK_DATA_DIR", help="Where converted bases live.")
+]
+
+LOCAL = "http://127.0.0.1:8000"
+
+
+def print_json(value: object) -> None:
+    """Plain JSON on standard output, whatever the terminal."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_cards(cards: Sequence[Mapping[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("name", "version", "aliases", "kind", "rank", "targets", "size", "state", "id"):
+        table.add_column(column, overflow="fold" if column == "targets" else "ellipsis", no_wrap=column != "targets")
+    for card in cards:
+        state = card["state"] + (", pinned" if card["pinned"] else "")
+        aliases, targets = " ".join(card["aliases"]), " ".join(card["targets"])
+        size, digest = human_bytes(card["bytes"]), card["id"][:19]
+        table.add_row(
+            card["name"], str(card["version"]), aliases, card["kind"], str(card["rank"]), targets, size, state, digest
+        )
+    Console().print(table)
+
+
+def human_bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError("the last unit takes every size")

@@ -1,0 +1,51 @@
+"""The layout of the data directory, and the lock that keeps it to one server.
+
+Owns the paths under it. What the files hold is the store's and the registry's affair.
+"""
+
+import fcntl
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class DataDirInUse(Exception):
+    """Another server holds the lock."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataDir:
+    """`root` is made on first use; `lock` fails when another server has it."""
+
+    root: Path
+
+    @property
+    def blobs(self) -> Path:
+        return self.root / "adapters"
+
+    @property
+    def uploads(self) -> Path:
+        return self.root / "uploads"
+
+    @property
+    def registry_url(self) -> str:
+        return f"sqlite:///{(self.root / 'registry.sqlite').absolute()}"
+
+    def lock(self) -> int:
+        """Hold the directory until the returned descriptor is closed. Raises DataDirInUse."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise DataDirInUse(
+                f"Another server uses {self.root}. Stop it, or give this one its own --data-dir."
+            ) from None
+        return descriptor
+
+    def clear_uploads(self) -> None:
+        """Remove what a killed server left of its uploads. Call it under the lock."""
+        if self.uploads.is_dir():
+            for left in self.uploads.glob("*.part"):
+                left.unlink(missing_ok=True)

@@ -1,0 +1,269 @@
+"""Adapters over HTTP: upload, versions, aliases, pins, merging, deletion, and uploads that are refused."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from server.ports import Limits
+from tests.support.face import BASE, Face, adapter_weights, form, make_face, write_adapter
+from tests.support.http import serve
+
+
+def push(http: httpx.Client, name: str, seed: int = 0, **fields: str) -> httpx.Response:
+    return http.post("/v1/adapters", data={"name": name, **fields}, files=form(seed))
+
+
+def parts_left(face: Face) -> list[Path]:
+    return list(face.services.uploads.glob("*")) if face.services.uploads.exists() else []
+
+
+def test_an_upload_is_201_then_200(http: httpx.Client, face: Face) -> None:
+    first = push(http, "one", alias="prod")
+    assert first.status_code == 201
+    card = first.json()
+    assert card["id"].startswith("sha256:")
+    assert (card["name"], card["version"], card["aliases"], card["kind"]) == ("one", 1, ["prod"], "lora")
+    assert (card["rank"], card["targets"], card["bytes"], card["state"], card["base"]) == (
+        2,
+        ["q_proj"],
+        128,
+        "disk",
+        BASE,
+    )
+    again = push(http, "one", alias="prod")
+    assert again.status_code == 200
+    assert again.json()["id"] == card["id"]
+    assert again.json()["version"] == 1
+    assert parts_left(face) == []
+
+
+def test_versions_and_aliases(http: httpx.Client) -> None:
+    first, second = push(http, "two", 1, alias="prod").json(), push(http, "two", 2).json()
+    assert second["version"] == 2
+    versions = http.get("/v1/adapters/two/versions").json()["data"]
+    assert [card["id"] for card in versions] == [first["id"], second["id"]]
+    answers = [
+        _answering(http, model) for model in ("two", "two@1", "two@prod", f"two@{first['id']}", f"{BASE}:two@prod")
+    ]
+    assert answers == [second["id"], first["id"], first["id"], first["id"], first["id"]]
+    moved = http.put("/v1/adapters/two/aliases/prod", json={"version": 2})
+    assert moved.status_code == 200
+    assert _answering(http, "two@prod") == second["id"]
+    assert http.get("/v1/adapters/two@prod").json()["version"] == 2
+    assert http.put("/v1/adapters/two/aliases/prod", json={"version": 9}).status_code == 404
+    assert http.put("/v1/adapters/two/aliases/7", json={"version": 1}).status_code == 400
+    assert http.put("/v1/adapters/two/aliases/prod", json={"version": True}).status_code == 400
+    assert http.delete("/v1/adapters/two/aliases/prod").status_code == 200
+    assert http.delete("/v1/adapters/two/aliases/prod").status_code == 404
+
+
+def _answering(http: httpx.Client, model: str, **more: str) -> str:
+    reply = http.post("/v1/completions", json={"model": model, "prompt": "x", "max_tokens": 1, **more})
+    assert reply.status_code == 200, reply.text
+    return reply.headers["x-rootstock-adapter"]
+
+
+def test_adapter_id_is_loraxs_spelling(http: httpx.Client) -> None:
+    id = push(http, "lorax", 5).json()["id"]
+    assert _answering(http, BASE, adapter_id="lorax") == id
+    assert _answering(http, "", adapter_id="lorax@1") == id
+    assert _answering(http, "lorax", adapter_id="lorax") == id
+    assert _answering(http, BASE, adapter_id="") == "base"
+    assert _answering(http, "") == "base"
+    both = http.post("/v1/completions", json={"model": "lorax", "adapter_id": "other", "prompt": "x"})
+    assert both.status_code == 400
+    assert both.json()["error"]["param"] == "adapter_id"
+
+
+def test_unknown_models_are_404_with_a_hint(http: httpx.Client) -> None:
+    push(http, "weather", 6)
+    reply = http.post("/v1/completions", json={"model": "waether", "prompt": "x"})
+    assert reply.status_code == 404
+    assert reply.json()["error"]["code"] == "model_not_found"
+    assert "weather" in reply.json()["error"]["message"]
+    for model in ("weather@7", "weather@nope", "weather@sha256:" + "0" * 64, "../weather", "weather@", "x" * 500, "é"):
+        assert http.post("/v1/completions", json={"model": model, "prompt": "x"}).status_code == 404
+        assert http.get(f"/v1/models/{model}").status_code == 404
+
+
+def test_listing_and_deleting(http: httpx.Client, face: Face) -> None:
+    push(http, "three", 7)
+    assert "three" in [card["name"] for card in http.get("/v1/adapters").json()["data"]]
+    assert "three" in [card["id"] for card in http.get("/v1/models").json()["data"]]
+    assert http.delete("/v1/adapters/three@1").status_code == 400
+    assert http.delete("/v1/models/three").json() == {"id": "three", "object": "model", "deleted": True}
+    assert http.delete("/v1/adapters/three").status_code == 404
+    assert http.get("/v1/adapters/three").status_code == 404
+    refused = http.delete(f"/v1/models/{BASE}")
+    assert refused.status_code == 409
+    assert refused.headers["x-should-retry"] == "false"
+
+
+def test_pins_follow_the_newest_version(http: httpx.Client, face: Face) -> None:
+    first = push(http, "pinned", 8).json()["id"]
+    card = http.post("/v1/adapters/pinned/pin").json()
+    assert card["pinned"] and card["state"] == "device"
+    assert face.worker.pinned == {first}
+    second = push(http, "pinned", 9).json()["id"]
+    assert face.worker.pinned == {second}
+    assert not http.delete("/v1/adapters/pinned/pin").json()["pinned"]
+    assert face.worker.pinned == set()
+    http.post("/v1/adapters/pinned/pin")
+    http.delete("/v1/adapters/pinned")
+    assert face.worker.pinned == set()
+    assert http.post("/v1/adapters/pinned/pin").status_code == 404
+
+
+def test_merge_and_unmerge(http: httpx.Client, face: Face) -> None:
+    id = push(http, "merged", 10).json()["id"]
+    assert http.delete("/v1/adapters/merged/merge").status_code == 409
+    assert http.post("/v1/adapters/merged/merge").json()["state"] == "merged"
+    assert face.worker.merged == id
+    refused = http.delete("/v1/adapters/merged")
+    assert refused.status_code == 409
+    assert "DELETE" in refused.json()["error"]["message"]
+    assert http.delete("/v1/adapters/merged/merge").json()["state"] == "disk"
+    assert face.worker.merged is None
+    assert http.delete("/v1/adapters/merged").status_code == 200
+
+
+def test_names_that_are_refused(http: httpx.Client) -> None:
+    for name in (
+        "../x",
+        "a/b",
+        ".",
+        "",
+        "con",
+        "%2e%2e",
+        "x" * 300,
+        "a\x01b",
+        "p\u0430y",
+        "a b",
+        "n\u00e9",
+        "\u202eabc",
+    ):
+        reply = push(http, name)
+        assert reply.status_code in (400, 409), (name, reply.text)
+        assert reply.json()["error"]["param"] == "name"
+    reserved = push(http, BASE)
+    assert reserved.status_code == 409
+    assert reserved.headers["x-should-retry"] == "false"
+    assert push(http, "fine", alias="7").status_code == 400
+
+
+FILES = form()
+REFUSED = {
+    "no files": ({"name": "x"}, {}, 415),
+    "no weights": ({"name": "x"}, {"config": FILES["config"]}, 400),
+    "no name": ({}, FILES, 400),
+    "extra part": ({"name": "x"}, FILES | {"tokenizer": ("tokenizer_config.json", b"{}", "application/json")}, 422),
+    "code": ({"name": "x"}, FILES | {"code": ("evil.py", b"pass", "text/x-python")}, 422),
+    "only a pickle": ({"name": "x"}, FILES | {"weights": ("adapter_model.bin", b"\x80\x02", "x/y")}, 415),
+    "a pickle by another name": ({"name": "x"}, FILES | {"weights": ("a.safetensors", b"\x80\x02}q\x00.", "x/y")}, 415),
+    "an archive": ({"name": "x"}, FILES | {"weights": ("a.zip", b"PK\x03\x04" + b"\0" * 60, "x/y")}, 415),
+    "empty weights": ({"name": "x"}, FILES | {"weights": ("a.safetensors", b"", "x/y")}, 422),
+    "broken weights": ({"name": "x"}, FILES | {"weights": ("a.safetensors", adapter_weights()[:50], "x/y")}, 422),
+    "broken config": ({"name": "x"}, FILES | {"config": ("c.json", b"{", "x/y")}, 422),
+    "huge config": ({"name": "x"}, FILES | {"config": ("c.json", b" " * (2 << 20), "x/y")}, 413),
+    "huge name": ({"name": "x" * 5000}, FILES, 413),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_uploads_that_are_refused(case: str, http: httpx.Client, face: Face) -> None:
+    fields, files, status = REFUSED[case]
+    before = len(http.get("/v1/adapters").json()["data"])
+    reply = http.post("/v1/adapters", data=fields, files=files or None)  # type: ignore[arg-type]
+    assert reply.status_code in (status, 422 if status == 415 else status), reply.text
+    assert reply.json()["error"]["message"]
+    assert parts_left(face) == []
+    assert len(http.get("/v1/adapters").json()["data"]) == before
+
+
+def test_a_field_sent_twice_is_refused(http: httpx.Client) -> None:
+    twice = [("name", (None, b"x")), ("name", (None, b"y")), *FILES.items()]
+    reply = http.post("/v1/adapters", files=twice)  # type: ignore[arg-type]
+    assert reply.status_code == 422
+    assert reply.json()["error"]["param"] == "name"
+
+
+def test_every_fault_is_listed_with_its_fix(http: httpx.Client) -> None:
+    files = FILES | {"weights": ("w.safetensors", adapter_weights(rank=4), "x/y")}
+    error = http.post("/v1/adapters", data={"name": "x"}, files=files).json()["error"]
+    assert error["code"] == "invalid_adapter"
+    assert len(error["faults"]) >= 2
+    assert all(set(fault) == {"where", "problem", "fix"} for fault in error["faults"])
+
+
+def test_a_truncated_form_is_refused(http: httpx.Client, face: Face) -> None:
+    request = http.build_request("POST", "/v1/adapters", data={"name": "cut"}, files=FILES)
+    whole = request.read()
+    for share in range(1, 10):
+        content = whole[: len(whole) * share // 10]
+        reply = http.post("/v1/adapters", content=content, headers={"content-type": request.headers["content-type"]})
+        assert reply.status_code == 400, reply.text
+    assert http.get("/v1/adapters/cut").status_code == 404
+    assert parts_left(face) == []
+
+
+def test_bodies_over_the_limit_are_413(tmp_path: Path) -> None:
+    face = make_face(tmp_path, limits=Limits(4096, max_upload_bytes=1000, idle_s=5))
+    with serve(face.app) as live, live.client() as client:
+        files = FILES | {"weights": ("w.safetensors", b"x" * 5000, "x/y")}
+        assert client.post("/v1/adapters", data={"name": "x"}, files=files).status_code == 413
+        request = client.build_request("POST", "/v1/adapters", data={"name": "x"}, files=files)
+        body, kind = request.read(), request.headers["content-type"]
+        chunks = (body[start : start + 100] for start in range(0, len(body), 100))
+        assert client.post("/v1/adapters", content=chunks, headers={"content-type": kind}).status_code == 413
+    face.registry.close()
+    assert parts_left(face) == []
+
+
+def test_one_byte_chunks_make_the_same_adapter(http: httpx.Client) -> None:
+    request = http.build_request("POST", "/v1/adapters", data={"name": "bytes"}, files=form(20))
+    body, kind = request.read(), request.headers["content-type"]
+    chunks = (body[place : place + 1] for place in range(len(body)))
+    dribbled = http.post("/v1/adapters", content=chunks, headers={"content-type": kind})
+    assert dribbled.status_code == 201
+    assert dribbled.json()["id"] == push(http, "bytes", 20).json()["id"]
+
+
+def test_concurrent_uploads_number_without_gaps(http: httpx.Client) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda seed: push(http, "many", seed), range(100, 116)))
+    assert {reply.status_code for reply in replies} == {201}
+    assert sorted(reply.json()["version"] for reply in replies) == list(range(1, 17))
+
+
+def test_vllms_routes(http: httpx.Client, face: Face) -> None:
+    root = face.services.adapter_root
+    assert root is not None
+    write_adapter(root / "team" / "a", 30)
+    loaded = http.post("/v1/load_lora_adapter", json={"lora_name": "vl", "lora_path": "team/a"})
+    assert (loaded.status_code, loaded.text) == (200, "Success: LoRA adapter 'vl' added successfully.")
+    again = http.post("/v1/load_lora_adapter", json={"lora_name": "vl", "lora_path": str(root / "team" / "a")})
+    assert again.status_code == 400
+    assert again.json()["error"]["type"] == "InvalidUserInput"
+    inplace = {"lora_name": "vl", "lora_path": "team/a", "load_inplace": True}
+    assert http.post("/v1/load_lora_adapter", json=inplace).status_code == 200
+    gone = http.post("/v1/unload_lora_adapter", json={"lora_name": "vl"})
+    assert (gone.status_code, gone.text) == (200, "Success: LoRA adapter 'vl' removed successfully.")
+    missing = http.post("/v1/unload_lora_adapter", json={"lora_name": "vl", "lora_int_id": None})
+    assert missing.status_code == 404
+    assert missing.json()["error"]["type"] == "NotFoundError"
+    assert http.post("/v1/load_lora_adapter", json={"lora_path": "team/a"}).status_code == 400
+
+
+def test_vllms_loader_stays_under_its_root(http: httpx.Client, face: Face) -> None:
+    root = face.services.adapter_root
+    assert root is not None
+    outside = write_adapter(root.parent / "outside", 31)
+    (root / "link").symlink_to(outside)
+    for path in ("../outside", str(outside), "link", "team/../../outside", "/etc", "no\u0001", "x" * 4000, "."):
+        reply = http.post("/v1/load_lora_adapter", json={"lora_name": "esc", "lora_path": path})
+        assert reply.status_code in (404, 422), (path, reply.text)
+    url = http.post("/v1/load_lora_adapter", json={"lora_name": "esc", "lora_path": "http://169.254.169.254/x"})
+    assert url.status_code == 400
+    assert http.get("/v1/adapters/esc").status_code == 404

@@ -1,0 +1,123 @@
+"""Every route keeps the same manners: OpenAI's envelope, a request id, no echo, no traceback."""
+
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+
+from server.lifecycle import Phase
+from tests.support.face import BASE, Face, make_face
+from tests.support.http import serve
+
+ODD = "zq-9f1"  # what must not come back
+
+
+def routes(face: Face) -> list[tuple[str, str]]:
+    """Every method and path that the application documents."""
+    paths = face.app.openapi()["paths"]
+    return [(method.upper(), path) for path, methods in paths.items() for method in methods]
+
+
+def check(reply: httpx.Response) -> None:
+    assert re.fullmatch("[0-9a-f]{32}", reply.headers["x-request-id"])
+    if reply.status_code < 400:
+        return
+    error = reply.json()["error"]
+    assert {"message", "type", "param", "code"} <= set(error)
+    assert ODD not in reply.text
+    assert "Traceback" not in reply.text and "/work" not in reply.text and ".py" not in reply.text
+
+
+def test_there_are_routes(face: Face) -> None:
+    assert len(routes(face)) == 23
+
+
+def test_every_route_with_nothing(http: httpx.Client, face: Face) -> None:
+    for method, path in routes(face):
+        reply = http.request(method, re.sub(r"\{[^}]*\}", ODD, path))
+        assert reply.status_code < 500, (method, path, reply.text)
+        check(reply)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"zq-9f1": "zq-9f1"}'])
+def test_every_route_with_odd_bodies(content: bytes, http: httpx.Client, face: Face) -> None:
+    for method, path in routes(face):
+        url = re.sub(r"\{[^}]*\}", "missing", path)
+        for kind in ("application/json", "multipart/form-data; boundary=x", "multipart/form-data"):
+            reply = http.request(method, url, content=content, headers={"content-type": kind})
+            assert reply.status_code < 500, (method, path, reply.text)
+            if b"zq" not in content:
+                check(reply)
+
+
+@pytest.mark.parametrize("host", ["x/health?", "x", "a:b:c", ""])
+def test_the_host_header_changes_nothing(host: str, http: httpx.Client) -> None:
+    assert http.get("/v1/models", headers={"host": host}).json()["data"][0]["id"] == BASE
+
+
+def test_unknown_routes_and_methods(http: httpx.Client) -> None:
+    for method, path, status in (
+        ("GET", f"/{ODD}", 404),
+        ("PATCH", "/v1/models", 405),
+        ("GET", "/v1/completions", 405),
+    ):
+        reply = http.request(method, path)
+        assert reply.status_code == status
+        check(reply)
+    assert "POST" in http.get("/v1/completions").headers["allow"]
+
+
+def test_a_clients_request_id_is_not_ours(http: httpx.Client) -> None:
+    replies = [http.get("/v1/models", headers={"x-request-id": ODD}) for _ in range(2)]
+    assert len({reply.headers["x-request-id"] for reply in replies}) == 2
+    assert all(ODD not in reply.headers["x-request-id"] for reply in replies)
+
+
+def test_our_bugs_are_500_without_details(tmp_path: Path) -> None:
+    class Broken:
+        def __getattr__(self, name: str) -> object:
+            raise RuntimeError(ODD)
+
+    face = make_face(tmp_path)
+    object.__setattr__(face.services, "tokenizer", Broken())
+    with serve(face.app) as live, live.client() as client:
+        reply = client.post("/v1/completions", json={"model": BASE, "prompt": "x"})
+        assert reply.status_code == 500
+        assert reply.json()["error"]["code"] == "internal_error"
+        check(reply)
+        assert client.get("/v1/models").status_code == 200
+    face.registry.close()
+
+
+def test_health_version_and_metrics(http: httpx.Client, face: Face) -> None:
+    assert http.get("/livez").json() == {"status": "alive"}
+    assert http.get("/readyz").json() == {"status": "ready"}
+    assert http.get("/health").content == b""
+    assert http.get("/version").json()["base"] == BASE
+    http.post("/v1/completions", json={"model": BASE, "prompt": "x"})
+    text = http.get("/metrics").text
+    assert 'rootstock_http_requests_total{method="POST",route="/v1/completions",status="200"}' in text
+    info = 'vllm:lora_requests_info{max_lora="64",running_lora_adapters="",waiting_lora_adapters=""}'
+    assert info in text
+    assert "vllm:num_requests_running" in text
+
+
+def test_draining_refuses_work_and_stays_alive(tmp_path: Path) -> None:
+    face = make_face(tmp_path)
+    with serve(face.app) as live, live.client() as client:
+        face.services.lifecycle.drain()
+        reply = client.post("/v1/completions", json={"model": BASE, "prompt": "x"})
+        assert reply.status_code == 503
+        assert reply.headers["retry-after"]
+        assert reply.json()["error"]["code"] == "draining"
+        assert client.get("/readyz").status_code == 503
+        assert client.get("/livez").status_code == 200
+        face.services.lifecycle.phase = Phase.STARTING
+        assert (
+            client.post("/v1/completions", json={"model": BASE, "prompt": "x"}).json()["error"]["code"] == "not_ready"
+        )
+        face.worker.alive = False
+        assert client.get("/livez").status_code == 503
+        assert client.get("/health").status_code == 503
+    face.registry.close()

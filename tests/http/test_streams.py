@@ -1,0 +1,158 @@
+"""Streams on a real socket: their shape, their failures, and clients that hang up."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from server.ports import Limits
+from tests.support.engine import FakeWorker
+from tests.support.face import BASE, Face, form, make_face
+from tests.support.http import LiveServer, eventually, serve
+
+COMPLETION = {"model": BASE, "prompt": "Once", "max_tokens": 12}
+CHAT = {"model": BASE, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 12}
+BOTH = [("/v1/completions", COMPLETION), ("/v1/chat/completions", CHAT)]
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[tuple[Face, LiveServer]]:
+    """A server whose tokens take 20 ms each."""
+    face = make_face(tmp_path, FakeWorker(delay_s=0.02, max_model_len=100_000))
+    with serve(face.app) as live:
+        yield face, live
+    face.registry.close()
+
+
+def events(text: str) -> list[str]:
+    return [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+
+
+@pytest.mark.parametrize(("path", "body"), BOTH)
+@pytest.mark.parametrize("options", [{}, {"n": 3, "seed": 4}, {"logprobs": True}, {"return_token_ids": True}])
+def test_a_whole_answer_is_the_folded_stream(
+    path: str, body: dict[str, object], options: dict[str, object], http: httpx.Client
+) -> None:
+    if path == "/v1/completions" and "logprobs" in options:
+        options = {"logprobs": 2, "echo": True}
+    whole = http.post(path, json=body | options).json()
+    streamed = events(http.post(path, json=body | options | {"stream": True}).text)
+    assert streamed[-1] == "[DONE]"
+    chunks = [json.loads(event) for event in streamed[:-1]]
+    for choice in whole["choices"]:
+        pieces = [piece for chunk in chunks for piece in chunk["choices"] if piece["index"] == choice["index"]]
+        assert _text(pieces) == (choice["text"] if "text" in choice else choice["message"]["content"])
+        assert [p["finish_reason"] for p in pieces if p["finish_reason"]] == [choice["finish_reason"]]
+        if "token_ids" in choice:
+            assert [id for piece in pieces for id in piece.get("token_ids") or []] == choice["token_ids"]
+        if choice["logprobs"]:
+            for name in choice["logprobs"]:
+                if name != "refusal":
+                    blocks = [piece["logprobs"][name] for piece in pieces if piece["logprobs"]]
+                    assert [item for block in blocks for item in block] == choice["logprobs"][name]
+
+
+def _text(pieces: list[dict[str, object]]) -> str:
+    parts = [piece.get("text") or (piece.get("delta") or {}).get("content", "") for piece in pieces]  # type: ignore[attr-defined]
+    return "".join(str(part) for part in parts)
+
+
+def test_stream_headers(http: httpx.Client) -> None:
+    reply = http.post("/v1/completions", json=COMPLETION | {"stream": True})
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    assert reply.headers["cache-control"] == "no-cache"
+    assert reply.headers["x-rootstock-tier"] == "base"
+    assert reply.headers["x-rootstock-cached-tokens"] == "2"
+    assert "content-length" not in reply.headers
+
+
+@pytest.mark.parametrize(("path", "body"), BOTH)
+def test_a_failure_in_mid_stream_is_an_error_event_without_done(
+    path: str, body: dict[str, object], tmp_path: Path
+) -> None:
+    face = make_face(tmp_path, FakeWorker(fail_after=3))
+    with serve(face.app) as live, live.client() as client:
+        streamed = events(client.post(path, json=body | {"stream": True}).text)
+        whole = client.post(path, json=body)
+    face.registry.close()
+    assert json.loads(streamed[-1])["error"]["code"] == "non_finite_logits"
+    assert "[DONE]" not in streamed
+    assert whole.status_code == 500
+    assert whole.json()["error"]["code"] == "non_finite_logits"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_client_that_hangs_up_aborts_its_requests(stream: bool, n: int, slow: tuple[Face, LiveServer]) -> None:
+    face, live = slow
+    body = json.dumps(COMPLETION | {"max_tokens": 5000, "stream": stream, "n": n}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    port = int(live.url.rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(head.encode() + b"\r\n\r\n" + body)
+        eventually(lambda: len(face.worker.running) == n)
+        time.sleep(0.1)
+    began = time.monotonic()
+    eventually(lambda: not face.worker.running)
+    assert time.monotonic() - began < 1
+    assert len(face.worker.aborted) == n
+    eventually(lambda: face.services.lifecycle.in_flight == 0)
+
+
+def test_a_hangup_gives_the_adapter_back(slow: tuple[Face, LiveServer]) -> None:
+    face, live = slow
+    with live.client() as client:
+        client.post("/v1/adapters", data={"name": "gone"}, files=form(3)).raise_for_status()
+        body = COMPLETION | {"model": "gone", "max_tokens": 5000, "stream": True}
+        with client.stream("POST", "/v1/completions", json=body) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            assert client.delete("/v1/adapters/gone").status_code == 200
+            assert client.post("/v1/completions", json=body).status_code == 404
+            store = face.catalog._store
+            assert list(store.ids()), "the running request still holds the bytes"
+        eventually(lambda: not face.worker.running)
+        eventually(lambda: not list(store.ids()))
+
+
+def test_a_client_that_does_not_read_is_cut_off(tmp_path: Path) -> None:
+    face = make_face(tmp_path, FakeWorker(max_model_len=10_000_000), Limits(10_000_000, idle_s=0.5))
+    with serve(face.app) as live:
+        body = json.dumps(COMPLETION | {"max_tokens": 1_000_000, "stream": True}).encode()
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        )
+        port = int(live.url.rsplit(":", 1)[1])
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(head.encode() + b"\r\n\r\n" + body)
+            eventually(lambda: bool(face.worker.aborted), within_s=30)
+    face.registry.close()
+    assert not face.worker.running
+
+
+def test_a_full_queue_is_429_and_nothing_stays_behind(tmp_path: Path) -> None:
+    face = make_face(tmp_path, FakeWorker(room=2))
+    with serve(face.app) as live, live.client() as client:
+        reply = client.post("/v1/completions", json=COMPLETION | {"n": 3})
+        assert reply.status_code == 429
+        assert reply.headers["retry-after"] == "1"
+        assert reply.json()["error"]["code"] == "queue_full"
+        assert not face.worker.running
+        assert client.post("/v1/completions", json=COMPLETION | {"n": 2}).status_code == 200
+    face.registry.close()
+
+
+def test_a_stalled_body_is_408(tmp_path: Path) -> None:
+    face = make_face(tmp_path, limits=Limits(4096, idle_s=0.2))
+    with serve(face.app) as live:
+        port = int(live.url.rsplit(":", 1)[1])
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9"
+            connection.sendall(head.encode() + b"\r\n\r\n{")
+            connection.settimeout(5)
+            assert b" 408 " in connection.recv(4096)
+    face.registry.close()
