@@ -3,17 +3,21 @@
 Owns `load` and `Base`. Knows nothing of adapters, attention implementations or HTTP.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from loader import suitability
 from loader.discover import linear_modules, shape_of
 from loader.errors import UnsupportedBase
+from loader.pristine import Origin, origins
+from loader.product import TiledLinear, speed_up_linears
 from loader.progress import Progress, ignore
 from loader.shape import BaseShape
 from loader.source import Source
@@ -39,7 +43,47 @@ class Base:
     quantization: str | None
     eos_token_ids: frozenset[int]
     max_model_len: int
-    linears: Mapping[str, nn.Module] = field(repr=False)
+    linears: Mapping[str, nn.Linear | TiledLinear] = field(repr=False)
+    origins: Mapping[str, Origin] = field(repr=False)
+
+    def weight(self, path: str) -> torch.Tensor:
+        """The dense weight `[out, in]` of the linear at `path`, in the base's dtype, as if nothing had been merged.
+
+        Quantized layers give their dequantized weight, which later packing does not change. Others are read from
+        disk; where the checkpoint names its tensors otherwise (see `restorable`), the resident weight is copied.
+        """
+        module = self.linears[path]
+        resident = module.weight
+        if self.quantization is not None:
+            from loader import quantize
+
+            if quantize.is_quantized(resident):
+                return quantize.dense(resident).to(self.dtype)
+        origin = self.origins.get(path)
+        return resident.detach().clone() if origin is None else origin.read(self.dtype, self.device)
+
+    @property
+    def head(self) -> str:
+        """The path of the linear that turns hidden states into logits."""
+        output = self.model.get_output_embeddings()
+        return next(path for path, module in self.linears.items() if module.weight is output.weight)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of some tokens, special ones left out."""
+        return cast(str, self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def restorable(self, path: str) -> bool:
+        """Whether `weight(path)` stays pristine even after the resident weight was overwritten."""
+        return path in self.origins
+
+    def resident_bytes(self) -> int:
+        """Bytes that the model's weights take in memory, shared storages once, quantization state included."""
+        tensors: list[torch.Tensor] = [*self.model.parameters(), *self.model.buffers()]
+        if self.quantization is not None:
+            from loader import quantize
+
+            tensors += [extra for weight in list(tensors) for extra in quantize.state_tensors(weight)]
+        return sum({s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in tensors)}.values())
 
 
 def load(
@@ -52,7 +96,8 @@ def load(
 ) -> Base:
     """Load the base in `source` (see `loader.source.resolve`) for serving.
 
-    `dtype` is one of DTYPES; `device` is a torch device or "auto" (the first CUDA device, else the CPU).
+    `dtype` is one of DTYPES; `quantization` is None, "nf4" or "fp4"; `device` is a torch device or "auto" (the
+    first CUDA device, else the CPU).
     Raises UnsupportedBase for an architecture or precision that cannot be served.
     """
     where = _device(device)
@@ -60,8 +105,10 @@ def load(
     config = suitability.config_of(source.path)
     progress(f"loading {source.id}", None)
     tokenizer = _tokenizer(source)
-    model = _model(source, precision, where)
+    model = _model(source, precision, quantization, where)
     suitability.check_model(model)
+    speed_up_linears(model)
+    linears = dict(linear_modules(model))
     return Base(
         id=source.id,
         source=source,
@@ -73,21 +120,52 @@ def load(
         quantization=quantization,
         eos_token_ids=_eos_token_ids(model, tokenizer),
         max_model_len=suitability.max_model_len(config),
-        linears=dict(linear_modules(model)),
+        linears=linears,
+        origins=origins(source.path, linears, _tied(model)),
     )
 
 
-def _model(source: Source, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    model = cast(
-        PreTrainedModel,
-        AutoModelForCausalLM.from_pretrained(
-            source.path, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
-        ),
-    )
+def _model(source: Source, dtype: torch.dtype, quantization: str | None, device: torch.device) -> PreTrainedModel:
+    options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "trust_remote_code": False}
+    if quantization is not None:
+        # bitsandbytes takes seconds to import, and most bases are not quantized.
+        from loader import quantize
+
+        if quantization not in quantize.TYPES:
+            raise UnsupportedBase(f"--quantization {quantization!r} is not one of {', '.join(quantize.TYPES)}.")
+        options["quantization_config"] = quantize.config_for(quantization, dtype)
+    if quantization is not None or device.type != "cpu":
+        # Straight to the device, one tensor at a time. On the CPU the file stays mapped instead of copied.
+        options["device_map"] = {"": device}
+    with _quiet():
+        model = cast(
+            PreTrainedModel, AutoModelForCausalLM.from_pretrained(source.path, use_safetensors=True, **options)
+        )
     model.requires_grad_(False)
-    nn.Module.to(model, device)
     model.eval()
+    if quantization is not None:
+        quantize.settle(model)
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own progress bars: ours are drawn by whoever passed `progress`."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _tied(model: PreTrainedModel) -> dict[str, str]:
+    """For linears that share the embedding's weight (a tied head): the embedding's tensor name."""
+    embedding = model.get_input_embeddings()
+    name = next((path for path, module in model.named_modules() if module is embedding), "")
+    shared = cast(torch.Tensor, embedding.weight)
+    return {path: f"{name}.weight" for path, module in linear_modules(model) if module.weight is shared}
 
 
 def _tokenizer(source: Source) -> PreTrainedTokenizerFast:

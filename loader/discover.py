@@ -30,14 +30,14 @@ def shape_of(model: PreTrainedModel, base_id: str) -> BaseShape:
     )
 
 
-def linear_modules(model: nn.Module) -> Iterator[tuple[str, "nn.Linear | TiledLinear"]]:
+def linear_modules(model: nn.Module) -> Iterator[tuple[str, nn.Linear | TiledLinear]]:
     """Every linear layer with its path in `model.named_modules()`; bitsandbytes' layers are linears too."""
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear | TiledLinear):
             yield path, module
 
 
-def _shape(path: str, module: "nn.Linear | TiledLinear") -> LinearShape:
+def _shape(path: str, module: nn.Linear | TiledLinear) -> LinearShape:
     return LinearShape(path, module.in_features, module.out_features, bias=module.bias is not None)
 
 

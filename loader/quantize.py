@@ -1,0 +1,103 @@
+"""4-bit linear layers by bitsandbytes: how they are made, packed for the CPU, and turned back into dense weights.
+
+Owns everything that knows bitsandbytes. Imported only when a base is quantized.
+
+On CPUs with AVX512-BF16, bitsandbytes repacks a layer in place at its first eval forward, for a faster kernel.
+`dequantize_4bit` cannot read the new layout. Here the packing happens at load, where it is wanted, and `dense`
+reads both layouts.
+"""
+
+from typing import cast
+
+import torch
+from bitsandbytes.functional import QuantState, dequantize_4bit
+from bitsandbytes.nn import Linear4bit, Params4bit
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig
+
+from loader.product import TiledLinear, lacks_instructions, linear
+
+TYPES = ("nf4", "fp4")
+PACK_OUT, PACK_IN = 32, 64
+"""The packed kernel works on 32 output rows and on one quantization block, 64 inputs, at a time."""
+
+
+def config_for(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """QLoRA's recipe (arXiv 2305.14314): 4-bit blocks of 64 with doubly quantized scales; the head stays dense."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=["lm_head"],
+    )
+
+
+def settle(model: nn.Module) -> None:
+    """Give every 4-bit layer of `model` its final form for this CPU; on CUDA the layers stay bitsandbytes' own.
+
+    Layers that the packed kernel can take are packed now, so that what `dense` returns never changes later. Where
+    there is no such kernel, half-precision layers are multiplied by `loader.product`.
+    """
+    for path, module in list(model.named_modules()):
+        if not isinstance(module, Linear4bit) or module.weight.device.type != "cpu":
+            continue
+        module.support_avx512bf16_for_cpu = bool(module.support_avx512bf16_for_cpu) and _packable(module)
+        if module.support_avx512bf16_for_cpu:
+            with torch.inference_mode():
+                module(torch.zeros(1, module.in_features, dtype=module.compute_dtype))
+        elif lacks_instructions(cast(torch.dtype, module.compute_dtype)):
+            model.set_submodule(path, DequantizedLinear(module))
+
+
+def _packable(module: Linear4bit) -> bool:
+    """The kernel computes in bf16 and crashes on odd shapes; other precisions were asked for on purpose."""
+    even = module.out_features % PACK_OUT == 0 and module.in_features % PACK_IN == 0
+    return even and module.compute_dtype == torch.bfloat16
+
+
+def is_quantized(weight: Tensor) -> bool:
+    return isinstance(weight, Params4bit)
+
+
+def dense(weight: Tensor) -> Tensor:
+    """The weight `[out, in]` that a 4-bit parameter stands for, packed or not, in its original dtype."""
+    assert isinstance(weight, Params4bit)
+    state = weight.quant_state
+    if getattr(state, "packing_format_for_cpu", False):
+        return unpacked(weight.data, state)
+    return cast(Tensor, dequantize_4bit(weight.data, state))
+
+
+def unpacked(packed: Tensor, state: QuantState) -> Tensor:
+    """The dense weight that the packed CPU kernel multiplies with.
+
+    `packed [out, in/2]` holds, for each 32 output rows n and each pair of inputs k, the 64 codes (n, k) in that
+    order, the first 32 as low and the last 32 as high halves of 32 bytes; `state.absmax [in/64, out]` one scale
+    for 64 inputs.
+    """
+    out_features, in_features = state.shape
+    pairs = packed.view(torch.uint8).reshape(-1, PACK_OUT)
+    codes = torch.cat([pairs & 0xF, pairs >> 4], dim=1)
+    codes = codes.reshape(out_features // PACK_OUT, in_features // 2, PACK_OUT, 2).transpose(1, 2)
+    codes = codes.reshape(out_features, in_features)
+    scales = state.absmax.float().t().repeat_interleave(state.blocksize, dim=1)
+    return (state.code.float()[codes.int()] * scales).to(state.original_dtype)
+
+
+def state_tensors(weight: Tensor) -> list[Tensor]:
+    """What bitsandbytes keeps beside the 4-bit codes: scales, their scales, and code books."""
+    state = getattr(weight, "quant_state", None)
+    if state is None:
+        return []
+    nested = getattr(state, "state2", None)
+    tensors = [state.absmax, state.code, getattr(state, "offset", None)]
+    tensors += [nested.absmax, nested.code] if nested is not None else []
+    return [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+
+
+class DequantizedLinear(TiledLinear):
+    """A 4-bit linear layer that dequantizes its weight and multiplies by `loader.product.linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, dense(self.weight), self.bias)
