@@ -106,6 +106,10 @@ class TestIdentity:
         assert found.manifest.id == "sha256:7ae6e8bafe6c3ae28ef27d073e64f26f555ce50f06f201578b92e760bc8a557a"
 
 
+def ones(*shape: int) -> Any:
+    return replaced(f"{Q0}.lora_A.weight", np.ones(shape, np.float32))
+
+
 def without(name: str) -> Any:
     return lambda tensors: {key: value for key, value in tensors.items() if key != name}
 
@@ -150,10 +154,10 @@ WEIGHT_FAULTS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "wrong prefix": (renamed("base_model.model.", ""), ("8 of 8 tensors are missing", "not named as PEFT")),
     "empty name": (plus("", 1), ("belong to the base",)),
     "path as name": (plus("../../etc/passwd", 1), ("belong to the base",)),
-    "rank": (replaced(f"{Q0}.lora_A.weight", np.ones((8, 32), np.float32)), ("expected shape [4, 32], got [8, 32]", "rank is 8")),
-    "transposed": (replaced(f"{Q0}.lora_A.weight", np.ones((32, 4), np.float32)), ("got [32, 4]", "transposed")),
-    "hidden size": (replaced(f"{Q0}.lora_A.weight", np.ones((4, 48), np.float32)), ("got [4, 48]", "trained on 'tiny-llama'")),
-    "one dimension": (replaced(f"{Q0}.lora_A.weight", np.ones(128, np.float32)), ("got [128]",)),
+    "rank": (ones(8, 32), ("expected shape [4, 32], got [8, 32]", "rank is 8")),
+    "transposed": (ones(32, 4), ("got [32, 4]", "transposed")),
+    "hidden size": (ones(4, 48), ("got [4, 48]", "trained on 'tiny-llama'")),
+    "one dimension": (ones(128), ("got [128]",)),
     "int64": (replaced(f"{Q0}.lora_A.weight", np.ones((4, 32), np.int64)), ("dtype I64, expected F32",)),
     "float64": (replaced(f"{Q0}.lora_A.weight", np.ones((4, 32))), ("dtype F64",)),
     "nan": (poisoned(float("nan")), ("1 elements are infinite", "q_proj.lora_B")),
