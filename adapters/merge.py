@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from loader.plan import available_bytes, format_bytes
+from loader.memory import available_host_bytes, format_bytes
 from torch import Tensor, nn
 
 from adapters.bank import Loaded, Part, load
 from adapters.checkpoint import Checkpoint
+from adapters.errors import Fault, InvalidAdapter
 from adapters.layer import GraftedLinear
 from loader.base import Base
 from loader.errors import DoesNotFit
@@ -38,7 +39,10 @@ class Merger:
         self._pristine: dict[str, nn.Module] = {}
 
     def merge(self, adapter: Loaded) -> None:
-        """Serve `adapter` from the weights themselves. Raises DoesNotFit, with numbers, before anything changes."""
+        """Serve `adapter` from the weights themselves. Raises DoesNotFit, with numbers, before anything changes.
+
+        Raises InvalidAdapter where merging loses what is needed to serve others: a gain of 0, or an overflow.
+        """
         assert not self._pristine, "one adapter is merged at a time"
         self._check_room(adapter)
         merged = {path: self._merged_linear(path, part) for path, part in adapter.parts.items()}
@@ -52,14 +56,17 @@ class Merger:
         self._pristine = {}
 
     def _merged_linear(self, path: str, part: Part) -> nn.Module:
-        weight = self._base.weight(path)
-        return dense_linear(fold(weight, part), self._linears[path].bias)
+        folded = fold(self._base.weight(path), part)
+        if not folded.isfinite().all() or (part.gain is not None and not (1 / part.gain).isfinite().all()):
+            problem = "merged, a row of this weight would be all 0 or not finite, and could not be undone for others"
+            raise InvalidAdapter([Fault(path, problem, "Serve this adapter unmerged")])
+        return dense_linear(folded, self._linears[path].bias)
 
     def _check_room(self, adapter: Loaded) -> None:
         itemsize = self._base.dtype.itemsize
         needed = sum(graft.in_features * graft.out_features * itemsize for graft in adapter.manifest.grafts)
-        available = available_bytes(self._base.device)
-        if needed > available:
+        available = _available_bytes(self._base.device)
+        if available is not None and needed > available:
             raise DoesNotFit(
                 f"Merging this adapter takes {format_bytes(needed)} for its {len(adapter.parts)} dense layers, but "
                 f"{format_bytes(available)} are free. Serve it unmerged, or lower the KV and adapter budgets.",
@@ -88,3 +95,8 @@ def write_merged(base: Base, checkpoint: Checkpoint, out: Path) -> None:
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _available_bytes(device: torch.device) -> int | None:
+    """Free memory where merged weights would live, None if the system does not tell."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_host_bytes()

@@ -38,7 +38,7 @@ class EngineConfig:
 def build(base: Base, store: BlobStore, config: EngineConfig, observe: Observer = ignore) -> Engine:
     """An engine over `base` that reads adapters from `store`. Allocates the KV cache."""
     pool = BlockPool(config.num_blocks, config.block_size)
-    cache = KVCache(kv_spec(base.model.config), config.num_blocks, config.block_size, base.dtype, base.device)
+    cache = KVCache(kv_spec(base.model.config.to_dict()), config.num_blocks, config.block_size, base.dtype, base.device)
     bank = Bank(base.device)
     residency = Residency(config.adapter_device_bytes, config.adapter_host_bytes)
     return Engine(

@@ -29,9 +29,9 @@ class TextStream:
     def __init__(self, decode: Decode, prompt: Sequence[int], stop: Sequence[str]) -> None:
         self._decode = decode
         self._stop = tuple(stop)
-        self._ids = list(prompt[-_CONTEXT:])
-        self._settled = 0  # ids before this one are only context for decoding
+        self._ids = list(prompt[-_CONTEXT:])  # what is decoded again with every token
         self._read = len(self._ids)  # ids before this one have become text
+        self._given = len(decode(self._ids))  # characters of the ids' text that are the prompt's, or were given out
         self._held = ""  # text that is read but not yet shown
 
     def push(self, token: int, *, may_stop: bool = True) -> Piece:
@@ -45,12 +45,22 @@ class TextStream:
         return self._release(self._new_text(last=True), may_stop=True, last=True)
 
     def _new_text(self, last: bool = False) -> str:
-        before = self._decode(self._ids[self._settled : self._read])
-        now = self._decode(self._ids[self._settled :])
-        if now.endswith(_INCOMPLETE) and not last:
-            return ""
-        self._settled, self._read = self._read, len(self._ids)
-        return now[len(before) :]
+        now = self._decode(self._ids)
+        sure = len(now) if last else _sure(now)
+        text = now[self._given : sure]
+        self._given = min(max(self._given, sure), len(now))
+        if text and sure == len(now):
+            self._keep_from(self._read)
+            self._read = len(self._ids)
+        elif len(self._ids) > _LONGEST:  # bytes that never become characters, or tokens without any text
+            self._keep_from(len(self._ids) - _LONGEST // 2)
+        return text
+
+    def _keep_from(self, start: int) -> None:
+        """Forget the ids before `start`; what remains has been given out as far as it is sure."""
+        self._ids = self._ids[start:]
+        self._read = max(0, self._read - start)
+        self._given = _sure(self._decode(self._ids))
 
     def _release(self, text: str, may_stop: bool, last: bool) -> Piece:
         self._held += text
@@ -77,4 +87,10 @@ class TextStream:
         return piece
 
 
+def _sure(text: str) -> int:
+    """How many characters no further token can change: up to three bytes at the end may be half a character."""
+    return max(len(text.rstrip(_INCOMPLETE)), len(text) - 3)
+
+
+_LONGEST = 32  # twice what must be kept: a few characters of up to four bytes, one token each
 _CONTEXT = 6  # enough prompt for a decoder to know whether a word's leading space is to be written

@@ -11,16 +11,15 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from time import monotonic
 
-from adapters.errors import AdapterCorrupt
 from adapters.manifest import AdapterId
 from engine.blocks import BlockPool
 from engine.detokenize import Decode, TextStream
-from engine.errors import MergeRefused, PromptTooLong, QueueFull
+from engine.errors import EngineStopped, MergeRefused, PromptTooLong, QueueFull
 from engine.events import Admitted, Finished, FirstToken, NextToken, Observer, Preempted, StepDone
 from engine.result import ChunkResult, Runner
 from engine.scheduler import Scheduler, StepPlan
 from engine.sequence import Admission, FinishReason, Output, Request, Sequence, TokenLogprob
-from engine.tiers import AdapterTiers
+from engine.tiers import AdapterTiers, explain
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +69,8 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Queue a request. Raises QueueFull, PromptTooLong, AdapterTooLarge, UnknownAdapter."""
+        assert request.prompt, "without a token to start from nothing can be computed"
+        assert request.id not in self._sequences, "two requests cannot share an id"
         self._check(request)
         seed = request.params.seed
         sequence = Sequence(
@@ -85,6 +86,7 @@ class Engine:
 
     def abort(self, request_id: str) -> None:
         """End a request whose client has gone; one that has ended already is left alone."""
+        self._outbox = []  # the last step's has been handed out, and nobody waits for this request's end
         sequence = self._sequences.get(request_id)
         if sequence is not None:
             self._finish(sequence, FinishReason.ABORT)
@@ -94,7 +96,7 @@ class Engine:
         started = monotonic()
         self._outbox = []
         self._move_adapters()
-        plan = self.scheduler.plan(self._ready)
+        plan = self.scheduler.plan(self.tiers.ready, self.tiers.loading)
         self._note(plan)
         self.stalled = not plan.chunks
         if plan.chunks:
@@ -105,6 +107,7 @@ class Engine:
     def merge(self, adapter: AdapterId) -> "Future[None]":
         """Fold an adapter into the weights once it is on the device. May end in MergeRefused or DoesNotFit."""
         done: Future[None] = Future()
+        done.set_running_or_notify_cancel()  # from here on it ends by our hand, whoever stops waiting
         if self.merged == adapter:
             done.set_result(None)
         elif self.merged is not None or self._merging is not None:
@@ -115,21 +118,30 @@ class Engine:
         return done
 
     def unmerge(self) -> None:
-        """Serve from the pristine weights again."""
+        """Serve from the pristine weights again; a merge that has yet to happen is refused."""
+        self.cancel_merge(MergeRefused("It was unmerged before it could be merged."))
         if self.merged is not None:
             self._runner.unmerge()
+            self.tiers.residency.let_go(self.merged)
             self.merged = None
             self.pool.forget_content()
 
+    def cancel_merge(self, error: Exception) -> None:
+        """End a merge that waits for its adapter."""
+        if self._merging is not None:
+            self._merging[1].set_exception(error)
+            self._merging = None
+
     def forget(self, adapter: AdapterId) -> None:
         """Let go of a deleted adapter that no request uses."""
-        if self.merged == adapter:
+        if adapter == self.merged or (self._merging is not None and adapter == self._merging[0]):
             self.unmerge()
         self.tiers.forget(adapter)
 
     def abort_all(self) -> list[Delivery]:
-        """End every request, for a shutdown that waits no longer."""
+        """End every request, and a merge that waits, for a shutdown that waits no longer."""
         self._outbox = []
+        self.cancel_merge(EngineStopped("The server is shutting down."))
         for sequence in list(self._sequences.values()):
             self._finish(sequence, FinishReason.ABORT)
         return self._outbox
@@ -158,17 +170,13 @@ class Engine:
 
     # Inside a step
 
-    def _ready(self, adapter: AdapterId) -> bool:
-        return self.tiers.ready(adapter)
-
     def _move_adapters(self) -> None:
         """Give the tiers their turn, fail whoever waited for an adapter that cannot be read, merge what is due."""
-        held = self.scheduler.running_adapters() | ({self.merged} if self.merged else set())
         merging = [self._merging[0]] if self._merging else []
-        failed = self.tiers.move(held, (*merging, *self.scheduler.wanted_adapters()))
+        failed = self.tiers.move(self.scheduler.running_adapters(), (*merging, *self.scheduler.wanted_adapters()))
         for sequence in list(self.scheduler.waiting) if failed else ():
             if sequence.adapter in failed:
-                self._fail(sequence, *_load_failure(failed[sequence.adapter]))
+                self._fail(sequence, *explain(failed[sequence.adapter]))
         if self._merging:
             self._try_merge(*self._merging, failed)
 
@@ -184,6 +192,7 @@ class Engine:
                 done.set_exception(error)
             else:
                 self.merged = adapter
+                self.tiers.residency.hold(adapter)
                 self.pool.forget_content()
                 done.set_result(None)
         self._merging = None
@@ -286,11 +295,3 @@ class Engine:
         else:
             self._observe(NextToken(sequence.adapter, now - sequence.last_token_at))
         sequence.last_token_at = now
-
-
-def _load_failure(error: Exception) -> tuple[str, str]:
-    """What a waiting request is told about its adapter, and the code for it."""
-    if isinstance(error, AdapterCorrupt):
-        return str(error), "adapter_corrupt"
-    log.error("an adapter could not be read", exc_info=error)
-    return "The adapter could not be read from the store.", "adapter_unavailable"

@@ -4,22 +4,11 @@ Owns the memory that blocks number. Which block belongs to whom is `blocks.py`'s
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True, slots=True)
-class KVShape:
-    """One layer's cache entry for one token: `kv_heads` keys and values of `head_dim` elements."""
-
-    kv_heads: int
-    head_dim: int
-
-    @property
-    def elements(self) -> int:
-        return 2 * self.kv_heads * self.head_dim
+from loader.plan import KVLayer
 
 
 class KVCache:
@@ -29,13 +18,13 @@ class KVCache:
     """
 
     def __init__(
-        self, layers: Sequence[KVShape], num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+        self, layers: Sequence[KVLayer], num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._layers = [
-            torch.zeros(2, num_blocks, block_size, shape.kv_heads, shape.head_dim, dtype=dtype, device=device)
-            for shape in layers
+            torch.zeros(2, num_blocks, block_size, layer.heads, layer.head_dim, dtype=dtype, device=device)
+            for layer in layers
         ]
 
     @property

@@ -4,6 +4,8 @@ Owns everything of the engine that is made of tensors. Decides nothing; the plan
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from engine import attention
 from engine.batch import in_batch_order, pack
 from engine.kv_cache import KVCache
 from engine.result import ChunkResult
-from engine.sampler import report_prompt, sample
+from engine.sampler import NON_FINITE, report_prompt, sample
 from engine.scheduler import Chunk, StepPlan
 from engine.sequence import TokenLogprob
 from loader.base import Base
@@ -47,12 +49,7 @@ class ModelRunner:
         asked = logits_XV.split([len(_rows(chunk)) for chunk in chunks])
         tokens = self._next_tokens(chunks, asked)
         results = {
-            chunk.sequence.id: ChunkResult(
-                token=token.token,
-                logprob=token.logprob,
-                prompt=_prompt_report(chunk, rows),
-                error=token.error,
-            )
+            chunk.sequence.id: _result(token, _prompt_report(chunk, rows))
             for chunk, rows, token in zip(chunks, asked, tokens, strict=True)
         }
         return [results[chunk.sequence.id] for chunk in plan.chunks]
@@ -95,6 +92,13 @@ class ModelRunner:
             for index, result in zip(sampled, sample(logits_SV, sequences, self._base.eos_token_ids), strict=True):
                 results[index] = result
         return results
+
+
+def _result(token: ChunkResult, prompt: tuple[TokenLogprob, ...]) -> ChunkResult:
+    """Both halves of a chunk's result; a prompt that is only scored must not end in NaN either."""
+    if not all(isfinite(report.logprob) for report in prompt):
+        return ChunkResult(error=NON_FINITE)
+    return replace(token, prompt=prompt)
 
 
 def _samples(chunk: Chunk) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 from engine.result import ChunkResult
 from engine.sequence import SamplingParams, Sequence, TokenLogprob
 
+COLDEST = 1e-6  # below this only the best token is left, and dividing by less overflows
 NON_FINITE = "The model's logits for this request are not finite; its adapter may have overflowed."
 
 
@@ -114,7 +115,8 @@ def _ids(tokens: Collection[int], like: Tensor) -> Tensor:
 
 def _draw(row_V: Tensor, sequence: Sequence) -> int:
     """Invert the cumulative distribution at the request's next random number."""
-    probs_V, order = _filtered(row_V / sequence.params.temperature, sequence.params)
+    scaled_V = (row_V - row_V.max()) / max(sequence.params.temperature, COLDEST)
+    probs_V, order = _filtered(scaled_V, sequence.params)
     cumulative = probs_V.double().cumsum(-1)
     at = uniform(sequence.stream, sequence.num_generated) * float(cumulative[-1])
     index = int(torch.searchsorted(cumulative, at, right=True).clamp(max=probs_V.numel() - 1))

@@ -50,8 +50,8 @@ class Scheduler:
     """First come, first served, except that nobody waits behind an adapter that is still loading.
 
     Running sequences go first. When blocks run out, the sequence that came last gives its own back and is
-    recomputed later. A waiting sequence is overtaken at most `patience` times; then nobody with an adapter passes it,
-    so the running ones drain and its adapter finds room.
+    recomputed later. A waiting sequence is overtaken at most `patience` times for want of room; then nobody with an
+    adapter passes it, so the running ones drain and its adapter is placed. One that is being read holds up nobody.
     """
 
     def __init__(self, pool: BlockPool, max_batch_tokens: int, max_sequences: int, patience: int = 64) -> None:
@@ -81,8 +81,11 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
 
-    def plan(self, ready: Callable[[AdapterId], bool]) -> StepPlan:
-        """Take blocks for the next step and say what it computes. `ready` tells whether an adapter is on the device."""
+    def plan(self, ready: Callable[[AdapterId], bool], loading: Callable[[AdapterId], bool]) -> StepPlan:
+        """Take blocks for the next step and say what it computes.
+
+        `ready` tells whether an adapter is on the device, `loading` whether it is being read from disk.
+        """
         budget = self._max_batch_tokens
         chunks: list[Chunk] = []
         preempted: list[Sequence] = []
@@ -94,7 +97,7 @@ class Scheduler:
                 chunks.append(Chunk(sequence, sequence.num_computed, count))
                 budget -= count
         chunks = [chunk for chunk in chunks if chunk.sequence.status is Status.RUNNING]
-        admitted = [] if preempted else list(self._admit(budget, ready))
+        admitted = [] if preempted else list(self._admit(budget, ready, loading))
         chunks += [Chunk(sequence, sequence.num_computed, count) for sequence, count in admitted]
         return StepPlan(tuple(chunks), tuple(sequence for sequence, _ in admitted), tuple(preempted))
 
@@ -126,7 +129,9 @@ class Scheduler:
         assert len(held) == self._pool.num_used, "a block is held by nobody, or by somebody who does not run"
         assert all(not sequence.blocks for sequence in self.waiting)
 
-    def _admit(self, budget: int, ready: Callable[[AdapterId], bool]) -> Iterator[tuple[Sequence, int]]:
+    def _admit(
+        self, budget: int, ready: Callable[[AdapterId], bool], loading: Callable[[AdapterId], bool]
+    ) -> Iterator[tuple[Sequence, int]]:
         """Let waiting sequences in while tokens, seats and blocks last."""
         passed: list[Sequence] = []
         blocked = False
@@ -135,7 +140,8 @@ class Scheduler:
                 break
             if sequence.adapter is not None and (blocked or not ready(sequence.adapter)):
                 passed.append(sequence)
-                blocked = blocked or self._overtaken.get(sequence.id, 0) >= self._patience
+                impatient = self._overtaken.get(sequence.id, 0) >= self._patience
+                blocked = blocked or (impatient and not loading(sequence.adapter))
                 continue
             count = self._enter(sequence, budget)
             if not count:  # no blocks: nobody behind may take those that come free
@@ -159,8 +165,9 @@ class Scheduler:
         sequence.status = Status.RUNNING
         self.waiting.remove(sequence)
         self.running.append(sequence)
-        self.prefix_tokens_asked += len(sequence.tokens)
-        self.prefix_tokens_found += computed
+        if sequence.admission is None:  # not when it comes back from a preemption
+            self.prefix_tokens_asked += sequence.prompt_len
+            self.prefix_tokens_found += computed
         return count
 
     def _cached_prefix(self, sequence: Sequence) -> list[int]:

@@ -3,15 +3,19 @@
 Owns the meeting of policy and bytes, and what has failed to load. Knows neither sequences nor torch.
 """
 
+import logging
 from collections.abc import Collection, Sequence
 from queue import Empty, SimpleQueue
 from time import monotonic
 
+from adapters.errors import AdapterCorrupt, AdapterError
 from adapters.manifest import AdapterId
 from adapters.mover import Arrival, Mover
 from adapters.residency import AdapterPlan, Residency, Tier
-from engine.errors import AdapterTooLarge
+from engine.errors import AdapterTooLarge, EngineError
 from engine.events import AdapterEvicted, AdapterLoaded, Observer
+
+log = logging.getLogger(__name__)
 
 
 class AdapterTiers:
@@ -33,6 +37,10 @@ class AdapterTiers:
     def ready(self, adapter: AdapterId) -> bool:
         return self.residency.on_device(adapter)
 
+    def loading(self, adapter: AdapterId) -> bool:
+        """Whether it is being read from disk, which no eviction would speed up."""
+        return self.residency.is_fetching(adapter)
+
     def placed_at(self, adapter: AdapterId) -> float:
         """When it last came onto the device."""
         return self._placed_at[adapter]
@@ -40,33 +48,42 @@ class AdapterTiers:
     def check(self, adapter: AdapterId) -> None:
         """Raises AdapterTooLarge if no eviction could make room for it, UnknownAdapter if there is no such blob."""
         size, residency = self._mover.size(adapter), self.residency
-        if not residency.fits(size):
+        if not residency.fits(adapter, size):
+            left = residency.device_budget - residency.kept_bytes(adapter)
             raise AdapterTooLarge(
-                f"This adapter takes {size} bytes, but the budgets leave it only "
-                f"{residency.device_budget - residency.pinned_bytes} on the device and {residency.host_budget} in host "
-                "memory. Unpin others, or raise --adapter-device-memory and --adapter-host-memory."
+                f"This adapter takes {size} bytes, but pinned and merged adapters leave it {left} of "
+                f"{residency.device_budget} on the device, and host memory for adapters has {residency.host_budget}. "
+                "Unpin or unmerge others, or raise --adapter-device-memory and --adapter-host-memory."
             )
 
     def move(self, running: Collection[AdapterId], wanted: Sequence[AdapterId]) -> dict[AdapterId, Exception]:
-        """Note what has arrived, then make the next moves. Gives back the adapters that failed to load, and why."""
-        failed = self._note_arrivals()
+        """Note what has arrived, then make the next moves.
+
+        Gives back the adapters that failed to load, or are wanted but have lost their room to pins, and why.
+        """
+        failed = self._note_arrivals() | self._without_room(wanted)
         still_wanted = [adapter for adapter in (*self.residency.pinned, *wanted) if adapter not in failed]
         self._warm = [adapter for adapter in self._warm if self.tier(adapter) is not Tier.DEVICE]
         warm = [adapter for adapter in self._warm if adapter not in failed]
         sizes = {adapter: self._mover.size(adapter) for adapter in {*running, *still_wanted, *warm}}
         plan = self.residency.plan(sizes, running, tuple(dict.fromkeys(still_wanted)), warm)
         self.residency.apply(plan, sizes, used=running)
-        self._obey(plan)
-        return failed
+        return failed | self._obey(plan)
 
     def pin(self, adapter: AdapterId) -> None:
         """Load it at the next step and keep it on the device. Raises AdapterTooLarge."""
         self.check(adapter)
-        self.residency.pin(adapter)
+        self.residency.pin(adapter, self._mover.size(adapter))
 
     def prefetch(self, adapters: Sequence[AdapterId]) -> None:
-        """Load these into room that is free, now and as it comes free."""
-        self._warm += [adapter for adapter in adapters if adapter not in self._warm]
+        """Load these into room that is free, now and as it comes free. One that cannot be served is only logged."""
+        for adapter in dict.fromkeys(adapters):
+            try:
+                self.check(adapter)
+            except (AdapterError, AdapterTooLarge) as error:
+                log.warning("adapter %s is not warmed up: %s", adapter, error)
+            else:
+                self._warm += [] if adapter in self._warm else [adapter]
 
     def forget(self, adapter: AdapterId) -> None:
         """Drop an adapter that was deleted and that nobody uses."""
@@ -78,6 +95,7 @@ class AdapterTiers:
             self._mover.drop_device(adapter)
         self._mover.drop_host(adapter)
         self.residency.forget(adapter)
+        self._placed_at.pop(adapter, None)
 
     @property
     def busy(self) -> bool:
@@ -98,17 +116,35 @@ class AdapterTiers:
             adapter = arrival.adapter
             if arrival.error is not None:
                 self.residency.fetch_failed(adapter)
-                self.residency.unpin(adapter)
-                self._warm = [other for other in self._warm if other != adapter]
-                failed[adapter] = arrival.error
             else:
                 self.residency.fetched(adapter)
                 self._observe(AdapterLoaded(adapter, "disk", arrival.seconds, self._mover.size(adapter)))
-            if adapter in self._doomed:
+            if adapter in self._doomed:  # whoever wants it now has uploaded it again: it is read anew
                 self._doomed.discard(adapter)
                 self.forget(adapter)
+            elif arrival.error is not None:
+                failed[adapter] = self._give_up(adapter, arrival.error)
 
-    def _obey(self, plan: AdapterPlan) -> None:
+    def _give_up(self, adapter: AdapterId, error: Exception) -> Exception:
+        """Try no more to load it until somebody asks again."""
+        log.error("adapter %s could not be loaded", adapter, exc_info=error)
+        self.residency.unpin(adapter)
+        self._warm = [other for other in self._warm if other != adapter]
+        return error
+
+    def _without_room(self, wanted: Sequence[AdapterId]) -> dict[AdapterId, Exception]:
+        failed: dict[AdapterId, Exception] = {}
+        for adapter in wanted:
+            try:
+                if not self.ready(adapter):
+                    self.check(adapter)
+            except AdapterTooLarge as error:
+                failed[adapter] = error
+        return failed
+
+    def _obey(self, plan: AdapterPlan) -> dict[AdapterId, Exception]:
+        """Make the moves; gives back what could not be placed, because the device has less memory than budgeted."""
+        failed: dict[AdapterId, Exception] = {}
         for adapter in plan.off_device:
             self._mover.drop_device(adapter)
             self._observe(AdapterEvicted(adapter, "device"))
@@ -119,14 +155,29 @@ class AdapterTiers:
             self._mover.fetch(adapter, self._on_arrival)
         for adapter in plan.place:
             started = monotonic()
-            self._mover.place(adapter)
+            try:
+                self._mover.place(adapter)
+            except Exception as error:
+                self.residency.place_failed(adapter)
+                failed[adapter] = self._give_up(adapter, error)
+                continue
             self._placed_at[adapter] = monotonic()
             self._observe(AdapterLoaded(adapter, "host", monotonic() - started, self._mover.size(adapter)))
+        return failed
 
     def _on_arrival(self, arrival: Arrival) -> None:
         """Called on a reader's thread."""
         self._arrivals.put(arrival)
         self.wake()
+
+
+def explain(error: Exception) -> tuple[str, str]:
+    """What a waiting request is told about its adapter, and the code for it."""
+    if isinstance(error, AdapterCorrupt):
+        return str(error), "adapter_corrupt"
+    if isinstance(error, AdapterError | EngineError):
+        return str(error), "adapter_unavailable"
+    return "The adapter could not be read from the store.", "adapter_unavailable"
 
 
 def _nobody_sleeps() -> None:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
 from time import monotonic
 from typing import TypeVar
 
@@ -66,6 +66,8 @@ class EngineWorker:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
         self._ended = False
+        self._closed = False  # nobody will look into the inbox again; set behind the door, so nothing is put there after
+        self._door = Lock()
         self._ticked = monotonic()
         self._stats = EngineStats()
         self._residents: tuple[Resident, ...] = ()
@@ -109,7 +111,8 @@ class EngineWorker:
         Raises EngineStopped, and what `Engine.submit` raises, before anything is queued.
         """
         if self._stopping or not self.alive:
-            raise EngineStopped("The server is shutting down. Send the request to another instance, or retry later.")
+            raise EngineStopped(_STOPPED)
+        assert request.id not in self._outputs, "two requests cannot share an id"
         outputs: asyncio.Queue[Output] = asyncio.Queue()
         self._outputs[request.id] = outputs
         try:
@@ -134,21 +137,29 @@ class EngineWorker:
     async def merge(self, adapter: AdapterId) -> None:
         """Returns once the adapter is served from the weights. Raises MergeRefused or loader's DoesNotFit."""
         await asyncio.wrap_future(await self._call(lambda: self._engine.merge(adapter)))
+        await self._call(_nothing)  # the snapshots show it now
 
     async def unmerge(self) -> None:
         await self._call(self._engine.unmerge)
 
     async def _call(self, job: Callable[[], T]) -> T:
-        """Run `job` on the engine's thread between two steps."""
+        """Run `job` on the engine's thread between two steps; stats and residents show what it did."""
         done: Future[T] = Future()
 
         def run() -> None:
+            if not done.set_running_or_notify_cancel():  # the caller has gone
+                return
             try:
-                done.set_result(job())
+                result = self._do(job)
             except Exception as error:
                 done.set_exception(error)
+            else:
+                done.set_result(result)
 
-        self._inbox.put(run)
+        with self._door:
+            if self._closed:
+                raise EngineStopped(_STOPPED)
+            self._inbox.put(run)
         return await asyncio.wrap_future(done)
 
     def _leave(self, request_id: str) -> None:
@@ -176,7 +187,22 @@ class EngineWorker:
             self._stopping = True
             self._deliver([(request_id, _DEAD) for request_id in list(self._outputs)])
         finally:
+            self._close()
             self._engine.tiers.close()
+
+    def _close(self) -> None:
+        """Turn away whoever still waits for the thread."""
+        with self._door:
+            self._closed = True
+        self._engine.cancel_merge(EngineStopped(_STOPPED))
+        self._read_inbox(wait=False)
+
+    def _do(self, job: Callable[[], T]) -> T:
+        if self._closed:
+            raise EngineStopped(_STOPPED)
+        result = job()
+        self._snapshot()
+        return result
 
     def _turn(self) -> None:
         """One round: do what came in, then one step if there is something to do."""
@@ -192,6 +218,8 @@ class EngineWorker:
             job = self._inbox.get(timeout=1.0) if wait else self._inbox.get_nowait()
             while True:
                 job()
+                if self._ended and not self._closed:
+                    return
                 job = self._inbox.get_nowait()
         except Empty:
             return
@@ -210,6 +238,7 @@ class EngineWorker:
         self._residents = _residents(self._engine)
 
 
+_STOPPED = "The server is shutting down. Send the request to another instance, or retry later."
 _DEAD = Output(finish_reason=FinishReason.ERROR, error="The engine has stopped.", error_code="step_failed")
 
 
