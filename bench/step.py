@@ -39,7 +39,7 @@ def house(x: Tensor, weight: Tensor) -> Tensor:
 
 def products_s(base: Base, rows: int, multiply: Product) -> float:
     """Seconds for every linear layer of the base, head included, once, on `rows` rows of activations."""
-    weights = [base.weight(path) for path in base.shape.linears]
+    weights = [layer.weight.detach() for layer in base.linears.values()]
     inputs = [torch.randn(rows, weight.shape[1], dtype=weight.dtype, device=weight.device) for weight in weights]
     started = time.perf_counter()
     for x, weight in zip(inputs, weights, strict=True):
