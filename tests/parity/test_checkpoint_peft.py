@@ -123,7 +123,7 @@ def test_an_adapter_of_the_head_is_read(tmp_path: Path, shape: BaseShape) -> Non
     assert read_directory(tmp_path, shape).manifest.targets == ("lm_head", "q_proj")
 
 
-@pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed")
+@pytest.mark.filterwarnings("ignore:.lora_bias=True. was passed", "ignore:Adapter .default.. 4 LoRA tensor")
 @pytest.mark.parametrize(
     ("config", "word"),
     [
