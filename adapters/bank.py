@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from adapters.checkpoint import Checkpoint
+from adapters.errors import Fault, InvalidAdapter
 from adapters.manifest import AdapterId, Graft, Manifest
 from adapters.op import LowRank
 
@@ -49,7 +50,8 @@ def num_bytes(manifest: Manifest, itemsize: int) -> int:
 def load(checkpoint: Checkpoint, dtype: torch.dtype, base_weight: Callable[[str], Tensor], pin: bool = False) -> Loaded:
     """Read an adapter into host memory as one allocation in the base's dtype, page-locked on request.
 
-    `base_weight(path)` is the base's pristine `W [out, in]`, needed for DoRA's gains only.
+    `base_weight(path)` is the base's pristine `W [out, in]`, needed for DoRA's gains only. Raises InvalidAdapter
+    where a number is too large for `dtype`: an infinity in one adapter would turn every row of its batch into NaN.
     """
     manifest = checkpoint.manifest
     total = sum(graft.rank * (graft.in_features + graft.out_features) for graft in manifest.grafts)
@@ -64,6 +66,9 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype, base_weight: Callable[[str]
             offset += a.numel() + b_t.numel()
             magnitude = file.get_tensor(f"{name}.lora_magnitude_vector") if graft.dora else None
             parts[graft.path] = Part(low, None if magnitude is None else _gain(graft, magnitude, low, base_weight))
+    if not flat.isfinite().all():
+        problem = f"some elements are too large for {dtype}, in which this base is served"
+        raise InvalidAdapter([Fault(str(checkpoint.weights.name), problem, "Serve the base in bfloat16 or float32")])
     return Loaded(manifest, parts)
 
 
@@ -109,7 +114,8 @@ def _gain(graft: Graft, magnitude: Tensor, low: LowRank, base_weight: Callable[[
     """`g = m / ||W + s BA||`, the norm taken over each output's row (DoRA, arXiv 2402.09353, section 4.3)."""
     adapted = base_weight(graft.path).float().cpu()
     adapted = torch.addmm(adapted, low.b_RO.float().t(), low.a_RI.float(), alpha=low.scaling)
-    return magnitude.float() / torch.linalg.vector_norm(adapted, dim=1)
+    gain: Tensor = magnitude.float() / torch.linalg.vector_norm(adapted, dim=1)
+    return gain
 
 
 def _move(part: Part, device: torch.device) -> Part:

@@ -93,12 +93,12 @@ class GraftedLinear(nn.Module):
 
     @property
     def bias(self) -> Tensor | None:
-        bias = self.base.bias
+        bias: object = self.base.bias
         assert bias is None or isinstance(bias, Tensor)
         return bias
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.base(x)
+        y: Tensor = self.base(x)
         selection = self._active.head if self._is_head else self._active.tokens
         if selection is None or selection.idle:
             return y

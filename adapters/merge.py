@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from loader.memory import available_host_bytes, format_bytes
 from torch import Tensor, nn
 
 from adapters.bank import Loaded, Part, load
@@ -19,6 +18,7 @@ from adapters.errors import Fault, InvalidAdapter
 from adapters.layer import GraftedLinear
 from loader.base import Base
 from loader.errors import DoesNotFit
+from loader.memory import available_host_bytes, format_bytes
 from loader.product import dense_linear
 
 

@@ -62,15 +62,16 @@ class Residency:
     """Two byte budgets over an unbounded disk.
 
     An adapter is fetched (disk to host, in the background), then placed (host to device). Its host copy may
-    leave while it is on the device. Least recently used leaves first; a pinned adapter, and one that runs,
-    never leaves the device. A fetch reserves its host bytes when it starts.
+    leave while it is on the device. Least recently used leaves first; an adapter that is pinned, held for the
+    merged weights, or running never leaves the device. A fetch reserves its host bytes when it starts.
     """
 
     def __init__(self, device_bytes: int, host_bytes: int) -> None:
         self._device = _Tier(device_bytes)
         self._host = _Tier(host_bytes)
         self._fetching: dict[AdapterId, int] = {}
-        self._pinned: set[AdapterId] = set()
+        self._pinned: dict[AdapterId, int] = {}
+        self._held: dict[AdapterId, int] = {}
 
     # Queries
 
@@ -118,13 +119,13 @@ class Residency:
             if adapter not in self._device.held and adapter not in self._fetching:
                 yield adapter, Tier.HOST, size
 
-    def fits(self, size: int) -> bool:
-        """Whether an adapter of `size` bytes can ever be served beside the pinned ones."""
-        return size <= self._host.budget and size + self.pinned_bytes <= self._device.budget
+    def fits(self, adapter: AdapterId, size: int) -> bool:
+        """Whether `adapter`, of `size` bytes, can ever be served beside those that never leave."""
+        return size <= self._host.budget and size + self.kept_bytes(adapter) <= self._device.budget
 
-    @property
-    def pinned_bytes(self) -> int:
-        return sum(self._device.held.get(adapter, 0) for adapter in self._pinned)
+    def kept_bytes(self, adapter: AdapterId) -> int:
+        """The device bytes that others than `adapter` never give up, those included that are still to be placed."""
+        return sum(size for other, size in (self._pinned | self._held).items() if other != adapter)
 
     def plan(
         self,
@@ -142,12 +143,12 @@ class Residency:
         for adapter in reversed(wanted):  # what is wanted soonest leaves last
             draft.device.touch(adapter)
             draft.host.touch(adapter)
-        stays_on_device = set(running) | self._pinned
+        stays_on_device = {*running, *self._pinned, *self._held}
         stays_on_host = set(self._fetching)
         for adapter in wanted:
             self._advance(draft, adapter, sizes[adapter], stays_on_device.__contains__, stays_on_host.__contains__)
             stays_on_device.add(adapter)
-            if not self.on_device(adapter):
+            if not self.on_device(adapter) or adapter not in draft.device.held:  # then its host copy is not to spare
                 stays_on_host.add(adapter)
         for adapter in warm:
             self._advance(draft, adapter, sizes[adapter], _everyone, _everyone)
@@ -193,16 +194,29 @@ class Residency:
         del self._fetching[adapter]
         del self._host.held[adapter]
 
-    def pin(self, adapter: AdapterId) -> None:
-        self._pinned.add(adapter)
+    def place_failed(self, adapter: AdapterId) -> None:
+        """It did not reach the device after all."""
+        del self._device.held[adapter]
+
+    def pin(self, adapter: AdapterId, size: int) -> None:
+        """Keep it on the device from when it gets there. Ask `fits` first."""
+        self._pinned[adapter] = size
 
     def unpin(self, adapter: AdapterId) -> None:
-        self._pinned.discard(adapter)
+        self._pinned.pop(adapter, None)
+
+    def hold(self, adapter: AdapterId) -> None:
+        """Keep an adapter that is on the device for as long as it is merged: other rows have it undone."""
+        self._held[adapter] = self._device.held[adapter]
+
+    def let_go(self, adapter: AdapterId) -> None:
+        del self._held[adapter]
 
     def forget(self, adapter: AdapterId) -> None:
         """Drop an adapter that was deleted from both tiers. It must not be fetching."""
         assert adapter not in self._fetching, "wait for the fetch to end"
-        self._pinned.discard(adapter)
+        assert adapter not in self._held, "unmerge it first"
+        self.unpin(adapter)
         self._device.held.pop(adapter, None)
         self._host.held.pop(adapter, None)
 
@@ -211,6 +225,7 @@ class Residency:
         assert self._device.used <= self._device.budget
         assert self._host.used <= self._host.budget
         assert self._fetching.keys() <= self._host.held.keys()
+        assert self._held.keys() <= self._device.held.keys()
 
 
 def _everyone(_: AdapterId) -> bool:

@@ -5,8 +5,6 @@ Owns the choice of parts and their sizes. The only place that knows all of them.
 
 from dataclasses import dataclass
 
-from loader.plan import kv_spec
-
 from adapters.bank import Bank
 from adapters.residency import Residency
 from adapters.store import BlobStore
@@ -19,6 +17,7 @@ from engine.runner import ModelRunner
 from engine.scheduler import Scheduler
 from engine.tiers import AdapterTiers
 from loader.base import Base
+from loader.plan import kv_spec
 
 
 @dataclass(frozen=True, slots=True)

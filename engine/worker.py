@@ -66,7 +66,7 @@ class EngineWorker:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
         self._ended = False
-        self._closed = False  # nobody will look into the inbox again; set behind the door, so nothing is put there after
+        self._closed = False  # whether the inbox was looked into for the last time; `_door` guards it
         self._door = Lock()
         self._ticked = monotonic()
         self._stats = EngineStats()
@@ -234,8 +234,7 @@ class EngineWorker:
             self._loop.call_soon_threadsafe(self._hand_out, deliveries)
 
     def _snapshot(self) -> None:
-        self._stats = _stats(self._engine)
-        self._residents = _residents(self._engine)
+        self._stats, self._residents = _stats(self._engine), _residents(self._engine)
 
 
 _STOPPED = "The server is shutting down. Send the request to another instance, or retry later."
