@@ -1,14 +1,13 @@
-"""What `rootstock serve` draws while it starts: progress, the memory table, where it listens.
+"""What commands draw while they load: a bar on a terminal, plain lines elsewhere.
 
-Owns the terminal output of the start. Knows rich; decides nothing.
+Owns the picture of the loader's progress. Knows rich; decides nothing.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from loader.progress import Progress as Watcher
 
@@ -40,14 +39,3 @@ class _Lines:
         if what != self._said:
             self._said = what
             self._console.print(what, highlight=False)
-
-
-def memory_table(console: Console, rows: Iterable[tuple[str, str, str]]) -> None:
-    """What takes how much: (who, bytes as text, why)."""
-    table = Table(title="Memory", title_justify="left")
-    table.add_column("for")
-    table.add_column("size", justify="right")
-    table.add_column("that is")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)

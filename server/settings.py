@@ -19,6 +19,7 @@ from pydantic_settings import (
 
 DEFAULT_FILE = Path("rootstock.toml")
 _MIB = 1 << 20
+_FREE = "default: from what is free"
 
 
 class SettingsError(Exception):
@@ -45,12 +46,12 @@ class Settings(BaseSettings):
         default_factory=dict
     )
     adapter_root: Annotated[Path | None, Field(description="Directory from which load_lora_adapter may load.")] = None
-    kv_cache_memory: Annotated[ByteSize, Field(gt=0, description="Budget of the KV cache.")] = ByteSize(512 * _MIB)
-    adapter_device_memory: Annotated[ByteSize, Field(gt=0, description="Budget of adapters on the device.")] = ByteSize(
-        256 * _MIB
+    kv_cache_memory: Annotated[ByteSize | None, Field(gt=0, description=f"Budget of the KV cache; {_FREE}.")] = None
+    adapter_device_memory: Annotated[ByteSize | None, Field(gt=0, description=f"Adapters on the device; {_FREE}.")] = (
+        None
     )
-    adapter_host_memory: Annotated[ByteSize, Field(ge=0, description="Budget of adapters in host memory.")] = ByteSize(
-        256 * _MIB
+    adapter_host_memory: Annotated[ByteSize | None, Field(ge=0, description=f"Adapters in host memory; {_FREE}.")] = (
+        None
     )
     max_batch_tokens: Annotated[int, Field(ge=1, description="Tokens computed in one step.")] = 512
     max_sequences: Annotated[int, Field(ge=1, description="Sequences in one batch.")] = 64

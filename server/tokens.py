@@ -32,23 +32,18 @@ class FastTokenizer(Protocol):
 
     def decode(self, token_ids: Any, *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> Any: ...
 
-    def __len__(self) -> int: ...
-
 
 class HubTokenizer:
     """Prompts and chats for one base, through its own `tokenizer.json` and chat template."""
 
-    def __init__(self, tokenizer: FastTokenizer) -> None:
+    def __init__(self, tokenizer: FastTokenizer, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         self._added = {id: token.content for id, token in tokenizer.added_tokens_decoder.items()}
         self._cuts = cut_pattern(self._added.values())
         self._seam = secrets.token_hex(16)
         self._byte_level = "ByteLevel" in str(self._backend.decoder)
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self._tokenizer)
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self._backend.encode(text).ids

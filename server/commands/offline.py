@@ -21,10 +21,10 @@ def validate(
     """Check an adapter against a base, offline, and list every fault."""
     from adapters.checkpoint import read_directory
     from adapters.errors import InvalidAdapter
-    from loader.base import skeleton
+    from loader import skeleton
     from loader.source import resolve
 
-    shape = skeleton(resolve(base, _data_dir(data_dir)))
+    shape = skeleton.shape(resolve(base, _data_dir(data_dir)))
     try:
         checkpoint = read_directory(folder, shape)
     except InvalidAdapter as error:

@@ -1,0 +1,150 @@
+"""Putting one server together: plan the memory, load the base, open the catalog, build the engine.
+
+Owns who is given what. The only module of the face that imports the engine's and the loader's heavy parts.
+"""
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import torch
+from rich.console import Console
+
+from adapters.catalog import Catalog
+from adapters.manifest import AdapterId
+from adapters.registry import Registry
+from adapters.store import BlobStore
+from engine.build import EngineConfig, build
+from engine.worker import EngineWorker
+from loader import suitability
+from loader.base import Base, load
+from loader.estimate import ITEMSIZE, base_bytes
+from loader.memory import available_host_bytes
+from loader.plan import Available, Budgets, MemoryPlan, kv_bytes_per_token, kv_spec, plan
+from loader.progress import Progress
+from loader.source import Source, resolve
+from server.datadir import DataDir
+from server.metrics import Metrics
+from server.ports import Limits, Services
+from server.settings import Settings
+from server.tokens import HubTokenizer
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """Everything one server runs on. The worker has not been started; the catalog has not been swept."""
+
+    services: Services
+    worker: EngineWorker
+    registry: Registry
+
+
+def build_house(settings: Settings, data: DataDir, progress: Progress, console: Console) -> House:
+    """Raises LoaderError when the base cannot be served here, and RegistryUnusable."""
+    source = resolve(settings.base, data.root, progress)
+    memory, max_model_len = _plan(settings, source)
+    console.print(memory.table(), highlight=False)
+    base = load(
+        source,
+        dtype=settings.dtype,
+        quantization=settings.quantization,
+        device=settings.device,
+        progress=progress,
+    )
+    store, metrics = BlobStore(data.blobs), Metrics()
+    progress("preparing the engine", None)
+    worker = EngineWorker(build(base, store, _engine_config(settings, memory, max_model_len), metrics.observe))
+    registry = Registry(data.registry_url)
+    catalog = Catalog(registry, store, base.shape, frozenset({base.id}))
+    services = Services(
+        worker=worker,
+        catalog=catalog,
+        tokenizer=HubTokenizer(base.tokenizer, _vocab_size(base)),
+        base_id=base.id,
+        limits=Limits(
+            max_model_len=max_model_len,
+            max_body_bytes=settings.max_body_bytes,
+            max_upload_bytes=settings.max_upload_bytes,
+            idle_s=settings.idle_timeout,
+        ),
+        metrics=metrics,
+        uploads=data.uploads,
+        adapter_root=settings.adapter_root,
+    )
+    return House(services, worker, registry)
+
+
+def open_catalog(house: House, loop: asyncio.AbstractEventLoop, adapters: Mapping[str, Path]) -> None:
+    """Put the store in order, tell the engine of deletions, and add the adapters named at the start.
+
+    Raises InvalidAdapter, NameInvalid and their kin for an adapter that cannot be served.
+    """
+    catalog = house.services.catalog
+    swept = catalog.sweep()
+    for version in swept.missing:
+        _log.error("adapter_blob_missing", name=version.name, version=version.number, id=version.id)
+    if swept.removed or swept.temporaries:
+        _log.info("swept", orphans=len(swept.removed), temporaries=swept.temporaries)
+
+    def forget(id: AdapterId) -> None:
+        asyncio.run_coroutine_threadsafe(house.worker.forget(id), loop).add_done_callback(_note_failure)
+
+    catalog.on_forgotten = forget
+    for name, folder in adapters.items():
+        version, created = catalog.add_directory(name, folder)
+        _log.info("adapter_added" if created else "adapter_known", name=name, version=version.number, id=version.id)
+
+
+def _note_failure(done: "Future[None]") -> None:
+    if not done.cancelled() and done.exception() is not None:
+        _log.error("forget_failed", exc_info=done.exception())
+
+
+def _plan(settings: Settings, source: Source) -> tuple[MemoryPlan, int]:
+    """What goes where, before anything is loaded, and the context in tokens that fits. Raises DoesNotFit."""
+    config = suitability.config_of(source.path)
+    longest = suitability.max_model_len(config)
+    wished = min(longest, settings.max_model_len or longest)
+    memory = plan(
+        base_bytes=base_bytes(source.path, settings.dtype, settings.quantization),
+        kv_token_bytes=kv_bytes_per_token(kv_spec(config.to_dict()), ITEMSIZE[settings.dtype]),
+        max_model_len=wished,
+        available=_available(settings.device),
+        budgets=Budgets(settings.kv_cache_memory, settings.adapter_device_memory, settings.adapter_host_memory),
+        block_size=settings.block_size,
+    )
+    return memory, min(wished, memory.num_blocks * memory.block_size)
+
+
+def _available(device: str) -> Available:
+    host = available_host_bytes() or sys.maxsize
+    if device == "cpu" or not torch.cuda.is_available():
+        return Available(host)
+    free, _ = torch.cuda.mem_get_info(None if device in ("auto", "cuda") else torch.device(device))
+    return Available(host, free)
+
+
+def _engine_config(settings: Settings, memory: MemoryPlan, max_model_len: int) -> EngineConfig:
+    return EngineConfig(
+        num_blocks=memory.num_blocks,
+        max_model_len=max_model_len,
+        adapter_device_bytes=memory.adapter_device_bytes,
+        adapter_host_bytes=memory.adapter_host_bytes,
+        block_size=memory.block_size,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_sequences=settings.max_sequences,
+        max_waiting=settings.max_waiting,
+    )
+
+
+def _vocab_size(base: Base) -> int:
+    """The rows of the embedding: ids past the tokenizer's last are padding, but they are ids."""
+    embedding = base.model.get_input_embeddings()
+    assert isinstance(embedding, torch.nn.Embedding), "transformers' decoders look tokens up in one table"
+    return embedding.num_embeddings

@@ -1,0 +1,100 @@
+"""`rootstock serve`: from settings to a listening server, and back to nothing left running.
+
+Owns the order of the start and of the end. The pieces are made in `assembly.py`; the signals are
+`shutdown.py`'s.
+"""
+
+import asyncio
+import contextlib
+import os
+
+import structlog
+import uvicorn
+import uvloop
+from rich.console import Console
+
+from server import logs
+from server.app import create_app
+from server.assembly import House, build_house, open_catalog
+from server.datadir import DataDir
+from server.pins import follow_pins
+from server.screen import loading
+from server.settings import Settings
+from server.shutdown import Shutdown
+from server.version import version
+from server.warm import ResidentMemory
+
+_log = structlog.get_logger(__name__)
+_GRACE_S = 5  # for connections that still hold unread bytes after their answers were made
+
+
+def serve(settings: Settings) -> int:
+    """Serve until told to stop; the exit code. Raises LoaderError, AdapterError, DataDirInUse before it listens."""
+    logs.set_up(settings.log_level, settings.log_format)
+    console = Console()
+    data = DataDir(settings.data_dir)
+    lock = data.lock()
+    try:
+        data.clear_uploads()
+        with loading(console) as progress:
+            house = build_house(settings, data, progress, console)
+        with contextlib.closing(house.registry), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_run(settings, house, console))
+    finally:
+        os.close(lock)
+
+
+async def _run(settings: Settings, house: House, console: Console) -> int:
+    services, worker = house.services, house.worker
+    worker.start()
+    open_catalog(house, asyncio.get_running_loop(), settings.adapters)
+    await worker.prefetch(services.catalog.residents())
+    await follow_pins(services)
+    server = uvicorn.Server(_config(settings, house))
+    serving = asyncio.create_task(server.serve())
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.02)
+    if serving.done():
+        await worker.stop(0)
+        return 1
+    shutdown = Shutdown(server, services.lifecycle, settings.drain_timeout, lambda: worker.stop(0))
+    shutdown.install()
+    services.lifecycle.ready()
+    _say_where(console, server, services.base_id)
+    await _until_stopped(serving, ResidentMemory(worker, services.catalog))
+    if shutdown.forced:
+        return 1
+    await worker.stop(0)
+    _log.info("stopped")
+    return 0
+
+
+async def _until_stopped(serving: asyncio.Task[None], memory: ResidentMemory) -> None:
+    """Serve; meanwhile and at the end, remember what is resident."""
+    keeping = asyncio.create_task(memory.keep())
+    try:
+        await serving
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+        await memory.note()
+
+
+def _config(settings: Settings, house: House) -> uvicorn.Config:
+    return uvicorn.Config(
+        create_app(house.services),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_S,
+    )
+
+
+def _say_where(console: Console, server: uvicorn.Server, base_id: str) -> None:
+    host, port = server.servers[0].sockets[0].getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    console.print(f"rootstock {version()} serves {base_id} at http://{shown}:{port}", highlight=False)
