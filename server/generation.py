@@ -43,8 +43,8 @@ class Generation:
     async def __aiter__(self) -> AsyncIterator[Indexed]:
         """Outputs as they come. Raises GenerationFailed when the engine ends a request with an error."""
         if len(self._streams) == 1:
-            async for output in self._streams[0]:
-                yield 0, _checked(output)
+            async for output in _whole(self._streams[0]):
+                yield 0, output
             return
         self._pumps = [asyncio.create_task(self._pump(index, stream)) for index, stream in enumerate(self._streams)]
         while self._open:
@@ -54,7 +54,7 @@ class Generation:
             elif isinstance(item, BaseException):
                 raise item
             else:
-                yield item[0], _checked(item[1])
+                yield item
 
     async def aclose(self) -> None:
         for pump in self._pumps:
@@ -64,7 +64,7 @@ class Generation:
 
     async def _pump(self, index: int, stream: OutputStream) -> None:
         try:
-            async for output in stream:
+            async for output in _whole(stream):
                 await self._queue.put((index, output))
         except Exception as error:
             await self._queue.put(error)
@@ -94,6 +94,15 @@ async def _hangup(request: HttpRequest) -> None:
 
 async def _close_all(streams: Sequence[OutputStream]) -> None:
     await asyncio.gather(*(stream.aclose() for stream in streams), return_exceptions=True)
+
+
+async def _whole(stream: OutputStream) -> AsyncIterator[Output]:
+    """The outputs up to the finish reason that every accepted request has. Raises GenerationFailed, EngineStopped."""
+    async for output in stream:
+        yield _checked(output)
+        if output.finish_reason is not None:
+            return
+    raise GenerationFailed("The engine dropped this request.", "generation_failed")
 
 
 def _checked(output: Output) -> Output:

@@ -103,18 +103,27 @@ class FakeStream:
     def __init__(self, worker: FakeWorker, request: Request) -> None:
         self._worker, self._request = worker, request
         self._outputs = iter(outputs_for(request, worker.fail_after))
+        self._over = False
 
     def __aiter__(self) -> AsyncIterator[Output]:
         return self
 
     async def __anext__(self) -> Output:
         if self._request.id not in self._worker.running:
-            raise StopAsyncIteration
+            return self._ended()
         await asyncio.sleep(self._worker.delay_s)
         output = next(self._outputs)
         if output.finish_reason is not None:
+            self._over = True
             self._worker.running.pop(self._request.id, None)
         return output
+
+    def _ended(self) -> Output:
+        """Once an abort, where the worker was stopped under a running request; else the end."""
+        if self._worker.stopped and not self._over:
+            self._over = True
+            return Output(finish_reason=FinishReason.ABORT)
+        raise StopAsyncIteration
 
     async def aclose(self) -> None:
         if self._worker.running.pop(self._request.id, None) is not None:
