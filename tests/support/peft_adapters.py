@@ -1,6 +1,7 @@
 """Adapters made by PEFT itself, with weights large enough to change what a tiny model says, and PEFT's own answers."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -45,23 +46,25 @@ def _complete(config: Mapping[str, object], base: PreTrainedModel) -> dict[str, 
 
 
 class PeftReference:
-    """What PEFT says for one adapter alone, unpadded, without a cache."""
+    """What PEFT says for one adapter alone, unpadded, without a cache. One model holds all adapters, one is active."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._model = model.eval()
-
-    @classmethod
-    def of(cls, model: PreTrainedModel, adapter: Path | None) -> "PeftReference":
-        return cls(model if adapter is None else PeftModel.from_pretrained(model, adapter))
+    def __init__(self, model: PreTrainedModel, adapters: Mapping[str, Path]) -> None:
+        names = list(adapters)
+        self._model = PeftModel.from_pretrained(model, adapters[names[0]], adapter_name=names[0]).eval()
+        for name in names[1:]:
+            self._model.load_adapter(adapters[name], name)
 
     @torch.inference_mode()
-    def logprobs(self, tokens: Sequence[int]) -> Tensor:
-        """`[len(tokens), V]` log-probabilities of what follows each token, float32."""
-        logits: Tensor = self._model(torch.tensor([list(tokens)])).logits[0]
+    def logprobs(self, adapter: str | None, tokens: Sequence[int]) -> Tensor:
+        """`[len(tokens), V]` log-probabilities of what follows each token, float32; None is the plain base."""
+        if adapter is not None:
+            self._model.set_adapter(adapter)
+        with self._model.disable_adapter() if adapter is None else nullcontext():
+            logits: Tensor = self._model(torch.tensor([list(tokens)])).logits[0]
         return logits.float().log_softmax(-1)
 
-    def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
+    def greedy(self, adapter: str | None, prompt: Sequence[int], count: int) -> list[int]:
         tokens = list(prompt)
         for _ in range(count):
-            tokens.append(int(self.logprobs(tokens)[-1].argmax()))
+            tokens.append(int(self.logprobs(adapter, tokens)[-1].argmax()))
         return tokens[len(prompt) :]

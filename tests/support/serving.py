@@ -10,6 +10,8 @@ from adapters.manifest import AdapterId
 from adapters.store import BlobStore
 from engine.build import EngineConfig, build
 from engine.engine import Engine
+from engine.events import Observer, ignore
+from engine.runner import ModelRunner
 from engine.sequence import FinishReason, Output, Request, SamplingParams, TokenLogprob
 from loader.base import Base, load
 from loader.source import resolve
@@ -48,10 +50,10 @@ class Answer:
 class House:
     """One base, one store, one engine."""
 
-    def __init__(self, base: Base, root: Path, config: EngineConfig) -> None:
+    def __init__(self, base: Base, root: Path, config: EngineConfig, observe: Observer = ignore) -> None:
         self.base = base
         self.store = BlobStore(root / "adapters")
-        self.engine: Engine = build(base, self.store, config)
+        self.engine: Engine = build(base, self.store, config, observe)
         self._numbers = count()
 
     @classmethod
@@ -68,6 +70,7 @@ class House:
         block_size: int = 4,
         max_batch_tokens: int = 32,
         max_sequences: int = 8,
+        observe: Observer = ignore,
     ) -> "House":
         """Small blocks and steps, so that a short test crosses every boundary."""
         base = load(resolve(str(model), root), dtype=dtype, quantization=quantization)
@@ -80,7 +83,14 @@ class House:
             max_batch_tokens=max_batch_tokens,
             max_sequences=max_sequences,
         )
-        return cls(base, root, config)
+        return cls(base, root, config, observe)
+
+    @property
+    def bank_bytes(self) -> int:
+        """What adapters really take on the device, counted from their tensors."""
+        runner = self.engine._runner
+        assert isinstance(runner, ModelRunner)
+        return runner._bank.num_bytes
 
     def add(self, directory: Path) -> AdapterId:
         """Read an adapter as PEFT saved it, and store it."""

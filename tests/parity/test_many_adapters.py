@@ -1,0 +1,52 @@
+"""Five hundred adapters, a device budget for eight: all answer correctly, within the budget, and nothing stalls."""
+
+from itertools import count
+from pathlib import Path
+
+from adapters.bank import num_bytes
+from adapters.manifest import AdapterId
+from engine.sequence import Output, SamplingParams
+from tests.support.adapters import write_adapter
+from tests.support.models import tiny_model_dir
+from tests.support.serving import Answer, House
+
+ADAPTERS = 500
+ON_DEVICE = 8
+PROMPT = [17, 4, 99, 23]
+PARAMS = SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True)
+
+
+def test_five_hundred_adapters_share_a_budget_for_eight(tmp_path: Path) -> None:
+    model = tiny_model_dir("llama", tmp_path)
+    roomy = House.of(model, tmp_path / "store", max_sequences=16)
+    shape = roomy.base.shape
+    ids = [roomy.add(write_adapter(tmp_path / str(n), shape, rank=2, seed=n, scale=0.5)) for n in range(ADAPTERS)]
+    size = num_bytes(roomy.store.open(ids[0]).manifest, itemsize=4)
+    alone = {adapter: _alone(roomy, adapter) for adapter in ids}
+    assert len(set(alone.values())) > ADAPTERS // 4, "the adapters must differ for the answers to prove anything"
+    roomy.close()
+
+    tight = House.of(
+        model, tmp_path / "store", device_bytes=ON_DEVICE * size, host_bytes=2 * ON_DEVICE * size, max_sequences=16
+    )
+    requests = {tight.submit(PROMPT, PARAMS, adapter): adapter for adapter in ids}
+    base = tight.submit(PROMPT, SamplingParams(max_tokens=40, temperature=0.0, ignore_eos=True))
+    outputs: dict[str, list[Output]] = {}
+    base_gained: list[int] = []
+    for step in count():
+        if not tight.engine.scheduler.has_work:
+            break
+        for request, output in tight.engine.step():
+            outputs.setdefault(request, []).append(output)
+            base_gained += [step] * (request == base)
+        tight.engine.check_integrity()
+        assert tight.bank_bytes <= ON_DEVICE * size
+    tight.close()
+    answers = {request: Answer.of(every) for request, every in outputs.items()}
+    assert {adapter: answers[request].tokens for request, adapter in requests.items()} == alone
+    assert base_gained == list(range(base_gained[0], base_gained[0] + 40)), "it gains a token in every step it is in"
+
+
+def _alone(house: House, adapter: AdapterId) -> tuple[int, ...]:
+    request = house.submit(PROMPT, PARAMS, adapter)
+    return house.run()[request].tokens
