@@ -70,7 +70,7 @@ class Base:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of some tokens, special ones left out."""
-        return cast(str, self.tokenizer.decode(tokens, skip_special_tokens=True))
+        return cast(str, self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def restorable(self, path: str) -> bool:
         """Whether `weight(path)` stays pristine even after the resident weight was overwritten."""

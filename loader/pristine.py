@@ -26,7 +26,8 @@ class Origin:
     def read(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """A fresh copy in `dtype` on `device`; nothing else refers to its memory."""
         with safe_open(self.file, framework="pt") as tensors:
-            return tensors.get_tensor(self.name).to(device, dtype, copy=True)
+            tensor: Tensor = tensors.get_tensor(self.name)
+        return tensor.to(device, dtype, copy=True)
 
 
 def origins(path: Path, linears: Mapping[str, nn.Linear | TiledLinear], tied: Mapping[str, str]) -> dict[str, Origin]:

@@ -40,7 +40,7 @@ def dense_linear(weight: Tensor, bias: Tensor | None) -> "nn.Linear | TiledLinea
     """A frozen linear layer around an existing weight `[out, in]`, in the form this device multiplies fastest."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight, requires_grad=False)
-    layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    layer.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
     return layer if product_dtype(weight.device, weight.dtype) == weight.dtype else TiledLinear(layer)
 
 

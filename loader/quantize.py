@@ -44,7 +44,7 @@ def settle(model: nn.Module) -> None:
             continue
         module.support_avx512bf16_for_cpu = bool(module.support_avx512bf16_for_cpu) and _packable(module)
         if module.support_avx512bf16_for_cpu:
-            with torch.inference_mode():
+            with torch.no_grad():
                 module(torch.zeros(1, module.in_features, dtype=module.compute_dtype))
         elif lacks_instructions(cast(torch.dtype, module.compute_dtype)):
             model.set_submodule(path, DequantizedLinear(module))
@@ -66,7 +66,7 @@ def dense(weight: Tensor) -> Tensor:
     state = weight.quant_state
     if getattr(state, "packing_format_for_cpu", False):
         return unpacked(weight.data, state)
-    return cast(Tensor, dequantize_4bit(weight.data, state))
+    return dequantize_4bit(weight.data, state)
 
 
 def unpacked(packed: Tensor, state: QuantState) -> Tensor:
@@ -82,7 +82,8 @@ def unpacked(packed: Tensor, state: QuantState) -> Tensor:
     codes = codes.reshape(out_features // PACK_OUT, in_features // 2, PACK_OUT, 2).transpose(1, 2)
     codes = codes.reshape(out_features, in_features)
     scales = state.absmax.float().t().repeat_interleave(state.blocksize, dim=1)
-    return (state.code.float()[codes.int()] * scales).to(state.original_dtype)
+    values: Tensor = state.code.float()[codes.int()] * scales
+    return values.to(state.original_dtype)
 
 
 def state_tensors(weight: Tensor) -> list[Tensor]:

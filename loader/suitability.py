@@ -41,13 +41,13 @@ def _check_config(config: PreTrainedConfig) -> None:
     if getattr(config, "vision_config", None) is not None or getattr(config, "audio_config", None) is not None:
         raise UnsupportedBase(f"{name!r} has vision or audio parts. Use its text-only checkpoint.")
     model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if not getattr(model, "_supports_attention_backend", False):
-        raise UnsupportedBase(f"transformers' {name!r} does not use the attention interface that the engine replaces.")
     text: Any = config.get_text_config()
     others = set(getattr(text, "layer_types", None) or ()) - ATTENTION_LAYERS
     if others or getattr(model, "_is_stateful", False):
         kinds = ", ".join(sorted(others)) or "recurrent layers"
         raise UnsupportedBase(f"{name!r} has layers that are not plain attention ({kinds}); they cannot be served.")
+    if not getattr(model, "_supports_attention_backend", False):
+        raise UnsupportedBase(f"transformers' {name!r} does not use the attention interface that the engine replaces.")
     if getattr(text, "kv_lora_rank", None):
         raise UnsupportedBase(f"{name!r} compresses keys and values (MLA), which the paged cache does not hold.")
 

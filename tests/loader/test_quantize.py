@@ -19,16 +19,32 @@ from tests.support.models import tiny_model_dir
 def layer(out_features: int, in_features: int, kind: str = "nf4", dtype: torch.dtype = torch.bfloat16) -> Linear4bit:
     torch.manual_seed(out_features)
     made = Linear4bit(in_features, out_features, bias=True, compute_dtype=dtype, quant_type=kind)
-    made.weight = Params4bit(torch.randn(out_features, in_features, dtype=dtype), requires_grad=False, quant_type=kind)
+    made.weight.data = torch.randn(out_features, in_features, dtype=dtype)
     made.bias = nn.Parameter(torch.randn(out_features, dtype=dtype), requires_grad=False)
-    made.weight = made.weight.to("cpu")
-    return made.eval()
+    return made.to("cpu").eval()
+
+
+def parameter(module: nn.Module) -> Params4bit:
+    weight = module.weight
+    assert isinstance(weight, Params4bit)
+    return weight
+
+
+def packed_by_settling(module: Linear4bit) -> bool:
+    """Whether the layer would be packed on a CPU that has the kernel."""
+    module.support_avx512bf16_for_cpu = True
+    model = nn.Sequential(module)
+    quantize.settle(model)
+    settled = parameter(model.get_submodule("0"))
+    x = torch.randn(4, module.in_features, dtype=module.compute_dtype)
+    assert model(x).shape == (4, module.out_features)
+    return bool(getattr(settled.quant_state, "packing_format_for_cpu", False))
 
 
 @pytest.mark.parametrize("kind", quantize.TYPES)
 @pytest.mark.parametrize(("out_features", "in_features"), [(32, 64), (96, 256)])
 def test_a_packed_weight_is_read_back(kind: str, out_features: int, in_features: int) -> None:
-    weight = layer(out_features, in_features, kind).weight
+    weight = parameter(layer(out_features, in_features, kind))
     want = dequantize_4bit(weight.data, weight.quant_state)
     packed, state = _convert_weight_packed_for_cpu(weight.data, copy.deepcopy(weight.quant_state))
     got = quantize.unpacked(packed, state)
@@ -40,19 +56,12 @@ def test_a_packed_weight_is_read_back(kind: str, out_features: int, in_features:
 
 @pytest.mark.parametrize(("out_features", "in_features"), [(33, 64), (32, 96), (1, 64), (40, 40)])
 def test_odd_shapes_are_never_packed(out_features: int, in_features: int) -> None:
-    model = nn.Sequential(layer(out_features, in_features))
-    model[0].support_avx512bf16_for_cpu = True
-    quantize.settle(model)
-    assert not getattr(model[0].weight.quant_state, "packing_format_for_cpu", False)
-    assert model(torch.randn(4, in_features, dtype=torch.bfloat16)).shape == (4, out_features)
+    assert not packed_by_settling(layer(out_features, in_features))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_other_precisions_are_never_rounded_to_bf16(dtype: torch.dtype) -> None:
-    model = nn.Sequential(layer(32, 64, dtype=dtype))
-    model[0].support_avx512bf16_for_cpu = True
-    quantize.settle(model)
-    assert not getattr(model[0].weight.quant_state, "packing_format_for_cpu", False)
+    assert not packed_by_settling(layer(32, 64, dtype=dtype))
 
 
 @pytest.mark.skipif(not lacks_instructions(torch.bfloat16), reason="this CPU multiplies bf16 itself")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from loader import directory, gguf, hub
-from loader.errors import BaseNotFound, HubOffline, UnsafeWeights, UnsupportedBase
+from loader.errors import BaseNotFound, UnsafeWeights, UnsupportedBase
 from loader.source import Source, resolve
 
 NOWHERE = "http://127.0.0.1:9"
