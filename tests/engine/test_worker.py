@@ -1,0 +1,194 @@
+"""The bridge to the engine's thread: streams, aborts, draining, and what happens when the thread dies."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from time import monotonic
+
+import pytest
+
+from adapters.errors import UnknownAdapter
+from engine.errors import AdapterTooLarge, EngineStopped, MergeRefused, QueueFull
+from engine.sequence import FinishReason, Output, Request, SamplingParams
+from engine.worker import EngineWorker, OutputStream
+from tests.support.engine_fakes import Bench, expected_tokens, named
+
+pytestmark = pytest.mark.anyio
+
+
+def request(id: str, *, adapter: str | None = None, max_tokens: int = 4) -> Request:
+    return Request(id, (1, 2, 3), SamplingParams(max_tokens=max_tokens), named(adapter) if adapter else None)
+
+
+@asynccontextmanager
+async def running(bench: Bench) -> AsyncIterator[EngineWorker]:
+    worker = EngineWorker(bench.engine)
+    worker.start()
+    try:
+        yield worker
+    finally:
+        await worker.stop(0)
+    assert not worker.alive and bench.mover.closed
+
+
+async def collect(stream: OutputStream) -> list[Output]:
+    return [output async for output in stream]
+
+
+async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    """Wait until `condition()` holds."""
+    deadline = monotonic() + seconds
+    while not condition():
+        assert monotonic() < deadline, "it does not come"
+        await asyncio.sleep(0.005)
+
+
+async def test_many_requests_stream_side_by_side() -> None:
+    async with running(Bench(adapters={"a": 10, "b": 10})) as worker:
+        requests = [request(str(n), adapter=(None, "a", "b")[n % 3]) for n in range(12)]
+        streams = [await worker.submit(one) for one in requests]
+        for one, outputs in zip(requests, await asyncio.gather(*map(collect, streams)), strict=True):
+            assert [token for output in outputs for token in output.token_ids] == expected_tokens(one)
+            assert [output.finish_reason for output in outputs][-1] is FinishReason.LENGTH
+        await until(lambda: worker.stats().blocks_used == 0)
+
+
+async def test_refusals_are_raised_by_submit() -> None:
+    async with running(Bench(adapters={"slow": 10, "big": 900}, waiting=1)) as worker:
+        with pytest.raises(UnknownAdapter):
+            await worker.submit(request("r", adapter="nobody"))
+        with pytest.raises(AdapterTooLarge):
+            await worker.submit(request("r", adapter="big"))
+
+
+async def test_a_full_queue_is_told() -> None:
+    bench = Bench(adapters={"slow": 10}, waiting=1)
+    bench.mover.instant = False
+    async with running(bench) as worker:
+        await worker.submit(request("waits", adapter="slow"))
+        with pytest.raises(QueueFull):
+            await worker.submit(request("refused"))
+        assert worker.stats().waiting == 1 and worker.stats().waiting_adapters == ("slow",)
+
+
+async def test_closing_a_stream_aborts_its_request() -> None:
+    bench = Bench(adapters={"slow": 10})
+    bench.mover.instant = False
+    async with running(bench) as worker:
+        stream = await worker.submit(request("r", adapter="slow"))
+        await stream.aclose()
+        await until(lambda: worker.stats().waiting == 0)
+        assert [output async for output in stream] == []
+        again = await worker.submit(request("r"))
+        assert len(await collect(again)) == 4
+
+
+async def test_closing_in_the_middle_frees_the_blocks() -> None:
+    async with running(Bench()) as worker:
+        stream = await worker.submit(request("r", max_tokens=190))
+        await anext(stream)
+        await stream.aclose()
+        await until(lambda: worker.stats().running == 0 and worker.stats().blocks_used == 0)
+
+
+@pytest.mark.parametrize("pause", [False, True])
+async def test_a_caller_that_is_cancelled_while_submitting_harms_nobody(pause: bool) -> None:
+    async with running(Bench()) as worker:
+        for number in range(30):
+            task = asyncio.create_task(worker.submit(request(f"gone {number}", max_tokens=150)))
+            if pause:
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled():
+                await task.result().aclose()
+        assert len(await collect(await worker.submit(request("stays")))) == 4
+        await until(lambda: worker.stats().running + worker.stats().waiting == 0)
+
+
+async def test_a_caller_that_stops_waiting_for_a_merge_harms_nobody() -> None:
+    bench = Bench(adapters={"a": 10})
+    bench.mover.instant = False
+    async with running(bench) as worker:
+        task = asyncio.create_task(worker.merge(named("a")))
+        await until(lambda: "a" in bench.mover.reading)
+        task.cancel()
+        await asyncio.wait([task])
+        bench.mover.arrive(named("a"))
+        await until(lambda: worker.stats().merged == "a")
+
+
+async def test_draining_lets_requests_end_and_takes_no_more() -> None:
+    bench = Bench()
+    worker = EngineWorker(bench.engine)
+    worker.start()
+    reading = asyncio.create_task(collect(await worker.submit(request("r", max_tokens=100))))
+    stopping = asyncio.create_task(worker.stop(10))
+    await asyncio.sleep(0)
+    with pytest.raises(EngineStopped):
+        await worker.submit(request("late"))
+    outputs = await reading
+    await stopping
+    assert outputs[-1].finish_reason is FinishReason.LENGTH and not worker.alive
+
+
+async def test_what_does_not_end_in_time_is_aborted() -> None:
+    bench = Bench(adapters={"slow": 10})
+    bench.mover.instant = False
+    worker = EngineWorker(bench.engine)
+    worker.start()
+    reading = asyncio.create_task(collect(await worker.submit(request("r", adapter="slow"))))
+    merging = asyncio.create_task(worker.merge(named("slow")))
+    await until(lambda: worker.stats().waiting == 1)
+    await worker.stop(0.05)
+    assert [output.finish_reason for output in await reading] == [FinishReason.ABORT]
+    with pytest.raises(EngineStopped):
+        await merging
+    with pytest.raises(EngineStopped):
+        await worker.pin(named("slow"))
+
+
+async def test_when_the_thread_dies_everyone_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench(adapters={"slow": 10})
+    bench.mover.instant = False
+    worker = EngineWorker(bench.engine)
+    worker.start()
+    reading = asyncio.create_task(collect(await worker.submit(request("r", adapter="slow"))))
+    bench.engine.scheduler.waiting.append(bench.engine.scheduler.waiting[0])  # corrupt it beyond repair
+    bench.mover.corrupt.add(named("slow"))
+    await until(lambda: bench.mover.reading)
+    bench.mover.arrive(named("slow"))
+    outputs = await reading
+    assert outputs[-1].finish_reason is FinishReason.ERROR
+    await until(lambda: not worker.alive)
+    assert "has died" in caplog.text
+    for call in (worker.submit(request("late")), worker.merge(named("slow")), worker.unmerge()):
+        with pytest.raises(EngineStopped):
+            await call
+    await worker.stop(1)
+
+
+async def test_pins_merges_and_deletions_show_at_once() -> None:
+    bench = Bench(adapters={"a": 10, "b": 10}, device=100)
+    async with running(bench) as worker:
+        await worker.pin(named("a"))
+        await until(lambda: [r.tier for r in worker.residents()] == ["device"])
+        assert worker.residents()[0].pinned and worker.stats().device_bytes_used == 10
+        await worker.merge(named("a"))
+        assert worker.stats().merged == "a" and worker.residents()[0].tier == "merged"
+        with pytest.raises(MergeRefused):
+            await worker.merge(named("b"))
+        await worker.unmerge()
+        assert worker.stats().merged is None
+        await worker.unpin(named("a"))
+        assert not worker.residents()[0].pinned
+        await worker.forget(named("a"))
+        assert worker.residents() == ()
+        await worker.prefetch([named("b")])
+        await until(lambda: [r.id for r in worker.residents()] == ["b"])
+
+
+async def test_the_thread_ticks_while_it_has_nothing_to_do() -> None:
+    async with running(Bench()) as worker:
+        before = worker.ticked
+        await until(lambda: worker.ticked > before)
