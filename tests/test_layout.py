@@ -36,7 +36,10 @@ MAY_IMPORT_TORCH = {
     "loader.pristine",
     "loader.product",
     "loader.quantize",
+    "loader.skeleton",
     "loader.suitability",
+    "server.assembly",
+    "server.serve",
 }
 """Tensors live here; everything else is policy, files or HTTP, and is imported in milliseconds."""
 
