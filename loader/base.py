@@ -16,7 +16,6 @@ from transformers.utils import logging as transformers_logging
 from loader import suitability
 from loader.discover import linear_modules, shape_of
 from loader.errors import UnsupportedBase
-from loader.pristine import Origin, origins
 from loader.product import TiledLinear, speed_up_linears
 from loader.progress import Progress, ignore
 from loader.shape import BaseShape
@@ -44,23 +43,20 @@ class Base:
     eos_token_ids: frozenset[int]
     max_model_len: int
     linears: Mapping[str, nn.Linear | TiledLinear] = field(repr=False)
-    origins: Mapping[str, Origin] = field(repr=False)
 
     def weight(self, path: str) -> torch.Tensor:
-        """The dense weight `[out, in]` of the linear at `path`, in the base's dtype, as if nothing had been merged.
+        """The dense weight `[out, in]` of the linear at `path`, in the base's dtype; not to be written to.
 
-        Quantized layers give their dequantized weight, which later packing does not change. Others are read from
-        disk; where the checkpoint names its tensors otherwise (see `restorable`), the resident weight is copied.
+        It is pristine: resident weights never change, a merged layer stands beside them. Quantized layers give what
+        their 4 bits stand for, packed or not.
         """
-        module = self.linears[path]
-        resident = module.weight
+        weight = self.linears[path].weight
         if self.quantization is not None:
             from loader import quantize
 
-            if quantize.is_quantized(resident):
-                return quantize.dense(resident).to(self.dtype)
-        origin = self.origins.get(path)
-        return resident.detach().clone() if origin is None else origin.read(self.dtype, self.device)
+            if quantize.is_quantized(weight):
+                return quantize.dense(weight).to(self.dtype)
+        return weight.detach()
 
     @property
     def head(self) -> str:
@@ -71,10 +67,6 @@ class Base:
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of some tokens, special ones left out."""
         return cast(str, self.tokenizer.decode(list(tokens), skip_special_tokens=True))
-
-    def restorable(self, path: str) -> bool:
-        """Whether `weight(path)` stays pristine even after the resident weight was overwritten."""
-        return path in self.origins
 
     def resident_bytes(self) -> int:
         """Bytes that the model's weights take in memory, shared storages once, quantization state included."""
@@ -121,7 +113,6 @@ def load(
         eos_token_ids=_eos_token_ids(model, tokenizer),
         max_model_len=suitability.max_model_len(config),
         linears=linears,
-        origins=origins(source.path, linears, _tied(model)),
     )
 
 
@@ -158,14 +149,6 @@ def _quiet() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
-
-
-def _tied(model: PreTrainedModel) -> dict[str, str]:
-    """For linears that share the embedding's weight (a tied head): the embedding's tensor name."""
-    embedding = model.get_input_embeddings()
-    name = next((path for path, module in model.named_modules() if module is embedding), "")
-    shared = cast(torch.Tensor, embedding.weight)
-    return {path: f"{name}.weight" for path, module in linear_modules(model) if module.weight is shared}
 
 
 def _tokenizer(source: Source) -> PreTrainedTokenizerFast:

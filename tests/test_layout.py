@@ -33,7 +33,6 @@ MAY_IMPORT_TORCH = {
     "loader.base",
     "loader.convert",
     "loader.discover",
-    "loader.pristine",
     "loader.product",
     "loader.quantize",
     "loader.skeleton",
