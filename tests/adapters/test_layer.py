@@ -1,0 +1,140 @@
+"""One linear, many adapters: each row comes out as if its adapter were alone, whatever is merged."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adapters.bank import Bank, Loaded, Part
+from adapters.layer import ActiveGrafts, GraftedLinear, Segment, Selection, graft
+from adapters.manifest import AdapterId, Graft, Manifest
+from adapters.merge import fold
+from adapters.op import LowRank
+
+IN, OUT = 24, 20
+CPU = torch.device("cpu")
+LORA, DORA, OTHER, ELSEWHERE = (AdapterId(name) for name in ("lora", "dora", "other dora", "elsewhere"))
+
+
+def part(rank: int, scaling: float, gain: bool) -> Part:
+    low = LowRank(torch.randn(rank, IN) / 5, torch.randn(rank, OUT) / 2, scaling)
+    return Part(low, torch.rand(OUT) + 0.5 if gain else None)
+
+
+def manifest(id: AdapterId, path: str, rank: int) -> Manifest:
+    return Manifest(id, "lora", rank, (path,), (Graft(path, IN, OUT, rank, 1.0),), "float32", None)
+
+
+@pytest.fixture
+def bank() -> Bank:
+    torch.manual_seed(11)
+    filled = Bank(CPU)
+    for id, one in ((LORA, part(4, 2.0, False)), (DORA, part(8, 0.7, True)), (OTHER, part(1, 1.3, True))):
+        filled.place(Loaded(manifest(id, "linear", one.low.rank), {"linear": one}))
+    filled.place(Loaded(manifest(ELSEWHERE, "not here", 2), {"not here": part(2, 1.0, False)}))
+    return filled
+
+
+def alone(linear: nn.Linear, one: Part | None, x: Tensor) -> Tensor:
+    """`g * (W x + s B A x) + bias` by the definition, in float64."""
+    y = x.double() @ linear.weight.double().T
+    if one is not None:
+        y = y + one.low.scaling * (x.double() @ one.low.a_RI.double().T) @ one.low.b_RO.double()
+        y = y if one.gain is None else y * one.gain.double()
+    return y if linear.bias is None else y + linear.bias.double()
+
+
+SEGMENTS = [
+    Segment(None, 0, 3), Segment(LORA, 3, 7), Segment(DORA, 7, 8), Segment(ELSEWHERE, 8, 10), Segment(OTHER, 10, 15),
+    Segment(LORA, 15, 16), Segment(None, 16, 17),
+]  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("merged", [None, LORA, DORA, OTHER, ELSEWHERE])
+def test_each_row_is_as_if_alone(bank: Bank, bias: bool, merged: AdapterId | None) -> None:
+    linear = nn.Linear(IN, OUT, bias=bias)
+    active = ActiveGrafts()
+    wrapped = GraftedLinear("linear", linear, bank, active, torch.float32)
+    if merged is not None and (one := bank.part(merged, "linear")) is not None:
+        folded = nn.Linear(IN, OUT, bias=bias)
+        folded.weight.copy_(fold(linear.weight, one))
+        if bias:
+            folded.bias.copy_(linear.bias)
+        assert wrapped.swap(folded) is linear
+    active.tokens = Selection.of(SEGMENTS, CPU, merged)
+    x = torch.randn(1, 17, IN)
+    y = wrapped(x)
+    assert y.shape == (1, 17, OUT)
+    for segment in SEGMENTS:
+        rows = slice(segment.start, segment.stop)
+        one = None if segment.adapter is None else bank.part(segment.adapter, "linear")
+        assert torch.allclose(y[0, rows].double(), alone(linear, one, x[0, rows]), atol=1e-4, rtol=1e-5), segment
+
+
+@torch.no_grad()
+def test_in_half_precision_dora_stays_close(bank: Bank) -> None:
+    linear = nn.Linear(IN, OUT).bfloat16()
+    active = ActiveGrafts()
+    active.tokens = Selection.of(SEGMENTS, CPU)
+    x = torch.randn(17, IN).bfloat16()
+    y = GraftedLinear("linear", linear, bank, active, torch.float32)(x)
+    for segment in SEGMENTS:
+        rows = slice(segment.start, segment.stop)
+        one = None if segment.adapter is None else bank.part(segment.adapter, "linear")
+        expected = alone(linear, one, x[rows])
+        assert float((y[rows].double() - expected).abs().max()) <= 3e-2 * float(expected.abs().max())
+
+
+@torch.no_grad()
+def test_without_a_selection_it_is_the_linear_itself(bank: Bank) -> None:
+    linear = nn.Linear(IN, OUT)
+    active = ActiveGrafts()
+    wrapped = GraftedLinear("linear", linear, bank, active, torch.float32)
+    x = torch.randn(5, IN)
+    assert torch.equal(wrapped(x), linear(x))
+    active.tokens = Selection.of([Segment(None, 0, 5)], CPU)
+    assert active.tokens.idle and torch.equal(wrapped(x), linear(x))
+    assert wrapped.weight is linear.weight and wrapped.bias is linear.bias
+
+
+@torch.no_grad()
+def test_the_head_follows_its_own_rows(bank: Bank) -> None:
+    linear = nn.Linear(IN, OUT)
+    active = ActiveGrafts()
+    head = GraftedLinear("linear", linear, bank, active, torch.float32)
+    head.serve_as_head()
+    active.tokens = Selection.of([Segment(None, 0, 9)], CPU)
+    active.head = Selection.of([Segment(LORA, 0, 1), Segment(None, 1, 2)], CPU)
+    x = torch.randn(2, IN)
+    y = head(x)
+    assert torch.allclose(y[0].double(), alone(linear, bank.part(LORA, "linear"), x[0]), atol=1e-5)
+    assert torch.equal(y[1], linear(x)[1])
+
+
+def test_a_layer_that_is_given_other_rows_than_the_batch_says_so(bank: Bank) -> None:
+    active = ActiveGrafts()
+    active.tokens = Selection.of([Segment(LORA, 0, 3)], CPU)
+    wrapped = GraftedLinear("linear", nn.Linear(IN, OUT).requires_grad_(False), bank, active, torch.float32)
+    with pytest.raises(RuntimeError, match="linear was given 2 rows in a batch of 3"):
+        wrapped(torch.randn(2, IN))
+
+
+def test_a_selection_numbers_adapters_and_undoes_the_merged_one() -> None:
+    selection = Selection.of(SEGMENTS, CPU, merged=LORA)
+    assert selection.adapters == (LORA, DORA, ELSEWHERE, OTHER)
+    undone = {(term.start, term.stop) for term in selection.terms.terms if term.sign == -1}
+    assert undone == {(0, 3), (7, 8), (8, 10), (10, 15), (16, 17)}
+    assert all(term.index == 0 for term in selection.terms.terms if term.sign == -1)
+    assert Selection.of([Segment(LORA, 0, 4)], CPU, merged=LORA).idle
+    assert Selection.of([], CPU).idle
+
+
+def test_grafting_wraps_in_place_and_swapping_gives_back(bank: Bank) -> None:
+    model = nn.Sequential(nn.Linear(IN, OUT), nn.ReLU(), nn.Linear(OUT, 3))
+    first, last = model[0], model[2]
+    grafted = graft(model, ["0", "2"], bank, ActiveGrafts(), torch.float32, head="2")
+    assert model[0] is grafted["0"] and model[2] is grafted["2"]
+    other = nn.Linear(IN, OUT)
+    assert grafted["0"].swap(other) is first and grafted["0"].swap(first) is other
+    assert grafted["2"].base is last

@@ -1,0 +1,171 @@
+"""The LoRA product over a mixed batch, against a loop of one line: `y[t] += s * (x[t] A^T) B^T`."""
+
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from adapters import op
+from adapters.op import LowRank, Term, Terms, add_grouped, add_low_rank
+from bench.workload import Popularity, assign
+
+IN, OUT, T = 48, 40, 60
+CPU = torch.device("cpu")
+ADAPTERS = 9
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+Product = Callable[[Tensor, Tensor, Sequence[LowRank | None], Terms, torch.dtype], None]
+
+
+def by_segment(y: Tensor, x: Tensor, parts: Sequence[LowRank | None], terms: Terms, exact: torch.dtype) -> None:
+    op._add_by_segment(y, x, parts, terms, exact)
+
+
+def dense(y: Tensor, x: Tensor, parts: Sequence[LowRank | None], terms: Terms, exact: torch.dtype) -> None:
+    op._add_dense(y, x, parts, [part for part in parts if part is not None], terms, exact)
+
+
+def grouped(y: Tensor, x: Tensor, parts: Sequence[LowRank | None], terms: Terms, exact: torch.dtype) -> None:
+    add_grouped(y, x, parts, terms)
+
+
+def low_ranks(seed: int, dtype: torch.dtype = torch.float32, missing: bool = True) -> list[LowRank | None]:
+    """Ranks 1 to 64; every fourth adapter has no part here."""
+    torch.manual_seed(seed)
+    ranks = [1, 2, 3, 8, 16, 5, 64, 32, 7][:ADAPTERS]
+    return [
+        None
+        if missing and number % 4 == 3
+        else LowRank(
+            torch.randn(rank, IN, dtype=dtype) / 7, torch.randn(rank, OUT, dtype=dtype) / rank**0.5, 0.5 + number
+        )
+        for number, rank in enumerate(ranks)
+    ]
+
+
+def terms_of(owners: Sequence[int], sign: int = 1) -> list[Term]:
+    """One term for each run of rows with the same owner; -1 is the base."""
+    terms, start = [], 0
+    for stop in range(1, len(owners) + 1):
+        if stop == len(owners) or owners[stop] != owners[start]:
+            if owners[start] >= 0:
+                terms.append(Term(owners[start], start, stop, sign))
+            start = stop
+    return terms
+
+
+def loop(y: Tensor, x: Tensor, parts: Sequence[LowRank | None], terms: Sequence[Term]) -> Tensor:
+    """The definition, row by row, in float64."""
+    y = y.double()
+    for term in terms:
+        part = parts[term.index]
+        for t in range(term.start, term.stop):
+            if part is not None:
+                y[t] += term.sign * part.scaling * (x[t].double() @ part.a_RI.double().T) @ part.b_RO.double()
+    return y
+
+
+def owners_of(popularity: Popularity, base_share: float = 0.3) -> list[int]:
+    """Rows in batch order: each adapter's side by side, the base's first."""
+    chance = random.Random(5)
+    drawn = [-1 if chance.random() < base_share else owner for owner in assign(popularity, T, ADAPTERS, seed=3)]
+    return sorted(drawn)
+
+
+@pytest.mark.parametrize("popularity", Popularity)
+@pytest.mark.parametrize("product", [add_low_rank, dense, by_segment])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_every_popularity_equals_the_loop(popularity: Popularity, product: Product, dtype: torch.dtype) -> None:
+    parts = low_ranks(1, dtype)
+    x, y = torch.randn(T, IN, dtype=dtype), torch.randn(T, OUT, dtype=dtype)
+    terms = terms_of(owners_of(popularity))
+    expected = loop(y, x, parts, terms)
+    product(y, x, parts, Terms(T, tuple(terms), CPU), torch.float32)
+    scale = float(expected.abs().max())
+    assert float((y.double() - expected).abs().max()) <= TOLERANCE[dtype] * scale
+
+
+@pytest.mark.parametrize("product", [add_low_rank, dense, by_segment, grouped])
+def test_a_merged_adapter_is_undone_where_others_are_added(product: Product) -> None:
+    parts = low_ranks(2, missing=False)
+    terms = [Term(0, 0, 40, sign=-1), *terms_of([1] * 10 + [4] * 20 + [6] * 10)]
+    x, y = torch.randn(T, IN), torch.randn(T, OUT)
+    expected = loop(y, x, parts, terms)
+    product(y, x, parts, Terms(T, tuple(terms), CPU), torch.float32)
+    assert torch.allclose(y.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("popularity", Popularity)
+def test_grouped_products_equal_the_loop(popularity: Popularity) -> None:
+    """The way that CUDA takes for long mixed prompts, here on what the CPU makes of the same call."""
+    parts = low_ranks(3)
+    x, y = torch.randn(T, IN), torch.randn(T, OUT)
+    terms = terms_of(owners_of(popularity))
+    expected = loop(y, x, parts, terms)
+    if any(parts[term.index] is not None for term in terms):
+        add_grouped(y, x, parts, Terms(T, tuple(terms), CPU))
+    assert torch.allclose(y.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("product", [dense, by_segment])
+def test_products_in_half_precision_stay_close(product: Product) -> None:
+    parts = low_ranks(4, torch.bfloat16)
+    x, y = torch.randn(T, IN, dtype=torch.bfloat16), torch.zeros(T, OUT, dtype=torch.bfloat16)
+    terms = terms_of(owners_of(Popularity.UNIFORM))
+    expected = loop(y, x, parts, terms)
+    product(y, x, parts, Terms(T, tuple(terms), CPU), torch.bfloat16)
+    assert float((y.double() - expected).abs().max()) <= 3e-2 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("product", [dense, by_segment])
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_an_overflow_stays_in_its_own_rows(product: Product, bad: float) -> None:
+    """The first adapter's A overflows on every row it is multiplied with, and one of its rows is broken."""
+    parts = low_ranks(5, missing=False)
+    assert parts[0] is not None
+    parts[0].a_RI.fill_(3e38)
+    owners = [0] * 10 + [1] * 20 + [4] * 20 + [-1] * 10
+    x, y = torch.randn(T, IN), torch.randn(T, OUT)
+    x[3] = bad
+    terms = terms_of(owners)
+    expected = loop(y, x, parts, terms)
+    product(y, x, parts, Terms(T, tuple(terms), CPU), torch.float32)
+    assert y[10:].isfinite().all() and torch.allclose(y[10:].double(), expected[10:], rtol=1e-5, atol=1e-4)
+    assert not y[3].isfinite().any()
+
+
+def test_rows_without_an_adapter_do_not_change_in_a_single_bit() -> None:
+    parts = low_ranks(6)
+    x, y = torch.randn(T, IN), torch.randn(T, OUT)
+    before = y.clone()
+    add_low_rank(y, x, parts, Terms(T, tuple(terms_of([-1] * 20 + [2] * 20 + [-1] * 20)), CPU), torch.float32)
+    assert torch.equal(y[:20], before[:20]) and torch.equal(y[40:], before[40:])
+    assert not torch.equal(y[20:40], before[20:40])
+
+
+def test_no_part_anywhere_is_no_work() -> None:
+    y = torch.randn(4, OUT)
+    before = y.clone()
+    add_low_rank(y, torch.randn(4, IN), [None, None], Terms(4, (Term(0, 0, 4),), CPU), torch.float32)
+    assert torch.equal(y, before)
+
+
+def test_long_batches_take_the_segments_and_say_the_same() -> None:
+    parts = low_ranks(7, missing=False)
+    rows = op.DENSE_LIMIT // sum(part.rank for part in parts if part) + 1
+    owners = sorted(assign(Popularity.ZIPF, rows, ADAPTERS))
+    x, y = torch.randn(rows, IN), torch.zeros(rows, OUT)
+    terms = Terms(rows, tuple(terms_of(owners)), CPU)
+    other = y.clone()
+    add_low_rank(y, x, parts, terms, torch.float32)
+    dense(other, x, parts, terms, torch.float32)
+    assert terms._coefficients, "only the dense way asks for coefficients"
+    assert torch.allclose(y, other, rtol=1e-4, atol=1e-4)
+
+
+def test_coefficients_are_made_once_for_linears_alike() -> None:
+    parts = low_ranks(8)
+    terms = Terms(T, tuple(terms_of(owners_of(Popularity.UNIFORM))), CPU)
+    assert terms.coefficients(parts) is terms.coefficients(low_ranks(9))
+    assert terms.coefficients(parts) is not terms.coefficients(low_ranks(8, missing=False))
