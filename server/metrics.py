@@ -104,8 +104,10 @@ class Metrics:
         self._cached_tokens = self._counter("cached_tokens", "Prompt tokens found in the prefix cache.", "adapter")
         self._generated_tokens = self._counter("generated_tokens", "Tokens generated.", "adapter")
         self._tier_hits = self._counter("adapter_tier_hits", "Where a request's adapter was.", "adapter", "tier")
-        self._loads = self._counter("adapter_loads", "Adapters brought to the device, by source.", "adapter", "tier")
-        self._loaded_bytes = self._counter("adapter_loaded_bytes", "Bytes brought to the device.", "adapter", "tier")
+        self._loads = self._counter("adapter_loads", "Adapter loads, by the tier read from.", "adapter", "tier")
+        self._loaded_bytes = self._counter(
+            "adapter_loaded_bytes", "Bytes loaded, by the tier read from.", "adapter", "tier"
+        )
         self._evictions = self._counter("adapter_evictions", "Adapters evicted, by tier left.", "adapter", "tier")
         self._preemptions = self._counter("preemptions", "Sequences put back for want of KV blocks.")
 

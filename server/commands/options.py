@@ -32,15 +32,18 @@ def print_cards(cards: Sequence[Mapping[str, Any]]) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("name", "version", "aliases", "kind", "rank", "targets", "size", "state", "id"):
-        table.add_column(column, overflow="fold" if column == "targets" else "ellipsis", no_wrap=column != "targets")
+        table.add_column(
+            column, overflow="fold", no_wrap=column != "targets", min_width=8 if column == "targets" else None
+        )
     for card in cards:
         state = card["state"] + (", pinned" if card["pinned"] else "")
         aliases, targets = " ".join(card["aliases"]), " ".join(card["targets"])
-        size, digest = human_bytes(card["bytes"]), card["id"][:19]
+        size, digest = human_bytes(card["bytes"]), card["id"].removeprefix("sha256:")[:12]
         table.add_row(
             card["name"], str(card["version"]), aliases, card["kind"], str(card["rank"]), targets, size, state, digest
         )
-    Console().print(table)
+    console = Console()
+    console.print(table) if console.is_terminal else Console(width=240).print(table)
 
 
 def human_bytes(count: float) -> str:

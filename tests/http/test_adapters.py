@@ -175,7 +175,7 @@ REFUSED = {
 def test_uploads_that_are_refused(case: str, http: httpx.Client, face: Face) -> None:
     fields, files, status = REFUSED[case]
     before = len(http.get("/v1/adapters").json()["data"])
-    reply = http.post("/v1/adapters", data=fields, files=files or None)  # type: ignore[arg-type]
+    reply = http.post("/v1/adapters", data=fields, files=files or None)
     assert reply.status_code in (status, 422 if status == 415 else status), reply.text
     assert reply.json()["error"]["message"]
     assert parts_left(face) == []

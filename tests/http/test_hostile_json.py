@@ -124,7 +124,13 @@ def test_chats_are_refused(name: str, http: httpx.Client, face: Face) -> None:
 
 
 def test_what_the_sdk_sends_back_is_taken(http: httpx.Client) -> None:
-    said = {"role": "assistant", "content": "y", "refusal": None, "tool_calls": None, "annotations": []}
+    said: dict[str, object] = {
+        "role": "assistant",
+        "content": "y",
+        "refusal": None,
+        "tool_calls": None,
+        "annotations": [],
+    }
     messages = [{"role": "user", "content": "x"}, said, {"role": "user", "content": "z"}]
     reply = http.post("/v1/chat/completions", json={"model": BASE, "messages": messages, "max_tokens": 1})
     assert reply.status_code == 200

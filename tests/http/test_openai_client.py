@@ -59,7 +59,7 @@ def test_completion(client: openai.OpenAI, target: Target) -> None:
 
 def test_prompts_in_four_spellings(client: openai.OpenAI, target: Target) -> None:
     for prompt, count in (("ab", 1), (["ab", "c"], 2), ([97, 98], 1), ([[97, 98], [99]], 2)):
-        reply = client.completions.create(model=target.base, prompt=prompt, max_tokens=2, temperature=0)  # type: ignore[arg-type]
+        reply = client.completions.create(model=target.base, prompt=prompt, max_tokens=2, temperature=0)
         assert [choice.index for choice in reply.choices] == list(range(count))
 
 
@@ -76,9 +76,10 @@ def test_echo_with_logprobs(client: openai.OpenAI, target: Target) -> None:
     assert choice.text.startswith("Once")
     assert choice.logprobs is not None
     assert choice.logprobs.tokens is not None and choice.logprobs.token_logprobs is not None
-    assert choice.logprobs.token_logprobs[0] is None
-    assert len(choice.logprobs.tokens) == len(choice.logprobs.token_logprobs)
-    assert all(value <= 0 for value in choice.logprobs.token_logprobs[1:])
+    values: list[float | None] = list(choice.logprobs.token_logprobs)
+    assert values[0] is None
+    assert len(choice.logprobs.tokens) == len(values)
+    assert all(value is not None and value <= 0 for value in values[1:])
 
 
 def test_chat(client: openai.OpenAI, target: Target) -> None:
