@@ -1,0 +1,123 @@
+"""Folding an adapter in and taking it out again: the weights come back bit for bit, others never notice."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from adapters.bank import load
+from adapters.checkpoint import read_directory
+from adapters.errors import InvalidAdapter
+from adapters.manifest import AdapterId
+from adapters.merge import fold, write_merged
+from engine.sequence import SamplingParams
+from loader.base import load as load_base
+from loader.source import resolve
+from tests.support.adapters import Tensors, write_adapter
+from tests.support.models import VOCAB, tiny_model_dir
+from tests.support.serving import Answer, House
+
+PROMPT = [5, 9, 17, 33, 65, 3, 1, 4, 1, 5]
+TARGETS = ("q_proj", "v_proj", "o_proj", "down_proj", "lm_head")
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model_dir("llama", tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def house(model_dir: Path, tmp_path: Path) -> Iterator[House]:
+    made = House.of(model_dir, tmp_path)
+    yield made
+    made.close()
+
+
+def merge(house: House, adapter: AdapterId) -> None:
+    """Step until the merge has happened or failed."""
+    done = house.engine.merge(adapter)
+    while not done.done():
+        house.engine.step()
+    done.result()
+
+
+def ask(house: House, *adapters: AdapterId | None) -> list[Answer]:
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, logprobs=VOCAB)
+    ids = [house.submit(PROMPT, params, adapter) for adapter in adapters]
+    answers = house.run()
+    return [answers[id] for id in ids]
+
+
+def table(answer: Answer) -> Tensor:
+    return torch.tensor([[value for _, value in sorted(report.top)] for report in answer.logprobs])
+
+
+def weights(house: House) -> dict[str, Tensor]:
+    return {name: parameter.clone() for name, parameter in house.base.model.named_parameters()}
+
+
+def test_merged_others_and_base_answer_as_before_and_the_weights_come_back(house: House, tmp_path: Path) -> None:
+    adapters: list[AdapterId | None] = [
+        house.add(write_adapter(tmp_path / kind, house.base.shape, kind=kind, targets=TARGETS, seed=n, scale=0.3))
+        for n, kind in enumerate(("lora", "dora", "rslora", "rsdora"))  # type: ignore[arg-type]
+    ]
+    everyone = [*adapters, None]
+    before, pristine = ask(house, *everyone), weights(house)
+    assert len({answer.tokens for answer in before}) > 2, "the adapters differ"
+    for adapter in (adapters[0], adapters[1], adapters[0]):
+        assert adapter is not None
+        merge(house, adapter)
+        merged = ask(house, *everyone)
+        assert [a.tokens for a in merged] == [a.tokens for a in before]
+        for now, then in zip(merged, before, strict=True):
+            assert torch.allclose(table(now), table(then), atol=1e-3)
+        assert merged[adapters.index(adapter)].tier == "merged"
+        house.engine.unmerge()
+        restored = weights(house)
+        assert restored.keys() == pristine.keys()
+        assert all(torch.equal(restored[name], pristine[name]) for name in pristine)
+    again = ask(house, *everyone)
+    assert all(torch.allclose(table(a), table(b), atol=1e-5) for a, b in zip(again, before, strict=True))
+
+
+def zero_gains(tensors: Tensors) -> Tensors:
+    return {name: values * 0 if name.endswith("magnitude_vector") else values for name, values in tensors.items()}
+
+
+def test_what_could_not_be_undone_for_others_is_not_merged(house: House, tmp_path: Path) -> None:
+    adapter = house.add(write_adapter(tmp_path / "zero", house.base.shape, kind="dora", change=zero_gains))
+    pristine = weights(house)
+    with pytest.raises(InvalidAdapter, match="unmerged"):
+        merge(house, adapter)
+    assert house.engine.merged is None and weights(house).keys() == pristine.keys()
+    assert ask(house, adapter, None)[1].error_code is None
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_a_merged_checkpoint_is_loaded_by_stock_transformers(
+    model_dir: Path, house: House, tmp_path: Path, kind: str
+) -> None:
+    folder = write_adapter(tmp_path / "a", house.base.shape, kind=kind, targets=TARGETS, scale=0.3)  # type: ignore[arg-type]
+    base = load_base(resolve(str(model_dir), tmp_path), dtype="float32")
+    write_merged(base, read_directory(folder, base.shape), tmp_path / "merged")
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    (answer,) = ask(house, house.add(folder))
+    with torch.inference_mode():
+        logits = model(torch.tensor([[*PROMPT, *answer.tokens]])).logits[0, len(PROMPT) - 1 : -1]
+    assert torch.allclose(table(answer), logits.log_softmax(-1), atol=1e-3)
+
+
+def test_folding_is_the_formula_in_float32(house: House, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "a", house.base.shape, kind="rsdora", scale=0.3)
+    loaded = load(read_directory(folder, house.base.shape), torch.float32, house.base.weight)
+    path, part = next(iter(loaded.parts.items()))
+    weight = house.base.weight(path)
+    delta = part.low.scaling * part.low.b_RO.double().T @ part.low.a_RI.double()
+    assert part.gain is not None
+    expected = part.gain.double()[:, None] * (weight.double() + delta)
+    assert torch.allclose(fold(weight, part).double(), expected, atol=1e-5)
+    assert fold(weight.bfloat16(), part).dtype == torch.bfloat16

@@ -1,0 +1,141 @@
+"""The whole engine on a tiny Llama in float32: what is served is what transformers' own forward says."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from engine.sequence import FinishReason, SamplingParams
+from tests.support.adapters import Tensors, write_adapter
+from tests.support.models import VOCAB, tiny_model, tiny_model_dir
+from tests.support.serving import Answer, House
+
+PROMPTS = [
+    list(range(5, 45)),
+    [7],
+    list(range(100, 109)),
+    [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2],
+    [11, 12],
+]
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model_dir("llama", tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def reference() -> PreTrainedModel:
+    return tiny_model("llama")
+
+
+@pytest.fixture
+def house(model_dir: Path, tmp_path: Path) -> Iterator[House]:
+    """Steps of 8 tokens and blocks of 4, so that all but the shortest prompts come in chunks."""
+    made = House.of(model_dir, tmp_path, max_batch_tokens=8)
+    yield made
+    made.close()
+
+
+@torch.inference_mode()
+def logprobs(reference: PreTrainedModel, tokens: Sequence[int]) -> Tensor:
+    """`[len(tokens), V]`: what the model says follows each token, from one forward over all of them."""
+    logits: Tensor = reference(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0]
+    return logits.log_softmax(-1)
+
+
+def greedy(**changes: int) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, logprobs=changes.get("logprobs", VOCAB))
+
+
+def check(answer: Answer, prompt: Sequence[int], reference: PreTrainedModel) -> None:
+    said = logprobs(reference, [*prompt, *answer.tokens])[len(prompt) - 1 : -1]
+    assert answer.tokens == tuple(said.argmax(-1).tolist())
+    for row, report in zip(said, answer.logprobs, strict=True):
+        served = torch.empty(VOCAB)
+        for token, value in report.top:
+            served[token] = value
+        assert torch.allclose(served, row, atol=1e-4)
+        assert report.logprob == pytest.approx(float(row[report.token_id]), abs=1e-4)
+
+
+def test_mixed_chunked_requests_say_what_a_full_forward_says(house: House, reference: PreTrainedModel) -> None:
+    ids = [house.submit(prompt, greedy()) for prompt in PROMPTS]
+    answers = house.run()
+    for id, prompt in zip(ids, PROMPTS, strict=True):
+        check(answers[id], prompt, reference)
+
+
+def test_prompt_logprobs_are_a_full_forwards_log_softmax(house: House, reference: PreTrainedModel) -> None:
+    params = [SamplingParams(max_tokens=number % 2, temperature=0, prompt_logprobs=3) for number in range(len(PROMPTS))]
+    ids = [house.submit(prompt, p) for prompt, p in zip(PROMPTS, params, strict=True)]
+    answers = house.run()
+    for id, prompt in zip(ids, PROMPTS, strict=True):
+        reports, said = answers[id].prompt_logprobs, logprobs(reference, prompt)
+        assert reports is not None and reports[0] is None and len(reports) == len(prompt)
+        for at, report in enumerate(reports[1:]):
+            assert report is not None and report.token_id == prompt[at + 1]
+            assert report.logprob == pytest.approx(float(said[at, prompt[at + 1]]), abs=1e-4)
+            assert report.top[0][0] == int(said[at].argmax()) and len(report.top) == 3
+        assert answers[id].finish_reason is FinishReason.LENGTH
+
+
+def test_a_reused_prefix_changes_nothing(house: House, reference: PreTrainedModel) -> None:
+    first = house.submit(PROMPTS[0], greedy())
+    before = house.run()[first]
+    again, longer = house.submit(PROMPTS[0], greedy()), house.submit([*PROMPTS[0], 50, 51], greedy())
+    answers = house.run()
+    assert house.engine.scheduler.prefix_tokens_found == 36 + 40
+    assert answers[again].tokens == before.tokens
+    check(answers[longer], [*PROMPTS[0], 50, 51], reference)
+
+
+def test_preemption_changes_nothing(model_dir: Path, tmp_path: Path, reference: PreTrainedModel) -> None:
+    preempted: list[str] = []
+    house = House.of(
+        model_dir, tmp_path, num_blocks=13, max_batch_tokens=16, observe=lambda e: preempted.append(type(e).__name__)
+    )
+    prompts = [[start, *range(20)] for start in (50, 60)]
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, logprobs=VOCAB, prompt_logprobs=0)
+    ids = [house.submit(prompt, params) for prompt in prompts]
+    answers = house.run()
+    house.close()
+    assert "Preempted" in preempted
+    for id, prompt in zip(ids, prompts, strict=True):
+        check(answers[id], prompt, reference)
+        assert len(answers[id].prompt_logprobs or ()) == len(prompt)
+
+
+def huge(tensors: Tensors) -> Tensors:
+    """Finite, but B times A is not."""
+    return {name: values * 1e38 for name, values in tensors.items()}
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_an_adapter_that_overflows_fails_its_own_requests_alone(
+    house: House, tmp_path: Path, reference: PreTrainedModel, scored: bool
+) -> None:
+    bad = house.add(write_adapter(tmp_path / "bad", house.base.shape, change=huge))
+    params = SamplingParams(max_tokens=0, prompt_logprobs=0) if scored else greedy()
+    broken = [house.submit(prompt, params, bad) for prompt in PROMPTS[2:4]]
+    fine = [house.submit(prompt, greedy()) for prompt in PROMPTS]
+    answers = house.run()
+    assert [answers[id].error_code for id in broken] == ["non_finite_logits"] * 2
+    for id, prompt in zip(fine, PROMPTS, strict=True):
+        check(answers[id], prompt, reference)
+
+
+def test_blocks_that_held_nan_are_reused_without_a_trace(
+    model_dir: Path, tmp_path: Path, reference: PreTrainedModel
+) -> None:
+    house = House.of(model_dir, tmp_path, num_blocks=12)
+    bad = house.add(write_adapter(tmp_path / "bad", house.base.shape, change=huge))
+    for start in range(0, 150, 30):
+        house.submit(range(start, start + 30), greedy(), bad)
+        house.run()
+    id = house.submit(PROMPTS[3], greedy())
+    check(house.run()[id], PROMPTS[3], reference)
+    house.close()
