@@ -55,6 +55,39 @@ class Lease:
         self.release()
 
 
+class _Resolved:
+    """What references meant since the last change: every request resolves one, and a query takes milliseconds.
+
+    One process owns a data directory, so nobody changes the registry behind this cache's back.
+    """
+
+    def __init__(self, most: int = 4096) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._changes = 0
+        self._known: dict[str, Version] = {}
+
+    def get(self, ref: str, ask: Callable[[], Version]) -> Version:
+        known, before = self._known.get(ref), self._changes
+        if known is not None:
+            return known
+        version = ask()
+        with self._lock:
+            if self._changes == before and len(self._known) < self._most:
+                self._known[ref] = version  # unless it was asked before a change and answered after it
+        return version
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Around a write: whatever was resolved before it, or during it, is asked for again."""
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._changes += 1
+                self._known.clear()
+
+
 class Catalog:
     """Safe to use from many threads. `on_forgotten` is called, on whichever thread, after a blob was removed."""
 
@@ -64,6 +97,7 @@ class Catalog:
         self._lock = threading.Lock()
         self._uses: dict[AdapterId, int] = {}
         self._doomed: set[AdapterId] = set()
+        self._resolved = _Resolved()
 
     def add(self, name: str, config: bytes, weights: Path, alias: str | None = None) -> tuple[Version, bool]:
         """Read strictly, store, register. False means that `name` had this content already; the alias moves anyway.
@@ -83,7 +117,7 @@ class Catalog:
 
         Raises UnknownAdapter, UnknownVersion.
         """
-        return self._registry.resolve(parse_reference(ref))
+        return self._resolved.get(ref, lambda: self._registry.resolve(parse_reference(ref)))
 
     def list(self) -> Versions:
         """The newest version of each name, sorted by name."""
@@ -95,18 +129,22 @@ class Catalog:
 
     def set_alias(self, name: str, alias: str, number: int) -> Version:
         """Move or make an alias. Raises AliasInvalid, UnknownAdapter, UnknownVersion."""
-        return self._registry.set_alias(name, check_alias(alias), number)
+        with self._resolved.changing():
+            return self._registry.set_alias(name, check_alias(alias), number)
 
     def delete_alias(self, name: str, alias: str) -> None:
         """Raises UnknownAdapter when `name` has no such alias."""
-        self._registry.delete_alias(name, alias)
+        with self._resolved.changing():
+            self._registry.delete_alias(name, alias)
 
     def delete(self, name: str) -> None:
         """Forget a name with all its versions and aliases. Blobs go when nothing names or leases them any more.
 
         Raises UnknownAdapter.
         """
-        for id in self._registry.delete(name):
+        with self._resolved.changing():
+            unused = self._registry.delete(name)
+        for id in unused:
             self._remove_if_unused(id)
 
     def set_pinned(self, name: str, pinned: bool) -> Version:
@@ -149,7 +187,8 @@ class Catalog:
     def _register(self, name: str, checkpoint: Checkpoint, alias: str | None) -> tuple[Version, bool]:
         with self._holding(checkpoint.manifest.id):
             self._store.put(checkpoint)
-            return self._registry.add(name, checkpoint.manifest, alias)
+            with self._resolved.changing():
+                return self._registry.add(name, checkpoint.manifest, alias)
 
     @contextmanager
     def _holding(self, id: AdapterId) -> Iterator[None]:

@@ -9,13 +9,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from adapters.catalog import Catalog
+from adapters.catalog import Catalog, _Resolved
 from adapters.errors import AliasInvalid, InvalidAdapter, NameReserved, UnknownAdapter
 from adapters.manifest import AdapterId
-from adapters.registry import Registry
+from adapters.registry import Registry, Version
 from adapters.store import BlobStore
 from tests.support.adapters import adapters, llama_shape, write_adapter
 
@@ -223,3 +224,34 @@ def test_kill_9_leaves_every_row_its_blob(tmp_path: Path) -> None:
         survived += len(house.catalog.list())
         house.registry.close()
     assert survived > 0
+
+
+def test_a_resolved_reference_follows_every_change(house: House, sources: list[Path]) -> None:
+    """What was resolved once is remembered only until somebody changes something."""
+    first, _ = house.catalog.add_directory("a", sources[0], alias="prod")
+    assert house.catalog.resolve("a") == house.catalog.resolve("a@prod") == first
+    second, _ = house.catalog.add_directory("a", sources[1])
+    assert house.catalog.resolve("a").id == second.id
+    assert house.catalog.resolve("a@prod").id == first.id
+    house.catalog.set_alias("a", "prod", second.number)
+    assert house.catalog.resolve("a@prod").id == second.id
+    house.catalog.delete_alias("a", "prod")
+    with pytest.raises(UnknownAdapter):
+        house.catalog.resolve("a@prod")
+    house.catalog.delete("a")
+    with pytest.raises(UnknownAdapter):
+        house.catalog.resolve("a")
+
+
+def test_an_answer_from_before_a_change_is_not_remembered() -> None:
+    """A reader that asked before a write and answers after it must not leave its answer behind."""
+    resolved = _Resolved()
+    old, new = cast(Version, "old"), cast(Version, "new")
+
+    def overtaken() -> Version:
+        with resolved.changing():
+            return old
+
+    assert resolved.get("a", overtaken) is old
+    assert resolved.get("a", lambda: new) is new
+    assert resolved.get("a", overtaken) is new
