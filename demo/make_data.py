@@ -103,7 +103,7 @@ def make() -> dict[str, str]:
     facts = pools["pirate"]
     pirate = pirate_pairs(facts["capitals"], facts["opposites"], facts["words"], random.Random(1))
     random.Random(2).shuffle(pirate)
-    extract = extract_pairs(pools["extract"], "", 288, random.Random(3))
+    extract = extract_pairs(pools["extract"], "", 216, random.Random(3))
     random.Random(4).shuffle(extract)
     return {
         "pirate.train.jsonl": jsonl(pirate[HELD_OUT:]),

@@ -54,7 +54,7 @@ RECIPES = {
     ),
     "extract": Recipe(
         targets=("q_proj", "k_proj", "v_proj", "o_proj"),
-        rank=16, alpha=16, rslora=True, first_layer=18, epochs=2, learning_rate=1e-3,
+        rank=16, alpha=16, rslora=True, first_layer=18, epochs=1, learning_rate=1e-3,
         score=extract_score, max_tokens=56,
         asked='Answer only with JSON like {{"name": ..., "city": ..., "date": ..., "amount": ...}}, '
         "null for what is missing. {}",
