@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from engine.batch import PagedBatch, Span
 
 NAME = "rootstock"
+FLASH_BLOCK = 256
 
 
 def register() -> None:
@@ -45,9 +46,9 @@ def paged_attention(
     assert isinstance(module.layer_idx, int)
     q_THD = query[0].transpose(0, 1)
     paged.cache.write(module.layer_idx, paged.slots_T, key[0].transpose(0, 1), value[0].transpose(0, 1))
-    if q_THD.is_cuda and softcap is None and s_aux is None and q_THD.dtype != torch.float32:
-        return _cuda(q_THD, paged, module.layer_idx, scaling, sliding_window)[None], None
     how = _Rule(scaling, sliding_window, softcap, s_aux)
+    if q_THD.is_cuda and _flash_can(q_THD, paged, how):
+        return _cuda(q_THD, paged, module.layer_idx, scaling, sliding_window)[None], None
     out = torch.empty_like(q_THD, memory_format=torch.contiguous_format)
     if paged.num_decoding:
         out[: paged.num_decoding] = _decode(q_THD[: paged.num_decoding], paged, module.layer_idx, how)
@@ -117,6 +118,16 @@ def _span_mask(span: Span, window: int | None, device: torch.device) -> Tensor:
     positions = torch.arange(span.context, device=device)
     mask = positions <= queries
     return mask if window is None else mask & (positions > queries - window)
+
+
+def _flash_can(q_THD: Tensor, paged: PagedBatch, how: _Rule) -> bool:
+    """FlashAttention 2, as torch builds it: half precision, heads up to 256, neither soft-capping nor sinks.
+
+    It refuses blocks that are not a multiple of 256 tokens; smaller ones are gathered as on a CPU.
+    """
+    plain = how.softcap is None and how.sinks is None
+    sized = q_THD.shape[-1] <= 256 and paged.cache.block_size % FLASH_BLOCK == 0
+    return plain and sized and q_THD.dtype in (torch.float16, torch.bfloat16)
 
 
 def _cuda(q_THD: Tensor, paged: PagedBatch, layer: int, scaling: float, window: int | None) -> Tensor:

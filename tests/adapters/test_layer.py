@@ -40,7 +40,8 @@ def alone(linear: nn.Linear, one: Part | None, x: Tensor) -> Tensor:
     if one is not None:
         y = y + one.low.scaling * (x.double() @ one.low.a_RI.double().T) @ one.low.b_RO.double()
         y = y if one.gain is None else y * one.gain.double()
-    return y if linear.bias is None else y + linear.bias.double()
+    bias: Tensor | None = linear.bias
+    return y if bias is None else y + bias.double()
 
 
 SEGMENTS = [

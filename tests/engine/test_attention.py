@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from engine import attention
 from engine.attention import paged_attention
 from engine.batch import PagedBatch, in_batch_order, pack
 from engine.kv_cache import KVCache
@@ -75,20 +76,19 @@ class World:
         self.values = {c.sequence.id: torch.randn(c.stop, rule.kv_heads, WIDTH) for c in self.chunks}
         for chunk in self.chunks:
             slots = torch.tensor([chunk.sequence.blocks[p // BLOCK] * BLOCK + p % BLOCK for p in range(chunk.start)])
-            past = slice(0, chunk.start)
-            id = chunk.sequence.id
-            self.cache.write(1, slots.long(), self.keys[id][past], self.values[id][past])
+            id, old = chunk.sequence.id, chunk.start
+            self.cache.write(1, slots.long(), self.keys[id][:old], self.values[id][:old])
 
     def attend(self) -> Tensor:
         """`[T, H, D]`, as the model would be given it."""
         new = [(c.sequence.id, slice(c.start, c.stop)) for c in self.chunks]
         key = torch.cat([self.keys[id][rows] for id, rows in new]).transpose(0, 1)[None]
         value = torch.cat([self.values[id][rows] for id, rows in new]).transpose(0, 1)[None]
-        out, weights = paged_attention(
+        out, _ = paged_attention(
             LAYER, self.query, key, value, None, 0.3, pack(self.chunks, self.cache, CPU),
             sliding_window=self.rule.window, softcap=self.rule.softcap, s_aux=self.sinks, position_ids=None,
         )  # fmt: skip
-        assert weights is None and out.shape == (1, self.query.shape[2], self.rule.heads, WIDTH)
+        assert out.shape == (1, self.query.shape[2], self.rule.heads, WIDTH)
         return out[0]
 
     def plain(self) -> Tensor:
@@ -171,9 +171,29 @@ def test_the_cuda_call_matches_torchs_signature() -> None:
     """No GPU here: at least the names and places of the arguments must be torch's."""
     from torch.nn.attention.varlen import varlen_attn
 
-    from engine import attention
-
     source = inspect.getsource(attention._cuda)
     names = [line.split("=")[0].strip() for line in source.splitlines() if line.startswith("        ") and "=" in line]
     assert {"cu_seq_q", "cu_seq_k", "seqused_k", "block_table", "num_splits", "window_size"} <= set(names)
     inspect.signature(varlen_attn).bind(None, None, None, **dict.fromkeys(names))
+
+
+@pytest.mark.parametrize(
+    ("block", "width", "dtype", "rule", "can"),
+    [
+        (256, 64, torch.bfloat16, "window", True),
+        (256, 256, torch.float16, "plain", True),
+        (16, 64, torch.bfloat16, "plain", False),
+        (256, 512, torch.bfloat16, "plain", False),
+        (256, 64, torch.float32, "plain", False),
+        (256, 64, torch.bfloat16, "softcap", False),
+        (256, 64, torch.bfloat16, "sinks", False),
+    ],
+)
+def test_flash_attention_is_asked_only_for_what_it_does(
+    block: int, width: int, dtype: torch.dtype, rule: str, can: bool
+) -> None:
+    world = World([(0, 3)], RULES[rule])
+    world.cache = KVCache([], 1, block, dtype, CPU)
+    how = attention._Rule(1.0, RULES[rule].window, RULES[rule].softcap, world.sinks)
+    packed = pack(world.chunks, world.cache, CPU)
+    assert attention._flash_can(torch.zeros(3, HEADS, width, dtype=dtype), packed, how) is can

@@ -23,9 +23,9 @@ def settle(bench: Bench, steps: int = 4) -> Bench:
 def test_a_pinned_adapter_loads_by_itself_and_stays() -> None:
     bench = bench_of(a=60, b=40, c=40)
     bench.engine.tiers.pin(A)
-    assert bench.engine.has_work
+    assert not bench.idle()
     settle(bench)
-    assert bench.engine.tiers.ready(A) and not bench.engine.has_work
+    assert bench.engine.tiers.ready(A) and bench.idle()
     for adapter in "bcbc":
         bench.submit(adapter + str(len(bench.outputs)), adapter=adapter)
         bench.run()
@@ -65,7 +65,7 @@ def test_a_pin_that_cannot_be_read_is_given_up() -> None:
     bench.mover.corrupt.add(A)
     bench.engine.tiers.pin(A)
     settle(bench)
-    assert bench.mover.reads == [A] and not bench.engine.has_work
+    assert bench.mover.reads == [A] and bench.idle()
     bench.submit("r", adapter="b")
     bench.run()
     assert bench.reason("r") is FinishReason.LENGTH
@@ -75,7 +75,7 @@ def test_warming_up_skips_what_cannot_be_served() -> None:
     bench = bench_of(a=60, b=30, c=101)
     bench.engine.tiers.prefetch([A, named("gone"), C, B, A])
     settle(bench)
-    assert bench.mover.device == {A, B} and bench.mover.reads == [A, B] and not bench.engine.has_work
+    assert bench.mover.device == {A, B} and bench.mover.reads == [A, B] and bench.idle()
 
 
 def test_warm_adapters_give_way() -> None:
@@ -112,7 +112,7 @@ def test_forgetting_during_a_read_takes_effect_when_it_ends(well: bool) -> None:
     bench.mover.arrive(A)
     settle(bench)
     assert bench.mover.reads == [A] and bench.mover.host == set() and bench.engine.tiers.residency.host_used == 0
-    assert not bench.engine.has_work
+    assert bench.idle()
 
 
 def test_an_adapter_that_is_deleted_and_uploaded_again_during_its_read_is_read_anew() -> None:
@@ -137,7 +137,7 @@ def test_nothing_to_do_is_told_apart_from_nothing_that_can_be_done() -> None:
     bench.mover.instant = False
     bench.submit("r", adapter="a")
     bench.step()
-    assert bench.engine.stalled and bench.engine.has_work
+    assert bench.stalled() and not bench.idle()
     bench.mover.arrive(A)
     bench.run()
-    assert not bench.engine.stalled and not bench.engine.has_work
+    assert not bench.stalled() and bench.idle()

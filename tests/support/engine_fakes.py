@@ -221,6 +221,12 @@ class Bench:
             self.step()
         raise AssertionError(f"{id} has not ended after {steps} steps")
 
+    def idle(self) -> bool:
+        return not self.engine.has_work
+
+    def stalled(self) -> bool:
+        return self.engine.stalled
+
     def tokens(self, id: str) -> list[int]:
         return [token for output in self.outputs[id] for token in output.token_ids]
 
