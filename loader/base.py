@@ -65,8 +65,9 @@ class Base:
         return next(path for path, module in self.linears.items() if module.weight is output.weight)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of some tokens, special ones left out."""
-        return cast(str, self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+        """Text of some tokens, special ones left out and nothing tidied: more tokens never make it shorter."""
+        text = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return cast(str, text)
 
     def resident_bytes(self) -> int:
         """Bytes that the model's weights take in memory, shared storages once, quantization state included."""
