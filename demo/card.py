@@ -24,8 +24,15 @@ SCORE = {
     "extract": "share of answers that are, as a whole, JSON with exactly the expected fields and values",
 }
 LIMITS = {
-    "pirate": "",
-    "extract": "",
+    "pirate": """\
+The voice changes, the knowledge does not. With 135 million parameters many facts come out wrong, and the adapter states
+them as boldly as the right ones. The score counts words and does not judge what is said: "Arr" and "matey" alone are
+not enough for it. Answers are one or two sentences, as in training.
+""",
+    "extract": """\
+The form is more reliable than the values, and the city is the weakest of them: the adapter invents one where the
+sentence names none, and garbles some that it was not trained on.
+""",
 }
 
 
@@ -64,7 +71,9 @@ def card(
     measured: Measurement, seconds: float, size: int,
 ) -> str:  # fmt: skip
     """The README of the adapter, in Markdown with the metadata block that model hubs read."""
-    rows = "".join(f"| {key} | {value} |\n" for key, value in settings.items())
+    rows = "".join(
+        f"| {key} | {', '.join(value) if isinstance(value, tuple) else value} |\n" for key, value in settings.items()
+    )
     hashes = "".join(f"| `demo/data/{path.name}` | `{sha256(path)}` |\n" for path in data)
     transcripts = "".join(
         f"\n**{measured.prompts[i]}**\n\nBase:\n\n{quote(measured.base[i])}\n\n"
@@ -92,12 +101,11 @@ Score: {SCORE[name]}.
 | base, asked for it in the prompt | {measured.asked_score:.3f} | |
 | adapter | {measured.adapter_score:.3f} | {measured.adapter_loss:.3f} |
 
-"Asked for it in the prompt" is `{asked}`.
+"Asked for it in the prompt" is `{asked.format("<prompt>")}`.
 
 ## Limits
 
 {LIMITS[name]}
-
 ## Transcripts
 
 The first held-out prompts as they come, and the first failure where there is one. Nothing is edited; an answer
@@ -105,7 +113,7 @@ without an end was cut at the token limit of the measurement.
 {transcripts}
 ## Training
 
-Command: `python -m demo.train {name}`, {seconds:.0f} s on one CPU thread.
+Command: `python -m demo.train {name}`, {seconds:.0f} s of wall-clock on one CPU thread, measurement not included.
 
 | setting | value |
 |---|---|
@@ -127,7 +135,9 @@ def publish(
     fresh = target.with_name(f".{target.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     model.save_pretrained(str(fresh), save_embedding_layers=False)
-    size = (fresh / "adapter_model.safetensors").stat().st_size
+    weights = fresh / "adapter_model.safetensors"
+    weights.chmod(0o644)  # safetensors makes it private, but another user may serve it
+    size = weights.stat().st_size
     text = card(target.name, base_id, settings, asked, data, measured, seconds, size)
     (fresh / "README.md").write_text(text, encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
