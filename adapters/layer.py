@@ -28,28 +28,28 @@ class Segment:
 class Selection:
     """One step's rows: `terms` to add by adapter number; `adapters` gives the numbers their ids.
 
-    While an adapter is merged into the weights, every other row first has it undone.
+    While an adapter is merged, `pieces` are the runs of rows that are its own (True) or not, in order; otherwise empty.
     """
 
     adapters: tuple[AdapterId, ...]
     terms: Terms
-    merged: AdapterId | None
+    pieces: tuple[tuple[bool, slice], ...] = ()
 
     @classmethod
     def of(cls, segments: Sequence[Segment], device: torch.device, merged: AdapterId | None = None) -> "Selection":
         """Segments in row order, without gaps, from row 0."""
-        grafted = [s for s in segments if s.adapter is not None and s.adapter != merged]
-        foreign = [s for s in segments if s.adapter != merged] if merged else []
-        adapters = tuple(dict.fromkeys([*([merged] if foreign and merged else []), *_ids(grafted)]))
+        grafted = [s for s in segments if s.adapter != merged]
+        adapters = tuple(dict.fromkeys(_ids(grafted)))
         number = {adapter: index for index, adapter in enumerate(adapters)}
-        terms = [Term(number[s.adapter], s.start, s.stop) for s in grafted if s.adapter]
-        undone = [Term(0, s.start, s.stop, sign=-1) for s in foreign]
+        terms = [Term(number[s.adapter], s.start, s.stop) for s in grafted if s.adapter is not None]
         rows = segments[-1].stop if segments else 0
-        return cls(adapters, Terms(rows, (*undone, *terms), device), merged)
+        owned = any(s.adapter == merged for s in segments) if merged else False
+        pieces = tuple((s.adapter == merged, slice(s.start, s.stop)) for s in segments) if owned else ()
+        return cls(adapters, Terms(rows, tuple(terms), device), pieces)
 
     @property
-    def idle(self) -> bool:
-        return not self.adapters
+    def all_merged(self) -> bool:
+        return all(own for own, _ in self.pieces)
 
 
 class ActiveGrafts:
@@ -64,11 +64,16 @@ class ActiveGrafts:
 
 
 class GraftedLinear(nn.Module):
-    """`y = g * (W x + s B (A x)) + bias` by row, `W x + bias` where a row has no adapter. Wraps the base's linear."""
+    """`y = g * (W x + s B (A x)) + bias` by row, `W x + bias` where a row has no adapter. Wraps the base's linear.
+
+    A merged adapter's rows take `W' = g * (W + s B A)` instead, which stands beside W, so the others' rows
+    never meet it. A step that mixes both reads both weights.
+    """
 
     def __init__(self, path: str, base: nn.Module, bank: Bank, active: ActiveGrafts, exact: torch.dtype) -> None:
         super().__init__()
         self.base = base
+        self.merged: nn.Module | None = None
         self.path = path
         self._bank = bank
         self._active = active
@@ -78,11 +83,6 @@ class GraftedLinear(nn.Module):
     def serve_as_head(self) -> None:
         """From now on rows are those of the head's selection."""
         self._is_head = True
-
-    def swap(self, base: nn.Module) -> nn.Module:
-        """Let another linear of the same shape do the base's part; gives back the one that did."""
-        previous, self.base = self.base, base
-        return previous
 
     @property
     def weight(self) -> Tensor:
@@ -98,23 +98,35 @@ class GraftedLinear(nn.Module):
         return bias
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.base(x)
         selection = self._active.head if self._is_head else self._active.tokens
-        if selection is None or selection.idle:
-            return y
+        if selection is None:
+            return _tensor(self.base(x))
+        y = self._product(x, selection)
         parts = [self._bank.part(adapter, self.path) for adapter in selection.adapters]
         if any(parts):
-            self._graft(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]), parts, selection)
+            self._check_rows(x, selection)
+            self._graft(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]), parts, selection.terms)
         return y
 
-    def _graft(self, y_TO: Tensor, x_TI: Tensor, parts: Sequence[Part | None], selection: Selection) -> None:
-        terms = selection.terms
-        if y_TO.shape[0] != terms.num_rows:
-            raise RuntimeError(f"{self.path} was given {y_TO.shape[0]} rows in a batch of {terms.num_rows}")
-        for rows, gain in _gains(parts, terms, sign=-1):
-            self._scale(y_TO[rows], 1 / gain)
+    def _product(self, x: Tensor, selection: Selection) -> Tensor:
+        """Each row times the weight it is served from."""
+        if self.merged is None or not selection.pieces:
+            return _tensor(self.base(x))
+        if selection.all_merged:
+            return _tensor(self.merged(x))
+        self._check_rows(x, selection)
+        x_TI = x.reshape(-1, x.shape[-1])
+        products = [(self.merged if own else self.base)(x_TI[rows]) for own, rows in selection.pieces]
+        return torch.cat(products).view(*x.shape[:-1], -1)
+
+    def _check_rows(self, x: Tensor, selection: Selection) -> None:
+        rows = x.numel() // x.shape[-1]
+        if rows != selection.terms.num_rows:
+            raise RuntimeError(f"{self.path} was given {rows} rows in a batch of {selection.terms.num_rows}")
+
+    def _graft(self, y_TO: Tensor, x_TI: Tensor, parts: Sequence[Part | None], terms: Terms) -> None:
         add_low_rank(y_TO, x_TI, [_low(part) for part in parts], terms, self._exact)
-        for rows, gain in _gains(parts, terms, sign=1):
+        for rows, gain in _gains(parts, terms):
             self._scale(y_TO[rows], gain)
 
     def _scale(self, y_TO: Tensor, gain_O: Tensor) -> None:
@@ -146,9 +158,14 @@ def _low(part: Part | None) -> LowRank | None:
     return None if part is None else part.low
 
 
-def _gains(parts: Sequence[Part | None], terms: Terms, sign: int) -> Iterator[tuple[slice, Tensor]]:
-    """The rows whose adapter has a DoRA gain here, among the terms of one sign."""
+def _gains(parts: Sequence[Part | None], terms: Terms) -> Iterator[tuple[slice, Tensor]]:
+    """The rows whose adapter has a DoRA gain here."""
     for term in terms.terms:
         part = parts[term.index]
-        if term.sign == sign and part is not None and part.gain is not None:
+        if part is not None and part.gain is not None:
             yield slice(term.start, term.stop), part.gain
+
+
+def _tensor(value: object) -> Tensor:
+    assert isinstance(value, Tensor)
+    return value

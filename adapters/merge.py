@@ -1,7 +1,7 @@
 """Folding an adapter into weights: for a while, in the resident base, or for good, into a checkpoint.
 
-Owns `W' = g * (W + s B A)`. Never changes a resident weight in place: a merged layer is another layer beside the
-pristine one, so that unmerging is putting the old one back.
+Owns `W' = g * (W + s B A)`. Never changes a resident weight: merged layers stand beside the pristine ones, so that
+the base and other adapters are served from the very weights they always were, and unmerging has nothing to restore.
 """
 
 import os
@@ -31,35 +31,32 @@ def fold(weight_OI: Tensor, part: Part) -> Tensor:
 
 
 class Merger:
-    """Swaps merged linears in under their wrappers, and the pristine ones back."""
+    """Stands merged linears beside the pristine ones, and takes them away again."""
 
     def __init__(self, base: Base, linears: Mapping[str, GraftedLinear]) -> None:
         self._base = base
         self._linears = linears
-        self._pristine: dict[str, nn.Module] = {}
 
     def merge(self, adapter: Loaded) -> None:
-        """Serve `adapter` from the weights themselves. Raises DoesNotFit, with numbers, before anything changes.
+        """Serve `adapter` from weights of its own. Raises DoesNotFit, with numbers, before anything changes.
 
-        Raises InvalidAdapter where merging loses what is needed to serve others: a gain of 0, or an overflow.
+        Raises InvalidAdapter where a merged weight overflows the base's precision.
         """
-        assert not self._pristine, "one adapter is merged at a time"
         self._check_room(adapter)
         merged = {path: self._merged_linear(path, part) for path, part in adapter.parts.items()}
         for path, linear in merged.items():
-            self._pristine[path] = self._linears[path].swap(linear)
+            self._linears[path].merged = linear
 
     def unmerge(self) -> None:
-        """Put every pristine linear back: the very objects that were there before."""
-        for path, linear in self._pristine.items():
-            self._linears[path].swap(linear)
-        self._pristine = {}
+        """Let every row take the pristine weights, which have been there all along."""
+        for linear in self._linears.values():
+            linear.merged = None
 
     def _merged_linear(self, path: str, part: Part) -> nn.Module:
         folded = fold(self._base.weight(path), part)
-        if not folded.isfinite().all() or (part.gain is not None and not (1 / part.gain).isfinite().all()):
-            problem = "merged, a row of this weight would be all 0 or not finite, and could not be undone for others"
-            raise InvalidAdapter([Fault(path, problem, "Serve this adapter unmerged")])
+        if not folded.isfinite().all():
+            fix = "Serve this adapter unmerged, or the base in bfloat16"
+            raise InvalidAdapter([Fault(path, "the merged weight overflows the base's precision", fix)])
         return dense_linear(folded, self._linears[path].bias)
 
     def _check_room(self, adapter: Loaded) -> None:

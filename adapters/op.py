@@ -32,17 +32,16 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """Rows `[start, stop)` gain `sign` times the product of adapter number `index` of the batch."""
+    """Rows `[start, stop)` gain the product of adapter number `index` of the batch."""
 
     index: int
     start: int
     stop: int
-    sign: int = 1
 
 
 @dataclass(slots=True)
 class Terms:
-    """All that a batch adds to its rows: at most one positive and one negative term cover a row."""
+    """All that a batch adds to its rows; at most one term covers a row."""
 
     num_rows: int
     terms: tuple[Term, ...]
@@ -62,13 +61,13 @@ class Terms:
             matrix = torch.zeros(self.num_rows, starts[-1])
             for term in self.terms:
                 columns = slice(starts[term.index], starts[term.index + 1])
-                matrix[term.start : term.stop, columns] = term.sign * key[term.index][1]
+                matrix[term.start : term.stop, columns] = key[term.index][1]
             self._coefficients[key] = matrix.to(self.device)
         return self._coefficients[key]
 
 
 def add_low_rank(y_TO: Tensor, x_TI: Tensor, parts: Sequence[LowRank | None], terms: Terms, exact: torch.dtype) -> None:
-    """`y[t] += sign * s_i * (x[t] A_i^T) B_i^T` in place, for every term (i, t) whose adapter has a part here.
+    """`y[t] += s_i * (x[t] A_i^T) B_i^T` in place, for every term (i, t) whose adapter has a part here.
 
     `parts` holds each adapter's tensors for this linear, None where it does not touch it. Products are
     computed in `exact` (float32 where the device multiplies half precision slowly) and added in y's dtype.
@@ -112,7 +111,7 @@ def _add_by_segment(
         part = parts[term.index]
         if part is not None:
             rows = slice(term.start, term.stop)
-            h = torch.mm(x_TI[rows].to(exact), part.a_RI.to(exact).t()) * (term.sign * part.scaling)
+            h = torch.mm(x_TI[rows].to(exact), part.a_RI.to(exact).t()) * part.scaling
             y_TO[rows] += torch.mm(h, part.b_RO.to(exact)).to(y_TO.dtype)
 
 
@@ -128,7 +127,7 @@ def add_grouped(y_TO: Tensor, x_TI: Tensor, parts: Sequence[LowRank | None], ter
     b_GRO = torch.stack([F.pad(part.b_RO, (0, 0, 0, width - part.rank)) for _, part in present])
     rows = torch.cat([torch.arange(term.start, term.stop) for term, _ in present]).to(y_TO.device)
     counts = torch.tensor([term.stop - term.start for term, _ in present])
-    by = torch.tensor([term.sign * part.scaling for term, part in present]).repeat_interleave(counts)
+    by = torch.tensor([part.scaling for _, part in present]).repeat_interleave(counts)
     ends = counts.cumsum(0).to(device=y_TO.device, dtype=torch.int32)
     h_TR = F.grouped_mm(x_TI[rows], a_GRI.transpose(1, 2), offs=ends)
     h_TR = (h_TR * by[:, None].to(y_TO.device)).to(b_GRO.dtype)

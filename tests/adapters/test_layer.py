@@ -62,7 +62,7 @@ def test_each_row_is_as_if_alone(bank: Bank, bias: bool, merged: AdapterId | Non
         folded.weight.copy_(fold(linear.weight, one))
         if bias:
             folded.bias.copy_(linear.bias)
-        assert wrapped.swap(folded) is linear
+        wrapped.merged = folded
     active.tokens = Selection.of(SEGMENTS, CPU, merged)
     x = torch.randn(1, 17, IN)
     y = wrapped(x)
@@ -71,6 +71,8 @@ def test_each_row_is_as_if_alone(bank: Bank, bias: bool, merged: AdapterId | Non
         rows = slice(segment.start, segment.stop)
         one = None if segment.adapter is None else bank.part(segment.adapter, "linear")
         assert torch.allclose(y[0, rows].double(), alone(linear, one, x[0, rows]), atol=1e-4, rtol=1e-5), segment
+        if segment.adapter is None:
+            assert torch.allclose(y[0, rows], linear(x[0, rows]), atol=1e-6), "a base row never meets a merged weight"
 
 
 @torch.no_grad()
@@ -95,7 +97,7 @@ def test_without_a_selection_it_is_the_linear_itself(bank: Bank) -> None:
     x = torch.randn(5, IN)
     assert torch.equal(wrapped(x), linear(x))
     active.tokens = Selection.of([Segment(None, 0, 5)], CPU)
-    assert active.tokens.idle and torch.equal(wrapped(x), linear(x))
+    assert active.tokens.adapters == () and torch.equal(wrapped(x), linear(x))
     assert wrapped.weight is linear.weight and wrapped.bias is linear.bias
 
 
@@ -121,21 +123,21 @@ def test_a_layer_that_is_given_other_rows_than_the_batch_says_so(bank: Bank) -> 
         wrapped(torch.randn(2, IN))
 
 
-def test_a_selection_numbers_adapters_and_undoes_the_merged_one() -> None:
+def test_a_selection_numbers_adapters_and_sets_the_merged_ones_rows_apart() -> None:
     selection = Selection.of(SEGMENTS, CPU, merged=LORA)
-    assert selection.adapters == (LORA, DORA, ELSEWHERE, OTHER)
-    undone = {(term.start, term.stop) for term in selection.terms.terms if term.sign == -1}
-    assert undone == {(0, 3), (7, 8), (8, 10), (10, 15), (16, 17)}
-    assert all(term.index == 0 for term in selection.terms.terms if term.sign == -1)
-    assert Selection.of([Segment(LORA, 0, 4)], CPU, merged=LORA).idle
-    assert Selection.of([], CPU).idle
+    assert selection.adapters == (DORA, ELSEWHERE, OTHER)
+    assert [rows for own, rows in selection.pieces if own] == [slice(3, 7), slice(15, 16)]
+    assert [rows.start for _, rows in selection.pieces] == [segment.start for segment in SEGMENTS]
+    assert not selection.all_merged
+    alone = Selection.of([Segment(LORA, 0, 4)], CPU, merged=LORA)
+    assert alone.adapters == () and alone.all_merged
+    assert Selection.of([Segment(OTHER, 0, 4)], CPU, merged=LORA).pieces == ()
+    assert Selection.of([], CPU).adapters == ()
 
 
-def test_grafting_wraps_in_place_and_swapping_gives_back(bank: Bank) -> None:
+def test_grafting_wraps_in_place(bank: Bank) -> None:
     model = nn.Sequential(nn.Linear(IN, OUT), nn.ReLU(), nn.Linear(OUT, 3))
     first, last = model[0], model[2]
     grafted = graft(model, ["0", "2"], bank, ActiveGrafts(), torch.float32, head="2")
     assert model[0] is grafted["0"] and model[2] is grafted["2"]
-    other = nn.Linear(IN, OUT)
-    assert grafted["0"].swap(other) is first and grafted["0"].swap(first) is other
-    assert grafted["2"].base is last
+    assert grafted["0"].base is first and grafted["2"].base is last

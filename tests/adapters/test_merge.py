@@ -16,7 +16,7 @@ from adapters.merge import fold, write_merged
 from engine.sequence import SamplingParams
 from loader.base import load as load_base
 from loader.source import resolve
-from tests.support.adapters import KINDS, Tensors, write_adapter
+from tests.support.adapters import KINDS, write_adapter
 from tests.support.models import VOCAB, tiny_model_dir
 from tests.support.serving import Answer, House
 
@@ -73,27 +73,24 @@ def test_merged_others_and_base_answer_as_before_and_the_weights_come_back(house
         merged = ask(house, *everyone)
         assert [a.tokens for a in merged] == [a.tokens for a in before]
         for now, then in zip(merged, before, strict=True):
-            assert torch.allclose(table(now), table(then), atol=1e-3)
+            assert torch.allclose(table(now), table(then), atol=5e-4)
         assert merged[adapters.index(adapter)].tier == "merged"
         house.engine.unmerge()
         restored = weights(house)
         assert restored.keys() == pristine.keys()
         assert all(torch.equal(restored[name], pristine[name]) for name in pristine)
     again = ask(house, *everyone)
-    assert all(torch.allclose(table(a), table(b), atol=1e-5) for a, b in zip(again, before, strict=True))
+    assert all(torch.allclose(table(a), table(b), atol=5e-4) for a, b in zip(again, before, strict=True))
 
 
-def zero_gains(tensors: Tensors) -> Tensors:
-    return {name: values * 0 if name.endswith("magnitude_vector") else values for name, values in tensors.items()}
-
-
-def test_what_could_not_be_undone_for_others_is_not_merged(house: House, tmp_path: Path) -> None:
-    adapter = house.add(write_adapter(tmp_path / "zero", house.base.shape, kind="dora", change=zero_gains))
-    pristine = weights(house)
+def test_a_merge_that_overflows_is_refused_and_changes_nothing(model_dir: Path, tmp_path: Path) -> None:
+    house = House.of(model_dir, tmp_path, dtype="float16")
+    huge = write_adapter(tmp_path / "huge", house.base.shape, rank=16, alpha=4096, seed=1, scale=8.0)
+    adapter, pristine = house.add(huge), weights(house)
     with pytest.raises(InvalidAdapter, match="unmerged"):
         merge(house, adapter)
     assert house.engine.merged is None and weights(house).keys() == pristine.keys()
-    assert ask(house, adapter, None)[1].error_code is None
+    house.close()
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])

@@ -28,7 +28,7 @@ def write_adapter(model_dir: Path, out: Path, config: Mapping[str, object], seed
             torch.nn.init.normal_(parameter, std=0.3)
         elif "lora_magnitude" in name:
             parameter.data *= 1 + 0.2 * torch.rand_like(parameter)
-    model.save_pretrained(out)
+    model.save_pretrained(str(out))
     return out
 
 
