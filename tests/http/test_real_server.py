@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import openai
 import pytest
 
 from tests.http.test_openai_client import (  # noqa: F401 -- the same tests, against the real engine
@@ -29,7 +28,7 @@ from tests.http.test_openai_client import (  # noqa: F401 -- the same tests, aga
     test_the_adapter_is_named_in_the_headers,
     test_unserved_features_are_refused_by_name,
 )
-from tests.support.embedded import DATA, embedded_source
+from tests.support.embedded import embedded_source
 from tests.support.served import Served, served
 
 CLONE = Path(__file__).parents[2]

@@ -150,12 +150,10 @@ class _Life:
         self._running[request] = (adapter, prompt, lease)
 
     def _step(self) -> None:
-        engine = self._tenantry.house.engine
-        for request, output in engine.step():
+        for request, output in self._tenantry.house.step():
             self._outputs.setdefault(request, []).append(output)
             if output.finish_reason is not None:
                 self._check(request)
-        engine.check_integrity()
 
     def _check(self, request: str) -> None:
         adapter, prompt, lease = self._running.pop(request)

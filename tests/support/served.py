@@ -13,7 +13,6 @@ from pathlib import Path
 
 import httpx
 
-
 ROOTSTOCK = str(Path(sys.executable).with_name("rootstock"))
 
 

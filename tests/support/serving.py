@@ -1,5 +1,6 @@
 """A real engine in the test's own thread: load, submit, step until done, look at every output."""
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -9,7 +10,7 @@ from adapters.checkpoint import read_directory
 from adapters.manifest import AdapterId
 from adapters.store import BlobStore
 from engine.build import EngineConfig, build
-from engine.engine import Engine
+from engine.engine import Delivery, Engine
 from engine.events import Observer, ignore
 from engine.runner import ModelRunner
 from engine.sequence import FinishReason, Output, Request, SamplingParams, TokenLogprob
@@ -101,13 +102,20 @@ class House:
         self.engine.submit(Request(request_id, tuple(prompt), params, adapter))
         return request_id
 
+    def step(self) -> list[Delivery]:
+        """One step, and its integrity. With nothing to compute yet, give the readers a moment, as a worker does."""
+        delivered = self.engine.step()
+        self.engine.check_integrity()
+        if self.engine.stalled:
+            time.sleep(0.002)
+        return delivered
+
     def run(self) -> Mapping[str, Answer]:
         """Step until everything submitted has ended, checking integrity after each step."""
         outputs: dict[str, list[Output]] = {}
         while self.engine.scheduler.has_work:
-            for request_id, output in self.engine.step():
+            for request_id, output in self.step():
                 outputs.setdefault(request_id, []).append(output)
-            self.engine.check_integrity()
         return {request_id: Answer.of(one) for request_id, one in outputs.items()}
 
     def close(self) -> None:
