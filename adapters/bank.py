@@ -48,7 +48,7 @@ def num_bytes(manifest: Manifest, itemsize: int) -> int:
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype, base_weight: Callable[[str], Tensor], pin: bool = False) -> Loaded:
-    """Read an adapter into host memory as one allocation in the base's dtype, page-locked on request.
+    """Read an adapter into host memory as one allocation in `dtype`, page-locked on request.
 
     `base_weight(path)` is the base's pristine `W [out, in]`, needed for DoRA's gains only. Raises InvalidAdapter
     where a number is too large for `dtype`: an infinity in one adapter would turn every row of its batch into NaN.

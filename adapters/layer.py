@@ -70,14 +70,13 @@ class GraftedLinear(nn.Module):
     never meet it. A step that mixes both reads both weights.
     """
 
-    def __init__(self, path: str, base: nn.Module, bank: Bank, active: ActiveGrafts, exact: torch.dtype) -> None:
+    def __init__(self, path: str, base: nn.Module, bank: Bank, active: ActiveGrafts) -> None:
         super().__init__()
         self.base = base
         self.merged: nn.Module | None = None
         self.path = path
         self._bank = bank
         self._active = active
-        self._exact = exact
         self._is_head = False
 
     def serve_as_head(self) -> None:
@@ -125,7 +124,7 @@ class GraftedLinear(nn.Module):
             raise RuntimeError(f"{self.path} was given {rows} rows in a batch of {selection.terms.num_rows}")
 
     def _graft(self, y_TO: Tensor, x_TI: Tensor, parts: Sequence[Part | None], terms: Terms) -> None:
-        add_low_rank(y_TO, x_TI, [_low(part) for part in parts], terms, self._exact)
+        add_low_rank(y_TO, x_TI, [_low(part) for part in parts], terms)
         for rows, gain in _gains(parts, terms):
             self._scale(y_TO[rows], gain)
 
@@ -136,14 +135,14 @@ class GraftedLinear(nn.Module):
 
 
 def graft(
-    model: nn.Module, paths: Iterable[str], bank: Bank, active: ActiveGrafts, exact: torch.dtype, head: str | None
+    model: nn.Module, paths: Iterable[str], bank: Bank, active: ActiveGrafts, head: str | None
 ) -> dict[str, GraftedLinear]:
     """Wrap the linears at `paths` in place. `head` is the path of the one that is given fewer rows."""
     grafted: dict[str, GraftedLinear] = {}
     for path in paths:
         parent, _, name = path.rpartition(".")
         owner = model.get_submodule(parent)
-        grafted[path] = GraftedLinear(path, getattr(owner, name), bank, active, exact)
+        grafted[path] = GraftedLinear(path, getattr(owner, name), bank, active)
         if path == head:
             grafted[path].serve_as_head()
         setattr(owner, name, grafted[path])

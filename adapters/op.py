@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Above this many rows times ranks, multiplying every row by every rank costs more than one product per segment.
-DENSE_LIMIT = 32_768
+DENSE_LIMIT = 8_192
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,14 @@ class Term:
     stop: int
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """`[T, R]`: by what each row's product with each rank counts, and where the row has nothing to do with the rank."""
+
+    by_TR: Tensor
+    outside_TR: Tensor
+
+
 @dataclass(slots=True)
 class Terms:
     """All that a batch adds to its rows; at most one term covers a row."""
@@ -46,50 +54,43 @@ class Terms:
     num_rows: int
     terms: tuple[Term, ...]
     device: torch.device
-    _coefficients: dict[tuple[tuple[int, float], ...], Tensor] = field(default_factory=dict)
+    _shares: dict[tuple[tuple[int, float], ...], Share] = field(default_factory=dict)
 
-    def coefficients(self, parts: Sequence[LowRank | None]) -> Tensor:
-        """`[T, R]`: by what each row's product with each rank counts; 0 where the row has nothing to do with it.
-
-        Made once for all linears where the adapters have these ranks and scalings.
-        """
+    def share(self, parts: Sequence[LowRank | None]) -> Share:
+        """Who counts for whom. Made once for all linears where the adapters have these ranks and scalings."""
         key = tuple((part.rank, part.scaling) if part else (0, 0.0) for part in parts)
-        if key not in self._coefficients:
+        if key not in self._shares:
             starts = [0]
             for rank, _ in key:
                 starts.append(starts[-1] + rank)
-            matrix = torch.zeros(self.num_rows, starts[-1])
+            by = torch.zeros(self.num_rows, starts[-1])
+            outside = torch.ones(self.num_rows, starts[-1], dtype=torch.bool)
             for term in self.terms:
-                columns = slice(starts[term.index], starts[term.index + 1])
-                matrix[term.start : term.stop, columns] = key[term.index][1]
-            self._coefficients[key] = matrix.to(self.device)
-        return self._coefficients[key]
+                block = slice(term.start, term.stop), slice(starts[term.index], starts[term.index + 1])
+                by[block], outside[block] = key[term.index][1], False
+            self._shares[key] = Share(by.to(self.device), outside.to(self.device))
+        return self._shares[key]
 
 
-def add_low_rank(y_TO: Tensor, x_TI: Tensor, parts: Sequence[LowRank | None], terms: Terms, exact: torch.dtype) -> None:
+def add_low_rank(y_TO: Tensor, x_TI: Tensor, parts: Sequence[LowRank | None], terms: Terms) -> None:
     """`y[t] += s_i * (x[t] A_i^T) B_i^T` in place, for every term (i, t) whose adapter has a part here.
 
-    `parts` holds each adapter's tensors for this linear, None where it does not touch it. Products are
-    computed in `exact` (float32 where the device multiplies half precision slowly) and added in y's dtype.
+    `parts` holds each adapter's tensors for this linear, None where it does not touch it. Products are computed in
+    the adapters' dtype, which need not be x's, and added in y's.
     """
     present = [part for part in parts if part is not None]
     if not present:
         return
     if terms.num_rows * sum(part.rank for part in present) <= DENSE_LIMIT:
-        _add_dense(y_TO, x_TI, parts, present, terms, exact)
-    elif y_TO.is_cuda and exact == torch.bfloat16:
+        _add_dense(y_TO, x_TI, parts, present, terms)
+    elif y_TO.is_cuda and present[0].a_RI.dtype == torch.bfloat16:
         add_grouped(y_TO, x_TI, parts, terms)
     else:
-        _add_by_segment(y_TO, x_TI, parts, terms, exact)
+        _add_by_segment(y_TO, x_TI, parts, terms)
 
 
 def _add_dense(
-    y_TO: Tensor,
-    x_TI: Tensor,
-    parts: Sequence[LowRank | None],
-    present: list[LowRank],
-    terms: Terms,
-    exact: torch.dtype,
+    y_TO: Tensor, x_TI: Tensor, parts: Sequence[LowRank | None], present: Sequence[LowRank], terms: Terms
 ) -> None:
     """Two products over all ranks at once; what a row has nothing to do with is selected away, not multiplied by 0.
 
@@ -97,22 +98,20 @@ def _add_dense(
     """
     a_RI = torch.cat([part.a_RI for part in present]) if len(present) > 1 else present[0].a_RI
     b_RO = torch.cat([part.b_RO for part in present]) if len(present) > 1 else present[0].b_RO
-    by_TR = terms.coefficients(parts)
-    h_TR = torch.mm(x_TI.to(exact), a_RI.to(exact).t())
-    h_TR = torch.where(by_TR != 0, h_TR * by_TR, 0).to(exact)
-    y_TO += torch.mm(h_TR, b_RO.to(exact)).to(y_TO.dtype)
+    share = terms.share(parts)
+    h_TR = torch.mm(x_TI.to(a_RI.dtype), a_RI.t())
+    h_TR.mul_(share.by_TR).masked_fill_(share.outside_TR, 0)
+    y_TO += torch.mm(h_TR, b_RO)
 
 
-def _add_by_segment(
-    y_TO: Tensor, x_TI: Tensor, parts: Sequence[LowRank | None], terms: Terms, exact: torch.dtype
-) -> None:
+def _add_by_segment(y_TO: Tensor, x_TI: Tensor, parts: Sequence[LowRank | None], terms: Terms) -> None:
     """Two products per term, over its rows alone."""
     for term in terms.terms:
         part = parts[term.index]
         if part is not None:
             rows = slice(term.start, term.stop)
-            h = torch.mm(x_TI[rows].to(exact), part.a_RI.to(exact).t()) * part.scaling
-            y_TO[rows] += torch.mm(h, part.b_RO.to(exact)).to(y_TO.dtype)
+            h = torch.mm(x_TI[rows].to(part.a_RI.dtype), part.a_RI.t()).mul_(part.scaling)
+            y_TO[rows] += torch.mm(h, part.b_RO)
 
 
 def add_grouped(y_TO: Tensor, x_TI: Tensor, parts: Sequence[LowRank | None], terms: Terms) -> None:
@@ -129,6 +128,6 @@ def add_grouped(y_TO: Tensor, x_TI: Tensor, parts: Sequence[LowRank | None], ter
     counts = torch.tensor([term.stop - term.start for term, _ in present])
     by = torch.tensor([part.scaling for _, part in present]).repeat_interleave(counts)
     ends = counts.cumsum(0).to(device=y_TO.device, dtype=torch.int32)
-    h_TR = F.grouped_mm(x_TI[rows], a_GRI.transpose(1, 2), offs=ends)
+    h_TR = F.grouped_mm(x_TI[rows].to(a_GRI.dtype), a_GRI.transpose(1, 2), offs=ends)
     h_TR = (h_TR * by[:, None].to(y_TO.device)).to(b_GRO.dtype)
     y_TO.index_add_(0, rows, F.grouped_mm(h_TR, b_GRO, offs=ends).to(y_TO.dtype))

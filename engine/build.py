@@ -18,6 +18,7 @@ from engine.scheduler import Scheduler
 from engine.tiers import AdapterTiers
 from loader.base import Base
 from loader.plan import kv_spec
+from loader.product import product_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +41,12 @@ def build(base: Base, store: BlobStore, config: EngineConfig, observe: Observer 
     cache = KVCache(kv_spec(base.model.config.to_dict()), config.num_blocks, config.block_size, base.dtype, base.device)
     bank = Bank(base.device)
     residency = Residency(config.adapter_device_bytes, config.adapter_host_bytes)
+    supply = Supply(store, bank, product_dtype(base.device, base.dtype), base.weight)
     return Engine(
         runner=ModelRunner(base, cache, bank),
         scheduler=Scheduler(pool, config.max_batch_tokens, config.max_sequences),
         pool=pool,
-        tiers=AdapterTiers(residency, Supply(store, bank, base.dtype, base.weight), observe),
+        tiers=AdapterTiers(residency, supply, observe),
         decode=base.decode,
         eos=base.eos_token_ids,
         limits=Limits(config.max_model_len, config.max_waiting),

@@ -22,7 +22,6 @@ from engine.sampler import NON_FINITE, report_prompt, sample
 from engine.scheduler import Chunk, StepPlan
 from engine.sequence import TokenLogprob
 from loader.base import Base
-from loader.product import product_dtype
 
 REPORTED_AT_ONCE = 64  # prompt rows whose log-probabilities are computed together: float32 over the vocabulary is large
 
@@ -38,8 +37,7 @@ class ModelRunner:
         self._bank = bank
         self._merged: AdapterId | None = None
         self._active = ActiveGrafts()
-        exact = product_dtype(base.device, base.dtype)
-        linears = graft(base.model, base.shape.linears, bank, self._active, exact, base.head)
+        linears = graft(base.model, base.shape.linears, bank, self._active, base.head)
         self._merger = Merger(base, linears)
 
     @torch.inference_mode()

@@ -59,12 +59,13 @@ def _told(error: Exception) -> int | None:
     from loader.errors import LoaderError
     from server.commands.errors import CommandFailed
     from server.datadir import DataDirInUse
+    from server.door import AddressInUse
     from server.settings import SettingsError
 
     if isinstance(error, CommandFailed):
         return error.exit_code
     if isinstance(error, SettingsError):
         return 2
-    if isinstance(error, AdapterError | LoaderError | DataDirInUse):
+    if isinstance(error, AdapterError | LoaderError | DataDirInUse | AddressInUse):
         return 1
     return None

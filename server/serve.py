@@ -7,6 +7,7 @@ Owns the order of the start and of the end. The pieces are made in `assembly.py`
 import asyncio
 import contextlib
 import os
+import socket
 
 import structlog
 import uvicorn
@@ -17,6 +18,7 @@ from server import logs
 from server.app import create_app
 from server.assembly import House, build_house, open_catalog
 from server.datadir import DataDir
+from server.door import bind
 from server.pins import follow_pins
 from server.screen import loading
 from server.settings import Settings
@@ -29,38 +31,40 @@ _GRACE_S = 5  # for connections that still hold unread bytes after their answers
 
 
 def serve(settings: Settings) -> int:
-    """Serve until told to stop; the exit code. Raises LoaderError, AdapterError, DataDirInUse before it listens."""
+    """Serve until told to stop; the exit code. Raises LoaderError, AdapterError, DataDirInUse, AddressInUse first."""
     logs.set_up(settings.log_level, settings.log_format)
     console = Console()
     data = DataDir(settings.data_dir)
     lock = data.lock()
     try:
         data.clear_uploads()
-        with loading(console) as progress:
-            house = build_house(settings, data, progress, console)
-        with contextlib.closing(house.registry), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_run(settings, house, console))
+        with bind(settings.host, settings.port) as door:
+            with loading(console) as progress:
+                house = build_house(settings, data, progress, console)
+            with contextlib.closing(house.registry), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                return runner.run(_run(settings, house, door, console))
     finally:
         os.close(lock)
 
 
-async def _run(settings: Settings, house: House, console: Console) -> int:
+async def _run(settings: Settings, house: House, door: socket.socket, console: Console) -> int:
     services, worker = house.services, house.worker
     worker.start()
     open_catalog(house, asyncio.get_running_loop(), settings.adapters)
     await worker.prefetch(services.catalog.residents())
     await follow_pins(services)
-    server = uvicorn.Server(_config(settings, house))
-    serving = asyncio.create_task(server.serve())
+    server = uvicorn.Server(_config(house))
+    serving = asyncio.create_task(server.serve(sockets=[door]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.02)
     if serving.done():
         await worker.stop(0)
+        await serving
         return 1
     shutdown = Shutdown(server, services.lifecycle, settings.drain_timeout, lambda: worker.stop(0))
     shutdown.install()
     services.lifecycle.ready()
-    _say_where(console, server, services.base_id)
+    _say_where(console, door, services.base_id)
     await _until_stopped(serving, ResidentMemory(worker, services.catalog))
     if shutdown.forced:
         return 1
@@ -80,11 +84,9 @@ async def _until_stopped(serving: asyncio.Task[None], memory: ResidentMemory) ->
         await memory.note()
 
 
-def _config(settings: Settings, house: House) -> uvicorn.Config:
+def _config(house: House) -> uvicorn.Config:
     return uvicorn.Config(
         create_app(house.services),
-        host=settings.host,
-        port=settings.port,
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -94,7 +96,7 @@ def _config(settings: Settings, house: House) -> uvicorn.Config:
     )
 
 
-def _say_where(console: Console, server: uvicorn.Server, base_id: str) -> None:
-    host, port = server.servers[0].sockets[0].getsockname()[:2]
+def _say_where(console: Console, door: socket.socket, base_id: str) -> None:
+    host, port = door.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     console.print(f"rootstock {version()} serves {base_id} at http://{shown}:{port}", highlight=False)

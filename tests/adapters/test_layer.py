@@ -56,7 +56,7 @@ SEGMENTS = [
 def test_each_row_is_as_if_alone(bank: Bank, bias: bool, merged: AdapterId | None) -> None:
     linear = nn.Linear(IN, OUT, bias=bias)
     active = ActiveGrafts()
-    wrapped = GraftedLinear("linear", linear, bank, active, torch.float32)
+    wrapped = GraftedLinear("linear", linear, bank, active)
     if merged is not None and (one := bank.part(merged, "linear")) is not None:
         folded = nn.Linear(IN, OUT, bias=bias)
         folded.weight.copy_(fold(linear.weight, one))
@@ -81,7 +81,7 @@ def test_in_half_precision_dora_stays_close(bank: Bank) -> None:
     active = ActiveGrafts()
     active.tokens = Selection.of(SEGMENTS, CPU)
     x = torch.randn(17, IN).bfloat16()
-    y = GraftedLinear("linear", linear, bank, active, torch.float32)(x)
+    y = GraftedLinear("linear", linear, bank, active)(x)
     for segment in SEGMENTS:
         rows = slice(segment.start, segment.stop)
         one = None if segment.adapter is None else bank.part(segment.adapter, "linear")
@@ -93,7 +93,7 @@ def test_in_half_precision_dora_stays_close(bank: Bank) -> None:
 def test_without_a_selection_it_is_the_linear_itself(bank: Bank) -> None:
     linear = nn.Linear(IN, OUT)
     active = ActiveGrafts()
-    wrapped = GraftedLinear("linear", linear, bank, active, torch.float32)
+    wrapped = GraftedLinear("linear", linear, bank, active)
     x = torch.randn(5, IN)
     assert torch.equal(wrapped(x), linear(x))
     active.tokens = Selection.of([Segment(None, 0, 5)], CPU)
@@ -105,7 +105,7 @@ def test_without_a_selection_it_is_the_linear_itself(bank: Bank) -> None:
 def test_the_head_follows_its_own_rows(bank: Bank) -> None:
     linear = nn.Linear(IN, OUT)
     active = ActiveGrafts()
-    head = GraftedLinear("linear", linear, bank, active, torch.float32)
+    head = GraftedLinear("linear", linear, bank, active)
     head.serve_as_head()
     active.tokens = Selection.of([Segment(None, 0, 9)], CPU)
     active.head = Selection.of([Segment(LORA, 0, 1), Segment(None, 1, 2)], CPU)
@@ -118,7 +118,7 @@ def test_the_head_follows_its_own_rows(bank: Bank) -> None:
 def test_a_layer_that_is_given_other_rows_than_the_batch_says_so(bank: Bank) -> None:
     active = ActiveGrafts()
     active.tokens = Selection.of([Segment(LORA, 0, 3)], CPU)
-    wrapped = GraftedLinear("linear", nn.Linear(IN, OUT).requires_grad_(False), bank, active, torch.float32)
+    wrapped = GraftedLinear("linear", nn.Linear(IN, OUT).requires_grad_(False), bank, active)
     with pytest.raises(RuntimeError, match="linear was given 2 rows in a batch of 3"):
         wrapped(torch.randn(2, IN))
 
@@ -138,6 +138,6 @@ def test_a_selection_numbers_adapters_and_sets_the_merged_ones_rows_apart() -> N
 def test_grafting_wraps_in_place(bank: Bank) -> None:
     model = nn.Sequential(nn.Linear(IN, OUT), nn.ReLU(), nn.Linear(OUT, 3))
     first, last = model[0], model[2]
-    grafted = graft(model, ["0", "2"], bank, ActiveGrafts(), torch.float32, head="2")
+    grafted = graft(model, ["0", "2"], bank, ActiveGrafts(), head="2")
     assert model[0] is grafted["0"] and model[2] is grafted["2"]
     assert grafted["0"].base is first and grafted["2"].base is last

@@ -15,18 +15,18 @@ IN, OUT, T = 48, 40, 60
 CPU = torch.device("cpu")
 ADAPTERS = 9
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-Product = Callable[[Tensor, Tensor, Sequence[LowRank | None], Terms, torch.dtype], None]
+Product = Callable[[Tensor, Tensor, Sequence[LowRank | None], Terms], None]
 
 
-def by_segment(y: Tensor, x: Tensor, parts: Sequence[LowRank | None], terms: Terms, exact: torch.dtype) -> None:
-    op._add_by_segment(y, x, parts, terms, exact)
+def by_segment(y: Tensor, x: Tensor, parts: Sequence[LowRank | None], terms: Terms) -> None:
+    op._add_by_segment(y, x, parts, terms)
 
 
-def dense(y: Tensor, x: Tensor, parts: Sequence[LowRank | None], terms: Terms, exact: torch.dtype) -> None:
-    op._add_dense(y, x, parts, [part for part in parts if part is not None], terms, exact)
+def dense(y: Tensor, x: Tensor, parts: Sequence[LowRank | None], terms: Terms) -> None:
+    op._add_dense(y, x, parts, [part for part in parts if part is not None], terms)
 
 
-def grouped(y: Tensor, x: Tensor, parts: Sequence[LowRank | None], terms: Terms, exact: torch.dtype) -> None:
+def grouped(y: Tensor, x: Tensor, parts: Sequence[LowRank | None], terms: Terms) -> None:
     add_grouped(y, x, parts, terms)
 
 
@@ -81,7 +81,7 @@ def test_every_popularity_equals_the_loop(popularity: Popularity, product: Produ
     x, y = torch.randn(T, IN, dtype=dtype), torch.randn(T, OUT, dtype=dtype)
     terms = terms_of(owners_of(popularity))
     expected = loop(y, x, parts, terms)
-    product(y, x, parts, Terms(T, tuple(terms), CPU), torch.float32)
+    product(y, x, parts, Terms(T, tuple(terms), CPU))
     scale = float(expected.abs().max())
     assert float((y.double() - expected).abs().max()) <= TOLERANCE[dtype] * scale
 
@@ -104,7 +104,7 @@ def test_products_in_half_precision_stay_close(product: Product) -> None:
     x, y = torch.randn(T, IN, dtype=torch.bfloat16), torch.zeros(T, OUT, dtype=torch.bfloat16)
     terms = terms_of(owners_of(Popularity.UNIFORM))
     expected = loop(y, x, parts, terms)
-    product(y, x, parts, Terms(T, tuple(terms), CPU), torch.bfloat16)
+    product(y, x, parts, Terms(T, tuple(terms), CPU))
     assert float((y.double() - expected).abs().max()) <= 3e-2 * float(expected.abs().max())
 
 
@@ -120,7 +120,7 @@ def test_an_overflow_stays_in_its_own_rows(product: Product, bad: float) -> None
     x[3] = bad
     terms = terms_of(owners)
     expected = loop(y, x, parts, terms)
-    product(y, x, parts, Terms(T, tuple(terms), CPU), torch.float32)
+    product(y, x, parts, Terms(T, tuple(terms), CPU))
     assert y[10:].isfinite().all() and torch.allclose(y[10:].double(), expected[10:], rtol=1e-5, atol=1e-4)
     assert not y[3].isfinite().any()
 
@@ -129,7 +129,7 @@ def test_rows_without_an_adapter_do_not_change_in_a_single_bit() -> None:
     parts = low_ranks(6)
     x, y = torch.randn(T, IN), torch.randn(T, OUT)
     before = y.clone()
-    add_low_rank(y, x, parts, Terms(T, tuple(terms_of([-1] * 20 + [2] * 20 + [-1] * 20)), CPU), torch.float32)
+    add_low_rank(y, x, parts, Terms(T, tuple(terms_of([-1] * 20 + [2] * 20 + [-1] * 20)), CPU))
     assert torch.equal(y[:20], before[:20]) and torch.equal(y[40:], before[40:])
     assert not torch.equal(y[20:40], before[20:40])
 
@@ -137,7 +137,7 @@ def test_rows_without_an_adapter_do_not_change_in_a_single_bit() -> None:
 def test_no_part_anywhere_is_no_work() -> None:
     y = torch.randn(4, OUT)
     before = y.clone()
-    add_low_rank(y, torch.randn(4, IN), [None, None], Terms(4, (Term(0, 0, 4),), CPU), torch.float32)
+    add_low_rank(y, torch.randn(4, IN), [None, None], Terms(4, (Term(0, 0, 4),), CPU))
     assert torch.equal(y, before)
 
 
@@ -148,14 +148,15 @@ def test_long_batches_take_the_segments_and_say_the_same() -> None:
     x, y = torch.randn(rows, IN), torch.zeros(rows, OUT)
     terms = Terms(rows, tuple(terms_of(owners)), CPU)
     other = y.clone()
-    add_low_rank(y, x, parts, terms, torch.float32)
-    dense(other, x, parts, terms, torch.float32)
-    assert terms._coefficients, "only the dense way asks for coefficients"
+    add_low_rank(y, x, parts, terms)
+    assert not terms._shares
+    dense(other, x, parts, terms)
+    assert terms._shares, "only the dense way asks for shares"
     assert torch.allclose(y, other, rtol=1e-4, atol=1e-4)
 
 
-def test_coefficients_are_made_once_for_linears_alike() -> None:
+def test_shares_are_made_once_for_linears_alike() -> None:
     parts = low_ranks(8)
     terms = Terms(T, tuple(terms_of(owners_of(Popularity.UNIFORM))), CPU)
-    assert terms.coefficients(parts) is terms.coefficients(low_ranks(9))
-    assert terms.coefficients(parts) is not terms.coefficients(low_ranks(8, missing=False))
+    assert terms.share(parts) is terms.share(low_ranks(9))
+    assert terms.share(parts) is not terms.share(low_ranks(8, missing=False))

@@ -1,0 +1,29 @@
+"""The listening address: taken early, refused in words."""
+
+import socket
+
+import pytest
+
+from server.door import AddressInUse, bind
+
+
+def test_a_bound_socket_has_its_port_and_refuses_until_it_listens() -> None:
+    with bind("127.0.0.1", 0) as door:
+        address = door.getsockname()
+        with socket.socket() as client, pytest.raises(ConnectionRefusedError):
+            client.connect(address)
+        door.listen()
+        with socket.socket() as client:
+            client.connect(address)
+
+
+def test_a_port_in_use_is_told_with_the_flag_that_changes_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(AddressInUse, match=f"127.0.0.1:{port}.*--port"):
+            bind("127.0.0.1", port)
+
+
+def test_a_host_that_is_nobodys_is_told() -> None:
+    with pytest.raises(AddressInUse, match="--host"):
+        bind("192.0.2.1", 0)
