@@ -1,4 +1,4 @@
-"""Folding an adapter into weights: for a while, in the resident base, or for good, into a checkpoint.
+"""Folding an adapter into weights: for a while, beside the resident base, or for good, in a checkpoint.
 
 Owns `W' = g * (W + s B A)`. Never changes a resident weight: merged layers stand beside the pristine ones, so that
 the base and other adapters are served from the very weights they always were, and unmerging has nothing to restore.

@@ -31,6 +31,7 @@ class TextStream:
         self._stop = tuple(stop)
         self._ids = list(prompt[-_CONTEXT:])  # what is decoded again with every token
         self._read = len(self._ids)  # ids before this one have become text
+        self._stopped = False  # by a stop string: nothing that follows it is shown
         self._given = len(decode(self._ids))  # characters of the ids' text that are the prompt's, or were given out
         self._held = ""  # text that is read but not yet shown
 
@@ -41,7 +42,9 @@ class TextStream:
         return self._release(text, may_stop, last=False)
 
     def finish(self) -> Piece:
-        """Give out everything that is held, an unfinished character as U+FFFD."""
+        """Give out everything that is held, an unfinished character as U+FFFD; after a stop string, nothing."""
+        if self._stopped:
+            return Piece("")
         return self._release(self._new_text(last=True), may_stop=True, last=True)
 
     def _new_text(self, last: bool = False) -> str:
@@ -70,6 +73,7 @@ class TextStream:
         if found is not None:
             piece = Piece(self._held[: found[0]], stopped_by=found[1])
             self._held = ""
+            self._stopped = True
             return piece
         return self._show(len(self._held) - (0 if last else self._undecided()))
 

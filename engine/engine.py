@@ -105,7 +105,7 @@ class Engine:
         return self._outbox
 
     def merge(self, adapter: AdapterId) -> "Future[None]":
-        """Fold an adapter into the weights once it is on the device. May end in MergeRefused or DoesNotFit."""
+        """Merge an adapter once it is on the device. May end in MergeRefused or DoesNotFit."""
         done: Future[None] = Future()
         done.set_running_or_notify_cancel()  # from here on it ends by our hand, whoever stops waiting
         if self.merged == adapter:
@@ -118,7 +118,7 @@ class Engine:
         return done
 
     def unmerge(self) -> None:
-        """Serve from the pristine weights again; a merge that has yet to happen is refused."""
+        """Drop the merged weights; a merge that has yet to happen is refused."""
         self.cancel_merge(MergeRefused("It was unmerged before it could be merged."))
         if self.merged is not None:
             self._runner.unmerge()

@@ -1,4 +1,4 @@
-"""The engine's errors. It knows nothing of HTTP; `server/app.py` maps these to status codes.
+"""The engine's errors. It knows nothing of HTTP; `server/errors.py` maps these to status codes.
 
 EngineError
 ├── PromptTooLong      the prompt and max_tokens do not fit the context or the KV cache

@@ -31,7 +31,7 @@ class Runner(Protocol):
     def execute(self, plan: StepPlan) -> Sequence[ChunkResult]: ...
 
     def merge(self, adapter: AdapterId) -> None:
-        """Fold a placed adapter into the weights. Raises loader's DoesNotFit, with numbers."""
+        """Serve a placed adapter from merged weights of its own. Raises loader's DoesNotFit, with numbers."""
 
     def unmerge(self) -> None:
-        """Restore the weights bit for bit."""
+        """Drop the merged weights."""

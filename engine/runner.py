@@ -53,7 +53,7 @@ class ModelRunner:
         return [results[chunk.sequence.id] for chunk in plan.chunks]
 
     def merge(self, adapter: AdapterId) -> None:
-        """Fold a placed adapter into the weights. Raises DoesNotFit, with numbers."""
+        """Serve a placed adapter from merged weights of its own. Raises DoesNotFit, with numbers."""
         assert self._merged is None, "unmerge first"
         self._merger.merge(self._bank.get(adapter))
         self._merged = adapter

@@ -71,6 +71,7 @@ class EngineWorker:
         self._ticked = monotonic()
         self._stats = EngineStats()
         self._residents: tuple[Resident, ...] = ()
+        self._pins: frozenset[AdapterId] = frozenset()
         engine.tiers.wake = self._wake
 
     def start(self) -> None:
@@ -104,6 +105,10 @@ class EngineWorker:
     def residents(self) -> tuple[Resident, ...]:
         """Every adapter above disk, most recently used first."""
         return self._residents
+
+    def pins(self) -> frozenset[AdapterId]:
+        """The adapters that are pinned, loaded or not yet."""
+        return self._pins
 
     async def submit(self, request: Request) -> "OutputStream":
         """Queue a request; iterate to follow it. Closing the stream early aborts the request within a step.
@@ -235,6 +240,7 @@ class EngineWorker:
 
     def _snapshot(self) -> None:
         self._stats, self._residents = _stats(self._engine), _residents(self._engine)
+        self._pins = self._engine.tiers.residency.pinned
 
 
 _STOPPED = "The server is shutting down. Send the request to another instance, or retry later."

@@ -65,7 +65,7 @@ async def answer(http: HttpRequest, services: Services, target: Target, job: Job
     except BaseException:
         await turn.aclose()
         raise
-    return EventStream(turn.chunks(), turn.headers(), services.limits.idle_s)
+    return EventStream(turn.chunks(), turn.aclose, turn.headers(), services.limits.idle_s)
 
 
 class _Turn:

@@ -31,13 +31,13 @@ class Generation:
     @classmethod
     async def start(cls, worker: Worker, requests: Sequence[Request]) -> "Generation":
         """Submit all of `requests` or, when one is refused, none."""
-        streams: list[OutputStream] = []
-        try:
-            for request in requests:
-                streams.append(await worker.submit(request))
-        except BaseException:
+        # Together, so that all are queued before the next step; one after the other, each would wait for a step.
+        submitted = await asyncio.gather(*(worker.submit(request) for request in requests), return_exceptions=True)
+        streams = [each for each in submitted if not isinstance(each, BaseException)]
+        refused = next((each for each in submitted if isinstance(each, BaseException)), None)
+        if refused is not None:
             await _close_all(streams)
-            raise
+            raise refused
         return cls(streams)
 
     async def __aiter__(self) -> AsyncIterator[Indexed]:

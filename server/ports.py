@@ -4,6 +4,7 @@ Owns the two protocols and the bundle of services that `create_app` takes. Knows
 no transformers, so that the whole of HTTP can be tested against small fakes.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -110,6 +111,8 @@ class Worker(Protocol):
 
     def residents(self) -> Sequence[Resident]: ...
 
+    def pins(self) -> frozenset[AdapterId]: ...
+
     def stats(self) -> EngineStats: ...
 
 
@@ -170,3 +173,4 @@ class Services:
     adapter_root: Path | None = None
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     started: int = field(default_factory=lambda: int(time.time()))
+    pinning: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -19,7 +19,7 @@ from server.app import create_app
 from server.assembly import House, build_house, open_catalog
 from server.datadir import DataDir
 from server.door import bind
-from server.pins import follow_pins
+from server.pins import restore_pins
 from server.screen import loading
 from server.settings import Settings
 from server.shutdown import Shutdown
@@ -52,7 +52,7 @@ async def _run(settings: Settings, house: House, door: socket.socket, console: C
     worker.start()
     open_catalog(house, asyncio.get_running_loop(), settings.adapters)
     await worker.prefetch(services.catalog.residents())
-    await follow_pins(services)
+    await restore_pins(services)
     server = uvicorn.Server(_config(house))
     serving = asyncio.create_task(server.serve(sockets=[door]))
     while not server.started and not serving.done():

@@ -5,7 +5,7 @@ source as soon as the client hangs up or stops reading. Knows nothing of what th
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any
 
 import orjson
@@ -20,14 +20,18 @@ _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 class EventStream(Response):
-    """One event a chunk. `stall_s` is how long a client may refuse to read before it is cut off."""
+    """One event a chunk. `close` ends their source; `stall_s` is how long a client may refuse to read."""
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, chunks: AsyncGenerator[Mapping[str, Any], None], headers: Mapping[str, str], stall_s: float
+        self,
+        chunks: AsyncGenerator[Mapping[str, Any], None],
+        close: Callable[[], Awaitable[None]],
+        headers: Mapping[str, str],
+        stall_s: float,
     ) -> None:
-        self._chunks, self._stall_s = chunks, stall_s
+        self._chunks, self._close, self._stall_s = chunks, close, stall_s
         self.status_code = 200
         self.background = None
         self.init_headers({**_HEADERS, **headers})
@@ -48,6 +52,7 @@ class EventStream(Response):
                 task.cancel()
             await asyncio.gather(sending, hangup, return_exceptions=True)
             await self._chunks.aclose()
+            await self._close()  # a generator that was never started has no end to run
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

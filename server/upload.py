@@ -20,7 +20,7 @@ from starlette.requests import Request as HttpRequest
 
 from server.body import check_declared, check_encoding, next_chunk
 from server.deps import in_thread
-from server.errors import ApiError, BadRequest, ClientGone, StorageFull
+from server.errors import ApiError, BadRequest, ClientGone, StorageFull, TooLarge
 from server.form import CONFIG_BYTES, FIELDS, Form
 from server.ports import Limits
 
@@ -53,12 +53,11 @@ async def receive_upload(http: HttpRequest, folder: Path, limits: Limits) -> Asy
     """Read the form. Raises 400, 408, 413 or 415 and leaves nothing behind."""
     check_encoding(http)
     check_declared(http, limits.max_upload_bytes + CONFIG_BYTES, _FLAG)
-    boundary = _boundary(http)
+    form = _form(http, limits)
     path = await in_thread(_temporary, folder)
     try:
         with path.open("wb") as file:
-            form = Form(boundary, limits.max_upload_bytes, _FLAG)
-            await _pour(http, form, file, limits.idle_s)
+            await _pour(http, form, file, limits)
         yield _complete(form, path)
     finally:
         await in_thread(path.unlink, missing_ok=True)
@@ -75,11 +74,23 @@ def storage_errors() -> Iterator[None]:
         raise
 
 
-async def _pour(http: HttpRequest, form: Form, file: BinaryIO, idle_s: float) -> None:
+def _form(http: HttpRequest, limits: Limits) -> Form:
+    try:
+        return Form(_boundary(http), limits.max_upload_bytes, _FLAG)
+    except FormParserError:
+        raise BadRequest("The multipart boundary is not valid.", code="form_invalid") from None
+
+
+async def _pour(http: HttpRequest, form: Form, file: BinaryIO, limits: Limits) -> None:
+    """Whatever a body holds, between its parts too, counts against the limit."""
     chunks = http.stream()
     pending = bytearray()
+    received = 0
     try:
-        while (chunk := await next_chunk(chunks, idle_s)) is not None:
+        while (chunk := await next_chunk(chunks, limits.idle_s)) is not None:
+            received += len(chunk)
+            if received > limits.max_upload_bytes + CONFIG_BYTES + _WRITE_BYTES:
+                raise TooLarge(limits.max_upload_bytes, _FLAG)
             form.write(chunk)
             pending += form.take_weights()
             if len(pending) >= _WRITE_BYTES:

@@ -87,13 +87,13 @@ def unpin(name: AdapterName, url: Url = LOCAL, as_json: Json = False) -> None:
 
 @app.command()
 def merge(name: AdapterName, url: Url = LOCAL, as_json: Json = False) -> None:
-    """Fold an adapter into the resident weights, for zero overhead."""
+    """Serve an adapter from merged weights of its own, at the price of the base."""
     _act("POST", f"/v1/adapters/{_segment(name)}/merge", url, as_json, f"{name} merged")
 
 
 @app.command()
 def unmerge(name: AdapterName, url: Url = LOCAL, as_json: Json = False) -> None:
-    """Restore the base's weights bit for bit."""
+    """Drop the merged weights; the adapter is served like any other again."""
     _act("DELETE", f"/v1/adapters/{_segment(name)}/merge", url, as_json, f"{name} unmerged")
 
 

@@ -72,7 +72,7 @@ async def delete_adapter(services: Services, name: str) -> None:
         raise UnknownAdapter(name)
     if services.worker.stats().merged in {version.id for version in versions}:
         path = f"/v1/adapters/{name}/merge"
-        raise ApiError(409, f"This adapter is merged into the base. DELETE {path} first.", headers=NO_RETRY)
+        raise ApiError(409, f"This adapter is merged. DELETE {path} first.", headers=NO_RETRY)
     await in_thread(services.catalog.delete, name)
     await follow_pins(services)
 

@@ -1,4 +1,4 @@
-"""/v1/adapters/{name}/pin and /merge: keeping an adapter on the device, or inside the weights.
+"""/v1/adapters/{name}/pin and /merge: keeping an adapter on the device, or giving it merged weights.
 
 Owns those routes. Knows the worker and the catalog.
 """
@@ -37,7 +37,7 @@ async def unpin(name: str, services: ServicesDep) -> dict[str, Any]:
 
 @router.post("/v1/adapters/{name}/merge")
 async def merge(name: str, services: ServicesDep) -> dict[str, Any]:
-    """Fold an adapter into the resident weights. All other adapters and the base stay what they are."""
+    """Serve an adapter from merged weights of its own. All others, and the base, keep the pristine ones."""
     lease = await in_thread(services.catalog.lease, name)
     try:
         with services.lifecycle.answering():
@@ -49,7 +49,7 @@ async def merge(name: str, services: ServicesDep) -> dict[str, Any]:
 
 @router.delete("/v1/adapters/{name}/merge")
 async def unmerge(name: str, services: ServicesDep) -> dict[str, Any]:
-    """Restore the base's weights bit for bit. `name` may be any version of the merged adapter."""
+    """Drop the merged weights. `name` may be any version of the merged adapter."""
     versions = await in_thread(services.catalog.versions, name.partition("@")[0])
     merged = services.worker.stats().merged
     found = next((version for version in versions if version.id == merged), None)

@@ -83,7 +83,9 @@ def directory_under(root: Path | None, path: str) -> Path:
         raise VllmError(400, "BadRequestError", "`lora_path` is a directory, never a URL.", "lora_path")
     try:
         found = (root / path).resolve(strict=True)
-        inside = found.is_relative_to(root.resolve(strict=True)) and found.is_dir()
+        true_root = root.resolve(strict=True)
+        files = [file.resolve() for file in found.iterdir()] if found.is_dir() else []  # links may lead out again
+        inside = bool(files) and all(path.is_relative_to(true_root) for path in (found, *files))
     except (OSError, ValueError, RuntimeError):
         raise absent from None
     if not inside:

@@ -94,6 +94,15 @@ def test_what_may_become_a_stop_string_is_held_and_then_shown() -> None:
     assert pieces == ["x", "", "", "ab", "", "ab!", ""]
 
 
+def test_nothing_follows_a_stop_string_not_even_the_rest_of_its_token() -> None:
+    """Token 1 is a space and the first byte of a character."""
+    text = TextStream(lambda ids: "".join("a" if id == 0 else " \N{REPLACEMENT CHARACTER}" for id in ids), (), (" ",))
+    assert text.push(0).text == "a"
+    piece = text.push(1)
+    assert (piece.text, piece.stopped_by) == ("", " ")
+    assert text.finish().text == ""
+
+
 def test_a_stop_string_of_many_bytes() -> None:
     pieces, stopped_by = stream(encode("price: 5€ or"), ["€"])
     assert "".join(pieces) == "price: 5" and stopped_by == "€"

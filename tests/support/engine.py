@@ -88,6 +88,9 @@ class FakeWorker:
     async def prefetch(self, ids: Sequence[AdapterId]) -> None:
         self.prefetched.extend(ids)
 
+    def pins(self) -> frozenset[AdapterId]:
+        return frozenset(self.pinned)
+
     def residents(self) -> Sequence[FakeResident]:
         merged = [FakeResident(self.merged, "merged")] if self.merged else []
         return [FakeResident(id, "device", pinned=True) for id in sorted(self.pinned)] + merged
