@@ -132,7 +132,7 @@ def write_plot(file: Path, title: str, measured: Sequence[Row]) -> None:
         axes.bar_label(bars, fmt="%.0f", padding=3)
     axes.set_xticks(range(len(traffics)), traffics)
     axes.set_ylabel("output tokens per second")
-    axes.set_title(title)
+    axes.set_title(title, fontsize=9)  # it says the whole setting: smaller than usual, or it is cut off
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(file, dpi=150)

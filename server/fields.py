@@ -57,7 +57,7 @@ UNSERVED: Mapping[str, Unserved] = {
     "bad_words": Unserved("Use `logit_bias` with -100 on the tokens.", ([],)),
     "allowed_token_ids": Unserved("Use `logit_bias`."),
     "truncate_prompt_tokens": Unserved("Prompts are never cut. Shorten the prompt."),
-    "cache_salt": Unserved("The prefix cache is keyed by adapter and tenant already. Leave it out."),
+    "cache_salt": Unserved("The prefix cache never crosses adapters. Leave it out."),
     "priority": Unserved("Requests are served in the order they arrive. Leave it out.", (0,)),
     "use_beam_search": Unserved("Beam search is not served. Use `n` with a temperature.", (False,)),
     "length_penalty": Unserved(_ALWAYS, (1.0,)),
