@@ -48,8 +48,9 @@ def served(*flags: str, log: Path, within_s: float = 180.0) -> Iterator[Served]:
         url = f"http://127.0.0.1:{port}"
         _await_ready(url, process, log, within_s)
         yield Served(url, process, time.monotonic() - started)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0, log.read_text()
+        if process.poll() is None:  # a test may have killed it
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=60) == 0, log.read_text()
 
 
 def run(*arguments: str, within_s: float = 180.0) -> "subprocess.CompletedProcess[str]":
