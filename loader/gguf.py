@@ -9,7 +9,10 @@ import os
 import shutil
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 
 from loader import directory
@@ -52,16 +55,32 @@ def convert(file: Path, base_id: str, data_dir: Path, progress: Progress) -> Pat
     bases.mkdir(parents=True, exist_ok=True)
     _sweep(bases, base_id)
     progress(f"dequantizing {file.name} (once)", None)
-    from loader.convert import write
-
     with tempfile.TemporaryDirectory(prefix=f".{base_id}-", dir=bases) as scratch:
         made = Path(scratch) / "base"
         made.mkdir()
-        write(file, made)
+        _write_apart(file, made)
         for entry in (*made.iterdir(), made):
             sync(entry)
         _publish(made, target)
     return target
+
+
+def _write_apart(file: Path, made: Path) -> None:
+    """Convert in a process of its own: it needs several times the model's size, and the server must not keep that."""
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            process.submit(_write, file, made).result()
+    except BrokenProcessPool as error:
+        raise LoaderError(
+            f"The conversion of {file.name} was killed, most likely for lack of memory. Convert it on a larger "
+            "machine, or give --base the model's safetensors directory."
+        ) from error
+
+
+def _write(file: Path, made: Path) -> None:
+    from loader.convert import write
+
+    write(file, made)
 
 
 def digest(file: Path) -> str:
