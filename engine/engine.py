@@ -96,7 +96,7 @@ class Engine:
         started = monotonic()
         self._outbox = []
         self._move_adapters()
-        plan = self.scheduler.plan(self.tiers.ready, self.tiers.loading)
+        plan = self.scheduler.plan(self.tiers.ready, self.tiers.loading, drain=self.tiers.crowded_out)
         self._note(plan)
         self.stalled = not plan.chunks
         if plan.chunks:
@@ -173,7 +173,7 @@ class Engine:
     def _move_adapters(self) -> None:
         """Give the tiers their turn, fail whoever waited for an adapter that cannot be read, merge what is due."""
         merging = [self._merging[0]] if self._merging else []
-        failed = self.tiers.move(self.scheduler.running_adapters(), (*merging, *self.scheduler.wanted_adapters()))
+        failed = self.tiers.move(self.scheduler.running_adapters(), self.scheduler.wanted_adapters(), urgent=merging)
         for sequence in list(self.scheduler.waiting) if failed else ():
             if sequence.adapter in failed:
                 self._fail(sequence, *explain(failed[sequence.adapter]))

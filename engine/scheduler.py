@@ -81,10 +81,13 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
 
-    def plan(self, ready: Callable[[AdapterId], bool], loading: Callable[[AdapterId], bool]) -> StepPlan:
+    def plan(
+        self, ready: Callable[[AdapterId], bool], loading: Callable[[AdapterId], bool], drain: bool = False
+    ) -> StepPlan:
         """Take blocks for the next step and say what it computes.
 
-        `ready` tells whether an adapter is on the device, `loading` whether it is being read from disk.
+        `ready` tells whether an adapter is on the device, `loading` whether it is being read from disk. With `drain`
+        nobody with an adapter comes in, so that those on the device can leave.
         """
         budget = self._max_batch_tokens
         chunks: list[Chunk] = []
@@ -97,7 +100,7 @@ class Scheduler:
                 chunks.append(Chunk(sequence, sequence.num_computed, count))
                 budget -= count
         chunks = [chunk for chunk in chunks if chunk.sequence.status is Status.RUNNING]
-        admitted = [] if preempted else list(self._admit(budget, ready, loading))
+        admitted = [] if preempted else list(self._admit(budget, ready, loading, drain))
         chunks += [Chunk(sequence, sequence.num_computed, count) for sequence, count in admitted]
         return StepPlan(tuple(chunks), tuple(sequence for sequence, _ in admitted), tuple(preempted))
 
@@ -130,11 +133,10 @@ class Scheduler:
         assert all(not sequence.blocks for sequence in self.waiting)
 
     def _admit(
-        self, budget: int, ready: Callable[[AdapterId], bool], loading: Callable[[AdapterId], bool]
+        self, budget: int, ready: Callable[[AdapterId], bool], loading: Callable[[AdapterId], bool], blocked: bool
     ) -> Iterator[tuple[Sequence, int]]:
         """Let waiting sequences in while tokens, seats and blocks last."""
         passed: list[Sequence] = []
-        blocked = False
         for sequence in list(self.waiting):
             if not budget or len(self.running) >= self._max_sequences:
                 break

@@ -18,6 +18,9 @@ from engine.events import AdapterEvicted, AdapterLoaded, Observer
 log = logging.getLogger(__name__)
 
 
+PATIENCE = 64  # steps; as long as a request may be overtaken
+
+
 class AdapterTiers:
     """Every method is called between steps, on the engine's thread; reads end whenever they end, and are noted then."""
 
@@ -29,6 +32,7 @@ class AdapterTiers:
         self._warm: list[AdapterId] = []
         self._doomed: set[AdapterId] = set()
         self._placed_at: dict[AdapterId, float] = {}
+        self._crowded = 0  # steps for which a pin or a merge has found no room
         self.wake = _nobody_sleeps
 
     def tier(self, adapter: AdapterId) -> Tier:
@@ -56,11 +60,19 @@ class AdapterTiers:
                 "Unpin or unmerge others, or raise --adapter-device-memory and --adapter-host-memory."
             )
 
-    def move(self, running: Collection[AdapterId], wanted: Sequence[AdapterId]) -> dict[AdapterId, Exception]:
-        """Note what has arrived, then make the next moves.
+    @property
+    def crowded_out(self) -> bool:
+        """Whether a pin or a merge has waited too long for room that running adapters hold, and they should drain."""
+        return self._crowded > PATIENCE
+
+    def move(
+        self, running: Collection[AdapterId], wanted: Sequence[AdapterId], urgent: Sequence[AdapterId] = ()
+    ) -> dict[AdapterId, Exception]:
+        """Note what has arrived, then make the next moves; pins and what is `urgent` go before what is `wanted`.
 
         Gives back the adapters that failed to load, or are wanted but have lost their room to pins, and why.
         """
+        wanted = (*urgent, *wanted)
         failed = self._note_arrivals() | self._without_room(wanted)
         still_wanted = [adapter for adapter in (*self.residency.pinned, *wanted) if adapter not in failed]
         self._warm = [adapter for adapter in self._warm if self.tier(adapter) is not Tier.DEVICE]
@@ -68,7 +80,11 @@ class AdapterTiers:
         sizes = {adapter: self._mover.size(adapter) for adapter in {*running, *still_wanted, *warm}}
         plan = self.residency.plan(sizes, running, tuple(dict.fromkeys(still_wanted)), warm)
         self.residency.apply(plan, sizes, used=running)
-        return failed | self._obey(plan)
+        failed |= self._obey(plan)
+        first = {*self.residency.pinned, *urgent} - failed.keys()
+        waiting = any(not self.ready(adapter) and not self.loading(adapter) for adapter in first)
+        self._crowded = self._crowded + 1 if waiting else 0
+        return failed
 
     def pin(self, adapter: AdapterId) -> None:
         """Load it at the next step and keep it on the device. Raises AdapterTooLarge."""

@@ -6,6 +6,7 @@ from adapters.errors import UnknownAdapter
 from engine.errors import AdapterTooLarge, MergeRefused, PromptTooLong, QueueFull
 from engine.events import AdapterEvicted, AdapterLoaded, Admitted, Finished, FirstToken, NextToken, Preempted, StepDone
 from engine.sequence import FinishReason, Output, SamplingParams
+from engine.tiers import PATIENCE
 from tests.support.engine_fakes import EOS, Bench, expected_tokens, letters, named
 
 
@@ -212,6 +213,20 @@ def test_observers_see_the_whole_life() -> None:
     ]  # fmt: skip
     assert AdapterEvicted("a", "device") in bench.events  # type: ignore[arg-type]
     assert [event.generated_tokens for event in bench.events if isinstance(event, Finished)] == [3, 1]
+
+
+def test_a_merge_finds_room_under_steady_traffic() -> None:
+    """Room for one adapter, and requests for another without end: the newcomer is not kept out for ever."""
+    bench = Bench(adapters={"a": 60, "b": 60}, device=100, waiting=1000)
+    for turn in range(PATIENCE + 30):
+        bench.submit(f"steady {turn}", adapter="b", max_tokens=5)
+        bench.step()
+        if turn == 8:
+            bench.engine.merge(named("a"))
+        if bench.engine.merged:
+            break
+    assert bench.engine.merged == named("a")
+    assert turn > PATIENCE, "otherwise the device was never full"
 
 
 def test_a_merge_waits_for_its_adapter_and_keeps_it() -> None:
