@@ -23,23 +23,22 @@ FP32_BOUND = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """A reduced precision, and how far a log-probability may be from PEFT's in the same one: on average, and at most.
+    """A reduced precision, and how far log-probabilities may be from PEFT's in the same one: on average, and nine in ten.
 
-    Both sides round, at different places: PEFT multiplies by float32 adapters, we by adapters in the base's precision.
-    The adapters here are some hundred times larger than trained ones (they move log-probabilities by whole units), and
-    so is the rounding; where it sends a token of a mixture of experts to another expert, one log-probability moves far.
-    Seen: 0.05 and 1.4.
+    Both sides round, at different places. The adapters here are some hundred times larger than trained ones (they move
+    log-probabilities by whole units), and so is the rounding; where it sends a token of a mixture of experts to
+    another expert, single log-probabilities move by units too, so that the largest difference says nothing.
     """
 
     dtype: str
     quantization: str | None = None
     mean: float = 0.1
-    largest: float = 2.0
+    most: float = 0.2
 
 
 PRECISIONS = {
     "bfloat16": Precision("bfloat16"),
-    "float16": Precision("float16", mean=0.03),
+    "float16": Precision("float16", mean=0.03, most=0.05),
     "nf4": Precision("bfloat16", "nf4"),
     "fp4": Precision("bfloat16", "fp4"),
 }
@@ -101,7 +100,7 @@ def test_reduced_precision_stays_within_its_bound(written: Written, tmp_path: Pa
         differences.append((_prompt_logprobs(answer) - expected).abs())
     every = torch.cat(differences)
     assert every.mean() <= precision.mean
-    assert every.max() <= precision.largest
+    assert every.quantile(0.9) <= precision.most
 
 
 def _quantized(model: Path, precision: Precision) -> PreTrainedModel:
