@@ -23,7 +23,7 @@ FP32_BOUND = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """A reduced precision, and how far log-probabilities may be from PEFT's in the same one: on average, and nine in ten.
+    """A reduced precision, and how far log-probabilities may be from PEFT's: on average, and nine in ten of them.
 
     Both sides round, at different places. The adapters here are some hundred times larger than trained ones (they move
     log-probabilities by whole units), and so is the rounding; where it sends a token of a mixture of experts to
