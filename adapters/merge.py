@@ -53,11 +53,7 @@ class Merger:
             linear.merged = None
 
     def _merged_linear(self, path: str, part: Part) -> nn.Module:
-        folded = fold(self._base.weight(path), part)
-        if not folded.isfinite().all():
-            fix = "Serve this adapter unmerged, or the base in bfloat16"
-            raise InvalidAdapter([Fault(path, "the merged weight overflows the base's precision", fix)])
-        return dense_linear(folded, self._linears[path].bias)
+        return dense_linear(_folded(self._base, path, part), self._linears[path].bias)
 
     def _check_room(self, adapter: Loaded) -> None:
         itemsize = self._base.dtype.itemsize
@@ -75,13 +71,14 @@ class Merger:
 def write_merged(base: Base, checkpoint: Checkpoint, out: Path) -> None:
     """Write `base` with the adapter folded in as a directory that stock transformers loads. Appears by rename.
 
-    A head that shares the embedding's weight gets its own copy when the adapter touches it.
+    Raises InvalidAdapter where a merged weight overflows the base's precision. A head that shares the
+    embedding's weight gets its own copy when the adapter touches it.
     """
     adapter = load(checkpoint, torch.float32, base.weight)
     model = base.model
     for path, part in adapter.parts.items():
         module = base.linears[path]
-        folded = nn.Parameter(fold(base.weight(path), part), requires_grad=False)
+        folded = nn.Parameter(_folded(base, path, part), requires_grad=False)
         if path == base.head and model.config.tie_word_embeddings:
             model.config.tie_word_embeddings = False
         module.weight = folded
@@ -92,6 +89,14 @@ def write_merged(base: Base, checkpoint: Checkpoint, out: Path) -> None:
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _folded(base: Base, path: str, part: Part) -> Tensor:
+    folded = fold(base.weight(path), part)
+    if not folded.isfinite().all():
+        fix = "Serve this adapter unmerged, or the base in bfloat16"
+        raise InvalidAdapter([Fault(path, "the merged weight overflows the base's precision", fix)])
+    return folded
 
 
 def _available_bytes(device: torch.device) -> int | None:

@@ -1,22 +1,9 @@
-"""Byte counts as people write them, and how much memory this process may still take.
+"""Byte counts as people read them, and how much memory this process may still take.
 
-Owns parsing, formatting and the reading of /proc and cgroup files. Imports no torch.
+Owns formatting and the reading of /proc and cgroup files. Imports no torch.
 """
 
-import re
 from pathlib import Path
-
-UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
-UNITS["TI"] = 1 << 40
-PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", re.IGNORECASE)
-
-
-def parse_bytes(text: str) -> int:
-    """The number of bytes in "256MiB", "2GB", "1.5 GiB" or "4096". Raises ValueError that says what is allowed."""
-    match = PATTERN.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f"{text!r} is not a size. Write it as 256MiB, 2GB or a number of bytes.")
-    return int(float(match[1]) * UNITS[(match[2] or "").upper()])
 
 
 def format_bytes(count: int) -> str:

@@ -29,7 +29,7 @@ class OutputStream(Protocol):
 
 
 class Resident(Protocol):
-    """Where one adapter is: `tier` is `device`, `host` or `merged`; `in_use` counts requests."""
+    """Where one adapter is: `tier` is `device`, `host` or `merged`; `in_use` while a request runs on it."""
 
     @property
     def id(self) -> AdapterId: ...

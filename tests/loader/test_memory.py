@@ -4,23 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from loader.memory import available_host_bytes, format_bytes, parse_bytes
+from loader.memory import available_host_bytes, format_bytes
 
 MEMINFO = "MemTotal: 100 kB\nMemAvailable: 2048 kB\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [("256MiB", 256 << 20), ("2GB", 2 * 10**9), (" 1.5 GiB ", 3 << 29), ("4096", 4096), ("1k", 1000), ("10b", 10)],
-)
-def test_parse(text: str, count: int) -> None:
-    assert parse_bytes(text) == count
-
-
-@pytest.mark.parametrize("text", ["", "lots", "-1MB", "1 XB", "MiB", "1e9", "nan"])
-def test_parse_refuses(text: str) -> None:
-    with pytest.raises(ValueError, match="256MiB"):
-        parse_bytes(text)
 
 
 @pytest.mark.parametrize(
