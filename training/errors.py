@@ -1,0 +1,38 @@
+"""What can be wrong with a training run before and while it runs, in words for the person who started it.
+
+Owns the errors of `training/`. Knows no HTTP and no torch.
+"""
+
+from collections.abc import Sequence
+
+
+class TrainingError(Exception):
+    """A mistake that the user can mend; the text says how."""
+
+
+class ConfigInvalid(TrainingError):
+    """The config says something that cannot be done. `faults` are all of them, each with its fix."""
+
+    def __init__(self, source: str, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("\n".join([f"{source} cannot be used:", *(f"  - {fault}" for fault in faults)]))
+
+
+class DataInvalid(TrainingError):
+    """Lines of a data file that cannot be trained on. `faults` name file, line and reason."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("\n".join(["The data cannot be used:", *(f"  - {fault}" for fault in faults)]))
+
+
+class OutputInTheWay(TrainingError):
+    """The output folder, or the rest of an interrupted run, is there already."""
+
+
+class GateFailed(TrainingError):
+    """The adapter behaves otherwise in the server than it did in the trainer."""
+
+
+class MissingExtra(TrainingError):
+    """A library that an option needs is not installed; the text names the extra."""

@@ -1,0 +1,69 @@
+"""What a finished run knows of itself: the numbers that go into the card and into report.json.
+
+Owns that frozen data. Computes nothing, so that every part of a run can import it. Losses are nats per token that
+counts, scores are shares from 0 to 1, sizes are bytes. None means: not measured, and the card says so.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class BeforeAfter:
+    """One figure of the base alone and of the base with what was trained."""
+
+    base: float
+    trained: float
+
+
+@dataclass(frozen=True, slots=True)
+class DataUsed:
+    """One data file: its digest, its examples, their tokens, and how many were cut at `max_tokens`."""
+
+    path: str
+    sha256: str
+    examples: int
+    tokens: int
+    truncated: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """The serving path against the trainer: absolute differences of log-probabilities over held-out positions."""
+
+    dtype: str
+    quantization: str | None
+    positions: int
+    mean: float
+    largest: float
+    bound: float
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A run's figures. `base_weights` and `quantization` are the base's fingerprint (loader/fingerprint.py)."""
+
+    method: str
+    objective: str
+    base: str
+    base_weights: str
+    quantization: str | None
+    precision: str
+    device: str
+    data: tuple[DataUsed, ...]
+    steps: int
+    tokens: int
+    seconds: float
+    trainable: int
+    bytes: int
+    predicted_bytes: int
+    measured_bytes: int
+    heldout_loss: BeforeAfter | None
+    task_score: BeforeAfter | None
+    general_loss: BeforeAfter | None
+    parity: Parity | None
+    metrics: dict[str, float]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
