@@ -3,6 +3,8 @@
 Owns the engine and what differs between databases. Knows no tables but through the migrations.
 """
 
+import errno
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -59,9 +61,12 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
-        """A session that commits at the end, or rolls back on an exception. Writers run one after the other."""
+        """A session that commits at the end, or rolls back on an exception. Writers run one after the other.
+
+        Raises OSError with ENOSPC when the disk is full, as writing a file does.
+        """
         connecting = self._engine.connect().execution_options(rootstock_write=True)
-        with connecting as connection, connection.begin(), _session(connection) as session:
+        with _full_disk(), connecting as connection, connection.begin(), _session(connection) as session:
             yield session
             session.flush()
 
@@ -84,6 +89,16 @@ class Database:
             if current != script.get_current_head():
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
+
+
+@contextmanager
+def _full_disk() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            raise OSError(errno.ENOSPC, "the registry's disk is full") from error
+        raise
 
 
 def _session(connection: Connection) -> Session:

@@ -95,9 +95,9 @@ class EngineWorker:
         return self._thread.is_alive()
 
     @property
-    def ticked(self) -> float:
-        """When the thread last came round, on time.monotonic's clock; it does so at least every second when idle."""
-        return self._ticked
+    def silent_s(self) -> float:
+        """Seconds since the thread last came round; it does so at least every second when idle."""
+        return monotonic() - self._ticked
 
     def stats(self) -> EngineStats:
         return self._stats

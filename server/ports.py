@@ -93,6 +93,9 @@ class Worker(Protocol):
     @property
     def alive(self) -> bool: ...
 
+    @property
+    def silent_s(self) -> float: ...
+
     async def submit(self, request: Request, /) -> OutputStream:
         """Queue `request`. Raises PromptTooLong, QueueFull, EngineStopped, AdapterTooLarge."""
         ...

@@ -18,7 +18,7 @@ from server.completion_body import CompletionBody, Prompt
 from server.deps import ServicesDep, accepting, off_loop
 from server.errors import BadRequest
 from server.logprobs import CompletionLogprobs, join_blocks
-from server.ports import Services, Tokenizer
+from server.ports import Tokenizer
 from server.resolve import target
 from server.sampling import Wanted, check_tokens, requests_for, sampling_params
 
@@ -30,7 +30,8 @@ async def complete(body: CompletionBody, http: HttpRequest, services: ServicesDe
     """Complete a prompt with the base or an adapter."""
     if len(body.prompt) * body.n > services.limits.max_choices:
         raise BadRequest(f"One request may ask for at most {services.limits.max_choices} choices.", "n")
-    prompts = await _encode(services, body.prompts)
+    size = sum(len(prompt) for prompt in body.prompts if isinstance(prompt, str))
+    prompts = await off_loop(size, _encode, services.tokenizer, body.prompts)
     echo_logprobs = body.logprobs if body.logprobs is not None or body.max_tokens > 0 else 0
     wanted = Wanted(body.max_tokens, body.logprobs, echo_logprobs if body.echo else None)
     params = sampling_params(body, wanted, services.tokenizer.vocab_size)
@@ -41,14 +42,14 @@ async def complete(body: CompletionBody, http: HttpRequest, services: ServicesDe
         return await answer(http, services, chosen, Job(body, requests, layout, "prompt"))
 
 
-async def _encode(services: Services, prompts: Sequence[Prompt]) -> list[list[int]]:
+def _encode(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[list[int]]:
     encoded = []
     for prompt in prompts:
         if isinstance(prompt, str):
-            ids = await off_loop(len(prompt), services.tokenizer.encode, prompt)
+            ids = tokenizer.encode(prompt)
         else:
             ids = prompt
-            check_tokens(ids, services.tokenizer.vocab_size, "prompt")
+            check_tokens(ids, tokenizer.vocab_size, "prompt")
         if not ids:
             raise BadRequest("The prompt is empty, and this base has no begin-of-text token to start from.", "prompt")
         encoded.append(ids)

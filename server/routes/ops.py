@@ -16,11 +16,16 @@ from server.version import version
 router = APIRouter(tags=["operations"])
 
 
+HUNG_S = 300.0
+"""No step lasts this long: neither a full chunk of prompts on a slow CPU nor the merge of a large base."""
+
+
 @router.get("/livez")
 async def live(services: ServicesDep) -> Response:
-    """200 while the engine's thread runs, also during a drain; 503 calls for a restart."""
-    alive = services.worker.alive
-    return JSONResponse({"status": "alive" if alive else "dead"}, status_code=200 if alive else 503)
+    """200 while the engine's thread comes round, also during a drain; 503 calls for a restart."""
+    worker = services.worker
+    status = "dead" if not worker.alive else "hung" if worker.silent_s > HUNG_S else "alive"
+    return JSONResponse({"status": status}, status_code=200 if status == "alive" else 503)
 
 
 @router.get("/readyz")

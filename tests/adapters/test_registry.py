@@ -1,5 +1,6 @@
 """The registry: numbering, aliases, deletion, durability settings, migrations, damage."""
 
+import errno
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -218,3 +219,15 @@ class TestUnusable:
         connection.close()
         with pytest.raises(RegistryUnusable, match="9999.*Upgrade"):
             Registry(url(tmp_path))
+
+
+def test_a_full_disk_is_told_as_one_and_changes_nothing(registry: Registry) -> None:
+    registry.add("a", manifest(1))
+    with registry._database.reading() as session:  # a database that may not grow stands in for the disk
+        pages = session.connection().exec_driver_sql("PRAGMA page_count").scalar()
+        session.connection().exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(OSError) as caught:
+        for content in range(2, 500):
+            registry.add(f"adapter-{content}", manifest(content))
+    assert caught.value.errno == errno.ENOSPC
+    assert resolve(registry, "a@1").id == manifest(1).id

@@ -190,5 +190,5 @@ async def test_pins_merges_and_deletions_show_at_once() -> None:
 
 async def test_the_thread_ticks_while_it_has_nothing_to_do() -> None:
     async with running(Bench()) as worker:
-        before = worker.ticked
-        await until(lambda: worker.ticked > before)
+        await until(lambda: worker.silent_s > 0.01)
+        await until(lambda: worker.silent_s < 0.01)

@@ -49,6 +49,7 @@ class FakeWorker:
     fail_after: int | None = None
     room: int = 1000
     alive: bool = True
+    silent_s: float = 0.0
     running: dict[str, Request] = field(default_factory=dict)
     seen: list[Request] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
