@@ -3,13 +3,10 @@
 Owns the estimate for the memory plan. Imports no torch and reads no weights.
 """
 
-import json
-from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 
-from loader import directory
-from loader.errors import BaseNotFound
+from loader.tensors import stored
 
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
 BLOCK = 64
@@ -23,7 +20,7 @@ def base_bytes(path: Path, dtype: str, quantization: str | None) -> int:
     itemsize = ITEMSIZE[dtype]
     return sum(
         _quantized(shape) if quantization and _is_linear(name, shape) else prod(shape) * itemsize
-        for name, shape in _tensors(path)
+        for name, shape in ((tensor.name, tensor.shape) for tensor in stored(path))
     )
 
 
@@ -37,16 +34,3 @@ def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
     """Embeddings and head stay dense when quantized; so do experts, which transformers fuses, and their routers."""
     dense = ("embed", "lm_head", ".experts.", "mlp.gate.", "block_sparse_moe.gate.")
     return len(shape) == 2 and name.endswith(".weight") and not any(word in name for word in dense)
-
-
-def _tensors(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for file in directory.weight_files(path):
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            try:
-                header = json.loads(stream.read(min(length, file.stat().st_size)))
-            except ValueError as error:
-                raise BaseNotFound(f"{file} is not a safetensors file. Fetch the model again.") from error
-        for name, entry in header.items():
-            if name != "__metadata__":
-                yield name, tuple(entry["shape"])

@@ -29,7 +29,11 @@ class DataUsed:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """The serving path against the trainer: absolute differences of log-probabilities over held-out positions."""
+    """The serving path against the trainer: absolute differences of log-probabilities over held-out positions.
+
+    `mean` is held against `bound`. `effect` is how far the adapter itself moves log-probabilities on average, in the
+    trainer: where it is below the bound, the comparison could not have told a missing adapter.
+    """
 
     dtype: str
     quantization: str | None
@@ -38,6 +42,7 @@ class Parity:
     largest: float
     bound: float
     passed: bool
+    effect: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,39 @@
+"""The trainer's side of the parity gate: log-probabilities of whole rows under the model that was trained.
+
+Owns that forward pass: one row at a time, unpadded and without a cache, so that nothing but the model decides.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from training.parity import Reference, Rows
+
+
+def reference(model: PeftModel, rows: Rows) -> Reference:
+    """Both sides of `model`: with its adapter, and with the adapter switched off. Leaves its mode as it was."""
+    trained = logprobs(model, rows)
+    with model.disable_adapter():
+        return Reference(rows, trained, logprobs(model, rows))
+
+
+def logprobs(model: nn.Module, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+    """For each row, the log-probability of its tokens 1.. given the ones before, float32, in nats."""
+    training = model.training
+    model.eval()
+    try:
+        return [_row(model, row) for row in rows]
+    finally:
+        model.train(training)
+
+
+@torch.inference_mode()
+def _row(model: nn.Module, row: Sequence[int]) -> list[float]:
+    device = next(model.parameters()).device
+    ids = torch.tensor([list(row)], device=device)
+    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0, :-1]
+    chosen = logits.float().log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+    values: list[float] = chosen.tolist()
+    return values
