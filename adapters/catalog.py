@@ -12,11 +12,12 @@ from pathlib import Path
 from types import TracebackType
 
 from adapters.checkpoint import Checkpoint, read, read_directory
+from adapters.errors import BaseMismatch
 from adapters.manifest import AdapterId
 from adapters.naming import check_alias, check_name, parse_reference
+from adapters.provenance import ServedBase
 from adapters.registry import Registry, Version
 from adapters.store import BlobStore
-from loader.shape import BaseShape
 
 # Inside the class below, `list` is its method.
 Versions = list[Version]
@@ -25,10 +26,14 @@ AdapterIds = list[AdapterId]
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What a start found: `removed` blobs that no name points at, `missing` blobs that names do point at."""
+    """What a start found: `removed` blobs that no name points at, `missing` blobs that names do point at.
+
+    `misfits` are the versions that the base cannot serve, each with the reason; they stay, and are refused.
+    """
 
     removed: tuple[AdapterId, ...]
     missing: tuple[Version, ...]
+    misfits: tuple[tuple[Version, str], ...]
     temporaries: int
 
 
@@ -91,9 +96,9 @@ class _Resolved:
 class Catalog:
     """Safe to use from many threads. `on_forgotten` is called, on whichever thread, after a blob was removed."""
 
-    def __init__(self, registry: Registry, store: BlobStore, shape: BaseShape, reserved: frozenset[str]) -> None:
+    def __init__(self, registry: Registry, store: BlobStore, base: ServedBase, reserved: frozenset[str]) -> None:
         self.on_forgotten: Callable[[AdapterId], None] = _nobody
-        self._registry, self._store, self._shape, self._reserved = registry, store, shape, reserved
+        self._registry, self._store, self._base, self._reserved = registry, store, base, reserved
         self._lock = threading.Lock()
         self._uses: dict[AdapterId, int] = {}
         self._doomed: set[AdapterId] = set()
@@ -102,15 +107,16 @@ class Catalog:
     def add(self, name: str, config: bytes, weights: Path, alias: str | None = None) -> tuple[Version, bool]:
         """Read strictly, store, register. False means that `name` had this content already; the alias moves anyway.
 
-        Raises NameInvalid, NameReserved, AliasInvalid, InvalidAdapter, UnsupportedMedia; then nothing was changed.
+        Raises NameInvalid, NameReserved, AliasInvalid, InvalidAdapter, UnsupportedMedia, BaseMismatch; then nothing was
+        changed.
         """
         self._check_names(name, alias)
-        return self._register(name, read(config, weights, self._shape), alias)
+        return self._register(name, read(config, weights, self._base.shape), alias)
 
     def add_directory(self, name: str, path: Path, alias: str | None = None) -> tuple[Version, bool]:
         """As `add`, from a directory that PEFT wrote."""
         self._check_names(name, alias)
-        return self._register(name, read_directory(path, self._shape), alias)
+        return self._register(name, read_directory(path, self._base.shape), alias)
 
     def resolve(self, ref: str) -> Version:
         """`name` (its newest version), `name@3`, `name@alias` or `name@sha256:…`.
@@ -148,25 +154,46 @@ class Catalog:
             self._remove_if_unused(id)
 
     def set_pinned(self, name: str, pinned: bool) -> Version:
-        """Ask for the newest version of `name` to stay on the device. Raises UnknownAdapter."""
+        """Ask for the newest version of `name` to stay on the device. Raises UnknownAdapter, BaseMismatch."""
+        if pinned:
+            self._base.check(self.resolve(name).manifest)
         return self._registry.set_pinned(name, pinned)
 
     def pinned(self) -> Versions:
         return self._registry.pins()
 
     def lease(self, ref: str) -> Lease:
-        """Resolve and hold in one step. Raises UnknownAdapter, UnknownVersion."""
+        """Resolve and hold in one step. Raises UnknownAdapter, UnknownVersion, and BaseMismatch for a version that was
+        added when another base was served.
+        """
         with self._lock:
             version = self.resolve(ref)
             self._hold(version.id)
-        return Lease(version, self._release)
+        lease = Lease(version, self._release)
+        try:
+            self._base.check(version.manifest)
+        except BaseException:
+            lease.release()
+            raise
+        return lease
+
+    def misfit(self, version: Version) -> str | None:
+        """Why this base cannot serve a version that is registered, or None if it can."""
+        try:
+            self._base.check(version.manifest)
+        except BaseMismatch as error:
+            return str(error)
+        return None
 
     def remember_residents(self, ids: Iterable[AdapterId]) -> None:
         """Most recent first; for the next start."""
         self._registry.remember_residents(ids)
 
     def residents(self) -> AdapterIds:
-        return self._registry.residents()
+        """Those that were resident at the last note and that this base can serve, most recent first."""
+        remembered = self._registry.residents()
+        served = {version.id for version in self._registry.every() if self.misfit(version) is None}
+        return [id for id in remembered if id in served]
 
     def sweep(self) -> Sweep:
         """Put the disk in order after a crash. Call at start, before anything is added or leased."""
@@ -175,9 +202,14 @@ class Catalog:
         orphans = sorted(stored - named)
         for id in orphans:
             self._store.delete(id)
-        lost = named - stored
-        missing = [version for newest in self.list() for version in self.versions(newest.name) if version.id in lost]
-        return Sweep(removed=tuple(orphans), missing=tuple(missing), temporaries=temporaries)
+        lost, every = named - stored, self._registry.every()
+        reasons = [(version, self.misfit(version)) for version in every]
+        return Sweep(
+            removed=tuple(orphans),
+            missing=tuple(version for version in every if version.id in lost),
+            misfits=tuple((version, reason) for version, reason in reasons if reason is not None),
+            temporaries=temporaries,
+        )
 
     def _check_names(self, name: str, alias: str | None) -> None:
         check_name(name, self._reserved)
@@ -185,6 +217,7 @@ class Catalog:
             check_alias(alias)
 
     def _register(self, name: str, checkpoint: Checkpoint, alias: str | None) -> tuple[Version, bool]:
+        self._base.check(checkpoint.manifest)
         with self._holding(checkpoint.manifest.id):
             self._store.put(checkpoint)
             with self._resolved.changing():

@@ -5,7 +5,7 @@ changes or keeps the weights: `Checkpoint` says where they lie.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters import config as config_file
@@ -17,7 +17,8 @@ from adapters.expected import compare, expected_tensors
 from adapters.finite import NonFinite
 from adapters.header import TensorSpec, read_header
 from adapters.identity import digest
-from adapters.manifest import Manifest
+from adapters.manifest import Manifest, TrainedOn
+from adapters.provenance import trained_on
 from adapters.targets import Planned, derive
 from loader.shape import BaseShape
 
@@ -62,20 +63,29 @@ def read(config: bytes, weights: Path, shape: BaseShape) -> Checkpoint:
     if settings is not None:
         planned, more = derive(settings, shape)
         faults += more
-    tensors, more = _tensors(weights, shape)
+    tensors, record, more = _weights(weights, shape)
     faults += more
     if settings is None or not planned or not tensors:
         raise InvalidAdapter([*faults, *_non_finite(weights, tensors)])
-    return _checked(settings, planned, weights, tensors, shape, faults)
+    checked = _checked(settings, planned, weights, tensors, shape, faults)
+    return replace(checked, manifest=replace(checked.manifest, trained_on=record))
 
 
-def _tensors(weights: Path, shape: BaseShape) -> tuple[dict[str, TensorSpec], tuple[Fault, ...]]:
+def _weights(
+    weights: Path, shape: BaseShape
+) -> tuple[dict[str, TensorSpec], TrainedOn | None, tuple[Fault, ...]]:
+    """The tensors, and what the file says of the base it was trained on."""
     try:
-        return read_header(weights, TENSORS_PER_LINEAR * len(shape.linears)), ()
+        found = read_header(weights, TENSORS_PER_LINEAR * len(shape.linears))
     except UnsupportedMedia:
         raise
     except InvalidAdapter as error:
-        return {}, error.faults
+        return {}, None, error.faults
+    try:
+        return found.tensors, trained_on(found.metadata), ()
+    except ValueError as error:
+        fix = "Save the adapter with the trainer that wrote the record, or remove both entries"
+        return found.tensors, None, (Fault(f"{header.FILE}: __metadata__", str(error), fix),)
 
 
 def _non_finite(weights: Path, tensors: Mapping[str, TensorSpec]) -> tuple[Fault, ...]:

@@ -6,6 +6,7 @@ AdapterError
 ├── NameInvalid          the name is not a slug
 │   └── NameReserved     a slug, but it means something else already
 ├── AliasInvalid         the alias is not a slug, or could be taken for a version or a digest
+├── BaseMismatch         trained on another base, or in another quantization, than is served
 ├── UnknownAdapter       no such name, alias or digest
 │   └── UnknownVersion   the name exists, that version of it does not
 ├── AdapterCorrupt       stored bytes no longer match their digest
@@ -69,6 +70,10 @@ class UnknownAdapter(AdapterError):
 
 
 class UnknownVersion(UnknownAdapter):
+    pass
+
+
+class BaseMismatch(AdapterError):
     pass
 
 

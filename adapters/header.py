@@ -54,8 +54,16 @@ class TensorSpec:
     stop: int
 
 
-def read_header(path: Path, max_tensors: int) -> dict[str, TensorSpec]:
-    """The file's tensors by name. Raises UnsupportedMedia for other formats, else InvalidAdapter with every fault.
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A file's tensors by name, and the notes that whoever saved it left beside them."""
+
+    tensors: dict[str, TensorSpec]
+    metadata: Mapping[str, str]
+
+
+def read_header(path: Path, max_tensors: int) -> Header:
+    """What the file holds. Raises UnsupportedMedia for other formats, else InvalidAdapter with every fault.
 
     Stricter than the library: no duplicate keys, no empty tensors, no header larger than `max_tensors` could need.
     """
@@ -66,7 +74,7 @@ def read_header(path: Path, max_tensors: int) -> dict[str, TensorSpec]:
         raise _broken(f"the header is not valid: {error}") from None
     if not isinstance(header, dict):
         raise _broken("the header is not a JSON object")
-    faults = list(_metadata_faults(header.pop("__metadata__", {})))
+    metadata, faults = _metadata(header.pop("__metadata__", {}))
     if len(header) > max_tensors:
         problem = f"{len(header)} tensors, expected at most {max_tensors}"
         raise InvalidAdapter([*faults, Fault(FILE, problem, "Upload the adapter alone, not the model it belongs to")])
@@ -82,7 +90,7 @@ def read_header(path: Path, max_tensors: int) -> dict[str, TensorSpec]:
         faults.extend(_layout_faults(found, data, size))
     if faults:
         raise InvalidAdapter(faults)
-    return found
+    return Header(found, metadata)
 
 
 def write_header(tensors: Mapping[str, TensorSpec]) -> tuple[bytes, dict[str, TensorSpec]]:
@@ -149,10 +157,12 @@ def _check_magic(start: bytes) -> None:
             raise UnsupportedMedia([Fault(FILE, f"it is {what}, expected safetensors", fix)])
 
 
-def _metadata_faults(metadata: Json) -> Iterator[Fault]:
-    """Notes from whoever saved the file. They change nothing, so they are checked and left out."""
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        yield Fault(f"{FILE}: __metadata__", "expected an object of strings", _SAVE_AGAIN)
+def _metadata(value: Json) -> tuple[dict[str, str], list[Fault]]:
+    """Notes from whoever saved the file; what they mean is for others to judge."""
+    notes = {name: note for name, note in value.items() if isinstance(note, str)} if isinstance(value, dict) else {}
+    if not isinstance(value, dict) or len(notes) < len(value):
+        return {}, [Fault(f"{FILE}: __metadata__", "expected an object of strings", _SAVE_AGAIN)]
+    return notes, []
 
 
 def _spec(entry: Json, data: int) -> TensorSpec | str:

@@ -35,8 +35,19 @@ class Graft:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainedOn:
+    """The base in training: `weights` is its fingerprint (loader/fingerprint.py), `quantization` none, nf4 or fp4."""
+
+    weights: str
+    quantization: str
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
-    """An adapter's description. `rank` is the largest rank among its grafts; `targets` their last names, sorted."""
+    """An adapter's description. `rank` is the largest rank among its grafts; `targets` their last names, sorted.
+
+    `base` and `trained_on` are what the upload says of its base; they belong to a version, not to the content.
+    """
 
     id: AdapterId
     kind: Kind
@@ -45,6 +56,7 @@ class Manifest:
     grafts: tuple[Graft, ...]
     dtype: Dtype
     base: str | None
+    trained_on: TrainedOn | None = None
 
     @property
     def elements(self) -> int:

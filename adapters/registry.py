@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from adapters.database import Database
 from adapters.errors import UnknownAdapter, UnknownVersion, quoted
-from adapters.manifest import AdapterId, Manifest
+from adapters.manifest import AdapterId, Manifest, TrainedOn
 from adapters.manifest_json import manifest_from_json, manifest_to_json
 from adapters.naming import Reference
 from adapters.tables import AdapterRow, AliasRow, NameRow, ResidentRow, VersionRow
@@ -45,7 +45,8 @@ class Registry:
     def add(self, name: str, manifest: Manifest, alias: str | None = None) -> tuple[Version, bool]:
         """The version of `name` with this content, and whether it is new. The alias moves to it either way.
 
-        Content that the name has had before keeps its number, even if it is not the newest.
+        Content that the name has had before keeps its number, even if it is not the newest; a record of its base
+        that comes with it now takes the place of the one it came with before.
         """
         with self._database.writing() as session:
             query = select(VersionRow).where(VersionRow.name == name, VersionRow.adapter_id == manifest.id)
@@ -53,6 +54,9 @@ class Registry:
             created = row is None
             if row is None:
                 row = self._new_version(session, name, manifest)
+            if manifest.trained_on is not None:
+                row.base_weights, row.base_quantization = manifest.trained_on.weights, manifest.trained_on.quantization
+                session.flush()
             if alias is not None:
                 session.merge(AliasRow(name=name, alias=alias, number=row.number))
                 session.flush()
@@ -67,6 +71,12 @@ class Registry:
         """The newest version of each name, sorted by name."""
         with self._database.reading() as session:
             return self._versions(session, _newest_of_each(session))
+
+    def every(self) -> list[Version]:
+        """Every version of every name, sorted by name and number."""
+        with self._database.reading() as session:
+            query = select(VersionRow).order_by(VersionRow.name, VersionRow.number)
+            return self._versions(session, session.scalars(query).all())
 
     def versions(self, name: str) -> list[Version]:
         """Oldest first. Raises UnknownAdapter."""
@@ -196,7 +206,9 @@ class Registry:
                 id=AdapterId(row.adapter_id),
                 created=row.created.replace(tzinfo=UTC),
                 aliases=tuple(aliases.get((row.name, row.number), ())),
-                manifest=replace(self._manifest(session, AdapterId(row.adapter_id)), base=row.base),
+                manifest=replace(
+                    self._manifest(session, AdapterId(row.adapter_id)), base=row.base, trained_on=_trained_on(row)
+                ),
             )
             for row in rows
         ]
@@ -208,6 +220,12 @@ class Registry:
             known = manifest_from_json(session.get_one(AdapterRow, id).manifest)
             self._manifests[id] = known
         return known
+
+
+def _trained_on(row: VersionRow) -> TrainedOn | None:
+    if row.base_weights is None or row.base_quantization is None:
+        return None
+    return TrainedOn(row.base_weights, row.base_quantization)
 
 
 def _newest_of_each(session: Session) -> Sequence[VersionRow]:

@@ -78,7 +78,7 @@ class BlobStore:
             manifest = manifest_from_json(described["manifest"])
             intact = manifest.id == id and hashlib.sha256(config).hexdigest() == described["config_sha256"]
             expected = expected_tensors(manifest.grafts)
-            tensors = read_header(directory / header.FILE, len(expected))
+            tensors = read_header(directory / header.FILE, len(expected)).tensors
         except FileNotFoundError:
             if directory.exists():
                 raise _corrupt(id) from None

@@ -36,7 +36,10 @@ class NameRow(Table):
 
 
 class VersionRow(Table):
-    """One immutable version. `created` is UTC without a zone; `base` is what this upload's config called its base."""
+    """One immutable version. `created` is UTC without a zone; `base` is what this upload's config called its base.
+
+    `base_weights` and `base_quantization` are its record of the base it was trained on: both or none.
+    """
 
     __tablename__ = "versions"
     __table_args__ = (
@@ -49,6 +52,8 @@ class VersionRow(Table):
     number: Mapped[int] = mapped_column(primary_key=True)
     adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id"))
     base: Mapped[str | None]
+    base_weights: Mapped[str | None]
+    base_quantization: Mapped[str | None]
     created: Mapped[datetime]
 
 

@@ -16,12 +16,14 @@ import pytest
 from adapters.catalog import Catalog, _Resolved
 from adapters.errors import AliasInvalid, InvalidAdapter, NameReserved, UnknownAdapter
 from adapters.manifest import AdapterId
+from adapters.provenance import ServedBase
 from adapters.registry import Registry, Version
 from adapters.store import BlobStore
 from tests.support.adapters import adapters, llama_shape, write_adapter
 
 SHAPE = llama_shape()
 RESERVED = frozenset({"tiny-llama"})
+WEIGHTS = f"sha256:{1:064x}"
 
 
 class House:
@@ -31,7 +33,8 @@ class House:
         root.mkdir(exist_ok=True)
         self.registry = Registry(f"sqlite:///{root / 'registry.db'}")
         self.store = BlobStore(root / "blobs")
-        self.catalog = Catalog(self.registry, self.store, SHAPE, RESERVED)
+        base = ServedBase(SHAPE, weights=lambda: WEIGHTS)
+        self.catalog = Catalog(self.registry, self.store, base, RESERVED)
         self.forgotten: list[AdapterId] = []
         self.catalog.on_forgotten = self.forgotten.append
 

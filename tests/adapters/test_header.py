@@ -110,7 +110,7 @@ def test_a_header_as_long_as_a_pickles_magic_is_read(tmp_path: Path) -> None:
     content = file_of(header + b" " * (0x0480 - len(header)), TEN)
     assert content.startswith(b"\x80\x04")
     (tmp_path / "x").write_bytes(content)
-    assert list(read_header(tmp_path / "x", 1)) == ["a"]
+    assert list(read_header(tmp_path / "x", 1).tensors) == ["a"]
 
 
 def test_refuses_directories_and_pipes(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ ARRAYS = st.builds(
 @given(st.dictionaries(NAMES.filter(lambda name: name != "__metadata__"), ARRAYS, min_size=1, max_size=6))
 def test_agrees_with_the_library_on_valid_files(tmp_path: Path, tensors: dict[str, Any]) -> None:
     save_file(tensors, tmp_path / "theirs", metadata={"format": "np"})
-    found = read_header(tmp_path / "theirs", 10)
+    found = read_header(tmp_path / "theirs", 10).tensors
     assert {name: spec.shape for name, spec in found.items()} == {name: a.shape for name, a in tensors.items()}
     for name, array in tensors.items():
         assert b"".join(chunks(tmp_path / "theirs", found[name])) == array.tobytes()
@@ -161,7 +161,7 @@ def test_never_accepts_what_the_library_refuses(tmp_path: Path, at: int, junk: b
     path = tmp_path / "x"
     path.write_bytes(raw)
     try:
-        found = read_header(path, 10)
+        found = read_header(path, 10).tensors
     except InvalidAdapter:
         return
     try:
@@ -184,7 +184,7 @@ def test_written_headers_are_aligned() -> None:
 
 def test_a_file_that_shrinks_is_noticed(tmp_path: Path) -> None:
     path = write_safetensors(tmp_path / "x", {"a": np.ones(1000, np.float32)})
-    spec = read_header(path, 1)["a"]
+    spec = read_header(path, 1).tensors["a"]
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(InvalidAdapter, match="became shorter"):
         list(chunks(path, spec))

@@ -9,6 +9,7 @@ import pytest
 
 from adapters.catalog import Catalog, Lease
 from adapters.manifest import AdapterId
+from adapters.provenance import ServedBase
 from adapters.registry import Registry
 from engine.errors import AdapterTooLarge
 from engine.events import AdapterEvicted, Event
@@ -45,7 +46,10 @@ class Tenantry:
             for n in range(variants)
         ]
         self.catalog = Catalog(
-            Registry(f"sqlite:///{root}/registry.db"), self.house.store, shape, reserved=frozenset({"base"})
+            Registry(f"sqlite:///{root}/registry.db"),
+            self.house.store,
+            ServedBase(shape, weights=lambda: ""),
+            reserved=frozenset({"base"}),
         )
         self.catalog.on_forgotten = self.house.engine.forget
         self._alone = House.of(model, root / "alone")

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from safetensors.numpy import save
 
 from adapters.catalog import Catalog
+from adapters.provenance import ServedBase
 from adapters.registry import Registry
 from adapters.store import BlobStore
 from loader.shape import BaseShape, LinearShape
@@ -22,6 +23,9 @@ BASE = "tiny-base"
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"
 SHAPE = BaseShape(BASE, 1, {Q: LinearShape(Q, 8, 8), V: LinearShape(V, 8, 4)}, {})
 
+WEIGHTS = f"sha256:{7:064x}"
+"""The tiny base's fingerprint."""
+
 
 @dataclass
 class Face:
@@ -34,12 +38,19 @@ class Face:
     registry: Registry
 
 
-def make_face(folder: Path, worker: FakeWorker | None = None, limits: Limits | None = None) -> Face:
+def served(quantization: str | None = None, allow: bool = False, weights: str = WEIGHTS) -> ServedBase:
+    """The tiny base, as `rootstock serve` would describe it to the catalog."""
+    return ServedBase(SHAPE, lambda: weights, quantization, allow)
+
+
+def make_face(
+    folder: Path, worker: FakeWorker | None = None, limits: Limits | None = None, base: ServedBase | None = None
+) -> Face:
     """A ready application with its data under `folder`. Close `registry` when done."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
     worker = worker if worker is not None else FakeWorker()
     registry = Registry(f"sqlite:///{folder / 'data' / 'registry.sqlite'}")
-    catalog = Catalog(registry, BlobStore(folder / "data" / "blobs"), SHAPE, frozenset({BASE}))
+    catalog = Catalog(registry, BlobStore(folder / "data" / "blobs"), base or served(), frozenset({BASE}))
     root = folder / "root"
     root.mkdir(exist_ok=True)
     services = Services(
