@@ -19,13 +19,13 @@ def base_bytes(path: Path, dtype: str, quantization: str | None) -> int:
     """Bytes the weights of the base in `path` will take in `dtype`, the linear layers in 4 bits if quantized."""
     itemsize = ITEMSIZE[dtype]
     return sum(
-        _quantized(shape) if quantization and _is_linear(name, shape) else prod(shape) * itemsize
+        quantized_bytes(prod(shape)) if quantization and _is_linear(name, shape) else prod(shape) * itemsize
         for name, shape in ((tensor.name, tensor.shape) for tensor in stored(path))
     )
 
 
-def _quantized(shape: tuple[int, ...]) -> int:
-    elements = prod(shape)
+def quantized_bytes(elements: int) -> int:
+    """Bytes of one weight in 4 bits with doubly quantized scales: 4.127 bits a number, and the code books."""
     blocks = -(-elements // BLOCK)
     return (elements + 1) // 2 + blocks + 4 * -(-blocks // NESTED) + CODE_BOOKS
 
