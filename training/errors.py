@@ -4,6 +4,7 @@ Owns the errors of `training/`. Knows no HTTP and no torch.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class TrainingError(Exception):
@@ -19,11 +20,16 @@ class ConfigInvalid(TrainingError):
 
 
 class DataInvalid(TrainingError):
-    """Lines of a data file that cannot be trained on. `faults` name file, line and reason."""
+    """Lines of a data file that cannot be trained on. `faults` are all of them; the text shows the first SHOWN."""
+
+    SHOWN = 20
 
     def __init__(self, faults: Sequence[str]) -> None:
         self.faults = tuple(faults)
-        super().__init__("\n".join(["The data cannot be used:", *(f"  - {fault}" for fault in faults)]))
+        lines = [f"  - {fault}" for fault in faults[: self.SHOWN]]
+        if len(faults) > self.SHOWN:
+            lines.append(f"  ... and {len(faults) - self.SHOWN} more.")
+        super().__init__("\n".join(["The data cannot be used:", *lines]))
 
 
 class OutputInTheWay(TrainingError):
@@ -36,3 +42,10 @@ class GateFailed(TrainingError):
 
 class MissingExtra(TrainingError):
     """A library that an option needs is not installed; the text names the extra."""
+
+
+class RewardModelInvalid(TrainingError):
+    """`reward.model` names a folder that grpo and rloo cannot be rewarded by."""
+
+    def __init__(self, folder: Path, problem: str, fix: str) -> None:
+        super().__init__(f"reward.model: {folder} cannot be used: {problem}. {fix}")
