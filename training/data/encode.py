@@ -1,0 +1,139 @@
+"""Tokens of prompts and answers, in batches: one beginning, one end of turn, and exactly what the server would compute.
+
+Owns the tokenizer's use. A prompt is encoded by itself, as the server does, and its answer after it; tokens never
+reach over the border between the two, since no model could generate them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tokenizers import Encoding
+from tokenizers import Tokenizer as Backend
+
+from loader.chat import ChatLayout, FastTokenizer
+from training.data.layout import ChatText, Renderer
+
+Ids = tuple[int, ...]
+
+
+class Tokenizer(FastTokenizer, Protocol):
+    """The part of transformers' PreTrainedTokenizerFast that preparing data uses."""
+
+    @property
+    def eos_token_id(self) -> Any: ...
+
+    @property
+    def bos_token_id(self) -> Any: ...
+
+    @property
+    def model_max_length(self) -> Any: ...
+
+    def decode(self, token_ids: Any, *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A prompt's tokens and those of each answer. `earlier[i]`: token i of the prompt is part of an earlier answer."""
+
+    prompt: Ids
+    answers: tuple[Ids, ...]
+    earlier: tuple[bool, ...] = ()
+
+
+class Encoder:
+    """Turns text into ids with one base's tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.layout = ChatLayout(tokenizer)
+        self.eos: int | None = tokenizer.eos_token_id
+        self.bos: int | None = tokenizer.bos_token_id
+        self._backend = Backend.from_str(tokenizer.backend_tokenizer.to_str())
+        # Some tokenizer.json files pad or cut on their own; here that is the collator's and max_tokens' work.
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        # One object per id instead of one per token: a third of the memory.
+        self._ints = tuple(range(self._backend.get_vocab_size(with_added_tokens=True)))
+        self._anchor = self._needed_anchor()
+        added = tokenizer.added_tokens_decoder
+        ends = {token.content for id, token in added.items() if token.special or id == self.eos}
+        self.renderer = Renderer(self.layout, sorted(ends, key=len, reverse=True))
+
+    def raw(self, prompts: Sequence[str], answers: Sequence[Sequence[str]]) -> list[Encoded]:
+        """Plain text: prompts as the completions API takes them, each answer closed by one EOS."""
+        encoded = [self._ids(one) for one in self._backend.encode_batch_fast(list(prompts))]
+        rest = iter(self._continuations([text for texts in answers for text in texts]))
+        return [
+            Encoded(prompt, tuple(self.closed(next(rest)) for _ in texts))
+            for prompt, texts in zip(encoded, answers, strict=True)
+        ]
+
+    def texts(self, texts: Sequence[str]) -> list[Ids]:
+        """Plain text to learn as a whole, with the tokenizer's own beginning and closed by one EOS."""
+        return [self.closed(self._ids(one)) for one in self._backend.encode_batch_fast(list(texts))]
+
+    def chats(self, chats: Sequence[ChatText]) -> list[Encoded]:
+        """Rendered chats: prompts as the server encodes them, answers closed by the template's end of turn or EOS."""
+        pieces = [self.layout.pieces(chat.prompt) for chat in chats]
+        flat = [piece for several in pieces for piece in several]
+        if any(chat.earlier for chat in chats):
+            encoded = iter(self._backend.encode_batch(flat, add_special_tokens=False))
+        else:
+            encoded = iter(self._backend.encode_batch_fast(flat, add_special_tokens=False))
+        parts = [self.layout.pieces(answer) for chat in chats for answer in chat.answers]
+        answers = iter(self._continuations([piece for several in parts for piece in several]))
+        counts = iter(map(len, parts))
+        made = []
+        for chat, several in zip(chats, pieces, strict=True):
+            own = [next(encoded) for _ in several]
+            texts = [tuple(id for _ in range(next(counts)) for id in next(answers)) for _ in chat.answers]
+            made.append(
+                Encoded(
+                    tuple(id for one in own for id in self._ids(one)),
+                    tuple(ids if ended else self.closed(ids) for ids, ended in zip(texts, chat.ended, strict=True)),
+                    self._inside(chat, several, own) if chat.earlier else (),
+                )
+            )
+        return made
+
+    def closed(self, ids: Ids) -> Ids:
+        """`ids` with EOS at the end, once."""
+        return ids if self.eos is None or ids[-1:] == (self.eos,) else (*ids, self.eos)
+
+    def doubles_bos(self, ids: Ids) -> bool:
+        """Whether the text spells the beginning that the tokenizer adds by itself."""
+        return self.bos is not None and ids[:2] == (self.bos, self.bos)
+
+    def _ids(self, encoding: Encoding) -> Ids:
+        return tuple(map(self._ints.__getitem__, encoding.ids))
+
+    def _inside(self, chat: ChatText, pieces: Sequence[str], encodings: Sequence[Encoding]) -> tuple[bool, ...]:
+        """Which tokens of the prompt lie wholly within an earlier answer; offsets count characters, seams included."""
+        inside: list[bool] = []
+        at = 0
+        for piece, encoding in zip(pieces, encodings, strict=True):
+            for start, end in encoding.offsets:
+                inside.append(any(at + start >= first and at + end <= last for first, last in chat.earlier))
+            at += len(piece) + len(self.layout.seam)
+        return tuple(inside)
+
+    def _continuations(self, texts: Sequence[str]) -> list[Ids]:
+        """Ids of texts that continue others: no BOS, and no space where the tokenizer puts one before a beginning."""
+        if not self._anchor:
+            return [self._ids(one) for one in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        lead = self._plain(self._anchor)
+        anchored = [self._anchor + text for text in texts]
+        encoded = [self._ids(one) for one in self._backend.encode_batch_fast(anchored, add_special_tokens=False)]
+        return [
+            ids[len(lead) :] if ids[: len(lead)] == lead else self._plain(text)
+            for ids, text in zip(encoded, texts, strict=True)
+        ]
+
+    def _needed_anchor(self) -> str:
+        """What a continuation must be encoded behind: a line break for SentencePiece's dummy prefix, else nothing."""
+        anchor = "\n"
+        lead, behind, alone = self._plain(anchor), self._plain(anchor + "x"), self._plain("x")
+        return anchor if behind[: len(lead)] == lead and behind[len(lead) :] != alone else ""
+
+    def _plain(self, text: str) -> Ids:
+        return self._ids(self._backend.encode(text, add_special_tokens=False))

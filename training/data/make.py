@@ -1,0 +1,150 @@
+"""From checked rows to examples, pairs and prompts: what is cut, what counts in the loss, what leaves nothing to learn.
+
+Owns those decisions for each objective. Knows no files; a fault is told without its line.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from training.config import Format, TrainConfig
+from training.data.encode import Encoded, Encoder
+from training.data.examples import AnyExample, Example, Pair, Prompt
+from training.data.layout import ChatText, Unrenderable
+from training.data.rows import Row
+from training.errors import ConfigInvalid
+
+PART = 2048
+"""Rows that are tokenized at once: enough to keep all cores busy, few enough to keep offsets out of memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What became of one row: an example, or a fault. `cut`: it was longer than `max_tokens`."""
+
+    example: AnyExample | None = None
+    cut: bool = False
+    fault: str = ""
+
+
+class Maker:
+    """Makes a run's examples. Raises ConfigInvalid where the base cannot take this format at all."""
+
+    def __init__(self, config: TrainConfig, format: Format, encoder: Encoder) -> None:
+        self._limit = config.data.max_tokens
+        self._objective = config.objective
+        self._format = format
+        self._encoder = encoder
+        loss = config.data.loss_on
+        self._learn_all = loss == "all" or format == "text"
+        self._learn_earlier = loss in ("auto", "assistant") and format == "messages" and config.objective == "sft"
+        if encoder.eos is None:
+            fault = "the tokenizer names no EOS token, so no answer would ever end. Set eos_token in its config."
+            raise ConfigInvalid("The base", [fault])
+
+    def make(self, rows: Sequence[Row]) -> list[Made]:
+        """One result per row, in order."""
+        return [made for start in range(0, len(rows), PART) for made in self._part(rows[start : start + PART])]
+
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
+    def _part(self, rows: Sequence[Row]) -> Iterator[Made]:
+        encoded = self._encode(rows)
+        finish = self._finisher()
+        for row, one in zip(rows, encoded, strict=True):
+            if isinstance(one, str):
+                yield Made(fault=one)
+            elif isinstance(row.prompt, str) and self._encoder.doubles_bos(one.prompt):
+                yield Made(fault="it begins with the token that the tokenizer adds by itself. Remove it from the text.")
+            else:
+                yield finish(row, one)
+
+    def _encode(self, rows: Sequence[Row]) -> list[Encoded | str]:
+        """Tokens, or what keeps a row from having any."""
+        if self._format == "text":
+            return [Encoded(ids, ()) for ids in self._encoder.texts([row.answers[0] for row in rows])]
+        if self._objective in ("grpo", "rloo"):
+            rows = [Row(row.prompt, ()) for row in rows]
+        results: list[Encoded | str] = [""] * len(rows)
+        plain = [place for place, row in enumerate(rows) if isinstance(row.prompt, str)]
+        texts = [str(rows[place].prompt) for place in plain]
+        for place, one in zip(plain, self._encoder.raw(texts, [rows[place].answers for place in plain]), strict=True):
+            results[place] = one
+        chats: list[tuple[int, ChatText]] = []
+        for place, row in enumerate(rows):
+            if isinstance(row.prompt, str):
+                continue
+            try:
+                chats.append((place, self._render(row)))
+            except Unrenderable as error:
+                results[place] = str(error)
+        for (place, _), one in zip(chats, self._encoder.chats([chat for _, chat in chats]), strict=True):
+            results[place] = one
+        return results
+
+    def _render(self, row: Row) -> ChatText:
+        if not self._encoder.layout.exists:
+            fault = (
+                "it has no chat template, so it has no chats. Write prompt and completion, or take an instruct base."
+            )
+            raise ConfigInvalid("The base", [fault])
+        assert not isinstance(row.prompt, str)
+        return self._encoder.renderer.chat(row.prompt, row.answers, learn_earlier=self._learn_earlier)
+
+    def _finisher(self) -> Callable[[Row, Encoded], Made]:
+        if self._objective in ("dpo", "reward"):
+            return self._pair
+        if self._objective in ("grpo", "rloo"):
+            return self._prompt
+        return self._text if self._format == "text" else self._example
+
+    def _text(self, row: Row, encoded: Encoded) -> Made:
+        ids = encoded.prompt[: self._limit]
+        if len(ids) < 2:
+            return Made(fault="it is a single token, so there is nothing to predict. Remove the line.")
+        return Made(Example(ids, (True,) * len(ids), 0, None), cut=len(encoded.prompt) > self._limit)
+
+    def _example(self, row: Row, encoded: Encoded) -> Made:
+        [answer] = encoded.answers
+        earlier = encoded.earlier or (False,) * len(encoded.prompt)
+        counted = (*earlier, *(row.counts,) * len(answer))
+        whole = (*encoded.prompt, *answer)
+        if self._learn_all:
+            counted = (True,) * len(whole)
+        if not any(counted):
+            return Made(
+                fault="every assistant message in it has weight 0: nothing counts in the loss. Remove the line."
+            )
+        ids, counted, at = whole[: self._limit], counted[: self._limit], len(encoded.prompt)
+        if at >= self._limit and (self._learn_all or not any(counted)):
+            return Made(fault=self._too_long(at))
+        if not any(counted[1:]):
+            return Made(fault=f"nothing that counts in the loss is within data.max_tokens: {self._limit}. Raise it.")
+        left = row.answers[0] if at < len(ids) else None
+        return Made(Example(ids, counted, min(at, len(ids)), left), cut=len(whole) > self._limit)
+
+    def _pair(self, row: Row, encoded: Encoded) -> Made:
+        room = self._limit - len(encoded.prompt)
+        if room <= 0:
+            return Made(fault=self._too_long(len(encoded.prompt)))
+        chosen, rejected = (answer[:room] for answer in encoded.answers)
+        if chosen == rejected:
+            return Made(fault=f"chosen and rejected are the same within data.max_tokens: {self._limit}. Raise it.")
+        cut = any(len(answer) > room for answer in encoded.answers)
+        return Made(Pair(encoded.prompt, chosen, rejected), cut=cut)
+
+    def _prompt(self, row: Row, encoded: Encoded) -> Made:
+        if len(encoded.prompt) > self._limit:
+            return Made(fault=self._too_long(len(encoded.prompt)))
+        return Made(Prompt(encoded.prompt, self._prompt_text(row)))
+
+    def _prompt_text(self, row: Row) -> str:
+        if isinstance(row.prompt, str):
+            return row.prompt
+        return "".join(self._encoder.layout.pieces(self._render(Row(row.prompt, ())).prompt))
+
+    def _too_long(self, tokens: int) -> str:
+        return (
+            f"its prompt alone is {tokens} tokens, and data.max_tokens is {self._limit}: no answer would be left. "
+            "Raise data.max_tokens or shorten the prompt."
+        )
