@@ -74,7 +74,11 @@ class UnknownVersion(UnknownAdapter):
 
 
 class BaseMismatch(AdapterError):
-    pass
+    """`problem` names both sides, `fix` what to do; the message is both."""
+
+    def __init__(self, problem: str, fix: str) -> None:
+        self.problem, self.fix = problem, fix
+        super().__init__(f"{problem} {fix}")
 
 
 class AdapterCorrupt(AdapterError):

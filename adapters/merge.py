@@ -16,7 +16,7 @@ from adapters.bank import Loaded, Part, load
 from adapters.checkpoint import Checkpoint
 from adapters.errors import Fault, InvalidAdapter
 from adapters.layer import GraftedLinear
-from loader.base import Base
+from loader.base import Base, quiet
 from loader.errors import DoesNotFit
 from loader.memory import available_host_bytes, format_bytes
 from loader.product import dense_linear
@@ -84,7 +84,8 @@ def write_merged(base: Base, checkpoint: Checkpoint, out: Path) -> None:
         module.weight = folded
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
-        model.save_pretrained(partial)
+        with quiet():
+            model.save_pretrained(partial)
         base.tokenizer.save_pretrained(partial)
         partial.rename(out)
     finally:

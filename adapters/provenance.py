@@ -71,22 +71,23 @@ class ServedBase:
                 here = "has no such layer" if linear is None else f"has {linear.in_features} x {linear.out_features}"
                 raise BaseMismatch(
                     f"This adapter was made for another base: it adapts {graft.path} of {graft.in_features} x "
-                    f"{graft.out_features}, and {self.shape.base_id} {here}. "
-                    "Start the server with the adapter's own base (--base), or delete the adapter."
+                    f"{graft.out_features}, and {self.shape.base_id} {here}.",
+                    "Start the server with the adapter's own base (--base), or delete the adapter.",
                 )
 
     def _check_record(self, record: TrainedOn) -> None:
-        weights, quantization = self.weights, self._quantization
+        weights, quantization, base = self.weights, self._quantization, self.shape.base_id
         if record.weights != weights:
             raise BaseMismatch(
-                f"This adapter was trained on other weights than are served. Trained on: {record.weights} "
-                f"(quantization {record.quantization}). Served: {weights} ({self.shape.base_id}, quantization "
-                f"{quantization}). Serve the base it was trained on (--base), or train it again on this one."
+                f"This adapter was trained on other weights than are served. Trained on: {record.weights}, "
+                f"quantization {record.quantization}. Served: {weights}, quantization {quantization} ({base}).",
+                "Serve the base that it was trained on (--base), or train it again on this one.",
             )
         if record.quantization != quantization and not self._allow:
-            same = "without --quantization" if record.quantization == "none" else f"--quantization {record.quantization}"
+            plain = record.quantization == "none"
+            same = "without --quantization" if plain else f"with --quantization {record.quantization}"
             raise BaseMismatch(
-                f"This adapter was trained on the same base in another quantization. Trained on: quantization "
-                f"{record.quantization}. Served: quantization {quantization} ({self.shape.base_id}). Start the server "
-                f"{same}, or accept the loss of accuracy with --allow-quantization-mismatch."
+                f"This adapter was trained on the same weights in another quantization. Trained on: quantization "
+                f"{record.quantization}. Served: quantization {quantization} ({base}).",
+                f"Serve {same}, or add --allow-quantization-mismatch if a loss of accuracy is acceptable.",
             )

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 from transformers.integrations.gguf.reader import read_gguf_metadata
 
+from loader.base import quiet
 from loader.errors import UnsupportedBase
 
 DIGITS_THEN_GPT2 = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell"})
@@ -28,23 +29,25 @@ def write(file: Path, target: Path) -> None:
     """
     tokenizer = _tokenizer(file)
     try:
-        model = cast(
-            PreTrainedModel,
-            AutoModelForCausalLM.from_pretrained(
-                file.parent,
-                gguf_file=file.name,
-                quantization_config=GgufConfig(dequantize=True),
-                dtype=torch.bfloat16,
-                local_files_only=True,
-                trust_remote_code=False,
-            ),
-        )
+        with quiet():
+            model = cast(
+                PreTrainedModel,
+                AutoModelForCausalLM.from_pretrained(
+                    file.parent,
+                    gguf_file=file.name,
+                    quantization_config=GgufConfig(dequantize=True),
+                    dtype=torch.bfloat16,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                ),
+            )
     except (ValueError, KeyError, NotImplementedError) as error:
         raise UnsupportedBase(
             f"{file.name} cannot be dequantized: {error}. Use the model's safetensors directory instead."
         ) from error
     tokenizer.model_max_length = model.config.max_position_embeddings
-    model.save_pretrained(target)
+    with quiet():
+        model.save_pretrained(target)
     tokenizer.save_pretrained(target)
 
 

@@ -15,7 +15,9 @@ import torch
 from rich.console import Console
 
 from adapters.catalog import Catalog
+from adapters.errors import BaseMismatch
 from adapters.manifest import AdapterId
+from adapters.provenance import ServedBase
 from adapters.registry import Registry
 from adapters.store import BlobStore
 from engine.attention import FLASH_BLOCK
@@ -24,6 +26,7 @@ from engine.worker import EngineWorker
 from loader import suitability
 from loader.base import Base, load
 from loader.estimate import ITEMSIZE, base_bytes
+from loader.fingerprint import fingerprint
 from loader.memory import available_host_bytes
 from loader.plan import Available, Budgets, MemoryPlan, kv_bytes_per_token, kv_spec, plan
 from loader.progress import Progress
@@ -64,7 +67,13 @@ def build_house(settings: Settings, data: DataDir, progress: Progress, console: 
     progress("preparing the engine", None)
     worker = EngineWorker(build(base, store, _engine_config(settings, memory, max_model_len), metrics.observe))
     registry = Registry(data.registry_url)
-    catalog = Catalog(registry, store, base.shape, frozenset({base.id}))
+    served = ServedBase(
+        base.shape,
+        lambda: fingerprint(source.path, data.root),
+        settings.quantization,
+        settings.allow_quantization_mismatch,
+    )
+    catalog = Catalog(registry, store, served, frozenset({base.id}))
     services = Services(
         worker=worker,
         catalog=catalog,
@@ -86,12 +95,14 @@ def build_house(settings: Settings, data: DataDir, progress: Progress, console: 
 def open_catalog(house: House, loop: asyncio.AbstractEventLoop, adapters: Mapping[str, Path]) -> None:
     """Put the store in order, tell the engine of deletions, and add the adapters named at the start.
 
-    Raises InvalidAdapter, NameInvalid and their kin for an adapter that cannot be served.
+    Raises InvalidAdapter, BaseMismatch, NameInvalid and their kin for an adapter that cannot be served.
     """
     catalog = house.services.catalog
     swept = catalog.sweep()
     for version in swept.missing:
         _log.error("adapter_blob_missing", name=version.name, version=version.number, id=version.id)
+    for version, reason in swept.misfits:
+        _log.error("adapter_refused", name=version.name, version=version.number, reason=reason)
     if swept.removed or swept.temporaries:
         _log.info("swept", orphans=len(swept.removed), temporaries=swept.temporaries)
 
@@ -100,7 +111,10 @@ def open_catalog(house: House, loop: asyncio.AbstractEventLoop, adapters: Mappin
 
     catalog.on_forgotten = forget
     for name, folder in adapters.items():
-        version, created = catalog.add_directory(name, folder)
+        try:
+            version, created = catalog.add_directory(name, folder)
+        except BaseMismatch as error:
+            raise BaseMismatch(f"--adapter {name}={folder}: {error.problem}", error.fix) from None
         _log.info("adapter_added" if created else "adapter_known", name=name, version=version.number, id=version.id)
 
 

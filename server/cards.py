@@ -38,7 +38,9 @@ def model_card(services: Services, version: Version, id: str | None = None) -> d
 
 
 def adapter_card(services: Services, version: Version, tiers: Mapping[AdapterId, str], pinned: bool) -> dict[str, Any]:
+    """`refused` is why the base cannot serve an adapter that was added when another one was served, or null."""
     manifest = version.manifest
+    record = manifest.trained_on
     return {
         "id": version.id,
         "object": "adapter",
@@ -53,6 +55,9 @@ def adapter_card(services: Services, version: Version, tiers: Mapping[AdapterId,
         "state": tiers.get(version.id, "disk"),
         "pinned": pinned,
         "base": services.base_id,
+        "base_weights": record and record.weights,
+        "base_quantization": record and record.quantization,
+        "refused": services.catalog.misfit(version),
         "created": int(version.created.timestamp()),
     }
 

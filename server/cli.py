@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from server.commands import adapters, chat, offline
+from server.commands import adapters, chat, merge, offline
 from server.commands.flags import with_settings_flags
 from server.version import version
 
@@ -20,7 +20,7 @@ _app = typer.Typer(
 )
 _app.add_typer(adapters.app, name="adapters")
 _app.command()(offline.validate)
-_app.command()(offline.merge)
+_app.command()(merge.merge)
 _app.command()(chat.chat)
 
 

@@ -144,6 +144,7 @@ TABLE: tuple[tuple[type[Exception], Status], ...] = (
     (engine.EngineError, Status(500, "engine_error", "server_error", message=_FAILED)),
     (adapters.UnsupportedMedia, Status(415, "unsupported_media")),
     (adapters.InvalidAdapter, Status(422, "invalid_adapter")),
+    (adapters.BaseMismatch, Status(409, "base_mismatch", headers=NO_RETRY)),
     (adapters.UnknownVersion, Status(404, "adapter_not_found", message=_NO_ADAPTER)),
     (adapters.UnknownAdapter, Status(404, "adapter_not_found", message=_NO_ADAPTER)),
     (adapters.NameReserved, Status(409, "name_reserved", param="name", headers=NO_RETRY)),

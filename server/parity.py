@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from adapters.bank import num_bytes
 from adapters.checkpoint import read_directory
 from adapters.manifest import AdapterId
 from adapters.store import BlobStore
+from engine.attention import FLASH_BLOCK
 from engine.build import EngineConfig, build
 from engine.engine import Engine
 from engine.sequence import FinishReason, Output, Request, SamplingParams
@@ -26,7 +25,7 @@ from loader.product import product_dtype
 from loader.progress import Progress, ignore
 from loader.source import Source
 
-BLOCK = 16
+CPU_BLOCK = 16
 AT_ONCE = 4
 """Rows in one batch: enough that they are mixed as in a server, few enough for any memory that could train."""
 _ASK = SamplingParams(max_tokens=0, prompt_logprobs=0)
@@ -59,14 +58,15 @@ class EngineServing:
 
 def _config(base: Base, store: BlobStore, id: AdapterId | None, rows: Sequence[Sequence[int]]) -> EngineConfig:
     longest = max(map(len, rows), default=1)
-    itemsize = torch.empty((), dtype=product_dtype(base.device, base.dtype)).element_size()
+    itemsize = product_dtype(base.device, base.dtype).itemsize
     size = 0 if id is None else num_bytes(store.open(id).manifest, itemsize)
+    block = FLASH_BLOCK if base.device.type == "cuda" else CPU_BLOCK
     return EngineConfig(
-        num_blocks=AT_ONCE * -(-longest // BLOCK),
+        num_blocks=AT_ONCE * -(-longest // block),
         max_model_len=base.max_model_len,
         adapter_device_bytes=max(1, size),
         adapter_host_bytes=max(1, size),
-        block_size=BLOCK,
+        block_size=block,
         max_sequences=AT_ONCE,
         max_waiting=max(1, len(rows)),
     )

@@ -36,6 +36,9 @@ class Settings(BaseSettings):
         "bfloat16"
     )
     quantization: Annotated[Literal["nf4", "fp4"] | None, Field(description="4-bit base (bitsandbytes).")] = None
+    allow_quantization_mismatch: Annotated[
+        bool, Field(description="Serve adapters that were trained on this base in another quantization.")
+    ] = False
     device: Annotated[str, Field(description="`auto`, `cpu`, `cuda` or `cuda:1`.")] = "auto"
     host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000

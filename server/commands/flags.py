@@ -34,6 +34,9 @@ def _parameter(field: str, info: FieldInfo) -> inspect.Parameter:
     if field in _MANY:
         option = typer.Option(_MANY[field], help=about, metavar="NAME=DIR", show_default=False)
         annotation = Annotated[list[str] | None, option]
+    elif info.annotation is bool:
+        option = typer.Option(f"--{field.replace('_', '-')}", help=about, show_default=False)
+        annotation = Annotated[bool | None, option]
     else:
         option = typer.Option(f"--{field.replace('_', '-')}", help=about, metavar="VALUE", show_default=False)
         annotation = Annotated[str | None, option]
@@ -42,7 +45,7 @@ def _parameter(field: str, info: FieldInfo) -> inspect.Parameter:
 
 def _default(info: FieldInfo) -> str:
     default = info.get_default(call_default_factory=True, validated_data={})
-    if default is None or default == {}:
+    if default is None or default is False or default == {}:
         return ""
     human = getattr(default, "human_readable", None)
     return f"(default: {human() if human else default})"

@@ -1,7 +1,6 @@
-"""`rootstock validate` and `rootstock merge`: work on directories, without a server.
+"""`rootstock validate`: the server's own reader and its verdict on the base, without a server.
 
-Owns those commands. `validate` reads with the server's own reader against the base's real shapes;
-`merge` needs the base's weights, so it takes as long as loading them.
+Owns that command. The base's shapes come from its config; its weights are hashed only when the adapter has a record.
 """
 
 from pathlib import Path
@@ -10,66 +9,61 @@ from typing import Annotated
 import typer
 
 from server.commands.errors import CommandFailed
-from server.commands.options import BaseOption, DataDirOption, Json, human_bytes, print_json
-
-AdapterDir = Annotated[Path, typer.Argument(metavar="DIR", help="A directory that PEFT saved.")]
-
+from server.commands.options import AdapterDir, BaseOption, DataDirOption, Json, data_folder, human_bytes, print_json
 
 def validate(
-    folder: AdapterDir, base: BaseOption = "embedded", data_dir: DataDirOption = None, as_json: Json = False
+    folder: AdapterDir,
+    base: BaseOption = "embedded",
+    quantization: Annotated[
+        str | None, typer.Option("--quantization", envvar="ROOTSTOCK_QUANTIZATION", help="nf4 or fp4, as served.")
+    ] = None,
+    allow_quantization_mismatch: Annotated[
+        bool, typer.Option("--allow-quantization-mismatch", help="As for `rootstock serve`.")
+    ] = False,
+    data_dir: DataDirOption = None,
+    as_json: Json = False,
 ) -> None:
     """Check an adapter against a base, offline, and list every fault."""
     from adapters.checkpoint import read_directory
-    from adapters.errors import InvalidAdapter
+    from adapters.errors import BaseMismatch, InvalidAdapter
+    from adapters.provenance import ServedBase
     from loader import skeleton
+    from loader.fingerprint import fingerprint
     from loader.source import resolve
 
-    shape = skeleton.shape(resolve(base, _data_dir(data_dir)))
+    data = data_folder(data_dir)
+    source = resolve(base, data)
+    shape = skeleton.shape(source)
+    served = ServedBase(shape, lambda: fingerprint(source.path, data), quantization, allow_quantization_mismatch)
     try:
         checkpoint = read_directory(folder, shape)
-    except InvalidAdapter as error:
+        served.check(checkpoint.manifest)
+    except (InvalidAdapter, BaseMismatch) as error:
         if as_json:
-            faults = [{"where": fault.where, "problem": fault.problem, "fix": fault.fix} for fault in error.faults]
-            print_json({"valid": False, "faults": faults})
+            print_json({"valid": False, "faults": _faults(error)})
             raise typer.Exit(1) from None
         raise CommandFailed(str(error)) from None
     manifest, size = checkpoint.manifest, checkpoint.weights.stat().st_size
-    about = {"valid": True, "id": manifest.id, "kind": manifest.kind, "rank": manifest.rank, "bytes": size}
+    record = manifest.trained_on
     if as_json:
-        print_json(about | {"targets": list(manifest.targets), "base": shape.base_id})
+        about = {"valid": True, "id": manifest.id, "kind": manifest.kind, "rank": manifest.rank, "bytes": size}
+        origin = {"base_weights": record and record.weights, "base_quantization": record and record.quantization}
+        print_json(about | {"targets": list(manifest.targets), "base": shape.base_id} | origin)
         return
     targets = " ".join(manifest.targets)
     typer.echo(f"valid for {shape.base_id}: {manifest.kind}, rank {manifest.rank}, {human_bytes(size)}, on {targets}")
     typer.echo(manifest.id)
+    typer.echo(
+        "no record of the base it was trained on"
+        if record is None
+        else f"trained on these weights, quantization {record.quantization}"
+    )
 
 
-def merge(
-    folder: AdapterDir,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write; must not exist.")],
-    base: BaseOption = "embedded",
-    dtype: Annotated[str, typer.Option("--dtype", help="bfloat16, float16 or float32.")] = "bfloat16",
-    data_dir: DataDirOption = None,
-) -> None:
-    """Write base and adapter as one checkpoint that transformers loads."""
-    from rich.console import Console
+def _faults(error: Exception) -> list[dict[str, str]]:
+    from adapters.errors import BaseMismatch, InvalidAdapter
 
-    from adapters.checkpoint import read_directory
-    from adapters.merge import write_merged
-    from loader.base import load
-    from loader.source import resolve
-    from server.screen import loading
-
-    if out.exists():
-        raise CommandFailed(f"{out} exists already. Name a directory that does not.")
-    with loading(Console(stderr=True)) as progress:
-        loaded = load(resolve(base, _data_dir(data_dir), progress), dtype=dtype, device="cpu", progress=progress)
-        checkpoint = read_directory(folder, loaded.shape)
-        progress("merging", None)
-        write_merged(loaded, checkpoint, out)
-    typer.echo(f"written to {out}")
-
-
-def _data_dir(given: Path | None) -> Path:
-    from server.settings import read_settings
-
-    return given if given is not None else read_settings({}).data_dir
+    if isinstance(error, InvalidAdapter):
+        return [{"where": fault.where, "problem": fault.problem, "fix": fault.fix} for fault in error.faults]
+    assert isinstance(error, BaseMismatch)
+    return [{"where": "base", "problem": error.problem, "fix": error.fix}]

@@ -12,6 +12,7 @@ import typer
 
 Url = Annotated[str, typer.Option("--url", envvar="ROOTSTOCK_URL", help="The server to talk to.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+AdapterDir = Annotated[Path, typer.Argument(metavar="DIR", help="A directory that PEFT saved.")]
 AdapterName = Annotated[str, typer.Argument(metavar="NAME", help="The adapter's name.")]
 BaseOption = Annotated[str, typer.Option("--base", envvar="ROOTSTOCK_BASE", help="As for `rootstock serve`.")]
 DataDirOption = Annotated[
@@ -19,6 +20,13 @@ DataDirOption = Annotated[
 ]
 
 LOCAL = "http://127.0.0.1:8000"
+
+
+def data_folder(given: Path | None) -> Path:
+    """The data directory: the one that was typed, else the server's own default."""
+    from server.settings import read_settings
+
+    return given if given is not None else read_settings({}).data_dir
 
 
 def print_json(value: object) -> None:
@@ -36,7 +44,7 @@ def print_cards(cards: Sequence[Mapping[str, Any]]) -> None:
             column, overflow="fold", no_wrap=column != "targets", min_width=8 if column == "targets" else None
         )
     for card in cards:
-        state = card["state"] + (", pinned" if card["pinned"] else "")
+        state = "refused" if card["refused"] else card["state"] + (", pinned" if card["pinned"] else "")
         aliases, targets = " ".join(card["aliases"]), " ".join(card["targets"])
         size, digest = human_bytes(card["bytes"]), card["id"].removeprefix("sha256:")[:12]
         table.add_row(

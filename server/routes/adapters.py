@@ -14,7 +14,7 @@ from adapters.registry import Version
 from server.cards import adapter_card, listing, tiers_of
 from server.deps import ServicesDep, accepting, in_thread
 from server.errors import NO_RETRY, ApiError, BadRequest
-from server.pins import follow_pins
+from server.pins import follow_pins_if_possible
 from server.ports import Services
 from server.upload import FORM, receive_upload, storage_errors
 
@@ -34,7 +34,7 @@ async def upload_adapter(http: HttpRequest, services: ServicesDep) -> Response:
             version, created = await in_thread(
                 services.catalog.add, upload.name, upload.config, upload.weights, upload.alias
             )
-        await follow_pins(services)
+        await follow_pins_if_possible(services)
     return JSONResponse(await card(services, version), status_code=201 if created else 200)
 
 
@@ -74,7 +74,7 @@ async def delete_adapter(services: Services, name: str) -> None:
         path = f"/v1/adapters/{name}/merge"
         raise ApiError(409, f"This adapter is merged. DELETE {path} first.", headers=NO_RETRY)
     await in_thread(services.catalog.delete, name)
-    await follow_pins(services)
+    await follow_pins_if_possible(services)
 
 
 async def card(services: Services, version: Version) -> dict[str, Any]:
@@ -82,6 +82,7 @@ async def card(services: Services, version: Version) -> dict[str, Any]:
 
 
 async def cards(services: Services, versions: list[Version]) -> list[dict[str, Any]]:
-    tiers = tiers_of(services.worker)
-    pinned = {version.id for version in await in_thread(services.catalog.pinned)}
+    """A pin is shown once the engine holds it, and for the name that asked for it."""
+    tiers, held = tiers_of(services.worker), services.worker.pins()
+    pinned = {version.id for version in await in_thread(services.catalog.pinned)} & held
     return [adapter_card(services, version, tiers, version.id in pinned) for version in versions]

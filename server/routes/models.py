@@ -18,9 +18,10 @@ router = APIRouter(tags=["models"])
 
 @router.get("/v1/models")
 async def list_models(services: ServicesDep) -> dict[str, Any]:
-    """The base first, then the newest version of every adapter."""
+    """The base first, then the newest version of every adapter that it can serve."""
     versions = await in_thread(services.catalog.list)
-    return listing([base_card(services), *(model_card(services, version) for version in versions)])
+    served = [version for version in versions if services.catalog.misfit(version) is None]
+    return listing([base_card(services), *(model_card(services, version) for version in served)])
 
 
 @router.get("/v1/models/{id:path}")

@@ -16,7 +16,7 @@ from server.body import StrictRoute
 from server.deps import ServicesDep, accepting, in_thread
 from server.errors import ApiError
 from server.fields import Strict
-from server.pins import follow_pins
+from server.pins import follow_pins_if_possible
 from server.ports import Services
 from server.routes.adapters import delete_adapter
 from server.upload import storage_errors
@@ -59,7 +59,7 @@ async def load_lora_adapter(body: LoadBody, services: ServicesDep) -> Response:
         )
     with storage_errors():
         await in_thread(services.catalog.add_directory, body.lora_name, path)
-    await follow_pins(services)
+    await follow_pins_if_possible(services)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 
