@@ -1,34 +1,25 @@
 """The base's tokenizer as the face uses it: prompts, chats and single tokens' bytes.
 
-Owns the chat layout in which a message cannot speak for another role. Wraps transformers' fast
-tokenizer without importing transformers; knows nothing of HTTP.
+Owns refusals in words for clients and the bytes of tokens; loader/chat.py lays chats out, for training too. Wraps
+transformers' fast tokenizer without importing transformers; knows nothing of HTTP.
 """
 
 import re
-import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from jinja2.exceptions import TemplateError
 
+from loader.chat import ChatLayout
+from loader.chat import FastTokenizer as ChatTokenizer
 from server.errors import ChatRefused
 from server.ports import Message
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-class FastTokenizer(Protocol):
+class FastTokenizer(ChatTokenizer, Protocol):
     """The part of transformers' PreTrainedTokenizerFast that is used here."""
-
-    chat_template: Any
-
-    @property
-    def backend_tokenizer(self) -> Any: ...
-
-    @property
-    def added_tokens_decoder(self) -> Mapping[int, Any]: ...
-
-    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> Any: ...
 
     def decode(self, token_ids: Any, *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> Any: ...
 
@@ -41,8 +32,7 @@ class HubTokenizer:
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         self._added = {id: token.content for id, token in tokenizer.added_tokens_decoder.items()}
-        self._cuts = cut_pattern(self._added.values())
-        self._seam = secrets.token_hex(16)
+        self._layout = ChatLayout(tokenizer)
         self._byte_level = "ByteLevel" in str(self._backend.decoder)
 
     def encode(self, text: str) -> list[int]:
@@ -50,14 +40,11 @@ class HubTokenizer:
         return ids
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Lay out `messages` and the assistant's turn to come.
-
-        Wherever a message spells one of the base's added tokens, its first character is encoded apart from the
-        rest, so that the text stays but the token does not arise.
+        """Lay out `messages` and the assistant's turn to come. A message that spells one of the base's added tokens
+        keeps its text, but the token does not arise.
         """
-        text = self._render([{"role": turn.role, "content": self._cut(turn.content)} for turn in messages])
-        pieces = text.split(self._seam)
-        return [id for piece in pieces for id in self._backend.encode(piece, add_special_tokens=False).ids]
+        turns = [{"role": turn.role, "content": self._layout.guard(turn.content)} for turn in messages]
+        return self._layout.encode(self._render(turns))
 
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -75,28 +62,18 @@ class HubTokenizer:
             return bytes([int(match[1], 16)])
         return str(token).replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
 
-    def _cut(self, content: str) -> str:
-        return self._cuts.sub(lambda match: match[0] + self._seam, content)
-
     def _render(self, turns: list[dict[str, str]]) -> str:
-        if not self._tokenizer.chat_template:
+        if not self._layout.exists:
             raise ChatRefused(
                 "This base has no chat template, so it has no chat. Send a prompt to /v1/completions instead."
             )
         try:
-            text: str = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            return self._layout.render(turns, generation=True)
         except TemplateError:
             raise ChatRefused(
                 "The base's chat template refuses this order of roles. Most take an optional system message, "
                 "then user and assistant in turn."
             ) from None
-        return text
-
-
-def cut_pattern(tokens: Any) -> re.Pattern[str]:
-    """Matches the first character of every place where one of `tokens` is spelled, overlapping ones included."""
-    spelled = "|".join(re.escape(token) for token in sorted(set(tokens), key=len, reverse=True) if len(token) > 1)
-    return re.compile(f"(?=(?:{spelled}))." if spelled else r"(?!)", re.DOTALL | re.IGNORECASE)
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -7,9 +7,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
+from loader.chat import cut_pattern
 from server.errors import ChatRefused
 from server.ports import Message
-from server.tokens import HubTokenizer, cut_pattern
+from server.tokens import HubTokenizer
 
 TEMPLATE = (
     "{% if messages[0].role == 'assistant' %}{{ raise_exception('user first') }}{% endif %}"
