@@ -93,11 +93,11 @@ def load(
     first CUDA device, else the CPU).
     Raises UnsupportedBase for an architecture or precision that cannot be served.
     """
-    where = _device(device)
+    where = device_named(device)
     precision = _dtype(dtype)
     config = suitability.config_of(source.path)
     progress(f"loading {source.id}", None)
-    tokenizer = _tokenizer(source)
+    tokenizer = tokenizer_of(source)
     model = _model(source, precision, quantization, where)
     suitability.check_model(model)
     speed_up_linears(model)
@@ -129,7 +129,7 @@ def _model(source: Source, dtype: torch.dtype, quantization: str | None, device:
     if quantization is not None or device.type != "cpu":
         # Straight to the device, one tensor at a time. On the CPU the file stays mapped instead of copied.
         options["device_map"] = {"": device}
-    with _quiet():
+    with quiet():
         model = cast(
             PreTrainedModel, AutoModelForCausalLM.from_pretrained(source.path, use_safetensors=True, **options)
         )
@@ -141,7 +141,7 @@ def _model(source: Source, dtype: torch.dtype, quantization: str | None, device:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' own progress bars: ours are drawn by whoever passed `progress`."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
@@ -152,7 +152,8 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _tokenizer(source: Source) -> PreTrainedTokenizerFast:
+def tokenizer_of(source: Source) -> PreTrainedTokenizerFast:
+    """The base's own fast tokenizer; raises UnsupportedBase when there is none."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError) as error:
@@ -182,7 +183,8 @@ def _dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """A torch device by name; "auto" is the first CUDA device, else the CPU. Raises UnsupportedBase."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

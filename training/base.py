@@ -1,0 +1,119 @@
+"""A base loaded to be trained: transformers' model and tokenizer, in the precision that this device multiplies.
+
+Owns the choice of precision and the guard of 4-bit layers. Knows nothing of adapters or trainers.
+"""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from loader.base import device_named, quiet, tokenizer_of
+from loader.product import lacks_instructions
+from loader.source import Source
+from training.config import TrainConfig
+from training.errors import ConfigInvalid
+from training.quiet import libraries_quiet
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A base without gradients. `dtype` is its dense weights'; products are in bf16 where `autocast` is set."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    dtype: torch.dtype
+    autocast: bool
+    device: torch.device
+    quantization: str | None
+    source: Source
+
+    @property
+    def precision(self) -> str:
+        """What the report calls it: the precision that products are computed in."""
+        return "bfloat16" if self.autocast else "float32"
+
+
+def load(config: TrainConfig, source: Source) -> Loaded:
+    """Load the base in `source` (see `loader.source.resolve`) for the method in `config`.
+
+    Adapters train on a base in bf16 with products under autocast; where the device cannot multiply bf16, all is in
+    fp32. A full fine-tune keeps its weights in fp32 either way: in bf16 most updates are too small to change them.
+    Raises UnsupportedBase, or ConfigInvalid for a device that cannot do what is asked.
+    """
+    device = training_device(config)
+    autocast = uses_bfloat16(config, device)
+    dtype = torch.bfloat16 if autocast and config.method != "full" else torch.float32
+    tokenizer = tokenizer_of(source)
+    options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "trust_remote_code": False}
+    if config.quantized is not None:
+        from loader.quantize import config_for
+
+        options["quantization_config"] = config_for(config.quantized, dtype)
+    if config.quantized is not None or device.type != "cpu":
+        options["device_map"] = {"": device}
+    model = _classifier(config, source, options) if config.objective == "reward" else _causal(source, options)
+    model.requires_grad_(False)
+    if config.quantized is not None:
+        keep_trainable(model)
+    return Loaded(model, tokenizer, dtype, autocast, device, config.quantized, source)
+
+
+def _causal(source: Source, options: dict[str, Any]) -> PreTrainedModel:
+    with quiet():
+        loaded = AutoModelForCausalLM.from_pretrained(source.path, use_safetensors=True, **options)
+    return cast(PreTrainedModel, loaded)
+
+
+def _classifier(config: TrainConfig, source: Source, options: dict[str, Any]) -> PreTrainedModel:
+    """The base with a score head in place of its language head; random unless the source is a reward model."""
+    torch.manual_seed(config.steps.seed)
+    try:
+        with libraries_quiet():
+            loaded = AutoModelForSequenceClassification.from_pretrained(
+                source.path, use_safetensors=True, num_labels=1, **options
+            )
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        fault = f"objective: reward needs a base whose architecture can score text, and that of {source.id} cannot."
+        raise ConfigInvalid("The config", [f"{fault} Choose another base."]) from None
+    return cast(PreTrainedModel, loaded)
+
+
+def training_device(config: TrainConfig) -> torch.device:
+    """The CPU, or the CUDA device that the trainer will take: the first, or the launcher's. Raises ConfigInvalid."""
+    device = device_named(config.device)
+    if config.device not in ("auto", "cpu", "cuda"):
+        fix = "Write auto, cpu or cuda, and choose among several GPUs with CUDA_VISIBLE_DEVICES."
+        raise ConfigInvalid("The config", [f"device: {config.device} cannot be trained on. {fix}"])
+    return device
+
+
+def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
+    """Whether products are in bf16: as `precision` says, and for auto where the device has instructions for it."""
+    if config.precision != "auto":
+        return config.precision == "bfloat16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return not lacks_instructions(torch.bfloat16)
+
+
+def keep_trainable(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit layers of `model` when a forward pass in eval mode meets them.
+
+    On CPUs with AVX512-BF16 that pass rewrites the weight in place for a kernel without gradients. Training that
+    goes on afterwards loses the gradients of all layers below, and says nothing.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
