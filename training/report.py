@@ -46,6 +46,17 @@ class Parity:
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """A held-out prompt as the model saw it, the answer in the data, both models' answers, and the trained one's mark."""
+
+    prompt: str
+    expected: str
+    base: str
+    trained: str
+    right: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """A run's figures. `base_weights` and `quantization` are the base's fingerprint (loader/fingerprint.py)."""
 
@@ -69,6 +80,7 @@ class Report:
     general_loss: BeforeAfter | None
     parity: Parity | None
     metrics: dict[str, float]
+    samples: tuple[Sample, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
