@@ -23,13 +23,13 @@ PACK_OUT, PACK_IN = 32, 64
 
 
 def config_for(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """QLoRA's recipe (arXiv 2305.14314): 4-bit blocks of 64 with doubly quantized scales; the head stays dense."""
+    """QLoRA's recipe (arXiv 2305.14314): 4-bit blocks of 64 with doubly quantized scales; heads stay dense."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization,
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=["lm_head"],
+        llm_int8_skip_modules=["lm_head", "score"],
     )
 
 

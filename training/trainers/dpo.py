@@ -1,0 +1,60 @@
+"""Direct preference optimization (arXiv 2305.18290) on pairs that are tokenized already.
+
+Owns the handover to trl's DPOTrainer. The reference is the base: the model with its adapter switched off, or a copy
+of the base for a full fine-tune. Knows nothing of templates or files.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, cast
+
+from datasets import Dataset
+from trl import DPOConfig, DPOTrainer
+
+from training.data.examples import Pair
+from training.trainers.common import Job, Outcome, arguments, fit, making_trainer, optimizers
+from training.trainers.reference import refer_to_base
+
+
+class _Prepared(DPOTrainer):
+    """Takes pairs as they are: trl would render and tokenize them again, by other rules than the data's checks."""
+
+    def _prepare_dataset(self, dataset: Dataset, *unused: Any) -> Dataset:
+        return dataset
+
+
+def train(job: Job) -> Outcome:
+    """Train `job.model` in place; it ends with the weights of the best evaluation."""
+    heldout = cast(Sequence[Pair], job.prepared.heldout.examples)
+    with making_trainer(job):
+        trainer = _Prepared(
+            model=job.model,
+            ref_model=copy.deepcopy(job.model) if job.config.method == "full" else None,
+            args=_config(job),
+            train_dataset=_dataset(cast(Sequence[Pair], job.prepared.train.examples)),
+            eval_dataset=_dataset(heldout) if heldout else None,
+            processing_class=job.loaded.tokenizer,
+            optimizers=optimizers(job),
+        )
+        refer_to_base(job.model)
+    return fit(trainer, job)
+
+
+def _config(job: Job) -> DPOConfig:
+    return DPOConfig(
+        **arguments(job),
+        beta=job.config.preference.beta,
+        # The data is cut already, and counted. `adapter.dropout` is what the config says it is.
+        max_length=None,
+        disable_dropout=False,
+    )
+
+
+def _dataset(pairs: Sequence[Pair]) -> Dataset:
+    return Dataset.from_dict(
+        {
+            "prompt_ids": [list(pair.prompt_ids) for pair in pairs],
+            "chosen_ids": [list(pair.chosen_ids) for pair in pairs],
+            "rejected_ids": [list(pair.rejected_ids) for pair in pairs],
+        }
+    )
