@@ -104,6 +104,10 @@ class Encoder:
         """Whether the text spells the beginning that the tokenizer adds by itself."""
         return self.bos is not None and ids[:2] == (self.bos, self.bos)
 
+    def name(self, id: int | None) -> str:
+        """A token as its vocabulary spells it."""
+        return "nothing" if id is None else str(self._backend.id_to_token(id))
+
     def _ids(self, encoding: Encoding) -> Ids:
         return tuple(map(self._ints.__getitem__, encoding.ids))
 

@@ -3,6 +3,7 @@
 Owns those decisions for each objective. Knows no files; a fault is told without its line.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,7 @@ class Maker:
         loss = config.data.loss_on
         self._learn_all = loss == "all" or format == "text"
         self._learn_earlier = loss in ("auto", "assistant") and format == "messages" and config.objective == "sft"
+        self._endings: Counter[int | None] = Counter()
         if encoder.eos is None:
             fault = "the tokenizer names no EOS token, so no answer would ever end. Set eos_token in its config."
             raise ConfigInvalid("The base", [fault])
@@ -46,7 +48,16 @@ class Maker:
         return [made for start in range(0, len(rows), PART) for made in self._part(rows[start : start + PART])]
 
     def notes(self) -> tuple[str, ...]:
-        return ()
+        """What is unusual about how this base's chat template ends a turn. To be asked after all rows are made."""
+        name, eos = self._encoder.name, self._encoder.eos
+        return tuple(
+            f"The chat template ends turns with {name(end)}, which is not the tokenizer's EOS, {name(eos)}: the base's "
+            "generation_config.json must name it, or answers go on."
+            if end is not None
+            else f"The chat template gives turns no end of their own; {name(eos)} is put behind the last answer."
+            for end in self._endings
+            if end != eos
+        )
 
     def _part(self, rows: Sequence[Row]) -> Iterator[Made]:
         encoded = self._encode(rows)
@@ -78,8 +89,9 @@ class Maker:
                 chats.append((place, self._render(row)))
             except Unrenderable as error:
                 results[place] = str(error)
-        for (place, _), one in zip(chats, self._encoder.chats([chat for _, chat in chats]), strict=True):
+        for (place, chat), one in zip(chats, self._encoder.chats([chat for _, chat in chats]), strict=True):
             results[place] = one
+            self._endings.update(ids[-1] if own else None for ids, own in zip(one.answers, chat.ended, strict=True))
         return results
 
     def _render(self, row: Row) -> ChatText:
