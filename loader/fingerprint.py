@@ -8,6 +8,7 @@ files, their order, the files' metadata, config and tokenizer.
 Owns the recipe and the note of what was computed before. Reads a few MiB at a time; imports no torch.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -31,7 +32,7 @@ def is_fingerprint(text: object) -> bool:
 
 
 def fingerprint(path: Path, cache: Path | None) -> str:
-    """ "sha256:<64 hex digits>" of the base in the directory `path`. Takes a second for each GB, a few with a slow disk.
+    """ "sha256:<64 hex digits>" of the base in the directory `path`: about a second for each GB, or the disk's time.
 
     With `cache`, the data directory, it is remembered there until a weight file changes its size or time.
     Raises BaseNotFound when the base is incomplete or damaged.
@@ -104,4 +105,5 @@ def _remember(note: Path, state: Mapping[str, Sequence[int]], found: str) -> Non
         aside.write_text(text, encoding="utf-8")
         aside.rename(note)
     except OSError:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)

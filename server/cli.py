@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from server.commands import adapters, chat, merge, offline
+from server.commands import adapters, chat, merge, offline, train
 from server.commands.flags import with_settings_flags
 from server.version import version
 
@@ -22,6 +22,7 @@ _app.add_typer(adapters.app, name="adapters")
 _app.command()(offline.validate)
 _app.command()(merge.merge)
 _app.command()(chat.chat)
+_app.command()(train.train)
 
 
 @_app.command("version")
@@ -61,11 +62,12 @@ def _told(error: Exception) -> int | None:
     from server.datadir import DataDirInUse
     from server.door import AddressInUse
     from server.settings import SettingsError
+    from training.errors import ConfigInvalid, TrainingError
 
     if isinstance(error, CommandFailed):
         return error.exit_code
-    if isinstance(error, SettingsError):
+    if isinstance(error, SettingsError | ConfigInvalid):
         return 2
-    if isinstance(error, AdapterError | LoaderError | DataDirInUse | AddressInUse):
+    if isinstance(error, AdapterError | LoaderError | TrainingError | DataDirInUse | AddressInUse):
         return 1
     return None

@@ -23,7 +23,7 @@ from loader.base import Base, load
 from loader.errors import LoaderError
 from loader.product import product_dtype
 from loader.progress import Progress, ignore
-from loader.source import Source
+from loader.source import resolve
 
 CPU_BLOCK = 16
 AT_ONCE = 4
@@ -33,9 +33,10 @@ _ASK = SamplingParams(max_tokens=0, prompt_logprobs=0)
 
 @dataclass(frozen=True, slots=True)
 class EngineServing:
-    """A ServingPath over the base in `source`, on `device` as `rootstock serve` spells it."""
+    """A ServingPath over `base`, on `device`, both as `rootstock serve` spells them."""
 
-    source: Source
+    base: str
+    data_dir: Path
     device: str = "auto"
     progress: Progress = ignore
 
@@ -44,7 +45,8 @@ class EngineServing:
     ) -> list[list[float]]:
         """As ServingPath says. Raises InvalidAdapter, LoaderError."""
         gc.collect()  # what a trainer leaves behind is held by cycles
-        base = load(self.source, dtype=dtype, quantization=quantization, device=self.device, progress=self.progress)
+        source = resolve(self.base, self.data_dir, self.progress)
+        base = load(source, dtype=dtype, quantization=quantization, device=self.device, progress=self.progress)
         self.progress("comparing with the serving path", None)
         with tempfile.TemporaryDirectory(prefix="rootstock-") as scratch:
             store = BlobStore(Path(scratch))

@@ -131,8 +131,8 @@ class Push(Section):
     """Where the adapter goes when it is done."""
 
     url: str
-    name: str
-    alias: str | None = None
+    name: str | None = Field(default=None, description="Its name on the server; unset: the output folder's.")
+    alias: str | None = Field(default=None, description="A word to point at the new version, such as prod.")
 
 
 class TrainConfig(Section):
@@ -166,6 +166,11 @@ class TrainConfig(Section):
     def quantized(self) -> str | None:
         """The base's 4-bit type while training, or None."""
         return (self.quantization or "nf4") if self.method in QUANTIZED else None
+
+    @property
+    def push_name(self) -> str:
+        """What the adapter is called on the server that it is pushed to."""
+        return (self.push and self.push.name) or self.output.name
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "TrainConfig":

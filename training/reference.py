@@ -12,11 +12,15 @@ from torch import nn
 from training.parity import Reference, Rows
 
 
-def reference(model: PeftModel, rows: Rows) -> Reference:
-    """Both sides of `model`: with its adapter, and with the adapter switched off. Leaves its mode as it was."""
-    trained = logprobs(model, rows)
-    with model.disable_adapter():
-        return Reference(rows, trained, logprobs(model, rows))
+def reference(model: PeftModel, rows: Rows, *, autocast: bool = False) -> Reference:
+    """Both sides of `model`: with its adapter, and with the adapter switched off. Leaves its mode as it was.
+
+    `autocast` is training.base.Loaded's: products in bf16, as in training.
+    """
+    with torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16, enabled=autocast):
+        trained = logprobs(model, rows)
+        with model.disable_adapter():
+            return Reference(rows, trained, logprobs(model, rows))
 
 
 def logprobs(model: nn.Module, rows: Sequence[Sequence[int]]) -> list[list[float]]:

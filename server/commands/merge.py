@@ -40,9 +40,7 @@ def merge(
     folder: AdapterDir,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write; must not exist.")],
     base: BaseOption = "embedded",
-    way: Annotated[
-        Way | None, typer.Option("--from", help="What an adapter of a 4-bit base is merged into.")
-    ] = None,
+    way: Annotated[Way | None, typer.Option("--from", help="What an adapter of a 4-bit base is merged into.")] = None,
     heldout: Annotated[
         Path | None, typer.Option("--heldout", help="JSONL as for training: report the loss of each way on it.")
     ] = None,
@@ -82,6 +80,7 @@ class _Merge:
         from loader.source import resolve
 
         self._folder, self._out, self._dtype, self._progress = folder, out, dtype, progress
+        self._base, self._data = base, data
         self._source = resolve(base, data, progress)
         self._checkpoint = _checked(folder, self._source, data)
         self._quantization = _trained_in(self._checkpoint, told)
@@ -126,14 +125,13 @@ class _Merge:
 
     def losses(self, heldout: Path) -> dict[str, float]:
         """Loss of base + adapter and of each way on the held-out file, in nats per token that counts."""
-        from loader.source import Source
         from server.heldout import Heldout
 
-        data = Heldout.read(heldout, self._source, self._progress)
-        found = {"base + adapter": data.loss(self._source, self._folder, self._dtype, self._quantization)}
+        data = Heldout.read(heldout, self._base, self._data, self._progress)
+        found = {"base + adapter": data.loss(self._base, self._folder, self._dtype, self._quantization)}
         for way in self.ways:
             name = f"merged, from {way}" if self._quantization else "merged"
-            found[name] = data.loss(Source(self._source.id, self._aside(way)), None, self._dtype, None)
+            found[name] = data.loss(str(self._aside(way)), None, self._dtype, None)
         return found
 
     def publish(self, way: str) -> None:

@@ -3,13 +3,13 @@
 Owns that command. The base's shapes come from its config; its weights are hashed only when the adapter has a record.
 """
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from server.commands.errors import CommandFailed
 from server.commands.options import AdapterDir, BaseOption, DataDirOption, Json, data_folder, human_bytes, print_json
+
 
 def validate(
     folder: AdapterDir,

@@ -1,0 +1,111 @@
+"""An adapter's way from the folder where it was trained to a server that answers with it.
+
+Owns the order: read it as the server will, upload, wait until a request runs on it, and only then move the alias.
+"""
+
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from server.commands.errors import CommandFailed, Unreachable
+
+if TYPE_CHECKING:
+    from server.commands.http import Server
+
+READY_S = 300.0
+_POLL_S = 0.5
+
+
+def check(folder: Path, base: str, data: Path, quantization: str | None) -> None:
+    """Read the adapter with the server's own reader. Raises InvalidAdapter or BaseMismatch, before anything is sent."""
+    from adapters.checkpoint import read_directory
+    from adapters.provenance import ServedBase
+    from loader import skeleton
+    from loader.fingerprint import fingerprint
+    from loader.source import resolve
+
+    source = resolve(base, data)
+    served = ServedBase(skeleton.shape(source), lambda: fingerprint(source.path, data), quantization)
+    served.check(read_directory(folder, served.shape).manifest)
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """Where an adapter goes: a server's `url`, and its `name` and perhaps `alias` there."""
+
+    url: str
+    name: str
+    alias: str | None
+
+    def check_address(self) -> None:
+        """What can be known before hours are spent on training: that the names are valid and a server answers.
+
+        Raises NameInvalid, AliasInvalid, Unreachable.
+        """
+        from adapters.naming import check_alias, check_name
+        from server.commands.http import Server
+
+        check_name(self.name)
+        if self.alias is not None:
+            check_alias(self.alias)
+        try:
+            Server(self.url).call("GET", "/version")
+        except Unreachable as error:
+            raise Unreachable(
+                f"{error} Or train without --push, and upload later: rootstock adapters push DIR."
+            ) from None
+
+    def deliver(self, folder: Path) -> str:
+        """Upload and wait; the words for the user. Raises CommandFailed with the command that tries again."""
+        try:
+            return self._deliver(folder)
+        except CommandFailed as error:
+            words = ["rootstock", "adapters", "push", str(folder), "--name", self.name, "--url", self.url]
+            again = shlex.join([*words, *(["--alias", self.alias] if self.alias else [])])
+            told = f"{error}\nThe adapter is in {folder}. To push it again: {again}"
+            raise type(error)(told) from None
+
+    def _deliver(self, folder: Path) -> str:
+        from server.commands.http import Server
+
+        server = Server(self.url)
+        _wait_until_ready(server, READY_S)
+        card, created = server.upload({"name": self.name}, folder, _unwatched)
+        version = f"{card['name']}@{card['version']}"
+        # The first request loads it: once that is answered, the alias cannot lead anybody to a version that fails.
+        server.call("POST", "/v1/completions", {"model": version, "prompt": "Hello", "max_tokens": 1})
+        if self.alias is not None:
+            path = f"/v1/adapters/{self.name}/aliases/{self.alias}"
+            server.call("PUT", path, {"version": card["version"]})
+        model = f"{self.name}@{self.alias}" if self.alias else self.name
+        told = f"{version} {'added' if created else 'was there already'}, and answers at {self.url}"
+        return f"{told}. Try it:\n{curl(self.url, model)}"
+
+
+def curl(url: str, model: str) -> str:
+    """The shortest line that talks to an adapter."""
+    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    return f"curl {url.rstrip('/')}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
+
+
+def _wait_until_ready(server: "Server", most_s: float) -> None:
+    """A server that loads refuses connections, one that drains says so. Raises CommandFailed after `most_s` seconds."""
+    deadline = time.monotonic() + most_s
+    while True:
+        try:
+            status = server.call("GET", "/readyz").get("status")
+        except Unreachable:
+            if time.monotonic() > deadline:
+                raise
+        else:
+            if status == "ready":
+                return
+            if time.monotonic() > deadline:
+                raise CommandFailed(f"The server is {status} and takes no uploads.")
+        time.sleep(_POLL_S)
+
+
+def _unwatched(count: int) -> None:
+    """An adapter is small beside its training: no bar is drawn."""

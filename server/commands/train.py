@@ -1,0 +1,93 @@
+"""`rootstock train CONFIG`: from a config to an adapter that a running server serves.
+
+Owns the command: its flags, what is checked before anything is loaded, and the way to the server when the run is done.
+The run itself is training/run.py's; nothing of training is imported before this command is run.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from server.commands.options import DataDirOption, data_folder
+from server.commands.parcel import Parcel, check
+
+if TYPE_CHECKING:
+    from training.config import TrainConfig
+
+
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; docs/training.md has every key.")],
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key: --set steps.epochs=2.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="The folder that appears when the run is done.")
+    ] = None,
+    push: Annotated[str | None, typer.Option("--push", metavar="URL", help="A running server that gets it.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Its name there; the output folder's by default.")] = None,
+    alias: Annotated[str | None, typer.Option("--alias", help="A word to point at it there, as `prod`.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check config and data, show one example, stop.")] = False,
+    resume: Annotated[
+        bool | None, typer.Option("--resume/--fresh", help="Go on with an interrupted run, or begin anew.")
+    ] = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Train an adapter, prove that it behaves in the server as in the trainer, and make it callable."""
+    from training.reading import read_config
+
+    told = read_config(config, [*(changes or []), *_overrides(output, push, name, alias)])
+    data = data_folder(data_dir)
+    if dry_run:
+        _describe(told, data)
+        return
+    parcel = None if told.push is None else Parcel(told.push.url, told.push_name, told.push.alias)
+    if parcel is not None:
+        parcel.check_address()
+    folder = _run(told, data, resume)
+    if not _is_first_process():
+        return
+    typer.echo(f"written to {folder}")
+    if parcel is not None:
+        check(folder, told.base, data, told.quantized)
+        typer.echo(parcel.deliver(folder))
+
+
+def _overrides(output: Path | None, push: str | None, name: str | None, alias: str | None) -> Iterator[str]:
+    """Flags as `--set` spells them; JSON strings are YAML, so a name that looks like a number stays a name."""
+    keys = (("output", output and str(output)), ("push.url", push), ("push.name", name), ("push.alias", alias))
+    for key, value in keys:
+        if value:
+            yield f"{key}={json.dumps(value)}"
+
+
+def _describe(config: "TrainConfig", data: Path) -> None:
+    """What a run would learn from, on one rendered example; no weights are loaded."""
+    from loader.base import tokenizer_of
+    from loader.source import resolve
+    from training.data import prepare
+    from training.dry_run import describe
+
+    checked = prepare.check(config)
+    tokenizer = tokenizer_of(resolve(config.base, data))
+    typer.echo(describe(prepare.encode(config, checked, tokenizer), config, tokenizer))
+
+
+def _run(config: "TrainConfig", data: Path, resume: bool | None) -> Path:
+    from rich.console import Console
+
+    from server.parity import EngineServing
+    from training.run import train as run
+    from training.watch import Terminal
+
+    with Terminal(Console(stderr=True)) as watch:
+        serving = EngineServing(config.base, data, config.device)
+        return run(config, data_dir=data, resume=resume, watch=watch, serve=serving if config.gate.enabled else None)
+
+
+def _is_first_process() -> bool:
+    """Under `accelerate launch`, one process speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
