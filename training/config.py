@@ -18,6 +18,13 @@ Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 QUANTIZED: tuple[Method, ...] = ("qlora", "qdora")
+REINFORCED: tuple[Objective, ...] = ("grpo", "rloo")
+_READ_BY: dict[str, tuple[Objective, ...]] = {"preference": ("dpo",), "reward": REINFORCED, "sampling": REINFORCED}
+_READ_BY_WORDS = {
+    "preference": "only dpo does. For grpo and rloo, sampling.beta is the weight of the divergence from the base.",
+    "reward": "only grpo and rloo do. Remove it.",
+    "sampling": "only grpo and rloo do. Remove it.",
+}
 
 
 class Section(BaseModel):
@@ -183,7 +190,7 @@ class TrainConfig(Section):
 def _contradictions(config: TrainConfig) -> Iterator[str]:
     if config.quantization is not None and config.method not in QUANTIZED:
         yield f"quantization: {config.quantization} needs method: qlora or qdora, not {config.method}."
-    if config.objective in ("grpo", "rloo") and config.reward.model is None:
+    if config.objective in REINFORCED and config.reward.model is None:
         yield f"objective: {config.objective} needs reward.model, a folder that `objective: reward` wrote."
     if config.steps.batch % config.steps.micro_batch:
         yield f"steps.batch: {config.steps.batch} is no multiple of steps.micro_batch, {config.steps.micro_batch}."
@@ -191,3 +198,33 @@ def _contradictions(config: TrainConfig) -> Iterator[str]:
         yield "push: only adapters are pushed; a full fine-tune or a reward model is a model of its own. Remove push."
     if config.adapter.init == "pissa" and config.method not in ("lora", "qlora"):
         yield "adapter.init: pissa needs method: lora or qlora."
+    if "lm_head" in config.adapter.targets:
+        yield "adapter.targets: trainers read the weight of lm_head itself: an adapter there learns nothing. Drop it."
+    yield from _out_of_place(config)
+    if config.objective in REINFORCED:
+        yield from _sampling_contradictions(config)
+
+
+def _out_of_place(config: TrainConfig) -> Iterator[str]:
+    """Settings that this objective would not look at: whoever wrote them expects something of them."""
+    for section, objectives in _READ_BY.items():
+        if section in config.model_fields_set and config.objective not in objectives:
+            yield f"{section}: objective: {config.objective} does not read it, {_READ_BY_WORDS[section]}"
+    if config.score is not None and config.objective != "sft":
+        yield f"score: the examples of objective: {config.objective} have no answer to compare with. Remove score."
+    if config.data.packing and config.objective != "sft":
+        yield f"data.packing: objective: {config.objective} looks at whole answers. Set it to false."
+
+
+def _sampling_contradictions(config: TrainConfig) -> Iterator[str]:
+    batch, completions = config.steps.batch, config.sampling.completions
+    if batch % completions:
+        yield (
+            f"steps.batch: {batch} is no multiple of sampling.completions, {completions}. A step takes "
+            f"all answers to a prompt. Set steps.batch to {-(-batch // completions) * completions}."
+        )
+    if config.adapter.dropout and config.method != "full":
+        yield (
+            f"adapter.dropout: with objective: {config.objective}, another model would learn than the one that "
+            "answered. Set it to 0."
+        )

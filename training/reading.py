@@ -35,7 +35,16 @@ ELSEWHERE = {
 }
 """What other trainers call what is here."""
 INSTEAD = {
-    "objective": {"ppo": "objective: ppo is not offered. Use grpo or rloo with reward.model; both need no value head."},
+    "objective": {
+        "ppo": "objective: ppo is not offered. Write rloo or grpo: they learn from the same reward.model, and compare "
+        "the answers to one prompt with each other where ppo trains a second model of the base's size to guess values.",
+        "rlhf": "objective: rlhf is two runs here. Train a reward model with reward, then write rloo or grpo with "
+        "reward.model.",
+        "kto": "objective: kto is not offered. Write dpo, which needs a preferred and a worse answer to each prompt.",
+        "orpo": "objective: orpo is not offered. Write dpo; on a base that is fine-tuned already it needs no sft loss.",
+        "rm": "objective: rm is called reward here.",
+        "reward_model": "objective: reward_model is called reward here.",
+    },
 }
 """Values people come with from elsewhere, and what to write here."""
 

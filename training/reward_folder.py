@@ -116,11 +116,9 @@ def _parsed(folder: Path, path: Path) -> RewardCard:
     if values.pop("format", None) != FORMAT:
         fix = "Train it again with this version of rootstock."
         raise RewardModelInvalid(folder, f"its {CARD} is of another format than {FORMAT}", fix)
-    try:
-        card = RewardCard(**values)
-    except TypeError:
-        raise damaged from None
-    known = card.base_quantization in ("none", "nf4", "fp4") and card.weights in ("adapter", "model")
-    if not (known and isinstance(card.base, str) and is_fingerprint(card.base_weights)):
+    whole = values.keys() == set(RewardCard.__slots__) and all(isinstance(value, str) for value in values.values())
+    if not whole or not is_fingerprint(values["base_weights"]):
         raise damaged
-    return card
+    if values["base_quantization"] not in ("none", "nf4", "fp4") or values["weights"] not in ("adapter", "model"):
+        raise damaged
+    return RewardCard(**values)

@@ -119,8 +119,7 @@ def _with_adapter(model: PreTrainedModel, folder: Path, card: RewardCard) -> nn.
     with libraries_quiet():
         grafted = get_peft_model(model, LoraConfig(**settings))
     assert isinstance(grafted, PeftModel)
-    result = set_peft_model_state_dict(grafted, load_file(checkpoint.weights))
-    assert not result.unexpected_keys, "the strict reader lets nothing else through"
+    set_peft_model_state_dict(grafted, load_file(checkpoint.weights))
     return grafted
 
 

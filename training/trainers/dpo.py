@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 
 from training.data.examples import Pair
@@ -29,7 +31,7 @@ def train(job: Job) -> Outcome:
     with making_trainer(job):
         trainer = _Prepared(
             model=job.model,
-            ref_model=copy.deepcopy(job.model) if job.config.method == "full" else None,
+            ref_model=_reference(job),
             args=_config(job),
             train_dataset=_dataset(cast(Sequence[Pair], job.prepared.train.examples)),
             eval_dataset=_dataset(heldout) if heldout else None,
@@ -38,6 +40,12 @@ def train(job: Job) -> Outcome:
         )
         refer_to_base(job.model)
     return fit(trainer, job)
+
+
+def _reference(job: Job) -> PreTrainedModel | None:
+    if isinstance(job.model, PeftModel):
+        return None
+    return copy.deepcopy(job.model).requires_grad_(False)
 
 
 def _config(job: Job) -> DPOConfig:

@@ -52,16 +52,20 @@ def train(job: Job) -> Outcome:
     heldout = cast(Sequence[Prompt], job.prepared.heldout.examples)
     _check_portions(job, len(prompts))
     judge = reward_model.load(job.config, job.loaded)
-    kind, options = (_Grpo, GRPOConfig) if job.config.objective == "grpo" else (_Rloo, RLOOConfig)
     with making_trainer(job):
-        trainer = kind(
-            model=job.model,
-            reward_funcs=_Judged(judge),
-            args=options(**arguments(job) | _sampling(job)),
-            train_dataset=_dataset(prompts),
-            eval_dataset=_dataset(heldout) if heldout else None,
-            processing_class=job.loaded.tokenizer,
-            optimizers=optimizers(job),
+        options = arguments(job) | _sampling(job)
+        parts: dict[str, Any] = {
+            "model": job.model,
+            "reward_funcs": _Judged(judge),
+            "train_dataset": _dataset(prompts),
+            "eval_dataset": _dataset(heldout) if heldout else None,
+            "processing_class": job.loaded.tokenizer,
+            "optimizers": optimizers(job),
+        }
+        trainer = (
+            _Grpo(args=GRPOConfig(**options), **parts)
+            if job.config.objective == "grpo"
+            else _Rloo(args=RLOOConfig(**options), **parts)
         )
         refer_to_base(job.model)
     return fit(trainer, job, judge="eval_reward", larger_is_better=True)
