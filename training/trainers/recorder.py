@@ -25,6 +25,9 @@ SHOWN = {
     "kl": "kl",
     "rewards/accuracies": "accuracy",
     "accuracy": "accuracy",
+    "rewards/margins": "margin",
+    "margin": "margin",
+    "completions/mean_length": "answer tokens",
 }
 """The figures of a step that are drawn, by the trainers' names."""
 
@@ -42,7 +45,7 @@ class Recorder(TrainerCallback):
         self._patience = patience
         self._judge, self._sign = judge, -1.0 if larger_is_better else 1.0
         self._began = 0.0
-        self._tokens_before = self._seconds_before = 0.0
+        self._tokens_before = self._seconds_before = self._counted_before = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -51,6 +54,8 @@ class Recorder(TrainerCallback):
             self._metrics.rewind(state.global_step)
         last = next((record for record in reversed(list(self._metrics.records())) if "tokens" in record), {})
         self._tokens_before, self._seconds_before = last.get("tokens", 0.0), last.get("seconds", 0.0)
+        # Some trainers count on from the checkpoint, others from nothing.
+        self._counted_before = float(state.num_input_tokens_seen)
         self._began = time.monotonic()
 
     def on_log(
@@ -67,8 +72,14 @@ class Recorder(TrainerCallback):
         elif self._judge in figures and state.is_world_process_zero:
             figures.pop("num_tokens", None)
             self._metrics.append({"step": state.global_step, **figures})
-            told = {name.removeprefix("eval_"): figures[name] for name in (self._judge, "eval_loss") if name in figures}
-            self._watch.evaluated(state.global_step, told)
+            self._watch.evaluated(state.global_step, self._told(figures))
+
+    def _told(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """What is drawn of an evaluation. A loss that does not decide which was best says nothing by itself."""
+        shown = {told: figures[f"eval_{name}"] for name, told in SHOWN.items() if f"eval_{name}" in figures}
+        if self._judge != "eval_loss":
+            shown.pop("loss", None)
+        return shown
 
     def _stepped(self, state: TrainerState, figures: dict[str, float]) -> None:
         if not math.isfinite(figures["loss"]):
@@ -77,7 +88,7 @@ class Recorder(TrainerCallback):
         if not state.is_world_process_zero:
             return
         seconds = time.monotonic() - self._began
-        new = figures.pop("num_tokens", 0.0)
+        new = figures.pop("num_tokens", self._counted_before) - self._counted_before
         memory = peak_bytes()
         record = {"step": state.global_step, **figures, "tokens": self._tokens_before + new}
         self._metrics.append({**record, "seconds": self._seconds_before + seconds, "memory_bytes": memory})
