@@ -47,7 +47,7 @@ class Parity:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A held-out prompt as the model saw it, the answer in the data, both models' answers, and the trained one's mark."""
+    """A held-out prompt as the model saw it, the answer in the data, and what base and trained model said."""
 
     prompt: str
     expected: str
