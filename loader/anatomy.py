@@ -6,17 +6,19 @@ a memory plan takes milliseconds. A family that is not known is refused by name:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from loader.errors import UnsupportedBase
 from loader.shape import LinearShape
 
-Count = Mapping[str, Any]
-
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What a model type has beyond Llama's layer. `norms` counts the full-width norms of a layer."""
+    """What a model type has beyond Llama's layer. `norms` counts the full-width norms of a layer.
+
+    `offset_norm`: a norm scales by 1 + w, in fp32. `eager`: attention writes its scores out, for want of a kernel.
+    `float_routing`: the experts' weights are made to sum to one, and stay in fp32.
+    """
 
     norms: int = 2
     tied: bool = False
@@ -24,9 +26,10 @@ class Family:
     qkv_bias: bool = False
     head_norms: bool = False
     fused: bool = False
-    act: Literal["silu", "gelu_tanh"] = "silu"
     offset_norm: bool = False
+    eager: bool = False
     experts_key: str | None = None
+    float_routing: bool = False
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -34,22 +37,27 @@ FAMILIES: Mapping[str, Family] = {
     "mistral": Family(),
     "qwen2": Family(qkv_bias=True),
     "qwen3": Family(head_norms=True, head_dim=128),
-    "gemma2": Family(norms=4, tied=True, head_dim=256, act="gelu_tanh", offset_norm=True),
-    "gemma3_text": Family(norms=4, tied=True, head_dim=256, head_norms=True, act="gelu_tanh", offset_norm=True),
+    "gemma2": Family(norms=4, tied=True, head_dim=256, offset_norm=True, eager=True),
+    "gemma3_text": Family(norms=4, tied=True, head_dim=256, head_norms=True, offset_norm=True),
     "phi3": Family(fused=True),
     "qwen2_moe": Family(qkv_bias=True, experts_key="num_experts"),
-    "mixtral": Family(experts_key="num_local_experts"),
+    "mixtral": Family(experts_key="num_local_experts", float_routing=True),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """A layer's experts: `count` of `width`, of which each token visits `active`; and one for all, `shared` wide."""
+    """A layer's experts: `count` of `width`, of which each token visits `active`; and one for all, `shared` wide.
+
+    `renormed`: the weights of those that a token visits are made to sum to one. `float_weights`: they stay in fp32.
+    """
 
     count: int
     active: int
     width: int
     shared: int
+    renormed: bool
+    float_weights: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +135,9 @@ def anatomy_of(config: Mapping[str, Any]) -> Anatomy:
     family = FAMILIES.get(str(kind))
     if family is None:
         known = ", ".join(FAMILIES)
-        raise UnsupportedBase(f"The layers of model type {kind!r} are not known here, so they are not counted: {known}.")
+        raise UnsupportedBase(
+            f"The layers of model type {kind!r} are not known here, so they are not counted: {known}."
+        )
     hidden, heads = _number(config, "hidden_size"), _number(config, "num_attention_heads")
     return Anatomy(
         model_type=str(kind),
@@ -149,7 +159,9 @@ def anatomy_of(config: Mapping[str, Any]) -> Anatomy:
 def _number(config: Mapping[str, Any], key: str) -> int:
     value = config.get(key)
     if not isinstance(value, int) or value < 1:
-        raise UnsupportedBase(f"The config of {config.get('model_type')!r} gives no {key}. Take a complete config.json.")
+        raise UnsupportedBase(
+            f"The config of {config.get('model_type')!r} gives no {key}. Take a complete config.json."
+        )
     return value
 
 
@@ -235,4 +247,6 @@ def _experts(config: Mapping[str, Any], family: Family, index: int) -> Experts |
         active=_number(config, "num_experts_per_tok"),
         width=int(config.get("moe_intermediate_size") or _number(config, "intermediate_size")),
         shared=int(config.get("shared_expert_intermediate_size") or 0),
+        renormed=family.float_routing or bool(config.get("norm_topk_prob")),
+        float_weights=family.float_routing,
     )

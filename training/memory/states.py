@@ -1,0 +1,68 @@
+"""What training keeps beside the weights: gradients, and the optimizer's two moments of each.
+
+Owns that sum. bitsandbytes quantizes moments in blocks of 256 numbers, leaves tensors under 4096 numbers in fp32, and
+pages out those of 100,000 and more.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from loader.anatomy import Anatomy, Layer
+from training.memory.grafts import Graft
+from training.memory.regime import FP32
+
+OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
+SMALL, PAGED = 4096, 100_000
+BLOCK = 256
+CODES = 2 * 256 * FP32
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """Bytes of the moments on the device, and of those in memory that the driver moves to the host when it is needed."""
+
+    device: int
+    pageable: int
+
+
+def trained_tensors(anatomy: Anatomy, grafts: Sequence[Graft], full: bool) -> tuple[int, ...]:
+    """The numbers in each tensor that learns."""
+    if full:
+        return tuple(_all_tensors(anatomy))
+    return tuple(size for graft in grafts for size in graft.tensors)
+
+
+def _all_tensors(anatomy: Anatomy) -> Iterator[int]:
+    yield from [anatomy.vocab * anatomy.hidden] * (1 if anatomy.tied else 2)
+    yield anatomy.hidden
+    for layer in anatomy.stack:
+        yield from _layer_tensors(layer, anatomy.hidden)
+
+
+def _layer_tensors(layer: Layer, hidden: int) -> Iterator[int]:
+    for linear in layer.linears:
+        yield linear.in_features * linear.out_features
+        if linear.bias:
+            yield linear.out_features
+    if layer.experts is not None:
+        yield layer.expert_parameters * 2 // 3
+        yield layer.expert_parameters // 3
+    yield from [hidden] * (layer.others // hidden)
+    yield layer.others % hidden
+
+
+def optimizer_states(name: OptimizerName, tensors: Iterable[int], itemsize: int, cuda: bool) -> States:
+    """AdamW's two moments: in the precision of what learns, or in 8 bits. Without CUDA nothing is paged."""
+    if name == "adamw":
+        return States(2 * itemsize * sum(tensors), 0)
+    sizes = list(tensors)
+    paged = name == "paged_adamw_8bit" and cuda
+    pageable = sum(_in_8_bits(size) for size in sizes if paged and size >= PAGED)
+    return States(sum(map(_in_8_bits, sizes)) - pageable, pageable)
+
+
+def _in_8_bits(size: int) -> int:
+    if size < SMALL:
+        return 2 * FP32 * size
+    return 2 * (size + FP32 * -(-size // BLOCK)) + CODES
