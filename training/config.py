@@ -65,6 +65,9 @@ class Adapter(Section):
     lora_plus_ratio: Annotated[float, Field(ge=1)] | None = Field(
         default=None, description="LoRA+: B learns this much faster."
     )
+    saved_as: Literal["bfloat16", "float32"] = Field(
+        default="bfloat16", description="The precision of the files; PiSSA and DoRA's magnitudes stay in float32."
+    )
 
 
 class Optimizer(Section):
@@ -147,6 +150,7 @@ class TrainConfig(Section):
 
     output: Path = Field(description="The folder that appears when the run is done: the adapter, card and curves.")
     data: Data
+    about: str | None = Field(default=None, description="What it is for, in a sentence; the card begins with it.")
     base: str = Field("embedded", description="As for `rootstock serve`: embedded, a directory, a GGUF, a hub id.")
     method: Method = "lora"
     objective: Objective = "sft"
@@ -198,6 +202,10 @@ def _contradictions(config: TrainConfig) -> Iterator[str]:
         yield "push: only adapters are pushed; a full fine-tune or a reward model is a model of its own. Remove push."
     if config.adapter.init == "pissa" and config.method not in ("lora", "qlora"):
         yield "adapter.init: pissa needs method: lora or qlora."
+    if config.adapter.init == "pissa" and config.adapter.rank > 128:
+        yield "adapter.rank: pissa is exported at twice the rank, and 256 is the most. Use 128 or less."
+    if config.adapter.init == "pissa" and (config.adapter.dropout or config.optimizer.weight_decay):
+        yield "adapter.init: pissa needs adapter.dropout: 0 and optimizer.weight_decay: 0; what it starts from stays."
     if "lm_head" in config.adapter.targets:
         yield "adapter.targets: trainers read the weight of lm_head itself: an adapter there learns nothing. Drop it."
     yield from _out_of_place(config)
