@@ -1,0 +1,218 @@
+"""The README.md of what was trained: what was gained, what was lost, and from what it was made.
+
+Owns the text, in Markdown with the metadata block that model hubs read. Computes nothing: every figure is the
+report's, and what was not measured is said to be so.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from loader.memory import format_bytes
+from training.config import TrainConfig
+from training.report import BeforeAfter, Parity, Report, Sample
+
+METHODS = {
+    "full": "full fine-tune",
+    "lora": "LoRA",
+    "qlora": "QLoRA",
+    "dora": "DoRA",
+    "qdora": "QDoRA",
+}
+OBJECTIVES = {
+    "sft": "supervised fine-tuning",
+    "dpo": "direct preference optimization",
+    "reward": "a reward model",
+    "grpo": "group-relative policy optimization",
+    "rloo": "REINFORCE leave-one-out",
+}
+SCORES = {
+    "exact": "share of greedy answers that are exactly the expected text",
+    "json": "share of greedy answers that are, as a whole, JSON with exactly the expected value",
+    "contains": "share of greedy answers that hold every line of the expected text",
+}
+NOT_MEASURED = "not measured"
+
+
+def card(report: Report, config: TrainConfig) -> str:
+    """The whole README.md."""
+    return "\n".join(
+        [
+            _metadata(report, config),
+            f"# {config.output.name}",
+            "",
+            _opening(report, config),
+            "",
+            *_section("What was gained", _gained(report, config)),
+            *_section("What was lost", _lost(report)),
+            *_section("As it is served", _served(report.parity)),
+            *_section("Answers", _answers(report.samples)),
+            *_section("How it was made", _made(report, config)),
+            *_section("Data", _data(report)),
+            *_section("Config", _config(config)),
+        ]
+    )
+
+
+def _metadata(report: Report, config: TrainConfig) -> str:
+    """The hub's YAML block. A base that is a path on somebody's disk means nothing to a hub and is named only."""
+    values: dict[str, Any] = {"base_model": report.base, "pipeline_tag": "text-generation", "tags": _tags(report)}
+    if report.method != "full" and report.objective != "reward":
+        values["library_name"] = "peft"
+    else:
+        values["library_name"] = "transformers"
+    if report.objective == "reward":
+        values["pipeline_tag"] = "text-classification"
+    results = _model_index(report, config)
+    if results:
+        values["model-index"] = results
+    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _tags(report: Report) -> list[str]:
+    kind = [] if report.method == "full" else [report.method]
+    return ["rootstock", *kind, report.objective]
+
+
+def _model_index(report: Report, config: TrainConfig) -> list[dict[str, Any]]:
+    """The score as the hub's evaluation results; only what was measured."""
+    if report.task_score is None or config.score is None:
+        return []
+    metric = {"type": config.score.metric, "value": round(report.task_score.trained, 4), "name": "held-out score"}
+    dataset = {"name": report.data[-1].path, "type": "held-out"}
+    result = {"task": {"type": "text-generation"}, "dataset": dataset, "metrics": [metric]}
+    return [{"name": config.output.name, "results": [result]}]
+
+
+def _opening(report: Report, config: TrainConfig) -> str:
+    what = f"{METHODS[report.method]} of {report.base}" + (f" in {report.quantization}" if report.quantization else "")
+    about = "" if config.about is None else f"{config.about.strip()} "
+    return f"{about}A {what}, made by {OBJECTIVES[report.objective]}; {report.bytes:,} bytes."
+
+
+def _section(title: str, lines: Iterator[str]) -> list[str]:
+    """A heading and its text, or nothing at all where there is nothing to say."""
+    body = list(lines)
+    return [f"## {title}", "", *body, ""] if body else []
+
+
+def _gained(report: Report, config: TrainConfig) -> Iterator[str]:
+    heldout = report.data[-1] if report.data else None
+    examples = f"{heldout.examples} held-out examples" if heldout else "No held-out examples"
+    yield f"{examples}, none of them trained on; the base beside it."
+    yield ""
+    yield "| | base | trained |"
+    yield "|---|---|---|"
+    yield _row("score", report.task_score, ".3f")
+    yield _row("loss, nats per token that counts", report.heldout_loss, ".4f")
+    if report.task_score is not None and config.score is not None:
+        yield ""
+        yield (
+            f"Score: {SCORES[config.score.metric]}, cut at {config.score.max_new_tokens} tokens; "
+            f"of the first {config.score.limit} examples at most."
+        )
+
+
+def _lost(report: Report) -> Iterator[str]:
+    loss = report.general_loss
+    if loss is None:
+        yield f"Loss on general text: {NOT_MEASURED}."
+        return
+    change = loss.trained - loss.base
+    yield "| | base | trained | change |"
+    yield "|---|---|---|---|"
+    yield f"| loss on a general text, nats per token | {loss.base:.4f} | {loss.trained:.4f} | {change:+.4f} |"
+    yield ""
+    yield (
+        "The general text is a fixed one on varied subjects, which has nothing to do with the task "
+        f"(`training/general.txt` in Rootstock). {_forgetting(change)}"
+    )
+
+
+def _forgetting(change: float) -> str:
+    if change <= 0:
+        return "The trained model predicts it no worse than the base: by this measure nothing was forgotten."
+    return f"A rise is what was forgotten: each token of it became {change:.4f} nats less expected."
+
+
+def _row(name: str, figure: BeforeAfter | None, style: str) -> str:
+    if figure is None:
+        return f"| {name} | {NOT_MEASURED} | {NOT_MEASURED} |"
+    return f"| {name} | {figure.base:{style}} | {figure.trained:{style}} |"
+
+
+def _served(parity: Parity | None) -> Iterator[str]:
+    if parity is None:
+        yield f"The serving path against the trainer: {NOT_MEASURED}."
+        return
+    where = parity.dtype + (f", base in {parity.quantization}" if parity.quantization else "")
+    yield (
+        f"The serving path ({where}) differs from the trainer's log-probabilities by {parity.mean:.2g} nats on average "
+        f"and {parity.largest:.2g} at most, over {parity.positions} held-out positions. The bound on the average is "
+        f"{parity.bound:.2g}: {'passed' if parity.passed else 'NOT passed'}. What was trained moves them by "
+        f"{parity.effect:.2g} on average."
+    )
+
+
+def _answers(samples: Sequence[Sample]) -> Iterator[str]:
+    """Verbatim, in fences: what a model says may be any Markdown."""
+    for index, sample in enumerate(samples):
+        yield from ([""] if index else [])
+        yield _fenced(sample.prompt)
+        yield ""
+        for name, text in (("expected", sample.expected), ("base", sample.base), ("trained", sample.trained)):
+            wrong = " (counted as wrong)" if name == "trained" and not sample.right else ""
+            yield f"{name}{wrong}:"
+            yield ""
+            yield _fenced(text)
+            yield ""
+
+
+def _fenced(text: str) -> str:
+    """A code block whose fence is longer than any run of backticks inside."""
+    longest = run = 0
+    for character in text:
+        run = run + 1 if character == "`" else 0
+        longest = max(longest, run)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def _made(report: Report, config: TrainConfig) -> Iterator[str]:
+    off = report.measured_bytes / report.predicted_bytes - 1 if report.predicted_bytes else None
+    yield "| | |"
+    yield "|---|---|"
+    yield f"| base | {report.base} |"
+    yield f"| base weights | `{report.base_weights}` |"
+    yield f"| base while training | {report.quantization or 'not quantized'}, products in {report.precision} |"
+    yield f"| device | {report.device} |"
+    yield f"| steps | {report.steps} of {config.steps.batch} examples |"
+    yield f"| tokens | {report.tokens:,} |"
+    yield f"| time | {report.seconds:.0f} s |"
+    yield f"| trainable parameters | {report.trainable:,} |"
+    yield f"| memory, predicted | {format_bytes(report.predicted_bytes)} |"
+    measured = format_bytes(report.measured_bytes)
+    yield f"| memory, measured | {measured}{'' if off is None else f' ({off:+.0%})'} |"
+    for name, value in sorted(report.metrics.items()):
+        yield f"| {name} | {value:.6g} |"
+
+
+def _data(report: Report) -> Iterator[str]:
+    yield "| file | examples | tokens | cut | sha256 |"
+    yield "|---|---|---|---|---|"
+    for used in report.data:
+        yield f"| `{used.path}` | {used.examples} | {used.tokens:,} | {used.truncated} | `{used.sha256}` |"
+
+
+def _config(config: TrainConfig) -> Iterator[str]:
+    """What was set, as a file that trains it again; where it was pushed concerns nobody else."""
+    yield "What differs from the defaults; `rootstock train` with this and the same data makes it again."
+    yield ""
+    yield f"```yaml\n{yaml.safe_dump(_set(config), sort_keys=False, allow_unicode=True)}```"
+
+
+def _set(config: TrainConfig) -> Mapping[str, Any]:
+    values: dict[str, Any] = json.loads(config.model_dump_json(exclude_defaults=True, exclude={"push"}))
+    return values
