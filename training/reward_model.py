@@ -6,7 +6,7 @@ Owns the score head, and the writing and strict loading of the folder that train
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
@@ -24,8 +24,9 @@ from training import base
 from training.base import Loaded
 from training.config import TrainConfig
 from training.errors import RewardModelInvalid
+from training.export import TrainedBase, file_dtype, write_adapter, write_model
 from training.quiet import libraries_quiet
-from training.reward_folder import HEAD, RewardCard, read_card
+from training.reward_folder import HEAD, RewardCard, read_card, write_card
 
 SCORE = "score"
 """The head's name in transformers' sequence classifiers."""
@@ -71,7 +72,23 @@ def pad_with(loaded: Loaded) -> int:
     return next(free, cast(int, tokenizer.eos_token_id))
 
 
-def write_head(model: nn.Module, folder: Path) -> None:
+def write(model: nn.Module, loaded: Loaded, config: TrainConfig, folder: Path, trained: TrainedBase) -> None:
+    """Write what `objective: reward` trained, in the precision of `training.export.file_dtype`; see reward_folder.py.
+
+    A whole model is cast: use it no more.
+    """
+    dtype = file_dtype(config, loaded.source)
+    weights: Literal["adapter", "model"] = "adapter"
+    if isinstance(model, PeftModel):
+        write_adapter(model, config, folder, dtype, trained)
+        _write_head(model, folder)
+    else:
+        weights = "model"
+        write_model(cast(PreTrainedModel, model), loaded.tokenizer, folder, dtype)
+    write_card(folder, RewardCard(trained.id, trained.weights, trained.quantization or "none", weights))
+
+
+def _write_head(model: nn.Module, folder: Path) -> None:
     """Write the trained score head of a grafted classifier beside its adapter, in float32."""
     heads = [weight for name, weight in model.named_parameters() if weight.requires_grad and f".{SCORE}." in name]
     assert len(heads) == 1, "a grafted classifier has one trained head"
