@@ -15,6 +15,7 @@ from loader.chat import ChatLayout, FastTokenizer
 from training.data.layout import ChatText, Renderer
 
 Ids = tuple[int, ...]
+ANCHORS = ("\n", ".", "0", "a")
 
 
 class Tokenizer(FastTokenizer, Protocol):
@@ -54,7 +55,7 @@ class Encoder:
         self._backend.no_truncation()
         # One object per id instead of one per token: a third of the memory.
         self._ints = tuple(range(self._backend.get_vocab_size(with_added_tokens=True)))
-        self._anchor = self._needed_anchor()
+        self._begins_apart = self._adds_prefix()
         added = tokenizer.added_tokens_decoder
         ends = {token.content for id, token in added.items() if token.special or id == self.eos}
         self.renderer = Renderer(self.layout, sorted(ends, key=len, reverse=True))
@@ -123,21 +124,21 @@ class Encoder:
 
     def _continuations(self, texts: Sequence[str]) -> list[Ids]:
         """Ids of texts that continue others: no BOS, and no space where the tokenizer puts one before a beginning."""
-        if not self._anchor:
+        if not self._begins_apart:
             return [self._ids(one) for one in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
-        lead = self._plain(self._anchor)
-        anchored = [self._anchor + text for text in texts]
-        encoded = [self._ids(one) for one in self._backend.encode_batch_fast(anchored, add_special_tokens=False)]
-        return [
-            ids[len(lead) :] if ids[: len(lead)] == lead else self._plain(text)
-            for ids, text in zip(encoded, texts, strict=True)
-        ]
+        return [self._behind_anchor(text) for text in texts]
 
-    def _needed_anchor(self) -> str:
-        """What a continuation must be encoded behind: a line break for SentencePiece's dummy prefix, else nothing."""
-        anchor = "\n"
-        lead, behind, alone = self._plain(anchor), self._plain(anchor + "x"), self._plain("x")
-        return anchor if behind[: len(lead)] == lead and behind[len(lead) :] != alone else ""
+    def _behind_anchor(self, text: str) -> Ids:
+        """Ids of `text` behind something else: the first anchor that no token reaches over."""
+        for anchor in ANCHORS:
+            lead, whole = self._plain(anchor), self._plain(anchor + text)
+            if whole[: len(lead)] == lead:
+                return whole[len(lead) :]
+        return self._plain(text)
+
+    def _adds_prefix(self) -> bool:
+        """Whether the tokenizer begins a text otherwise than it goes on, as SentencePiece with its dummy prefix."""
+        return self._behind_anchor("x") != self._plain("x")
 
     def _plain(self, text: str) -> Ids:
         return self._ids(self._backend.encode(text, add_special_tokens=False))

@@ -3,6 +3,7 @@
 Owns the meaning of an object's keys. Knows neither files nor tokens.
 """
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,7 +114,8 @@ def build(value: Mapping[str, Any], format: Format) -> Row:
 def _wrong_keys(value: Mapping[str, Any], keys: Sequence[str], where: str = "") -> Iterator[str]:
     for key in value:
         if key not in keys:
-            known = "Known here: " + ", ".join(keys) + "."
+            close = difflib.get_close_matches(key, keys, n=1)
+            known = f"Did you mean {close[0]!r}?" if close else "Known here: " + ", ".join(keys) + "."
             yield f"{where}unknown key {key!r}. {ELSEWHERE.get(key, known)}"
     for key in keys:
         if key not in value:
