@@ -20,7 +20,8 @@ def reference(model: PeftModel, rows: Rows, *, autocast: bool = False) -> Refere
     with torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16, enabled=autocast):
         trained = logprobs(model, rows)
         with model.disable_adapter():
-            return Reference(rows, trained, logprobs(model, rows))
+            base = logprobs(model, rows)
+    return Reference(rows, trained, base, "bfloat16" if autocast else "float32")
 
 
 def logprobs(model: nn.Module, rows: Sequence[Sequence[int]]) -> list[list[float]]:

@@ -32,7 +32,8 @@ class Parity:
     """The serving path against the trainer: absolute differences of log-probabilities over held-out positions.
 
     `mean` is held against `bound`. `effect` is how far the adapter itself moves log-probabilities on average, in the
-    trainer: where it is below the bound, the comparison could not have told a missing adapter.
+    trainer. Where that is not far above the bound, `arrived` is the share of the adapter's changes that was found in
+    the server; None where it was not needed, or too small to be told from rounding.
     """
 
     dtype: str
@@ -43,6 +44,7 @@ class Parity:
     bound: float
     passed: bool
     effect: float = 0.0
+    arrived: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

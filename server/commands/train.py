@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.commands.options import DataDirOption, data_folder
+from server.commands.options import DataDirOption, data_folder, print_json
 from server.commands.parcel import Parcel, check
 
 if TYPE_CHECKING:
     from training.config import TrainConfig
+    from training.workdir import Again
 
 
 def train(
@@ -35,6 +36,7 @@ def train(
         bool | None, typer.Option("--resume/--fresh", help="Go on with an interrupted run, or begin anew.")
     ] = None,
     data_dir: DataDirOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON for scripts.")] = False,
 ) -> None:
     """Train an adapter, prove that it behaves in the server as in the trainer, and make it callable."""
     from training.reading import read_config
@@ -42,12 +44,12 @@ def train(
     told = read_config(config, [*(changes or []), *_overrides(output, push, name, alias)])
     data = data_folder(data_dir)
     if dry_run:
-        _describe(told, data)
+        _describe(told, data, as_json)
         return
     parcel = None if told.push is None else Parcel(told.push.url, told.push_name, told.push.alias)
     if parcel is not None:
         parcel.check_address()
-    folder = _run(told, data, resume)
+    folder = _run(told, data, "ask" if resume is None else "resume" if resume else "fresh")
     if not _is_first_process():
         return
     typer.echo(f"written to {folder}")
@@ -64,8 +66,10 @@ def _overrides(output: Path | None, push: str | None, name: str | None, alias: s
             yield f"{key}={json.dumps(value)}"
 
 
-def _describe(config: "TrainConfig", data: Path) -> None:
+def _describe(config: "TrainConfig", data: Path, as_json: bool) -> None:
     """What a run would learn from, on one rendered example; no weights are loaded."""
+    from rich.console import Console
+
     from loader.base import tokenizer_of
     from loader.source import resolve
     from training.data import prepare
@@ -73,10 +77,17 @@ def _describe(config: "TrainConfig", data: Path) -> None:
 
     checked = prepare.check(config)
     tokenizer = tokenizer_of(resolve(config.base, data))
-    typer.echo(describe(prepare.encode(config, checked, tokenizer), config, tokenizer))
+    found = describe(prepare.encode(config, checked, tokenizer), config, tokenizer)
+    console = Console()
+    if as_json:
+        print_json(found.as_json())
+    elif console.is_terminal:
+        console.print(found)
+    else:
+        typer.echo(str(found))
 
 
-def _run(config: "TrainConfig", data: Path, resume: bool | None) -> Path:
+def _run(config: "TrainConfig", data: Path, again: "Again") -> Path:
     from rich.console import Console
 
     from server.parity import EngineServing
@@ -85,7 +96,7 @@ def _run(config: "TrainConfig", data: Path, resume: bool | None) -> Path:
 
     with Terminal(Console(stderr=True)) as watch:
         serving = EngineServing(config.base, data, config.device)
-        return run(config, data_dir=data, resume=resume, watch=watch, serve=serving if config.gate.enabled else None)
+        return run(config, data_dir=data, again=again, watch=watch, serve=serving if config.gate.enabled else None)
 
 
 def _is_first_process() -> bool:

@@ -1,0 +1,95 @@
+"""The serving path in this process, against PEFT: each precision within the gate's bound, and a spoiled adapter not."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from adapters.errors import InvalidAdapter
+from loader.quantize import config_for
+from server.parity import EngineServing
+from tests.support.models import tiny_model_dir
+from tests.support.peft_adapters import KINDS, write_adapter
+from training.parity import Reference, bound, compare
+from training.reference import reference
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+
+ROWS = tuple(tuple(7 + (3 * i * i + 5 * i * n) % 200 for i in range(n)) for n in (2, 40, 17, 33, 9, 25))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model_dir("llama", tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def adapter(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Smaller than the ones of the tests of mixing, whose bounds are wider: as a trained one is."""
+    folder = write_adapter(model, tmp_path_factory.mktemp("adapter") / "a", KINDS["lora"], seed=4)
+    file = folder / "adapter_model.safetensors"
+    save_file({name: tensor * 0.5 for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    return folder
+
+
+def trainer(model: Path, adapter: Path, quantization: str | None) -> Reference:
+    """What a trainer in fp32 knows of its adapter at the end."""
+    config = config_for(quantization, torch.float32) if quantization else None
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, quantization_config=config)
+    assert isinstance(base, torch.nn.Module)
+    return reference(PeftModel.from_pretrained(base, adapter), ROWS)
+
+
+@pytest.fixture(scope="module", params=[None, "nf4"])
+def known(request: pytest.FixtureRequest, model: Path, adapter: Path) -> tuple[str | None, Reference]:
+    return request.param, trainer(model, adapter, request.param)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_serving_path_says_what_the_trainer_said(
+    known: tuple[str | None, Reference], model: Path, adapter: Path, tmp_path: Path, dtype: str
+) -> None:
+    quantization, told = known
+    serving = EngineServing(str(model), tmp_path, "cpu")
+    verdict = compare(told, serving, adapter, dtype=dtype, quantization=quantization)
+    assert verdict.complaint is None
+    assert verdict.parity.positions == sum(len(row) - 1 for row in ROWS)
+    assert verdict.parity.effect > 4 * bound(dtype, quantization), "else a missing adapter would have passed"
+
+
+def test_the_base_alone_is_offered_too(known: tuple[str | None, Reference], model: Path, tmp_path: Path) -> None:
+    quantization, told = known
+    served = EngineServing(str(model), tmp_path, "cpu").logprobs(None, ROWS, dtype="float32", quantization=quantization)
+    assert _largest(told.base, served) < 1e-3
+
+
+def test_an_adapter_that_was_exported_otherwise_fails_the_gate(model: Path, adapter: Path, tmp_path: Path) -> None:
+    told = trainer(model, adapter, None)
+    spoiled = tmp_path / "spoiled"
+    spoiled.mkdir()
+    (spoiled / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file(
+        {name: tensor * 1.5 if "q_proj.lora_B" in name else tensor for name, tensor in tensors.items()},
+        spoiled / "adapter_model.safetensors",
+    )
+    verdict = compare(told, EngineServing(str(model), tmp_path, "cpu"), spoiled, dtype="float32", quantization=None)
+    assert "it is the adapter" in str(verdict.complaint)
+
+
+def test_what_the_servers_reader_refuses_is_refused_here(model: Path, adapter: Path, tmp_path: Path) -> None:
+    config = (adapter / "adapter_config.json").read_text().replace('"bias": "none"', '"bias": "all"')
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "adapter_config.json").write_text(config)
+    (tmp_path / "a" / "adapter_model.safetensors").write_bytes((adapter / "adapter_model.safetensors").read_bytes())
+    with pytest.raises(InvalidAdapter, match="bias"):
+        EngineServing(str(model), tmp_path, "cpu").logprobs(tmp_path / "a", ROWS, dtype="float32", quantization=None)
+
+
+def _largest(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> float:
+    pairs = zip((value for row in one for value in row), (value for row in other for value in row), strict=True)
+    return max(abs(a - b) for a, b in pairs)
