@@ -28,23 +28,23 @@ class Counted(Protocol):
 
 
 @torch.inference_mode()
-def mean_loss(model: torch.nn.Module, examples: Sequence[Counted]) -> float | None:
+def mean_loss(model: torch.nn.Module, examples: Sequence[Counted], *, batch_tokens: int = BATCH_TOKENS) -> float | None:
     """Nats per counted token over all examples, float32; None where no token counts. Leaves the model's mode alone."""
     total, tokens = 0.0, 0
     with evaluating(model):
-        for batch in _batches(examples):
+        for batch in _batches(examples, batch_tokens):
             summed, counted = _sum(model, batch)
             total += summed
             tokens += counted
     return total / tokens if tokens else None
 
 
-def _batches(examples: Sequence[Counted]) -> Iterator[list[Counted]]:
+def _batches(examples: Sequence[Counted], batch_tokens: int) -> Iterator[list[Counted]]:
     """Examples of like length together. The first token of a row has nothing before it and cannot count."""
     usable = sorted((one for one in examples if any(one.counted[1:])), key=lambda one: len(one.ids))
     borders = [0]
     for index, one in enumerate(usable):
-        if index > borders[-1] and len(one.ids) * (index + 1 - borders[-1]) > BATCH_TOKENS:
+        if index > borders[-1] and len(one.ids) * (index + 1 - borders[-1]) > batch_tokens:
             borders.append(index)
     for start, stop in pairwise([*borders, len(usable)]):
         if start < stop:
