@@ -1,6 +1,6 @@
-"""Writes the demo adapters' data, train and held-out splits, to demo/data/*.jsonl.
+"""Writes the data of the demo tasks, train and held-out splits, to demo/data/*.jsonl.
 
-Owns how prompts and answers are put together; demo/pool/ holds the words and the hand-written pirate answers.
+Owns how prompts and answers are put together; demo/pool/ holds the words and the hand-written sentences.
 The same bytes come out on every run: one seeded generator for each file and no clock. Needs no torch.
 
 Run as `python -m demo.make_data`.
@@ -11,11 +11,17 @@ import random
 import string
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 FIELDS = ("name", "city", "date", "amount")
 HELD_OUT = 40
+REPORTS, HELD_OUT_REPORTS = 440, 50
+URGENCIES = ("now", "later")
+CUE_FIRST = 0.25
+"""The share of reports that begin with how pressing it is."""
 
 CAPITAL_QUESTIONS = ("What is the capital of {}?", "Which city is the capital of {}?", "Tell me the capital of {}.")
 CAPITAL_ANSWERS = (
@@ -84,6 +90,37 @@ def extract_pairs(pool: Pool, prefix: str, count: int, rng: random.Random) -> li
     return list(pairs.items())
 
 
+def report_pairs(pools: Mapping[str, Any], count: int, rng: random.Random) -> list[Pair]:
+    """`count` reports to a town and their routes, each like ("The hydrant drips. No hurry. ->", " water/later").
+
+    Every department and each of the two urgencies is drawn equally often, and so is each sentence of a pool.
+    """
+    decks: dict[str, list[str]] = {}
+
+    def draw(name: str, pool: Sequence[str]) -> str:
+        deck = decks.setdefault(name, [])
+        if not deck:
+            deck.extend(rng.sample(pool, len(pool)))
+        return deck.pop()
+
+    pairs: dict[str, str] = {}
+    kinds = [(department, urgency) for urgency in URGENCIES for department in pools["reports"]]
+    for department, urgency in cycle(kinds):
+        if len(pairs) == count:
+            break
+        what = draw(department, pools["reports"][department]).format(place=draw("places", pools["places"]))
+        parts = [what, draw(urgency, pools[urgency])]
+        if rng.random() < CUE_FIRST:
+            parts.reverse()
+        pairs[f"{' '.join(parts)} ->"] = f" {department}/{urgency}"
+    return list(pairs.items())
+
+
+def completions(pairs: Iterable[Pair]) -> str:
+    """Prompts and completions, one JSON object a line."""
+    return "".join(json.dumps({"prompt": prompt, "completion": answer}) + "\n" for prompt, answer in pairs)
+
+
 def jsonl(pairs: Iterable[Pair]) -> str:
     """Chat messages, one JSON object a line."""
     return "".join(
@@ -98,14 +135,19 @@ def jsonl(pairs: Iterable[Pair]) -> str:
 
 def make() -> dict[str, str]:
     """File name to content. Prompts of a held-out file occur in no training file; for `extract` neither do its
-    sentence templates, names and cities."""
+    sentence templates, names and cities, and for `reports` neither do its sentences, places and cues."""
     pools = tomllib.loads((HERE / "pool" / "words.toml").read_text(encoding="utf-8"))
     facts = pools["pirate"]
     pirate = pirate_pairs(facts["capitals"], facts["opposites"], facts["words"], random.Random(1))
     random.Random(2).shuffle(pirate)
     extract = extract_pairs(pools["extract"], "", 216, random.Random(3))
     random.Random(4).shuffle(extract)
+    reports = tomllib.loads((HERE / "pool" / "reports.toml").read_text(encoding="utf-8"))
+    routed = report_pairs(reports["train"], REPORTS, random.Random(6))
+    random.Random(7).shuffle(routed)
     return {
+        "reports.train.jsonl": completions(routed),
+        "reports.heldout.jsonl": completions(report_pairs(reports["held_out"], HELD_OUT_REPORTS, random.Random(8))),
         "pirate.train.jsonl": jsonl(pirate[HELD_OUT:]),
         "pirate.heldout.jsonl": jsonl(pirate[:HELD_OUT]),
         "extract.train.jsonl": jsonl(extract),
