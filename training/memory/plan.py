@@ -68,7 +68,8 @@ class MemoryPlan:
 
 BASE, ADAPTERS, COPY, GRADIENTS, OPTIMIZER = "base weights", "adapters", "bf16 copies", "gradients", "optimizer states"
 REFERENCE, REWARD, KV = "reference model", "reward model", "KV cache of sampling"
-STORED, LAYER, HEAD, DEQUANTIZED, CONTEXT = "activations", "one layer", "loss head", "dequantized layer", "libraries"
+STORED, LAYER, PASSING, HEAD = "activations", "one layer", "passing gradients", "loss head"
+DEQUANTIZED, CONTEXT = "one dense weight", "libraries"
 
 
 def predict(config: TrainConfig, anatomy: Anatomy, *, tokens: int, bf16: bool = True, cuda: bool = True) -> MemoryPlan:
@@ -143,17 +144,28 @@ def _moments(
     layer = max(kept) if checkpointing else 0
     copy, gradients = copies(regime, grafts, anatomy), trained * regime.trained
     summed = gradients if config.steps.batch > config.steps.micro_batch else 0
-    scratch = Row(DEQUANTIZED, dequantized_bytes(anatomy, regime.product) if regime.quantized else 0)
+    scratch = Row(DEQUANTIZED, _scratch(anatomy, regime, grafts))
     through = Row(LAYER, layer, "recomputed from its input")
     activations = Row(STORED, stored, "the layers' inputs alone" if checkpointing else "of every layer")
+    passing = Row(PASSING, 2 * FP32 * batch.tokens * anatomy.intermediate, "gradients on their way through the MLP")
     last = 0 if checkpointing else copy
     return {
         "forward": [Row(GRADIENTS, summed), Row(COPY, copy), activations, Row(HEAD, head.forward)],
         "loss": [Row(GRADIENTS, summed), Row(COPY, last), activations, Row(HEAD, head.backward)],
-        "backward, last layer": [Row(GRADIENTS, summed), Row(COPY, last), activations, through, scratch],
+        "backward, last layer": [Row(GRADIENTS, summed), Row(COPY, last), activations, through, passing, scratch],
         "backward, first layer": [Row(GRADIENTS, gradients), Row(LAYER, max(kept), "the last to be freed"), scratch],
         "sampling": [Row(KV, _kv_bytes(config, anatomy, regime, batch)), scratch],
     }
+
+
+def _scratch(anatomy: Anatomy, regime: Regime, grafts: tuple[Graft, ...]) -> int:
+    """What one linear layer needs for a moment: its dense weight, and DoRA's identity before it is cast."""
+    dense = dequantized_bytes(anatomy, regime.product) if regime.quantized else 0
+    if not regime.dora:
+        return dense
+    widest = max((graft.linear for graft in grafts), key=lambda linear: linear.in_features)
+    identity = FP32 * widest.in_features**2 if regime.autocast else 0
+    return dense + identity + regime.product * widest.in_features * widest.out_features
 
 
 def _kv_bytes(config: TrainConfig, anatomy: Anatomy, regime: Regime, batch: Batch) -> int:

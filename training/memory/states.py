@@ -20,7 +20,7 @@ CODES = 2 * 256 * FP32
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """Bytes of the moments on the device, and of those in memory that the driver moves to the host when it is needed."""
+    """Bytes of the moments on the device, and of those that the driver may move to the host."""
 
     device: int
     pageable: int
