@@ -46,12 +46,13 @@ class Compared(Protocol):
 class Reference:
     """The trainer's side: log-probabilities of each row's tokens 1.., with the adapter and without it.
 
+    `base` is None where the trainer's base is not the one that is served (PiSSA moves a part of it into the adapter);
     `precision` is the one that it multiplied in.
     """
 
     rows: Rows
     trained: Logprobs
-    base: Logprobs
+    base: Logprobs | None
     precision: str = "float32"
 
 
@@ -85,19 +86,21 @@ def compare(
     """
     assert reference.rows, "without rows nothing would be shown"
     limit = bound(dtype, quantization, reference.precision)
-    trained, base = _flat(reference.trained), _flat(reference.base)
+    trained = _flat(reference.trained)
     served = _flat(serving.logprobs(adapter, reference.rows, dtype=dtype, quantization=quantization))
     differences = [abs(a - b) for a, b in zip(trained, served, strict=True)]
-    mean, effect = fmean(differences), fmean([abs(a - b) for a, b in zip(trained, base, strict=True)])
+    mean, largest = fmean(differences), max(differences)
     close = mean <= limit
-    base_mean, share = 0.0, None
-    if not close or effect < WEAK * limit:
-        served_base = _flat(serving.logprobs(None, reference.rows, dtype=dtype, quantization=quantization))
-        base_mean = fmean([abs(a - b) for a, b in zip(base, served_base, strict=True)])
-        share = arrived(_minus(trained, base), _minus(served, served_base))
+    if reference.base is not None:
+        effect = _distance(trained, _flat(reference.base))
+        if close and effect >= WEAK * limit:
+            return Verdict(Parity(dtype, quantization, len(trained), mean, largest, limit, True, effect), None)
+    here = _flat(serving.logprobs(None, reference.rows, dtype=dtype, quantization=quantization))
+    there = here if reference.base is None else _flat(reference.base)
+    effect, share = _distance(trained, there), arrived(_minus(trained, there), _minus(served, here))
     passed = close and (share is None or abs(share - 1) <= ARRIVED)
-    parity = Parity(dtype, quantization, len(differences), mean, max(differences), limit, passed, effect, share)
-    return Verdict(parity, None if passed else _complaint(parity, base_mean))
+    parity = Parity(dtype, quantization, len(trained), mean, largest, limit, passed, effect, share)
+    return Verdict(parity, None if passed else _complaint(parity, _distance(there, here)))
 
 
 def arrived(there: Sequence[float], here: Sequence[float]) -> float | None:
@@ -131,6 +134,10 @@ def _complaint(parity: Parity, base_mean: float) -> str:
         "what was trained, or the serving path computes it otherwise. Do not serve it. Run `rootstock validate` on "
         "the folder, train again with gate.dtype: float32 to rule out rounding, and report it with the folder."
     )
+
+
+def _distance(one: Sequence[float], other: Sequence[float]) -> float:
+    return fmean([abs(a - b) for a, b in zip(one, other, strict=True)])
 
 
 def _flat(rows: Logprobs) -> list[float]:

@@ -5,7 +5,6 @@ The run itself is training/run.py's; nothing of training is imported before this
 """
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +16,6 @@ from server.commands.parcel import Parcel, check
 
 if TYPE_CHECKING:
     from training.config import TrainConfig
-    from training.workdir import Again
 
 
 def train(
@@ -39,6 +37,7 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON for scripts.")] = False,
 ) -> None:
     """Train an adapter, prove that it behaves in the server as in the trainer, and make it callable."""
+    from training.launched import is_first
     from training.reading import read_config
 
     told = read_config(config, [*(changes or []), *_overrides(output, push, name, alias)])
@@ -49,8 +48,8 @@ def train(
     parcel = None if told.push is None else Parcel(told.push.url, told.push_name, told.push.alias)
     if parcel is not None:
         parcel.check_address()
-    folder = _run(told, data, "ask" if resume is None else "resume" if resume else "fresh")
-    if not _is_first_process():
+    folder = _run(told, data, resume)
+    if not is_first():
         return
     typer.echo(f"written to {folder}")
     if parcel is not None:
@@ -87,7 +86,7 @@ def _describe(config: "TrainConfig", data: Path, as_json: bool) -> None:
         typer.echo(str(found))
 
 
-def _run(config: "TrainConfig", data: Path, again: "Again") -> Path:
+def _run(config: "TrainConfig", data: Path, resume: bool | None) -> Path:
     from rich.console import Console
 
     from server.parity import EngineServing
@@ -96,9 +95,4 @@ def _run(config: "TrainConfig", data: Path, again: "Again") -> Path:
 
     with Terminal(Console(stderr=True)) as watch:
         serving = EngineServing(config.base, data, config.device)
-        return run(config, data_dir=data, again=again, watch=watch, serve=serving if config.gate.enabled else None)
-
-
-def _is_first_process() -> bool:
-    """Under `accelerate launch`, one process speaks for all."""
-    return os.environ.get("RANK", "0") == "0"
+        return run(config, data_dir=data, resume=resume, watch=watch, serve=serving if config.gate.enabled else None)
