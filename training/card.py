@@ -31,7 +31,7 @@ OBJECTIVES = {
 SCORES = {
     "exact": "share of greedy answers that are exactly the expected text",
     "json": "share of greedy answers that are, as a whole, JSON with exactly the expected value",
-    "contains": "share of greedy answers that hold every line of the expected text",
+    "contains": "share of greedy answers that hold all the words asked for",
 }
 NOT_MEASURED = "not measured"
 
@@ -109,8 +109,9 @@ def _gained(report: Report, config: TrainConfig) -> Iterator[str]:
     yield _row("loss, nats per token that counts", report.heldout_loss, ".4f")
     if report.task_score is not None and config.score is not None:
         yield ""
+        held = "" if not config.score.words else f" ({', '.join(config.score.words)})"
         yield (
-            f"Score: {SCORES[config.score.metric]}, cut at {config.score.max_new_tokens} tokens; "
+            f"Score: {SCORES[config.score.metric]}{held}, cut at {config.score.max_new_tokens} tokens; "
             f"of the first {config.score.limit} examples at most."
         )
 

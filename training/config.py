@@ -125,6 +125,9 @@ class Score(Section):
     """A task score on the held-out split, beside its loss: greedy answers compared with the ones in the data."""
 
     metric: Literal["exact", "json", "contains"] = "exact"
+    words: tuple[str, ...] = Field(
+        default=(), description="For contains: what each answer must hold; unset: the lines of its expected answer."
+    )
     max_new_tokens: Positive = 64
     limit: Positive = Field(200, description="At most so many held-out examples are answered.")
 
@@ -220,6 +223,8 @@ def _out_of_place(config: TrainConfig) -> Iterator[str]:
             yield f"{section}: objective: {config.objective} does not read it, {_READ_BY_WORDS[section]}"
     if config.score is not None and config.objective != "sft":
         yield f"score: the examples of objective: {config.objective} have no answer to compare with. Remove score."
+    if config.score is not None and config.score.words and config.score.metric != "contains":
+        yield f"score.words: metric: {config.score.metric} does not look for words. Set score.metric to contains."
     if config.data.packing and config.objective != "sft":
         yield f"data.packing: objective: {config.objective} looks at whole answers. Set it to false."
 

@@ -41,7 +41,7 @@ def ask(
     prompts = [example.prompt_ids for example, _ in asked]
     given = answers(model, tokenizer, prompts, max_new_tokens=settings.max_new_tokens)
     return tuple(
-        Answer(str(tokenizer.decode(prompt)), expected, answer, matches(settings.metric, answer, expected))
+        Answer(str(tokenizer.decode(prompt)), expected, answer, matches(settings, answer, expected))
         for prompt, (_, expected), answer in zip(prompts, asked, given, strict=True)
     )
 
@@ -64,18 +64,18 @@ def samples(base: Sequence[Answer], trained: Sequence[Answer]) -> tuple[Sample, 
     )
 
 
-def matches(metric: str, answer: str, expected: str) -> bool:
+def matches(settings: Score, answer: str, expected: str) -> bool:
     """Whether an answer is right; white space around it never matters.
 
-    exact: the same text. json: the same JSON value, so spaces and the order of keys do not matter. contains: every
-    line of the expected text occurs in the answer, in any case of letters.
+    exact: the same text. json: the same JSON value, so spaces and the order of keys do not matter. contains: the
+    answer holds each of `settings.words`, or else every line of the expected text, in any case of letters.
     """
     answer, expected = answer.strip(), expected.strip()
-    if metric == "json":
+    if settings.metric == "json":
         return _same_json(answer, expected)
-    if metric == "contains":
-        wanted = (line.strip().lower() for line in expected.splitlines())
-        return all(line in answer.lower() for line in wanted)
+    if settings.metric == "contains":
+        wanted = settings.words or tuple(line.strip() for line in expected.splitlines())
+        return all(words.lower() in answer.lower() for words in wanted)
     return answer == expected
 
 

@@ -1,6 +1,7 @@
 """The task score: what counts as right, and that batched greedy answers are what each prompt alone gives."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 import torch
@@ -56,8 +57,14 @@ def example(tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str | None)
         ("contains", "That is Lima.", "lima\nmatey", False),
     ],
 )
-def test_what_is_right(metric: str, answer: str, expected: str, right: bool) -> None:
-    assert matches(metric, answer, expected) is right
+def test_what_is_right(metric: Literal["exact", "json", "contains"], answer: str, expected: str, right: bool) -> None:
+    assert matches(Score(metric=metric), answer, expected) is right
+
+
+def test_words_stand_for_the_expected_text() -> None:
+    settings = Score(metric="contains", words=("matey", "be"))
+    assert matches(settings, "That BE Lima, Matey.", "anything at all")
+    assert not matches(settings, "That is Lima, matey.", "That is Lima, matey.")
 
 
 @torch.inference_mode()
