@@ -15,9 +15,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from loader.base import device_named, quiet, tokenizer_of
+from loader.base import device_named, tokenizer_of
 from loader.product import lacks_instructions
 from loader.source import Source
+from training import launched
 from training.config import TrainConfig
 from training.errors import ConfigInvalid
 from training.quiet import libraries_quiet
@@ -67,7 +68,7 @@ def load(config: TrainConfig, source: Source) -> Loaded:
 
 
 def _causal(source: Source, options: dict[str, Any]) -> PreTrainedModel:
-    with quiet():
+    with libraries_quiet():
         loaded = AutoModelForCausalLM.from_pretrained(source.path, use_safetensors=True, **options)
     return cast(PreTrainedModel, loaded)
 
@@ -91,6 +92,8 @@ def _classifier(config: TrainConfig, source: Source, options: dict[str, Any]) ->
 def training_device(config: TrainConfig) -> torch.device:
     """The CPU, or the CUDA device that the trainer will take: the first, or the launcher's. Raises ConfigInvalid."""
     device = device_named(config.device)
+    if device.type == "cuda" and launched.processes() > 1:
+        device = torch.device("cuda", launched.local_rank())
     if config.device not in ("auto", "cpu", "cuda"):
         fix = "Write auto, cpu or cuda, and choose among several GPUs with CUDA_VISIBLE_DEVICES."
         raise ConfigInvalid("The config", [f"device: {config.device} cannot be trained on. {fix}"])

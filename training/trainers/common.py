@@ -15,6 +15,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer
 
+from training import launched
 from training.base import Loaded
 from training.config import TrainConfig
 from training.data.examples import Prepared
@@ -97,8 +98,7 @@ def arguments(job: Job) -> dict[str, Any]:
 
 def accumulation(config: TrainConfig) -> int:
     """Micro-batches that one process sums up for a step. Raises ConfigInvalid when processes do not divide them."""
-    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    portion = config.steps.micro_batch * processes
+    portion = config.steps.micro_batch * launched.processes()
     if config.steps.batch % portion:
         fault = f"steps.batch: {config.steps.batch} is no multiple of micro_batch x processes, {portion}."
         raise ConfigInvalid("The config", [fault])
@@ -166,6 +166,7 @@ def fit(trainer: Trainer, job: Job, *, judge: str = "eval_loss", larger_is_bette
         job.watch.note(f"Resuming after step {checkpoint.name.rpartition('-')[2]}.")
     with libraries_quiet():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.accelerator.wait_for_everyone()
     best = job.folder / "best.safetensors"
     if best.exists():
         put_back(job.model, best)

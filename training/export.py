@@ -1,0 +1,94 @@
+"""What was trained, as files: an adapter in PEFT's format as the server reads it, or a whole model.
+
+Owns names, precisions and the record of the base. Knows nothing of how it was trained.
+"""
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from adapters import config as config_file
+from adapters import header
+from adapters.provenance import QUANTIZATION, WEIGHTS
+from loader.source import Source
+from training.config import TrainConfig
+from training.graft import ADAPTER
+from training.quiet import libraries_quiet
+
+_NEVER_ROUNDED = ".lora_magnitude_vector."
+"""DoRA's magnitude scales the base's own output: rounded to bf16, it would change it by up to 0.4 %."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedBase:
+    """The base in an adapter's record: its name, its fingerprint (loader/fingerprint.py), None or its 4-bit type."""
+
+    id: str
+    weights: str
+    quantization: str | None
+
+
+def file_dtype(config: TrainConfig, source: Source) -> torch.dtype:
+    """The precision of the files: the config's for an adapter, the base's own for a whole model."""
+    name = config.adapter.saved_as
+    if config.method == "full":
+        written = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
+        name = written.get("dtype") or written.get("torch_dtype") or name
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def round_weights(model: nn.Module, config: TrainConfig, dtype: torch.dtype) -> None:
+    """Give what was trained the precision it is saved in: what is measured afterwards is what will be served."""
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.to(_precision(name, config, dtype)).to(weight.dtype)
+
+
+def write_adapter(model: PeftModel, config: TrainConfig, folder: Path, dtype: torch.dtype, base: TrainedBase) -> None:
+    """Write PEFT's two files, in `dtype` where nothing is lost by it. A reward model's head is not among them."""
+    tensors: dict[str, Tensor] = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and ".lora_" in name:
+            plain = name.replace(f".{ADAPTER}.weight", "" if _NEVER_ROUNDED in name else ".weight")
+            tensors[plain] = weight.detach().to("cpu", _precision(name, config, dtype)).contiguous()
+    record = {"format": "pt", WEIGHTS: base.weights, QUANTIZATION: base.quantization or "none"}
+    save_file(tensors, folder / header.FILE, metadata=record)
+    text = json.dumps(_adapter_config(model, base.id), indent=2, sort_keys=True)
+    (folder / config_file.FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, dtype: torch.dtype) -> None:
+    """Write a fully fine-tuned model as a directory that `--base` takes. Casts `model`: use it no more."""
+    module: nn.Module = model
+    module.to(dtype=dtype)
+    with libraries_quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _adapter_config(model: PeftModel, base: str) -> dict[str, Any]:
+    settings = copy.copy(model.peft_config[ADAPTER])
+    settings.base_model_name_or_path = base
+    settings.inference_mode = True
+    values: dict[str, Any] = settings.to_dict()
+    # Sets have another order in each process; a reward model's head lies in a file of its own.
+    values |= {"target_modules": sorted(values["target_modules"]), "modules_to_save": None}
+    if values["task_type"] != "CAUSAL_LM":
+        values["task_type"] = None
+    return values
+
+
+def _precision(name: str, config: TrainConfig, dtype: torch.dtype) -> torch.dtype:
+    """PiSSA's two halves are large and nearly cancel each other: rounded, little would be left of the difference."""
+    if _NEVER_ROUNDED in name or (config.adapter.init == "pissa" and ".lora_" in name) or "score." in name:
+        return torch.float32
+    return dtype
