@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from server.commands import adapters, chat, merge, offline, train
+from server.commands import adapters, chat, merge, offline, plan, train
 from server.commands.flags import with_settings_flags
 from server.version import version
 
@@ -23,6 +23,7 @@ _app.command()(offline.validate)
 _app.command()(merge.merge)
 _app.command()(chat.chat)
 _app.command()(train.train)
+_app.command()(plan.plan)
 
 
 @_app.command("version")
