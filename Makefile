@@ -17,7 +17,7 @@ STAMP := .venv/.installed
 DEV_STAMP := .venv/.installed-dev
 DEMO_ADAPTERS := $(patsubst %/,%,$(dir $(wildcard demo/adapters/*/adapter_config.json)))
 
-.PHONY: help setup serve test lint format bench bench-step demo-adapters clean
+.PHONY: help setup serve test lint format bench bench-step compare-training demo-adapters clean
 
 help:  ## What can be typed here.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -57,6 +57,9 @@ bench: $(DEV_STAMP)  ## Measure base, one adapter, eight adapters, and the NF4 o
 
 bench-step: $(DEV_STAMP)  ## Measure a decode step against its bare matrix products.
 	$(BIN)/python -m bench.step $(BENCH_FLAGS)
+
+compare-training: $(DEV_STAMP)  ## Compare full, LoRA, QLoRA and DoRA on the README's task; goes on where it was.
+	$(BIN)/python -m bench.training $(BENCH_FLAGS)
 
 demo-adapters: $(DEV_STAMP)  ## Train the demo adapters again.
 	$(BIN)/python -m demo.train pirate

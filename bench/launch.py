@@ -37,7 +37,7 @@ def serve(data_dir: Path, flags: Sequence[str]) -> Iterator[Server]:
     data_dir.mkdir(parents=True, exist_ok=True)
     log = data_dir / "bench.log"
     url = f"http://127.0.0.1:{_free_port()}"
-    command = [_rootstock(), "serve", "--data-dir", str(data_dir), "--port", url.rsplit(":", 1)[-1], *flags]
+    command = [rootstock(), "serve", "--data-dir", str(data_dir), "--port", url.rsplit(":", 1)[-1], *flags]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
@@ -67,7 +67,8 @@ def upload(url: str, name: str, directory: Path) -> None:
         raise RuntimeError(f"Uploading {name} answered {reply.status_code}: {reply.text}")
 
 
-def _rootstock() -> str:
+def rootstock() -> str:
+    """The command of this environment. Raises RuntimeError where it is not installed."""
     beside = Path(sys.executable).with_name("rootstock")
     found = str(beside) if beside.exists() else shutil.which("rootstock")
     if found is None:
