@@ -16,6 +16,7 @@ from server.commands.parcel import Parcel, check
 
 if TYPE_CHECKING:
     from training.config import TrainConfig
+    from training.data.prepare import Checked
 
 
 def train(
@@ -37,13 +38,14 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON for scripts.")] = False,
 ) -> None:
     """Train an adapter, prove that it behaves in the server as in the trainer, and make it callable."""
+    from training.data.prepare import check as check_data
     from training.launched import is_first
     from training.reading import read_config
 
     told = read_config(config, [*(changes or []), *_overrides(output, push, name, alias)])
-    data = data_folder(data_dir)
+    data, checked = data_folder(data_dir), check_data(told)  # bad lines are told before torch is there
     if dry_run:
-        _describe(told, data, as_json)
+        _describe(told, checked, data, as_json)
         return
     parcel = None if told.push is None else Parcel(told.push.url, told.push_name, told.push.alias)
     if parcel is not None:
@@ -65,18 +67,17 @@ def _overrides(output: Path | None, push: str | None, name: str | None, alias: s
             yield f"{key}={json.dumps(value)}"
 
 
-def _describe(config: "TrainConfig", data: Path, as_json: bool) -> None:
+def _describe(config: "TrainConfig", checked: "Checked", data: Path, as_json: bool) -> None:
     """What a run would learn from, on one rendered example; no weights are loaded."""
     from rich.console import Console
 
     from loader.base import tokenizer_of
     from loader.source import resolve
-    from training.data import prepare
+    from training.data.prepare import encode
     from training.dry_run import describe
 
-    checked = prepare.check(config)
     tokenizer = tokenizer_of(resolve(config.base, data))
-    found = describe(prepare.encode(config, checked, tokenizer), config, tokenizer)
+    found = describe(encode(config, checked, tokenizer), config, tokenizer)
     console = Console()
     if as_json:
         print_json(found.as_json())

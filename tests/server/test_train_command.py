@@ -1,0 +1,122 @@
+"""`rootstock train` around the run: errors with their exit codes, the dry run, and the way to the server."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from adapters.errors import AliasInvalid, NameInvalid
+from server.commands.errors import CommandFailed, Unreachable
+from server.commands.parcel import Parcel, curl
+from tests.server.test_cli import rootstock
+from tests.support.face import Face, make_face, write_adapter
+from tests.support.http import LiveServer, serve
+from tests.support.models import tiny_model_dir
+
+NOWHERE = "http://127.0.0.1:9"
+
+
+@pytest.fixture(scope="module")
+def face(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Face]:
+    made = make_face(tmp_path_factory.mktemp("train"))
+    yield made
+    made.registry.close()
+
+
+@pytest.fixture(scope="module")
+def live(face: Face) -> Iterator[LiveServer]:
+    with serve(face.app) as server:
+        yield server
+
+
+def run(folder: Path, config: str, *words: str) -> "subprocess.CompletedProcess[str]":
+    (folder / "config.yaml").write_text(config)
+    return rootstock("train", str(folder / "config.yaml"), "--data-dir", str(folder / "data"), *words)
+
+
+def data(folder: Path, *lines: object) -> Path:
+    file = folder / "train.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def test_a_bad_config_is_exit_2_with_every_fault(tmp_path: Path) -> None:
+    done = run(
+        tmp_path, "output: out\nmethd: lora\ndata: {train: t.jsonl, max_seq_length: 5}\n", "--set", "steps.batch=5"
+    )
+    assert done.returncode == 2
+    for part in ("methd", "method", "data.max_tokens"):
+        assert part in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_flags_are_keys_of_the_config(tmp_path: Path) -> None:
+    config = f"output: out\nmethod: full\ndata: {{train: {tmp_path / 't.jsonl'}}}\n"
+    done = run(tmp_path, config, "--push", NOWHERE, "--name", "7")
+    assert done.returncode == 2
+    assert "only adapters are pushed" in done.stderr
+
+
+def test_a_bad_line_of_data_is_exit_1_before_a_base_is_looked_for(tmp_path: Path) -> None:
+    file = data(tmp_path, {"prompt": "a", "completion": "b"}, {"prompt": "a"})
+    done = run(tmp_path, f"output: {tmp_path / 'out'}\nbase: /nowhere\ndata: {{train: {file}}}\n", "--dry-run")
+    assert done.returncode == 1
+    assert f"{file}:2" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_server_that_is_not_there_is_exit_3_before_anything_is_trained(tmp_path: Path) -> None:
+    file = data(tmp_path, *({"prompt": f"say {n}", "completion": f"{n}!"} for n in range(12)))
+    done = run(tmp_path, f"output: {tmp_path / 'out'}\nbase: /nowhere\ndata: {{train: {file}}}\n", "--push", NOWHERE)
+    assert done.returncode == 3
+    assert "train without --push" in done.stderr
+
+
+def test_the_dry_run_shows_an_example_and_writes_nothing(tmp_path: Path) -> None:
+    base = tiny_model_dir("llama", tmp_path / "models")
+    file = data(tmp_path, *({"prompt": f"say {n}", "completion": f"{n}!"} for n in range(12)))
+    config = f"output: {tmp_path / 'out'}\nbase: {base}\ndata: {{train: {file}}}\n"
+    done = run(tmp_path, config, "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["train"]["examples"] + json.loads(done.stdout)["heldout"]["examples"] == 12
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_parcel_is_callable_before_its_alias_moves(live: LiveServer, face: Face, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "a", 1)
+    told = Parcel(live.url, "taught", "prod").deliver(folder)
+    assert "taught@1 added" in told and told.endswith(curl(live.url, "taught@prod"))
+    version = face.catalog.resolve("taught@prod")
+    assert [request.adapter for request in face.worker.seen[-1:]] == [version.id]
+    again = Parcel(live.url, "taught", None).deliver(folder)
+    assert "was there already" in again and '"model": "taught"' in again
+
+
+def test_an_alias_stays_where_it_is_when_the_new_version_fails(live: LiveServer, face: Face, tmp_path: Path) -> None:
+    Parcel(live.url, "steady", "prod").deliver(write_adapter(tmp_path / "a", 2))
+    face.worker.fail_after = 0
+    try:
+        with pytest.raises(CommandFailed) as caught:
+            Parcel(live.url, "steady", "prod").deliver(write_adapter(tmp_path / "b", 3))
+    finally:
+        face.worker.fail_after = None
+    assert face.catalog.resolve("steady@prod").number == 1
+    assert f"rootstock adapters push {tmp_path / 'b'} --name steady --url {live.url} --alias prod" in str(caught.value)
+
+
+def test_what_the_server_refuses_is_told_with_the_way_to_try_again(live: LiveServer, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "a")
+    (folder / "adapter_model.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(CommandFailed, match="rootstock adapters push"):
+        Parcel(live.url, "broken", None).deliver(folder)
+
+
+def test_names_and_addresses_are_checked_first(live: LiveServer) -> None:
+    Parcel(live.url, "fine", "prod").check_address()
+    with pytest.raises(NameInvalid):
+        Parcel(live.url, "not a name", None).check_address()
+    with pytest.raises(AliasInvalid):
+        Parcel(live.url, "fine", "3").check_address()
+    with pytest.raises(Unreachable):
+        Parcel(NOWHERE, "fine", None).check_address()
