@@ -91,9 +91,10 @@ def _run(config: "TrainConfig", data: Path, resume: bool | None) -> Path:
     from rich.console import Console
 
     from server.parity import EngineServing
+    from training.launched import is_first
     from training.run import train as run
     from training.watch import Terminal
 
-    with Terminal(Console(stderr=True)) as watch:
+    with Terminal(Console(stderr=True, quiet=not is_first())) as watch:
         serving = EngineServing(config.base, data, config.device)
         return run(config, data_dir=data, resume=resume, watch=watch, serve=serving if config.gate.enabled else None)
