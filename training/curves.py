@@ -1,4 +1,4 @@
-"""curves.png: the loss over the steps, in training and held out, with the learning rate beneath.
+"""curves.png: the loss over the steps, in training and held out, what else tells of the objective, the learning rate.
 
 Owns the picture. Reads what training/watch.py recorded; imports no torch.
 """
@@ -13,6 +13,14 @@ TRAINED, HELD_OUT, QUIET = "#1f6f8b", "#d1495b", "#8d99ae"
 SMOOTHED = 20
 """The smoothed line is a mean over the last so many parts of the run."""
 
+BESIDE = {
+    "rewards/accuracies": "preferred first",
+    "accuracy": "preferred first",
+    "kl": "KL from the base",
+}
+"""What is drawn beside the loss or the reward where it is recorded: the share of pairs whose preferred answer has the
+higher score, and how far sampled answers are from the base's."""
+
 Record = Mapping[str, float]
 
 
@@ -21,26 +29,36 @@ def draw(records: Sequence[Record], path: Path, title: str) -> None:
     steps = [record for record in records if "loss" in record]
     if not steps:
         return
-    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-    reward = [record for record in steps if "reward" in record]
-    _curve(above, reward or steps, "reward" if reward else "loss")
-    held_out = "eval_reward" if reward else "eval_loss"
-    evaluated = _points(records, held_out)
-    if evaluated:
-        above.plot(*zip(*evaluated, strict=True), "o-", color=HELD_OUT, markersize=4, label="held out")
-    above.set_ylabel("reward" if reward else "loss (nats a token)" if _is_sft(steps) else "loss")
+    beside = next((name for name in BESIDE if name in steps[-1]), None)
+    figure = Figure(figsize=(8, 5 if beside is None else 6), dpi=120, layout="constrained")
+    ratios = (4, 1) if beside is None else (4, 2, 1)
+    panels = list(figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios))
+    above, below = panels[0], panels[-1]
+    main = "reward" if "reward" in steps[-1] else "loss"
+    _both(above, records, steps, main)
+    above.set_ylabel("loss (nats a token)" if main == "loss" and beside is None else main)
     above.legend(frameon=False)
+    if beside is not None:
+        _both(panels[1], records, steps, beside)
+        panels[1].set_ylabel(BESIDE[beside])
     above.set_title(title, loc="left", fontsize=10)
     below.plot(*zip(*_points(steps, "learning_rate"), strict=True), color=QUIET)
     below.set_ylabel("learning rate", fontsize=8)
     below.set_xlabel("step")
     below.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
-    for axes in (above, below):
+    for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.savefig(path)
+
+
+def _both(axes: Axes, records: Sequence[Record], steps: Sequence[Record], name: str) -> None:
+    """A figure in training and, where it was looked at, held out."""
+    _curve(axes, [record for record in steps if name in record], name)
+    evaluated = _points(records, f"eval_{name}")
+    if evaluated:
+        axes.plot(*zip(*evaluated, strict=True), "o-", color=HELD_OUT, markersize=4, label="held out")
 
 
 def _curve(axes: Axes, steps: Sequence[Record], name: str) -> None:
@@ -59,10 +77,6 @@ def _curve(axes: Axes, steps: Sequence[Record], name: str) -> None:
 
 def _points(records: Iterable[Record], name: str) -> list[tuple[float, float]]:
     return [(record["step"], record[name]) for record in records if name in record]
-
-
-def _is_sft(steps: Sequence[Record]) -> bool:
-    return "mean_token_accuracy" in steps[-1]
 
 
 def _mean(values: Iterable[float]) -> float:

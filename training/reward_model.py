@@ -132,7 +132,7 @@ def _with_adapter(model: PreTrainedModel, folder: Path, card: RewardCard) -> nn.
         checkpoint = read_directory(folder, shape_of(model, card.base))
     except InvalidAdapter as error:
         raise RewardModelInvalid(folder, str(error).rstrip("."), "Train it again on this base.") from None
-    settings = json.loads(checkpoint.config) | {"task_type": None}
+    settings = json.loads(checkpoint.config) | {"task_type": None, "base_model_name_or_path": None}
     with libraries_quiet():
         grafted = get_peft_model(model, LoraConfig(**settings))
     assert isinstance(grafted, PeftModel)
