@@ -4,6 +4,7 @@ Owns the order alone; each step is a module of its own.
 """
 
 import gc
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ def train(config: TrainConfig, *, data_dir: Path, resume: bool | None, watch: Wa
     Raises TrainingError or LoaderError. After GateFailed the folder is there, to be looked at, not to be pushed.
     """
     again: Again = "ask" if resume is None else "resume" if resume else "fresh"
+    launched.check_launcher(os.environ)
     check_extras(config)
     device = training_device(config)
     check_device(config, device.type)

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from tests.support.models import tiny_model_dir
 from tests.support.training_data import chat, write
+from training.errors import ConfigInvalid
+from training.launched import check_launcher
 from training.reading import read_config
 from training.run import train
 from training.watch import Silent
@@ -73,6 +75,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
         launched.kill()
     assert launched.returncode == 0, said
     return one, read_config(both).output, reports
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_a_launcher_that_spreads_one_model_is_refused(variable: str) -> None:
+    with pytest.raises(ConfigInvalid, match=r"each process holds the whole base.*several-gpus\.yaml"):
+        check_launcher({"RANK": "0", variable: "true"})
+    check_launcher({"RANK": "0", variable: "false"})
 
 
 def test_they_learn_the_same(runs: tuple[Path, Path, Path]) -> None:
