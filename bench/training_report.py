@@ -118,7 +118,8 @@ def draw(results: Sequence[Result], path: Path) -> None:
     from matplotlib.figure import Figure as Canvas
 
     canvas = Canvas(figsize=(13, 7.5), dpi=120, layout="constrained")
-    above, below = canvas.subfigures(2, 1, height_ratios=(1, 1))
+    halves: Any = canvas.subfigures(2, 1)
+    above, below = halves
     shown = [figure for figure in FIGURES if figure.title != "held-out loss"]
     for axes, figure in zip(above.subplots(1, len(shown)), shown, strict=True):
         _bars(axes, points(results, METHOD), figure)

@@ -129,7 +129,7 @@ class Score(Section):
         default=(), description="For contains: what each answer must hold; unset: the lines of its expected answer."
     )
     max_new_tokens: Positive = 64
-    limit: Positive = Field(200, description="At most so many held-out examples are answered.")
+    limit: Positive = Field(default=200, description="At most so many held-out examples are answered.")
 
 
 class Gate(Section):
@@ -154,7 +154,9 @@ class TrainConfig(Section):
     output: Path = Field(description="The folder that appears when the run is done: the adapter, card and curves.")
     data: Data
     about: str | None = Field(default=None, description="What it is for, in a sentence; the card begins with it.")
-    base: str = Field("embedded", description="As for `rootstock serve`: embedded, a directory, a GGUF, a hub id.")
+    base: str = Field(
+        default="embedded", description="As for `rootstock serve`: embedded, a directory, a GGUF, a hub id."
+    )
     method: Method = "lora"
     objective: Objective = "sft"
     quantization: Literal["nf4", "fp4"] | None = Field(

@@ -41,7 +41,7 @@ def ask(
     prompts = [example.prompt_ids for example, _ in asked]
     given = answers(model, tokenizer, prompts, max_new_tokens=settings.max_new_tokens)
     return tuple(
-        Answer(str(tokenizer.decode(prompt)), expected, answer, matches(settings, answer, expected))
+        Answer(str(tokenizer.decode(list(prompt))), expected, answer, matches(settings, answer, expected))
         for prompt, (_, expected), answer in zip(prompts, asked, given, strict=True)
     )
 
@@ -82,9 +82,8 @@ def matches(settings: Score, answer: str, expected: str) -> bool:
 def _same_json(answer: str, expected: str) -> bool:
     try:
         # json would keep the last of two equal keys and take 1 for true: neither is what was asked for.
-        return _frozen(json.loads(answer, object_pairs_hook=tuple)) == _frozen(
-            json.loads(expected, object_pairs_hook=tuple)
-        )
+        given, wanted = (_frozen(json.loads(text, object_pairs_hook=tuple)) for text in (answer, expected))
+        return bool(given == wanted)
     except (ValueError, RecursionError):
         return False
 

@@ -11,7 +11,8 @@ from training.data.examples import Example
 from training.parity import BOUNDS, LONGEST, Reference, arrived, bound, compare, rows_of
 
 ROWS = ((1, 2, 3), (4, 5))
-REFERENCE = Reference(ROWS, trained=[[-1.0, -2.0], [-3.0]], base=[[-4.0, -5.0], [-6.0]])
+BASE = [[-4.0, -5.0], [-6.0]]
+REFERENCE = Reference(ROWS, trained=[[-1.0, -2.0], [-3.0]], base=BASE)
 
 
 @dataclass
@@ -27,7 +28,7 @@ class Serving:
     ) -> list[list[float]]:
         assert tuple(map(tuple, rows)) == ROWS
         self.asked.append(adapter)
-        known, off = (REFERENCE.base, self.base_off) if adapter is None else (REFERENCE.trained, self.adapter_off)
+        known, off = (BASE, self.base_off) if adapter is None else (REFERENCE.trained, self.adapter_off)
         return [[value + off for value in row] for row in known]
 
 

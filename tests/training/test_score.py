@@ -101,7 +101,7 @@ def test_an_answer_ends_where_the_model_ends_it(tokenizer: PreTrainedTokenizerFa
 
 def test_what_is_asked_and_how_it_is_counted(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     ends = end_tokens(model, tokenizer)
-    truth = [tokenizer.decode(alone(model, tokenizer.encode(prompt), ends, 6)) for prompt in PROMPTS[:2]]
+    truth = [str(tokenizer.decode(alone(model, tokenizer.encode(prompt), ends, 6))) for prompt in PROMPTS[:2]]
     heldout = [
         example(tokenizer, "plain text has no answer", None),
         example(tokenizer, PROMPTS[0], truth[0]),

@@ -113,7 +113,7 @@ def test_only_tokens_that_count_have_a_label() -> None:
 
 
 def test_checkpointing_changes_nothing_but_the_memory(base: Source, tmp_path: Path) -> None:
-    kept = job(config(tmp_path / "a"), base, tmp_path / "a.work")
+    kept = job(config(tmp_path / "a", steps={"checkpointing": False}), base, tmp_path / "a.work")
     again = job(config(tmp_path / "b", steps={"checkpointing": True}), base, tmp_path / "b.work")
     sft.train(kept)
     sft.train(again)
