@@ -18,7 +18,7 @@ class Footprint(TorchDispatchMode):
     """Bytes of the storages seen so far and still alive (`live`), and the most there ever were (`peak`)."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
         self._seen: set[int] = set()
 
