@@ -32,6 +32,11 @@ class Example:
     def tokens(self) -> int:
         return len(self.ids)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of its longest sequence."""
+        return len(self.ids)
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -46,6 +51,11 @@ class Pair:
         """Of the two sequences that are trained on: the prompt is in both."""
         return 2 * len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of its longest sequence."""
+        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -56,6 +66,11 @@ class Prompt:
 
     @property
     def tokens(self) -> int:
+        return len(self.ids)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of its longest sequence; the answer to come is not counted."""
         return len(self.ids)
 
 

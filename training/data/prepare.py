@@ -78,7 +78,17 @@ def encode(config: TrainConfig, checked: Checked, tokenizer: Tokenizer) -> Prepa
     heldout, more = _encoded(maker, checked.heldout)
     if faults or more:
         raise DataInvalid([*faults, *more])
-    return Prepared(train, heldout, checked.format, (*checked.notes, *maker.notes()))
+    notes = (*checked.notes, *maker.notes(), *_beyond(tokenizer.model_max_length, train, heldout))
+    return Prepared(train, heldout, checked.format, notes)
+
+
+def _beyond(limit: int, *splits: Split) -> Iterator[str]:
+    """Not an error: positions beyond what a base was trained for are computed, only badly."""
+    if over := sum(example.longest > limit for split in splits for example in split.examples):
+        yield (
+            f"{over} examples are longer than {limit} tokens, which the tokenizer names as the base's limit. "
+            f"Set data.max_tokens to {limit}."
+        )
 
 
 def _encoded(maker: Maker, side: Side) -> tuple[Split, list[str]]:

@@ -102,6 +102,24 @@ def test_a_turn_of_weight_0_is_not_learned(tmp_path: Path) -> None:
         prepared(tmp_path, [row], made)
 
 
+def test_a_learned_answer_may_think_and_nobody_else(tmp_path: Path) -> None:
+    made = tokenizer("chatml")
+    one = example(tmp_path, chat("<think>a</think>", "<think>b</think>c"), made)
+    begin = made.convert_tokens_to_ids("<think>")
+    assert begin not in one.prompt_ids
+    assert one.ids[one.answer_at] == begin
+
+
+def test_examples_beyond_the_bases_limit_are_noted(tmp_path: Path) -> None:
+    made = tokenizer("chatml")
+    kept, made.model_max_length = made.model_max_length, 60
+    try:
+        [note] = prepared(tmp_path, [chat("a", "b" * 60), chat("a", "b")], made).notes
+    finally:
+        made.model_max_length = kept
+    assert note.startswith("1 examples are longer than 60 tokens")
+
+
 def test_content_as_a_list_of_parts(tmp_path: Path) -> None:
     made = tokenizer("chatml")
     parts = {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
