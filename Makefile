@@ -1,7 +1,8 @@
 # Everything a newcomer or CI types. Needs Python 3.11+, make and pip; the environment is .venv.
 #
 #   PIP_FLAGS    more flags for pip, such as an index that carries CPU-only torch wheels
-#   SERVE_FLAGS  more flags for `rootstock serve`, such as --port 9000 or --quantization nf4
+#   SERVE_FLAGS  more flags for `rootstock serve`, such as --port 9000, or
+#                --quantization nf4 --allow-quantization-mismatch (the demo adapters were trained unquantized)
 #   TEST_FLAGS   more flags for pytest, such as -x or a path
 #   BENCH_FLAGS  more flags for the bench
 

@@ -98,7 +98,8 @@ class Catalog:
 
     def __init__(self, registry: Registry, store: BlobStore, base: ServedBase, reserved: frozenset[str]) -> None:
         self.on_forgotten: Callable[[AdapterId], None] = _nobody
-        self._registry, self._store, self._base, self._reserved = registry, store, base, reserved
+        self.base = base
+        self._registry, self._store, self._reserved = registry, store, reserved
         self._lock = threading.Lock()
         self._uses: dict[AdapterId, int] = {}
         self._doomed: set[AdapterId] = set()
@@ -111,12 +112,12 @@ class Catalog:
         changed.
         """
         self._check_names(name, alias)
-        return self._register(name, read(config, weights, self._base.shape), alias)
+        return self._register(name, read(config, weights, self.base.shape), alias)
 
     def add_directory(self, name: str, path: Path, alias: str | None = None) -> tuple[Version, bool]:
         """As `add`, from a directory that PEFT wrote."""
         self._check_names(name, alias)
-        return self._register(name, read_directory(path, self._base.shape), alias)
+        return self._register(name, read_directory(path, self.base.shape), alias)
 
     def resolve(self, ref: str) -> Version:
         """`name` (its newest version), `name@3`, `name@alias` or `name@sha256:…`.
@@ -156,7 +157,7 @@ class Catalog:
     def set_pinned(self, name: str, pinned: bool) -> Version:
         """Ask for the newest version of `name` to stay on the device. Raises UnknownAdapter, BaseMismatch."""
         if pinned:
-            self._base.check(self.resolve(name).manifest)
+            self.base.check(self.resolve(name).manifest)
         return self._registry.set_pinned(name, pinned)
 
     def pinned(self) -> Versions:
@@ -171,7 +172,7 @@ class Catalog:
             self._hold(version.id)
         lease = Lease(version, self._release)
         try:
-            self._base.check(version.manifest)
+            self.base.check(version.manifest)
         except BaseException:
             lease.release()
             raise
@@ -180,7 +181,7 @@ class Catalog:
     def misfit(self, version: Version) -> str | None:
         """Why this base cannot serve a version that is registered, or None if it can."""
         try:
-            self._base.check(version.manifest)
+            self.base.check(version.manifest)
         except BaseMismatch as error:
             return str(error)
         return None
@@ -217,7 +218,7 @@ class Catalog:
             check_alias(alias)
 
     def _register(self, name: str, checkpoint: Checkpoint, alias: str | None) -> tuple[Version, bool]:
-        self._base.check(checkpoint.manifest)
+        self.base.check(checkpoint.manifest)
         with self._holding(checkpoint.manifest.id):
             self._store.put(checkpoint)
             with self._resolved.changing():

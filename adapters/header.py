@@ -93,9 +93,14 @@ def read_header(path: Path, max_tensors: int) -> Header:
     return Header(found, metadata)
 
 
-def write_header(tensors: Mapping[str, TensorSpec]) -> tuple[bytes, dict[str, TensorSpec]]:
-    """The header of a new file that holds `tensors` in the mapping's order, and where they then lie."""
-    entries: dict[str, Json] = {"__metadata__": {"format": "pt"}}
+def write_header(
+    tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, TensorSpec]]:
+    """The header of a new file that holds `tensors` in the mapping's order, and where they then lie.
+
+    `metadata` comes beside the format's own entry. Equal arguments give equal bytes.
+    """
+    entries: dict[str, Json] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     at, offsets = 0, {}
     for name, spec in tensors.items():
         offsets[name] = at

@@ -42,10 +42,9 @@ class ServedBase:
         quantization: str | None = None,
         allow_other_quantization: bool = False,
     ) -> None:
-        self.shape = shape
+        self.shape, self.quantization, self.allows_other_quantization = shape, quantization, allow_other_quantization
         self._compute, self._known = weights, ""
         self._lock = threading.Lock()
-        self._quantization, self._allow = quantization or "none", allow_other_quantization
         self._fitting: set[AdapterId] = set()
 
     @property
@@ -76,14 +75,14 @@ class ServedBase:
                 )
 
     def _check_record(self, record: TrainedOn) -> None:
-        weights, quantization, base = self.weights, self._quantization, self.shape.base_id
+        weights, quantization, base = self.weights, self.quantization or "none", self.shape.base_id
         if record.weights != weights:
             raise BaseMismatch(
                 f"This adapter was trained on other weights than are served. Trained on: {record.weights}, "
                 f"quantization {record.quantization}. Served: {weights}, quantization {quantization} ({base}).",
                 "Serve the base that it was trained on (--base), or train it again on this one.",
             )
-        if record.quantization != quantization and not self._allow:
+        if record.quantization != quantization and not self.allows_other_quantization:
             plain = record.quantization == "none"
             same = "without --quantization" if plain else f"with --quantization {record.quantization}"
             raise BaseMismatch(

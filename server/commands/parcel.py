@@ -39,10 +39,11 @@ class Parcel:
     name: str
     alias: str | None
 
-    def check_address(self) -> None:
-        """What can be known before hours are spent on training: that the names are valid and a server answers.
+    def check_address(self, quantization: str | None) -> None:
+        """What can be known before hours are spent on training: that the names are valid and a server answers, which
+        takes adapters that were trained on a base in this `quantization`.
 
-        Raises NameInvalid, AliasInvalid, Unreachable.
+        Raises NameInvalid, AliasInvalid, Unreachable, CommandFailed.
         """
         from adapters.naming import check_alias, check_name
         from server.commands.http import Server
@@ -51,11 +52,18 @@ class Parcel:
         if self.alias is not None:
             check_alias(self.alias)
         try:
-            Server(self.url).call("GET", "/version")
+            about = Server(self.url).call("GET", "/version")
         except Unreachable as error:
             raise Unreachable(
                 f"{error} Or train without --push, and upload later: rootstock adapters push DIR."
             ) from None
+        served = about.get("quantization")
+        if served != quantization and not about.get("allows_other_quantization"):
+            raise CommandFailed(
+                f"The server at {self.url} serves {about.get('base')} with quantization {served or 'none'}, but this "
+                f"trains on quantization {quantization or 'none'}, so it would refuse the adapter. Train on the same, "
+                "or start the server with --allow-quantization-mismatch."
+            )
 
     def deliver(self, folder: Path) -> str:
         """Upload and wait; the words for the user. Raises CommandFailed with the command that tries again."""

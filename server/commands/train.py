@@ -49,7 +49,7 @@ def train(
         return
     parcel = None if told.push is None else Parcel(told.push.url, told.push_name, told.push.alias)
     if parcel is not None:
-        parcel.check_address()
+        parcel.check_address(told.quantized)
     folder = _run(told, data, resume)
     if not is_first():
         return

@@ -45,8 +45,14 @@ async def health(services: ServicesDep) -> Response:
 
 @router.get("/version")
 async def show_version(services: ServicesDep) -> dict[str, Any]:
-    """The server's version and the base it serves."""
-    return {"version": version(), "base": services.base_id}
+    """The server's version, the base it serves, and the quantization that adapters are held against."""
+    base = services.catalog.base
+    return {
+        "version": version(),
+        "base": services.base_id,
+        "quantization": base.quantization,
+        "allows_other_quantization": base.allows_other_quantization,
+    }
 
 
 @router.get("/metrics")

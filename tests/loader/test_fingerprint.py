@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from safetensors.numpy import save_file
 from loader.errors import BaseNotFound
 from loader.fingerprint import fingerprint, is_fingerprint
 
-Arrays = Mapping[str, NDArray[np.float32]]
+Arrays = Mapping[str, NDArray[Any]]
 RANDOM = np.random.default_rng(3)
 TENSORS: Arrays = {f"layers.{n}.weight": RANDOM.standard_normal((n + 1, 3)).astype(np.float32) for n in range(5)}
 
@@ -24,7 +25,7 @@ def base(folder: Path, *shards: Arrays, metadata: Mapping[str, str] | None = Non
     if len(shards) == 1:
         save_file(dict(shards[0]), folder / "model.safetensors", metadata=dict(metadata or {}))
         return folder
-    places = {}
+    places: dict[str, str] = {}
     for number, shard in enumerate(shards):
         save_file(dict(shard), folder / f"model-{number}.safetensors", metadata={"format": "pt", **(metadata or {})})
         places |= dict.fromkeys(shard, f"model-{number}.safetensors")
@@ -45,7 +46,7 @@ def test_shards_order_and_metadata_do_not_count(tmp_path: Path) -> None:
 
 def test_every_part_of_a_tensor_counts(tmp_path: Path) -> None:
     first = next(iter(TENSORS))
-    changed = {
+    changed: dict[str, Arrays] = {
         "value": {**TENSORS, first: TENSORS[first] + np.float32(2**-20)},
         "shape": {**TENSORS, first: TENSORS[first].reshape(3, 1)},
         "dtype": {**TENSORS, first: TENSORS[first].view(np.int32)},

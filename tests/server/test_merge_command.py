@@ -57,7 +57,8 @@ def loaded(path: Path, quantization: str | None = None) -> PreTrainedModel:
     config = config_for(quantization, torch.float32) if quantization else None
     made = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, quantization_config=config)
     assert isinstance(made, PreTrainedModel)
-    return made.eval()
+    made.eval()
+    return made
 
 
 @pytest.mark.parametrize("way", list(Way))
@@ -82,14 +83,15 @@ def test_without_a_choice_it_asks_and_writes_nothing(model: Path, adapter: Path,
 
 
 def test_heldout_reports_base_and_adapter_beside_both_ways(
-    model: Path, adapter: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, adapter: Path, out: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     heldout = tmp_path / "heldout.jsonl"
     heldout.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
     merge(
         adapter, out, base=str(model), way=Way.quantized, heldout=heldout, dtype="float32", data_dir=tmp_path / "data"
     )
-    told = capsys.readouterr().out
+    told, beside = capfd.readouterr()
+    assert "it/s]" not in beside, "a library drew bars of its own"
     losses = {name.strip(): float(loss) for name, loss in re.findall(r"^  (\S.*?)\s+([\d.]+)$", told, re.M)}
     assert list(losses) == ["base + adapter", "merged, from quantized", "merged, from original"]
     assert losses["merged, from quantized"] == pytest.approx(losses["base + adapter"], abs=2e-3)

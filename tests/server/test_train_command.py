@@ -113,10 +113,12 @@ def test_what_the_server_refuses_is_told_with_the_way_to_try_again(live: LiveSer
 
 
 def test_names_and_addresses_are_checked_first(live: LiveServer) -> None:
-    Parcel(live.url, "fine", "prod").check_address()
+    Parcel(live.url, "fine", "prod").check_address(None)
+    with pytest.raises(CommandFailed, match="--allow-quantization-mismatch"):
+        Parcel(live.url, "fine", "prod").check_address("nf4")
     with pytest.raises(NameInvalid):
-        Parcel(live.url, "not a name", None).check_address()
+        Parcel(live.url, "not a name", None).check_address(None)
     with pytest.raises(AliasInvalid):
-        Parcel(live.url, "fine", "3").check_address()
+        Parcel(live.url, "fine", "3").check_address(None)
     with pytest.raises(Unreachable):
-        Parcel(NOWHERE, "fine", None).check_address()
+        Parcel(NOWHERE, "fine", None).check_address(None)
