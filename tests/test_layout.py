@@ -32,12 +32,15 @@ MAY_IMPORT_TORCH = {
     "engine.sampler",
     "loader.base",
     "loader.convert",
+    "loader.dequantize",
     "loader.discover",
     "loader.product",
     "loader.quantize",
     "loader.skeleton",
     "loader.suitability",
     "server.assembly",
+    "server.heldout",
+    "server.parity",
     "server.serve",
 }
 """Tensors live here; everything else is policy, files or HTTP, and is imported in milliseconds."""

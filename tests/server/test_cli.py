@@ -50,7 +50,15 @@ def test_help_needs_no_torch() -> None:
 
 def test_serve_has_a_flag_for_every_setting() -> None:
     shown = rootstock("serve", "--help").stdout
-    for flag in ("--base", "--adapter ", "--kv-cache-memory", "--drain-timeout", "--adapter-root", "--config"):
+    for flag in (
+        "--base",
+        "--adapter ",
+        "--kv-cache-memory",
+        "--drain-timeout",
+        "--adapter-root",
+        "--config",
+        "--allow-quantization-mismatch",
+    ):
         assert flag in shown, flag
 
 
