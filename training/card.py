@@ -34,6 +34,22 @@ SCORES = {
     "contains": "share of greedy answers that hold all the words asked for",
 }
 NOT_MEASURED = "not measured"
+_REINFORCED = (
+    ("mean reward of sampled answers", "eval_reward", "base_reward"),
+    ("divergence from the base, nats per token", "eval_kl", 0.0),
+    ("mean length of the answers, tokens", "eval_completions/mean_length", None),
+)
+FIGURES: Mapping[str, Sequence[tuple[str, str, str | float | None]]] = {
+    "dpo": (
+        ("share of pairs whose preferred answer gained the more likelihood", "eval_rewards/accuracies", None),
+        ("mean margin, beta times nats", "eval_rewards/margins", 0.0),
+    ),
+    "reward": (("share of pairs whose preferred answer scores higher", "heldout_accuracy", None),),
+    "grpo": _REINFORCED,
+    "rloo": _REINFORCED,
+}
+"""What an objective is judged by on held-out data: its name, the trained model's figure in the metrics, and the base's,
+which is there too, or known, or None where the base has none."""
 
 
 def card(report: Report, config: TrainConfig) -> str:
@@ -105,8 +121,11 @@ def _gained(report: Report, config: TrainConfig) -> Iterator[str]:
     yield ""
     yield "| | base | trained |"
     yield "|---|---|---|"
-    yield _row("score", report.task_score, ".3f")
-    yield _row("loss, nats per token that counts", report.heldout_loss, ".4f")
+    if report.objective == "sft":
+        yield _row("score", report.task_score, ".3f")
+        yield _row("loss, nats per token that counts", report.heldout_loss, ".4f")
+    for name, trained, base in FIGURES.get(report.objective, ()):
+        yield _measured(name, report.metrics.get(base) if isinstance(base, str) else base, report.metrics.get(trained))
     if report.task_score is not None and config.score is not None:
         yield ""
         held = "" if not config.score.words else f" ({', '.join(config.score.words)})"
@@ -142,6 +161,11 @@ def _row(name: str, figure: BeforeAfter | None, style: str) -> str:
     if figure is None:
         return f"| {name} | {NOT_MEASURED} | {NOT_MEASURED} |"
     return f"| {name} | {figure.base:{style}} | {figure.trained:{style}} |"
+
+
+def _measured(name: str, base: float | None, trained: float | None) -> str:
+    told = (NOT_MEASURED if figure is None else f"{figure:.3f}" for figure in (base, trained))
+    return f"| {name} | {' | '.join(told)} |"
 
 
 def _served(parity: Parity | None) -> Iterator[str]:

@@ -221,7 +221,8 @@ def _contradictions(config: TrainConfig) -> Iterator[str]:
 def _out_of_place(config: TrainConfig) -> Iterator[str]:
     """Settings that this objective would not look at: whoever wrote them expects something of them."""
     for section, objectives in _READ_BY.items():
-        if section in config.model_fields_set and config.objective not in objectives:
+        changed = getattr(config, section) != TrainConfig.model_fields[section].default
+        if changed and config.objective not in objectives:
             yield f"{section}: objective: {config.objective} does not read it, {_READ_BY_WORDS[section]}"
     if config.score is not None and config.objective != "sft":
         yield f"score: the examples of objective: {config.objective} have no answer to compare with. Remove score."

@@ -29,10 +29,10 @@ NO_WEIGHTS = "sha256:" + 64 * "0"
 """A fingerprint for tests that look at no base."""
 
 
-def two_layer_base(folder: Path) -> Source:
+def two_layer_base(folder: Path, seed: int = 3) -> Source:
     """A random Llama of two layers in float32 with the byte tokenizer."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
+        torch.manual_seed(seed)
         model = LlamaForCausalLM(LlamaConfig(**{**SHAPE, "num_hidden_layers": 2}, tie_word_embeddings=True))
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)

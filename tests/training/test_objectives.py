@@ -173,7 +173,8 @@ def test_the_mean_reward_rises(objective: str, base: Source, taste: Path, tmp_pa
     )
     learner = job(told, base, tmp_path)
     before = favourites(learner)
-    TRAINERS[objective](learner)
+    outcome = TRAINERS[objective](learner)
+    assert outcome.metrics["eval_reward"] > outcome.metrics["base_reward"]
     rewards = [record["reward"] for record in records(tmp_path) if "reward" in record]
     assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.3
     assert favourites(learner) > before

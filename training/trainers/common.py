@@ -48,7 +48,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the steps came to: `metrics` are the last figures of training and evaluation, by the trainer's names."""
+    """What the steps came to: `metrics` are its figures, by the trainer's names; see `_outcome`."""
 
     steps: int
     tokens: int
@@ -158,7 +158,7 @@ def fit(trainer: Trainer, job: Job, *, judge: str = "eval_loss", larger_is_bette
     done = job.folder / TRAINED
     if done.exists():
         put_back(job.model, done)
-        return _outcome(job, trainer)
+        return _outcome(job, judge, larger_is_better)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Recorder(job.folder, job.watch, job.config.steps.patience, judge, larger_is_better))
     checkpoint = last_checkpoint(job.folder / CHECKPOINTS)
@@ -172,14 +172,19 @@ def fit(trainer: Trainer, job: Job, *, judge: str = "eval_loss", larger_is_bette
         put_back(job.model, best)
     if trainer.is_world_process_zero():
         keep(job.model, done)
-    return _outcome(job, trainer)
+    return _outcome(job, judge, larger_is_better)
 
 
-def _outcome(job: Job, trainer: Trainer) -> Outcome:
+def _outcome(job: Job, judge: str, larger_is_better: bool) -> Outcome:
+    """The last figures of training, and those of the evaluation whose weights the model ended with."""
     records = list(Metrics(job.folder / "metrics.jsonl").records())
     tokens, seconds = totals(records)
-    last: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for record in records:
-        last |= record
-    steps = int(last.pop("step", 0))
-    return Outcome(steps, tokens, seconds, last)
+        figures |= record
+    steps = int(figures.pop("step", 0))
+    looks = [record for record in records if judge in record]
+    if looks:
+        best = (max if larger_is_better else min)(looks, key=lambda record: record[judge])
+        figures |= {name: value for name, value in best.items() if name != "step"}
+    return Outcome(steps, tokens, seconds, figures)

@@ -4,20 +4,27 @@ Owns the handover to trl's GRPOTrainer (arXiv 2402.03300) and RLOOTrainer (arXiv
 to one prompt with each other, so neither needs a value head. Knows nothing of templates or files.
 """
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
+import torch
 from datasets import Dataset
+from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from training import reward_model
+from training import launched, reward_model
 from training.data.examples import Prompt
 from training.errors import ConfigInvalid
+from training.quiet import libraries_quiet
 from training.reward_model import RewardModel
 from training.trainers.common import Job, Outcome, arguments, fit, making_trainer, optimizers
 from training.trainers.reference import refer_to_base
 
 Ids = list[int]
+JUDGE = "eval_reward"
+"""The figure that says which evaluation was best. The loss of these objectives says nothing: it stays near zero."""
 
 
 class _Grpo(GRPOTrainer):
@@ -47,7 +54,10 @@ class _Judged:
 
 
 def train(job: Job) -> Outcome:
-    """Train `job.model` in place; it ends with the weights of the evaluation with the highest mean reward."""
+    """Train `job.model` in place; it ends with the weights of the evaluation with the highest mean reward.
+
+    `metrics` gains `base_reward`, the mean reward on held-out prompts before the first step.
+    """
     prompts = cast(Sequence[Prompt], job.prepared.train.examples)
     heldout = cast(Sequence[Prompt], job.prepared.heldout.examples)
     _check_portions(job, len(prompts))
@@ -68,7 +78,26 @@ def train(job: Job) -> Outcome:
             else _Rloo(args=RLOOConfig(**options), **parts)
         )
         refer_to_base(job.model)
-    return fit(trainer, job, judge="eval_reward", larger_is_better=True)
+    before = _base_reward(trainer, job) if heldout and launched.processes() == 1 else {}
+    outcome = fit(trainer, job, judge=JUDGE, larger_is_better=True)
+    return replace(outcome, metrics={**outcome.metrics, **before})
+
+
+def _base_reward(trainer: Trainer, job: Job) -> dict[str, float]:
+    """The mean reward of the base's own answers to the held-out prompts, taken once, whatever is resumed.
+
+    The random numbers that it draws are given back: a run that is interrupted before its first checkpoint must begin
+    again as an unbroken one.
+    """
+    note = job.folder / "base_reward.json"
+    if not note.exists():
+        with libraries_quiet(), torch.random.fork_rng():
+            found = trainer.evaluate()[JUDGE]
+        scratch = note.with_suffix(".new")
+        scratch.write_text(json.dumps({"base_reward": found}), encoding="utf-8")
+        scratch.replace(note)
+    figures: dict[str, float] = json.loads(note.read_text(encoding="utf-8"))
+    return figures
 
 
 def _sampling(job: Job) -> dict[str, Any]:
