@@ -10,6 +10,8 @@ from training.errors import MissingExtra
 from training.memory.plan import MemoryPlan
 
 GB = 1e9
+COLOURS, GREY = 10, "0.2"
+"""matplotlib has ten colours; the parts that come last are the smallest, and are one grey."""
 
 
 def draw(plans: Sequence[tuple[str, MemoryPlan]], limit: int | None, title: str, path: Path) -> None:
@@ -22,9 +24,9 @@ def draw(plans: Sequence[tuple[str, MemoryPlan]], limit: int | None, title: str,
     axes = figure.add_subplot()
     names = [name for name, _ in plans]
     left = [0.0] * len(plans)
-    for part in dict.fromkeys(row.name for _, plan in plans for row in plan.rows):
+    for drawn, part in enumerate(dict.fromkeys(row.name for _, plan in plans for row in plan.rows)):
         widths = [plan.bytes_of(part) / GB for _, plan in plans]
-        axes.barh(names, widths, left=left, label=part)
+        axes.barh(names, widths, left=left, label=part, color=f"C{drawn}" if drawn < COLOURS else GREY)
         left = [before + width for before, width in zip(left, widths, strict=True)]
     for at, total in enumerate(left):
         axes.annotate(f" {total:.1f}", (total, at), va="center")
@@ -32,7 +34,7 @@ def draw(plans: Sequence[tuple[str, MemoryPlan]], limit: int | None, title: str,
         axes.axvline(limit / GB, color="black", linestyle="--", linewidth=1)
     axes.invert_yaxis()
     axes.set_xlabel("GB (1e9 bytes) at the peak")
-    axes.set_xlim(0, 1.08 * max([*left, (limit or 0) / GB]))
+    axes.set_xlim(0, 1.15 * max([*left, (limit or 0) / GB]))
     axes.set_title(title, loc="left", fontsize=10)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(path, format="png", dpi=150)
