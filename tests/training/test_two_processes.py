@@ -63,16 +63,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
         *("--main_process_port", str(free_port()), "-m", "tests.support.launched", str(both), str(reports)),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    launched = subprocess.Popen(
-        launch, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
     threads = torch.get_num_threads()
-    try:
-        one = train(read_config(alone), data_dir=reports, resume=None, watch=Silent(), serve=None)
-        said, _ = launched.communicate(timeout=240)
-    finally:
-        torch.set_num_threads(threads)
-        launched.kill()
+    with subprocess.Popen(
+        launch, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as launched:
+        try:
+            one = train(read_config(alone), data_dir=reports, resume=None, watch=Silent(), serve=None)
+            said, _ = launched.communicate(timeout=240)
+        finally:
+            torch.set_num_threads(threads)
+            launched.terminate()
     assert launched.returncode == 0, said
     return one, read_config(both).output, reports
 
