@@ -10,6 +10,7 @@ import pytest
 from adapters.errors import AliasInvalid, NameInvalid
 from server.commands.errors import CommandFailed, Unreachable
 from server.commands.parcel import Parcel, curl
+from server.commands.train import train
 from tests.server.test_cli import rootstock
 from tests.support.face import Face, make_face, write_adapter
 from tests.support.http import LiveServer, serve
@@ -73,13 +74,14 @@ def test_a_server_that_is_not_there_is_exit_3_before_anything_is_trained(tmp_pat
     assert "train without --push" in done.stderr
 
 
-def test_the_dry_run_shows_an_example_and_writes_nothing(tmp_path: Path) -> None:
+def test_the_dry_run_shows_an_example_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = tiny_model_dir("llama", tmp_path / "models")
     file = data(tmp_path, *({"prompt": f"say {n}", "completion": f"{n}!"} for n in range(12)))
-    config = f"output: {tmp_path / 'out'}\nbase: {base}\ndata: {{train: {file}}}\n"
-    done = run(tmp_path, config, "--dry-run", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["train"]["examples"] + json.loads(done.stdout)["heldout"]["examples"] == 12
+    config = tmp_path / "config.yaml"
+    config.write_text(f"output: {tmp_path / 'out'}\nbase: {base}\ndata: {{train: {file}}}\n")
+    train(config, dry_run=True, data_dir=tmp_path / "data", as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told["train"]["examples"] + told["heldout"]["examples"] == 12
     assert not list(tmp_path.glob("*out*"))
 
 
