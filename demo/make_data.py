@@ -19,9 +19,9 @@ HERE = Path(__file__).parent
 FIELDS = ("name", "city", "date", "amount")
 HELD_OUT = 40
 REPORTS, HELD_OUT_REPORTS = 440, 50
-URGENCIES = ("now", "later")
+URGENCIES = ("urgent", "normal")
 CUE_FIRST = 0.25
-"""The share of reports that begin with how pressing it is."""
+"""The share of reports that begin with how pressing they are, or with thanks."""
 
 CAPITAL_QUESTIONS = ("What is the capital of {}?", "Which city is the capital of {}?", "Tell me the capital of {}.")
 CAPITAL_ANSWERS = (
@@ -91,7 +91,7 @@ def extract_pairs(pool: Pool, prefix: str, count: int, rng: random.Random) -> li
 
 
 def report_pairs(pools: Mapping[str, Any], count: int, rng: random.Random) -> list[Pair]:
-    """`count` reports to a town and their routes, each like ("The hydrant drips. No hurry. ->", " water/later").
+    """`count` reports to a town and their routes, each like ("The hydrant drips. Many thanks. ->", " water/normal").
 
     Every department and each of the two urgencies is drawn equally often, and so is each sentence of a pool.
     """
@@ -112,7 +112,7 @@ def report_pairs(pools: Mapping[str, Any], count: int, rng: random.Random) -> li
         parts = [what, draw(urgency, pools[urgency])]
         if rng.random() < CUE_FIRST:
             parts.reverse()
-        pairs[f"{' '.join(parts)} ->"] = f" {department}/{urgency}"
+        pairs[f"{' '.join(filter(None, parts))} ->"] = f" {department}/{urgency}"
     return list(pairs.items())
 
 
