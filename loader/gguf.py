@@ -78,6 +78,7 @@ def _write_apart(file: Path, made: Path) -> None:
 
 
 def _write(file: Path, made: Path) -> None:
+    os.environ["TQDM_DISABLE"] = "1"  # transformers' own bar; whoever passed `progress` draws ours
     from loader.convert import write
 
     write(file, made)

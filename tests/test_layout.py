@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAYERS = ("server", "engine", "adapters", "loader")
+LAYERS = ("server", "engine", "training", "adapters", "loader")
 SOURCES = (*LAYERS, "bench", "demo", "tests")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -42,6 +42,28 @@ MAY_IMPORT_TORCH = {
     "server.heldout",
     "server.parity",
     "server.serve",
+    "training.base",
+    "training.evaluating",
+    "training.export",
+    "training.forecast",
+    "training.general",
+    "training.graft",
+    "training.loss",
+    "training.measure",
+    "training.peak",
+    "training.quiet",
+    "training.reference",
+    "training.reward_model",
+    "training.run",
+    "training.score",
+    "training.trainers.common",
+    "training.trainers.dpo",
+    "training.trainers.recorder",
+    "training.trainers.reference",
+    "training.trainers.reward",
+    "training.trainers.rl",
+    "training.trainers.sft",
+    "training.trainers.weights",
 }
 """Tensors live here; everything else is policy, files or HTTP, and is imported in milliseconds."""
 

@@ -3,6 +3,7 @@
 Owns the picture. matplotlib is imported when one is drawn.
 """
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from training.errors import MissingExtra
 from training.memory.plan import MemoryPlan
 
 GB = 1e9
+TITLE = 90
+"""Characters of the title in a line: a longer line would leave the picture."""
 COLOURS, GREY = 10, "0.2"
 """matplotlib has ten colours; the parts that come last are the smallest, and are one grey."""
 
@@ -32,9 +35,10 @@ def draw(plans: Sequence[tuple[str, MemoryPlan]], limit: int | None, title: str,
         axes.annotate(f" {total:.1f}", (total, at), va="center")
     if limit is not None:
         axes.axvline(limit / GB, color="black", linestyle="--", linewidth=1)
+        axes.annotate(f"{limit / GB:g} GB", (limit / GB, -0.5), (3, -12), textcoords="offset points")
     axes.invert_yaxis()
     axes.set_xlabel("GB (1e9 bytes) at the peak")
     axes.set_xlim(0, 1.15 * max([*left, (limit or 0) / GB]))
-    axes.set_title(title, loc="left", fontsize=10)
+    figure.suptitle("\n".join(textwrap.wrap(title, TITLE)), fontsize=10)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(path, format="png", dpi=150)
