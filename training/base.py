@@ -3,11 +3,12 @@
 Owns the choice of precision and the guard of 4-bit layers. Knows nothing of adapters or trainers.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -86,7 +87,23 @@ def _classifier(config: TrainConfig, source: Source, options: dict[str, Any]) ->
             raise
         fault = f"objective: reward needs a base whose architecture can score text, and that of {source.id} cannot."
         raise ConfigInvalid("The config", [f"{fault} Choose another base."]) from None
-    return cast(PreTrainedModel, loaded)
+    model = cast(PreTrainedModel, loaded)
+    head = model.get_submodule("score")
+    assert isinstance(head, nn.Linear)
+    model.set_submodule("score", ScoreHead(head.weight.float()))
+    return model
+
+
+class ScoreHead(nn.Linear):
+    """score = W h in float32, also under autocast: in bf16, scores around 4 would be steps of 1/32 apart."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return nn.functional.linear(input.float(), self.weight.float())
 
 
 def training_device(config: TrainConfig) -> torch.device:
@@ -107,6 +124,17 @@ def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return not lacks_instructions(torch.bfloat16)
+
+
+def surprises(loaded: Loaded) -> Iterator[str]:
+    """What is otherwise than a user may expect, in words."""
+    if loaded.autocast and loaded.device.type == "cpu" and lacks_instructions(torch.bfloat16):
+        yield "This CPU has no instructions for bfloat16: float32 would be faster. Leave precision at auto."
+    fused = [weight for weight in loaded.model.parameters() if weight.dim() >= 3]
+    if fused and loaded.quantization is not None:
+        share = sum(map(torch.Tensor.numel, fused)) / loaded.model.num_parameters()
+        kept = f"The base's experts are fused into single weights: {share:.0%} of it stays in {loaded.dtype}"
+        yield f"{kept.replace('torch.', '')}, not in {loaded.quantization}, and takes no adapter."
 
 
 def keep_trainable(model: nn.Module) -> None:

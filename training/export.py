@@ -95,8 +95,9 @@ def _adapter_config(model: PeftModel, base: str) -> dict[str, Any]:
     settings.base_model_name_or_path = base
     settings.inference_mode = True
     values: dict[str, Any] = settings.to_dict()
-    # Sets have another order in each process; a reward model's head lies in a file of its own.
-    values |= {"target_modules": sorted(values["target_modules"]), "modules_to_save": None}
+    # Sets have another order in each process.
+    values = {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
+    values["modules_to_save"] = None  # a reward model's head lies in a file of its own
     if values["task_type"] != "CAUSAL_LM":
         values["task_type"] = None
     return values

@@ -23,6 +23,9 @@ def write_papers(report: Report, config: TrainConfig, work: Workdir) -> None:
     (folder / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
     settings = config.model_dump(mode="json", exclude_none=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    events = work.path / "tensorboard"
+    if events.exists():
+        shutil.copytree(events, folder / events.name)
     metrics = Metrics(work.path / "metrics.jsonl")
     if metrics.path.exists():
         shutil.copyfile(metrics.path, folder / metrics.path.name)

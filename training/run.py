@@ -19,7 +19,7 @@ from loader.fingerprint import fingerprint
 from loader.progress import Progress
 from loader.source import Source, resolve
 from training import launched, measure, peak, reward_model
-from training.base import load, training_device
+from training.base import load, surprises, training_device
 from training.config import TrainConfig
 from training.data.examples import Pair, Prepared, Prompt
 from training.data.prepare import check, encode
@@ -78,7 +78,7 @@ def train(config: TrainConfig, *, data_dir: Path, resume: bool | None, watch: Wa
     for note in prepared.notes:
         watch.note(note)
     predicted = predicted_bytes(config, source, prepared, device, watch)
-    with _work(config, prepared, again, device) as work:
+    with _work(config, prepared, base, again, device) as work:
         made = _made(config, source, base, prepared, work, watch, gated=serve is not None)
         if not launched.is_first():
             return config.output
@@ -97,6 +97,8 @@ def _made(
     """Load, graft, train, measure and write the weights. The model lives no longer than this."""
     watch.stage(f"loading {source.id}")
     loaded = load(config, source)
+    for note in surprises(loaded):
+        watch.note(note)
     model = graft(loaded.model, config)
     job = Job(model, loaded, prepared, config, work.path, watch)
 
@@ -208,14 +210,16 @@ def _report(
 
 
 @contextmanager
-def _work(config: TrainConfig, prepared: Prepared, again: Again, device: torch.device) -> Iterator[Workdir]:
+def _work(
+    config: TrainConfig, prepared: Prepared, base: TrainedBase, again: Again, device: torch.device
+) -> Iterator[Workdir]:
     """The work folder, which the first process claims before the others look into it."""
     if not launched.is_first():
         PartialState(cpu=device.type == "cpu").wait_for_everyone()
         yield Workdir(config.output, work_folder(config.output))
         return
-    data = {"train": prepared.train.used.sha256, "heldout": prepared.heldout.used.sha256}
-    with claimed(config, data, again) as work:
+    data = {"data.train": prepared.train.used.sha256, "data.heldout": prepared.heldout.used.sha256}
+    with claimed(config, {**data, "base": base.weights}, again) as work:
         if launched.processes() > 1:
             PartialState(cpu=device.type == "cpu").wait_for_everyone()
         yield work

@@ -80,10 +80,10 @@ class Terminal:
 
     def stage(self, text: str) -> None:
         self._stop()
-        self._console.print(text, style="bold", highlight=False)
+        self._console.print(text, style="bold", highlight=False, markup=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def step(self, step: Step) -> None:
         if self._console.is_terminal:

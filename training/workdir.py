@@ -57,8 +57,8 @@ def check_output(output: Path, again: Again) -> None:
 
 
 @contextmanager
-def claimed(config: TrainConfig, data: Mapping[str, str], again: Again) -> Iterator[Workdir]:
-    """The run's folders, for this process alone. `data` are the data files' digests by config key.
+def claimed(config: TrainConfig, contents: Mapping[str, str], again: Again) -> Iterator[Workdir]:
+    """The run's folders, for this process alone. `contents` are digests of what the config points at, by key.
 
     Raises OutputInTheWay, and ConfigInvalid when a run is to be resumed with another config or other data.
     """
@@ -70,7 +70,7 @@ def claimed(config: TrainConfig, data: Mapping[str, str], again: Again) -> Itera
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise OutputInTheWay(f"Another process is training {config.output}. Wait for it, or end it.") from None
-        _begin(config, work, data, again)
+        _begin(config, work, contents, again)
         yield work
 
 
@@ -78,8 +78,8 @@ def work_folder(output: Path) -> Path:
     return output.parent / f".{output.name}.work"
 
 
-def _begin(config: TrainConfig, work: Workdir, data: Mapping[str, str], again: Again) -> None:
-    now = {"config": config.model_dump(mode="json", exclude=set(AFTERWARDS)), "data": dict(data)}
+def _begin(config: TrainConfig, work: Workdir, contents: Mapping[str, str], again: Again) -> None:
+    now = {"config": config.model_dump(mode="json", exclude=set(AFTERWARDS)), "contents": dict(contents)}
     started = work.path / STARTED
     if started.exists() and again == "resume":
         then = json.loads(started.read_text(encoding="utf-8"))
@@ -109,9 +109,9 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[st
     for key, (old, new) in _pairs(then["config"], now["config"]):
         if old != new:
             yield f"{key}: it was {old}, and is {new}."
-    for key in sorted({*then["data"], *now["data"]}):
-        if then["data"].get(key) != now["data"].get(key):
-            yield f"data.{key}: the file's contents have changed."
+    for key in sorted({*then["contents"], *now["contents"]}):
+        if then["contents"].get(key) != now["contents"].get(key):
+            yield f"{key}: its contents have changed."
 
 
 def _pairs(then: Any, now: Any, prefix: Sequence[str] = ()) -> Iterator[tuple[str, tuple[Any, Any]]]:

@@ -10,7 +10,7 @@ from tests.support.training import config
 from training.errors import ConfigInvalid, OutputInTheWay
 from training.workdir import Again, check_output, claimed
 
-DATA = {"train": "a", "heldout": "b"}
+DATA = {"data.train": "a", "base": "b"}
 
 
 def interrupted(output: Path, **changes: Any) -> None:
@@ -69,7 +69,8 @@ def test_fresh_begins_with_nothing(tmp_path: Path) -> None:
     [
         ({"optimizer": {"learning_rate": 0.5}}, DATA, r"optimizer.learning_rate: it was 0.01, and is 0.5."),
         ({"adapter": {"layers": [1]}}, DATA, r"adapter.layers: it was None, and is \[1\]."),
-        ({}, {**DATA, "train": "c"}, "data.train: the file's contents have changed."),
+        ({}, {**DATA, "data.train": "c"}, "data.train: its contents have changed."),
+        ({}, {**DATA, "base": "c"}, "base: its contents have changed."),
     ],
 )
 def test_resume_refuses_another_run_and_says_what_is_other(

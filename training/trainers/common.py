@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer
+from transformers.integrations.integration_utils import TensorBoardCallback
 
 from training import launched
 from training.base import Loaded
@@ -32,6 +33,7 @@ OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit", "paged_ada
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 CHECKPOINTS = "checkpoints"
 TRAINED = "trained.safetensors"
+TENSORBOARD = "tensorboard"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,8 @@ def arguments(job: Job) -> dict[str, Any]:
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
-        "report_to": list(config.track) or "none",
+        # TensorBoard gets a folder that outlives the checkpoints; see `fit`.
+        "report_to": [tracker for tracker in config.track if tracker != "tensorboard"] or "none",
         "run_name": config.output.name,
         "eval_strategy": "steps" if evaluates else "no",
         "eval_steps": eval_every if evaluates else None,
@@ -161,6 +164,10 @@ def fit(trainer: Trainer, job: Job, *, judge: str = "eval_loss", larger_is_bette
         return _outcome(job, judge, larger_is_better)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Recorder(job.folder, job.watch, job.config.steps.patience, judge, larger_is_better))
+    if "tensorboard" in job.config.track:
+        from torch.utils.tensorboard import SummaryWriter
+
+        trainer.add_callback(TensorBoardCallback(SummaryWriter(job.folder / TENSORBOARD)))
     checkpoint = last_checkpoint(job.folder / CHECKPOINTS)
     if checkpoint is not None:
         job.watch.note(f"Resuming after step {checkpoint.name.rpartition('-')[2]}.")

@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM
 from adapters.checkpoint import read_directory
 from loader.discover import shape_of
 from loader.source import Source
+from tests.support.models import tiny_model, tiny_model_dir
 from tests.support.tiny_training import Gradients, two_layer_base
 from tests.support.training import METHODS, config, job, prepared
-from training.base import load
+from training.base import load, surprises
 from training.data.examples import Example, Prepared, Split
 from training.export import TrainedBase, round_weights, write_adapter, write_model
 from training.loss import mean_loss
@@ -89,6 +90,16 @@ def test_every_method_learns_in_every_layer_and_is_written_as_it_was_trained(
         found = logits(AutoModelForCausalLM.from_pretrained(written))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert not list(tmp_path.rglob("training_args.bin")), "nobody reads that pickle"
+
+
+def test_a_mixture_of_experts_in_4_bits_says_what_is_not_and_its_adapter_is_read(tmp_path: Path) -> None:
+    told = config(tmp_path / "out", "qlora", steps={"max_steps": 1})
+    run = job(told, Source("moe", tiny_model_dir("mixtral", tmp_path)), tmp_path / "work")
+    assert "experts are fused into single weights" in " ".join(surprises(run.loaded))
+    assert isinstance(run.model, PeftModel)
+    write_adapter(run.model, told, tmp_path, torch.float32, RECORD)
+    shape = shape_of(tiny_model("mixtral"), "moe")
+    assert read_directory(tmp_path, shape).manifest.targets == ("k_proj", "o_proj", "q_proj", "v_proj")
 
 
 def test_packed_examples_do_not_see_each_other(base: Source, tmp_path: Path) -> None:
