@@ -2,11 +2,14 @@
 reach every layer, it resumes to the same bits, and what it writes is read by whoever needs it."""
 
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
+from safetensors.torch import save_file
 
 from adapters.checkpoint import read_directory
 from loader import base as served
@@ -24,8 +27,9 @@ from tests.support.tiny_training import (
     two_layer_base,
 )
 from training import reward_model
+from training.base import load
 from training.config import TrainConfig
-from training.errors import ConfigInvalid
+from training.errors import ConfigInvalid, RewardModelInvalid
 from training.export import TrainedBase, write_adapter, write_model
 from training.reward_folder import read_card
 from training.reward_model import RewardModel
@@ -158,6 +162,49 @@ def test_a_row_scores_the_same_alone_and_beside_longer_ones(base: Source, taste:
     alone = [judge.score([row])[0] for row in rows]
     assert judge.score(rows) == pytest.approx(alone, abs=1e-5)
     assert judge.score([(98, 99)]) != judge.score([(98, 99, 258)]), "the end of an answer is seen"
+
+
+def another_shape(folder: Path) -> None:
+    save_file({"score.weight": torch.ones(1, 8)}, folder / "score.safetensors")
+
+
+def not_a_number(folder: Path) -> None:
+    save_file({"score.weight": torch.full((1, 64), torch.nan)}, folder / "score.safetensors")
+
+
+def a_pickle_by_another_name(folder: Path) -> None:
+    torch.save({"score.weight": torch.ones(1, 64)}, folder / "score.safetensors")
+
+
+def another_adapter(folder: Path) -> None:
+    save_file({"base_model.model.model.layers.0.q.lora_A.weight": torch.ones(1)}, folder / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (another_shape, r"does not hold score.weight of shape \[1, 64\]"),
+        (not_a_number, "not finite"),
+        (a_pickle_by_another_name, "score.safetensors is damaged"),
+        (another_adapter, "adapter_model.safetensors"),
+    ],
+)
+def test_spoiled_weights_are_refused(
+    spoil: Callable[[Path], None], said: str, base: Source, taste: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(taste, tmp_path / "taste")
+    spoil(tmp_path / "taste")
+    told = config("lora", "grpo", tmp_path / "taste")
+    with pytest.raises(RewardModelInvalid, match=said):
+        reward_model.load(told, load(told, base))
+
+
+def test_a_quantized_reward_model_keeps_its_head_and_its_gradients(base: Source) -> None:
+    """The head is dense, and no layer is packed away from its gradients on CPUs with AVX512-BF16."""
+    model = load(config("qlora", "reward"), base).model
+    quantized = {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)}
+    assert len(quantized) == 14 and "score" not in quantized
+    assert not any(module.support_avx512bf16_for_cpu for module in quantized.values())
 
 
 @pytest.mark.parametrize("objective", ["grpo", "rloo"])

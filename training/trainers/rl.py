@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from datasets import Dataset
-from transformers import Trainer
+from transformers import PrinterCallback, Trainer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from training import launched, reward_model
@@ -91,6 +91,7 @@ def _base_reward(trainer: Trainer, job: Job) -> dict[str, float]:
     """
     note = job.folder / "base_reward.json"
     if not note.exists():
+        trainer.remove_callback(PrinterCallback)
         with libraries_quiet(), torch.random.fork_rng():
             found = trainer.evaluate()[JUDGE]
         scratch = note.with_suffix(".new")
