@@ -22,8 +22,8 @@ from rich.console import Console
 from bench import launch, training_report
 from bench.report import machine
 
-STEPS = 60
-"""Over half an epoch of the README's task: the methods are still apart, and the whole takes less than an hour."""
+STEPS = 30
+"""A quarter of an epoch of the README's task: a run is mostly loading and measuring, and there are many."""
 FULL_RATE = 1e-4
 """A tenth of the adapters': what full fine-tunes want (see docs/training.md)."""
 EVERY = ("adapter.layers=null", f"steps.max_steps={STEPS}", "gate.enabled=false")
