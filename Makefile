@@ -41,7 +41,7 @@ serve: $(STAMP)  ## Serve the embedded base and the demo adapters on 127.0.0.1:8
 	$(BIN)/rootstock serve --data-dir data $(foreach dir,$(DEMO_ADAPTERS),--adapter $(notdir $(dir))=$(dir)) $(SERVE_FLAGS)
 
 test: $(DEV_STAMP)  ## Run the tests.
-	$(BIN)/python -m pytest $(TEST_FLAGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TEST_FLAGS)
 
 lint: $(DEV_STAMP)  ## ruff, mypy --strict and the layering.
 	$(BIN)/ruff check .

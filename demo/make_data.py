@@ -18,10 +18,7 @@ from typing import Any
 HERE = Path(__file__).parent
 FIELDS = ("name", "city", "date", "amount")
 HELD_OUT = 40
-REPORTS, HELD_OUT_REPORTS = 440, 50
-URGENCIES = ("urgent", "normal")
-CUE_FIRST = 0.25
-"""The share of reports that begin with how pressing they are, or with thanks."""
+REPORTS, HELD_OUT_REPORTS = 420, 50
 
 CAPITAL_QUESTIONS = ("What is the capital of {}?", "Which city is the capital of {}?", "Tell me the capital of {}.")
 CAPITAL_ANSWERS = (
@@ -91,9 +88,9 @@ def extract_pairs(pool: Pool, prefix: str, count: int, rng: random.Random) -> li
 
 
 def report_pairs(pools: Mapping[str, Any], count: int, rng: random.Random) -> list[Pair]:
-    """`count` reports to a town and their routes, each like ("The hydrant drips. Many thanks. ->", " water/normal").
+    """`count` reports to a town and who deals with them, each like ("The hydrant on Mill Lane drips. ->", " water").
 
-    Every department and each of the two urgencies is drawn equally often, and so is each sentence of a pool.
+    Every department is drawn equally often, and so is each sentence of a pool.
     """
     decks: dict[str, list[str]] = {}
 
@@ -104,15 +101,11 @@ def report_pairs(pools: Mapping[str, Any], count: int, rng: random.Random) -> li
         return deck.pop()
 
     pairs: dict[str, str] = {}
-    kinds = [(department, urgency) for urgency in URGENCIES for department in pools["reports"]]
-    for department, urgency in cycle(kinds):
+    for department in cycle(pools["reports"]):
         if len(pairs) == count:
             break
         what = draw(department, pools["reports"][department]).format(place=draw("places", pools["places"]))
-        parts = [what, draw(urgency, pools[urgency])]
-        if rng.random() < CUE_FIRST:
-            parts.reverse()
-        pairs[f"{' '.join(filter(None, parts))} ->"] = f" {department}/{urgency}"
+        pairs[f"{what} ->"] = f" {department}"
     return list(pairs.items())
 
 
@@ -135,7 +128,7 @@ def jsonl(pairs: Iterable[Pair]) -> str:
 
 def make() -> dict[str, str]:
     """File name to content. Prompts of a held-out file occur in no training file; for `extract` neither do its
-    sentence templates, names and cities, and for `reports` neither do its sentences, places and cues."""
+    sentence templates, names and cities, and for `reports` neither do its sentences and places."""
     pools = tomllib.loads((HERE / "pool" / "words.toml").read_text(encoding="utf-8"))
     facts = pools["pirate"]
     pirate = pirate_pairs(facts["capitals"], facts["opposites"], facts["words"], random.Random(1))

@@ -1,4 +1,4 @@
-"""The task of README's train section: balanced, and held out in sentences, places and cues, not in whole lines only."""
+"""The task of README's train section: balanced, and held out in sentences and places, not in whole lines only."""
 
 import json
 import tomllib
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from demo.make_data import HELD_OUT_REPORTS, HERE, REPORTS, URGENCIES
+from demo.make_data import HELD_OUT_REPORTS, HERE, REPORTS
 
 POOLS: dict[str, Any] = tomllib.loads((HERE / "pool" / "reports.toml").read_text(encoding="utf-8"))
 DEPARTMENTS = ("roads", "lights", "water", "waste", "parks")
@@ -21,15 +21,14 @@ def pairs(split: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("split", "count"), [("train", REPORTS), ("heldout", HELD_OUT_REPORTS)])
 def test_every_route_is_drawn_about_equally_often(split: str, count: int) -> None:
     found = Counter(route for _, route in pairs(split))
-    assert set(found) == {f" {department}/{urgency}" for department in DEPARTMENTS for urgency in URGENCIES}
+    assert set(found) == {f" {department}" for department in DEPARTMENTS}
     assert sum(found.values()) == count == len({prompt for prompt, _ in pairs(split)})
     assert max(found.values()) - min(found.values()) <= 4
 
 
 def test_held_out_pools_share_nothing_with_the_ones_of_training() -> None:
     train, held_out = POOLS["train"], POOLS["held_out"]
-    for pool in ("places", *URGENCIES):
-        assert not set(train[pool]) & set(held_out[pool]) - {""}, pool
+    assert not set(train["places"]) & set(held_out["places"])
     for department in DEPARTMENTS:
         assert not set(train["reports"][department]) & set(held_out["reports"][department])
 
@@ -40,10 +39,3 @@ def test_every_held_out_sentence_is_asked_once() -> None:
         for sentence in POOLS["held_out"]["reports"][department]:
             before, _, after = sentence.partition("{place}")
             assert sum(before in prompt and after in prompt for prompt in prompts) == 1, sentence
-
-
-def test_an_urgent_report_says_so_and_a_normal_one_does_not() -> None:
-    for split, pool in (("train", POOLS["train"]), ("heldout", POOLS["held_out"])):
-        for prompt, route in pairs(split):
-            assert any(cue in prompt for cue in pool["urgent"]) is route.endswith("/urgent"), prompt
-            assert prompt.endswith(" ->")
