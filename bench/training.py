@@ -23,7 +23,7 @@ from bench import launch, training_report
 from bench.report import machine
 
 STEPS = 30
-"""A quarter of an epoch of the README's task: a run is mostly loading and measuring, and there are many."""
+"""Less than half an epoch of the README's task: there are many runs."""
 FULL_RATE = 1e-4
 """A tenth of the adapters': what full fine-tunes want (see docs/training.md)."""
 EVERY = ("adapter.layers=null", f"steps.max_steps={STEPS}", "gate.enabled=false")

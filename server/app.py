@@ -33,6 +33,7 @@ def create_app(services: Services) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(ClientGone, _gone)
+    app.add_exception_handler(OSError, _disk)
     for kind, _ in TABLE:
         app.add_exception_handler(kind, _known_error)
     app.add_middleware(RequestLog, metrics=services.metrics)
@@ -60,6 +61,14 @@ async def _invalid(request: Request, error: Exception) -> Response:
 async def _known_error(request: Request, error: Exception) -> Response:
     known = api_error(error)
     assert known is not None, "a handler is registered for exactly the table's rows"
+    return _response(known)
+
+
+async def _disk(request: Request, error: Exception) -> Response:
+    """A full disk is told; any other trouble with it stays our bug."""
+    known = api_error(error)
+    if known is None:
+        raise error
     return _response(known)
 
 

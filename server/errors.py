@@ -5,7 +5,7 @@ ApiError                     any refusal: status, message, type, param, code, he
 ├── ModelNotFound       404  no such base, adapter, version or alias
 ├── TooLarge            413  the body exceeds a byte limit
 ├── GenerationFailed    5xx  the engine ended an accepted request with an error
-├── StorageFull         507  no room on disk for an upload
+├── StorageFull         507  no room on disk
 ├── NotReady            503  still loading; try again
 └── Draining            503  shutting down; another replica may answer
 ChatRefused             400  the base has no chat template, or it refuses these roles
@@ -14,6 +14,7 @@ ClientGone              ---  nobody is listening any more; nothing is sent
 Knows the adapters' and the engine's errors by name; never puts a request's own words into a reply.
 """
 
+import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,7 +106,7 @@ class StorageFull(ApiError):
     def __init__(self) -> None:
         super().__init__(
             507,
-            "The disk is full, so the upload could not be stored. Delete adapters or make room, then upload again.",
+            "The disk is full, so nothing was stored. Delete adapters or make room, then send this again.",
             type="server_error",
             code="storage_full",
             headers=NO_RETRY,
@@ -155,10 +156,15 @@ TABLE: tuple[tuple[type[Exception], Status], ...] = (
 )
 
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def api_error(error: BaseException) -> ApiError | None:
     """`error` as the client is told it; None when the table has no row for it, which makes it our bug."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        return StorageFull()
     for kind, row in TABLE:
         if isinstance(error, kind):
             return ApiError(

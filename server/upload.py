@@ -5,10 +5,9 @@ adapter is judged by the catalog.
 """
 
 import contextlib
-import errno
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +19,7 @@ from starlette.requests import Request as HttpRequest
 
 from server.body import check_declared, check_encoding, next_chunk
 from server.deps import in_thread
-from server.errors import ApiError, BadRequest, ClientGone, StorageFull, TooLarge
+from server.errors import ApiError, BadRequest, ClientGone, TooLarge
 from server.form import CONFIG_BYTES, FIELDS, Form
 from server.ports import Limits
 
@@ -61,17 +60,6 @@ async def receive_upload(http: HttpRequest, folder: Path, limits: Limits) -> Asy
         yield _complete(form, path)
     finally:
         await in_thread(path.unlink, missing_ok=True)
-
-
-@contextmanager
-def storage_errors() -> Iterator[None]:
-    """A full disk is told as 507; any other trouble with it stays our bug."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StorageFull() from error
-        raise
 
 
 def _form(http: HttpRequest, limits: Limits) -> Form:

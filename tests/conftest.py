@@ -1,8 +1,27 @@
-"""What every test shares: the asyncio backend for `@pytest.mark.anyio`. Helpers live in tests/support."""
+"""What every test shares: the asyncio backend for `@pytest.mark.anyio`, and one live server a file, over the fake
+engine and a real catalog. Helpers live in tests/support."""
+
+from collections.abc import Iterator
 
 import pytest
+
+from tests.support.face import Face, make_face
+from tests.support.http import LiveServer, serve
 
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def face(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Face]:
+    made = make_face(tmp_path_factory.mktemp("face"))
+    yield made
+    made.registry.close()
+
+
+@pytest.fixture(scope="module")
+def live(face: Face) -> Iterator[LiveServer]:
+    with serve(face.app) as server:
+        yield server

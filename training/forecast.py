@@ -9,8 +9,8 @@ from loader import directory
 from loader.anatomy import anatomy_of
 from loader.errors import UnsupportedBase
 from loader.memory import format_bytes
-from loader.product import lacks_instructions
 from loader.source import Source
+from training.base import uses_bfloat16
 from training.config import TrainConfig
 from training.data.examples import Example, Pair, Prepared
 from training.memory.plan import predict
@@ -28,7 +28,7 @@ def predicted_bytes(config: TrainConfig, source: Source, prepared: Prepared, dev
     except UnsupportedBase as error:
         watch.note(f"No memory plan: {error}")
         return 0
-    bf16 = cuda or not lacks_instructions(torch.bfloat16)
+    bf16 = uses_bfloat16(config, device)
     plan = predict(config, anatomy, tokens=longest(config, prepared), bf16=bf16, cuda=cuda)
     found = plan.tensor_bytes if cuda else plan.total_bytes
     watch.note(f"predicted memory: {format_bytes(found)} at the peak ({plan.moment}); {plan.regime}")

@@ -15,6 +15,7 @@ from training.evaluating import evaluating
 BATCH_TOKENS = 512
 """Padded tokens of a batch. The head's logits are the largest tensor: 100 MB at 49 thousand words of vocabulary."""
 IGNORED = -100
+"""The label of a token that does not count, as torch and the trainers have it."""
 
 
 class Counted(Protocol):

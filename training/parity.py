@@ -46,13 +46,12 @@ class Compared(Protocol):
 class Reference:
     """The trainer's side: log-probabilities of each row's tokens 1.., with the adapter and without it.
 
-    `base` is None where the trainer's base is not the one that is served (PiSSA moves a part of it into the adapter);
-    `precision` is the one that it multiplied in.
+    `precision` is the one that the trainer multiplied in.
     """
 
     rows: Rows
     trained: Logprobs
-    base: Logprobs | None
+    base: Logprobs
     precision: str = "float32"
 
 
@@ -86,18 +85,15 @@ def compare(
     """
     assert reference.rows, "without rows nothing would be shown"
     limit = bound(dtype, quantization, reference.precision)
-    trained = _flat(reference.trained)
+    trained, there = _flat(reference.trained), _flat(reference.base)
     served = _flat(serving.logprobs(adapter, reference.rows, dtype=dtype, quantization=quantization))
     differences = [abs(a - b) for a, b in zip(trained, served, strict=True)]
     mean, largest = fmean(differences), max(differences)
-    close = mean <= limit
-    if reference.base is not None:
-        effect = _distance(trained, _flat(reference.base))
-        if close and effect >= WEAK * limit:
-            return Verdict(Parity(dtype, quantization, len(trained), mean, largest, limit, True, effect), None)
+    close, effect = mean <= limit, _distance(trained, there)
+    if close and effect >= WEAK * limit:
+        return Verdict(Parity(dtype, quantization, len(trained), mean, largest, limit, True, effect), None)
     here = _flat(serving.logprobs(None, reference.rows, dtype=dtype, quantization=quantization))
-    there = here if reference.base is None else _flat(reference.base)
-    effect, share = _distance(trained, there), arrived(_minus(trained, there), _minus(served, here))
+    share = arrived(_minus(trained, there), _minus(served, here))
     passed = close and (share is None or abs(share - 1) <= ARRIVED)
     parity = Parity(dtype, quantization, len(trained), mean, largest, limit, passed, effect, share)
     return Verdict(parity, None if passed else _complaint(parity, _distance(there, here)))

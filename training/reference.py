@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from training.evaluating import evaluating
 from training.parity import Reference, Rows
 
 
@@ -19,27 +20,15 @@ def reference(model: PeftModel, rows: Rows, *, autocast: bool = False) -> Refere
     """
     with torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16, enabled=autocast):
         trained = logprobs(model, rows)
-        base = None
-        if not _took_from_the_base(model):
-            with model.disable_adapter():
-                base = logprobs(model, rows)
+        with model.disable_adapter():
+            base = logprobs(model, rows)
     return Reference(rows, trained, base, "bfloat16" if autocast else "float32")
-
-
-def _took_from_the_base(model: PeftModel) -> bool:
-    """PiSSA's first weights were subtracted from the base, so without its adapter the model is none that is served."""
-    configs = model.peft_config.values()
-    return any(str(getattr(config, "init_lora_weights", "")).startswith("pissa") for config in configs)
 
 
 def logprobs(model: nn.Module, rows: Sequence[Sequence[int]]) -> list[list[float]]:
     """For each row, the log-probability of its tokens 1.. given the ones before, float32, in nats."""
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         return [_row(model, row) for row in rows]
-    finally:
-        model.train(training)
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from server.deps import ServicesDep, accepting, in_thread
 from server.errors import NO_RETRY, ApiError, BadRequest
 from server.pins import follow_pins_if_possible
 from server.ports import Services
-from server.upload import FORM, receive_upload, storage_errors
+from server.upload import FORM, receive_upload
 
 router = APIRouter(tags=["adapters"])
 
@@ -29,7 +29,7 @@ router = APIRouter(tags=["adapters"])
 )
 async def upload_adapter(http: HttpRequest, services: ServicesDep) -> Response:
     """Add a version to an adapter, or a new adapter. 201 when it is new, 200 when the same bytes were there."""
-    with services.lifecycle.answering(), storage_errors():
+    with services.lifecycle.answering():
         async with receive_upload(http, services.uploads, services.limits) as upload:
             version, created = await in_thread(
                 services.catalog.add, upload.name, upload.config, upload.weights, upload.alias

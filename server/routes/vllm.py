@@ -19,7 +19,6 @@ from server.fields import Strict
 from server.pins import follow_pins_if_possible
 from server.ports import Services
 from server.routes.adapters import delete_adapter
-from server.upload import storage_errors
 
 router = APIRouter(route_class=StrictRoute, dependencies=[Depends(accepting)], tags=["vllm"])
 
@@ -57,8 +56,7 @@ async def load_lora_adapter(body: LoadBody, services: ServicesDep) -> Response:
             "An adapter of this name is loaded already. Send `load_inplace: true` to add a version to it.",
             "lora_name",
         )
-    with storage_errors():
-        await in_thread(services.catalog.add_directory, body.lora_name, path)
+    await in_thread(services.catalog.add_directory, body.lora_name, path)
     await follow_pins_if_possible(services)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 

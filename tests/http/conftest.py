@@ -1,4 +1,4 @@
-"""One live server for the tests of a folder's file, over the fake engine and a real catalog."""
+"""A client of the live server that every file shares among its tests."""
 
 import logging
 from collections.abc import Iterator
@@ -7,27 +7,13 @@ import httpx
 import pytest
 import structlog
 
-from tests.support.face import Face, make_face
-from tests.support.http import LiveServer, serve
+from tests.support.http import LiveServer
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet() -> None:
     """The server's thread writes past pytest's capture; keep that to errors."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-
-
-@pytest.fixture(scope="module")
-def face(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Face]:
-    made = make_face(tmp_path_factory.mktemp("face"))
-    yield made
-    made.registry.close()
-
-
-@pytest.fixture(scope="module")
-def live(face: Face) -> Iterator[LiveServer]:
-    with serve(face.app) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

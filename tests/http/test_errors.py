@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from server.lifecycle import Phase
-from tests.support.face import BASE, Face, make_face
+from tests.support.face import BASE, Face, form, make_face
 from tests.support.http import serve
 
 ODD = "zq-9f1"  # what must not come back
@@ -123,4 +123,18 @@ def test_draining_refuses_work_and_stays_alive(tmp_path: Path) -> None:
         face.worker.alive = False
         assert client.get("/livez").status_code == 503
         assert client.get("/health").status_code == 503
+    face.registry.close()
+
+
+def test_a_full_disk_is_told_by_every_route_that_writes(tmp_path: Path) -> None:
+    face = make_face(tmp_path)
+    with serve(face.app) as live, live.client() as client:
+        client.post("/v1/adapters", data={"name": "full"}, files=form())
+        with face.registry._database.reading() as session:  # a database that may not grow stands in for the disk
+            pages = session.connection().exec_driver_sql("PRAGMA page_count").scalar()
+            session.connection().exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+        replies = (client.put(f"/v1/adapters/full/aliases/alias-{n}", json={"version": 1}) for n in range(500))
+        refused = next(reply for reply in replies if reply.is_error)
+        assert refused.status_code == 507 and refused.json()["error"]["code"] == "storage_full"
+        check(refused)
     face.registry.close()

@@ -4,13 +4,10 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from tests.support.face import BASE, Face, make_face, write_adapter
-from tests.support.http import LiveServer, serve
+from tests.support.face import BASE, Face, write_adapter
+from tests.support.http import LiveServer
 
 RUN = "import sys; from server.cli import main; sys.argv[0] = 'rootstock'; main()"
 ROOT = Path(__file__).parents[2]
@@ -22,19 +19,6 @@ def rootstock(*words: str, stdin: str = "", url: str = "") -> subprocess.Complet
         environment["ROOTSTOCK_URL"] = url
     command = [sys.executable, "-c", RUN, *words]
     return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, cwd=ROOT, env=environment)
-
-
-@pytest.fixture(scope="module")
-def face(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Face]:
-    made = make_face(tmp_path_factory.mktemp("cli"))
-    yield made
-    made.registry.close()
-
-
-@pytest.fixture(scope="module")
-def live(face: Face) -> Iterator[LiveServer]:
-    with serve(face.app) as server:
-        yield server
 
 
 def test_help_needs_no_torch() -> None:

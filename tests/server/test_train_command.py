@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,24 +11,11 @@ from server.commands.errors import CommandFailed, Unreachable
 from server.commands.parcel import Parcel, curl
 from server.commands.train import train
 from tests.server.test_cli import rootstock
-from tests.support.face import Face, make_face, write_adapter
-from tests.support.http import LiveServer, serve
+from tests.support.face import Face, write_adapter
+from tests.support.http import LiveServer
 from tests.support.models import tiny_model_dir
 
 NOWHERE = "http://127.0.0.1:9"
-
-
-@pytest.fixture(scope="module")
-def face(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Face]:
-    made = make_face(tmp_path_factory.mktemp("train"))
-    yield made
-    made.registry.close()
-
-
-@pytest.fixture(scope="module")
-def live(face: Face) -> Iterator[LiveServer]:
-    with serve(face.app) as server:
-        yield server
 
 
 def run(folder: Path, config: str, *words: str) -> "subprocess.CompletedProcess[str]":

@@ -81,13 +81,6 @@ def test_a_weak_effect_is_looked_for_by_itself(share: float, passes: bool) -> No
     assert passes or f"{share:.0%}"[0] in str(verdict.complaint) and "arrives in the server" in str(verdict.complaint)
 
 
-def test_without_a_base_of_the_trainers_the_served_one_stands_in() -> None:
-    """PiSSA takes a part of the base into the adapter."""
-    told = Reference(ROWS, REFERENCE.trained, None)
-    verdict = compare(told, Serving(), Path("a"), dtype="float32", quantization=None)
-    assert verdict.parity.passed and verdict.parity.effect == 3.0
-
-
 def test_an_effect_below_the_noise_is_left_open() -> None:
     assert arrived([1e-4] * 10, [0.1 * (-1) ** n for n in range(10)]) is None
     assert arrived([0.0, 0.0], [0.0, 0.0]) is None

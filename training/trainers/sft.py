@@ -9,10 +9,8 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from training.data.examples import Example, Split
+from training.loss import IGNORED
 from training.trainers.common import Job, Outcome, arguments, fit, making_trainer, optimizers
-
-IGNORED = -100
-"""The label of a token that does not count."""
 
 
 def train(job: Job) -> Outcome:

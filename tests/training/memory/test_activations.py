@@ -30,15 +30,6 @@ BATCH = Batch(sequences=2, length=10)
 BF16, FP32 = torch.bfloat16, torch.float32
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors this small are faster without company."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @dataclass(frozen=True)
 class Case:
     """A way to train, for torch (`base`, `adapter` dtypes) and for the formula (`regime`)."""

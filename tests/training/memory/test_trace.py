@@ -35,15 +35,6 @@ METHODS: tuple[Method, ...] = ("full", "lora", "qlora")
 BLOCK, NESTED = 64, 256
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors this small are faster without company."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def config(method: Method, checkpointing: bool) -> TrainConfig:
     steps = {"micro_batch": 1, "batch": 1, "checkpointing": checkpointing}
     return parse_config({"output": "x", "data": {"train": "x"}, "method": method, "steps": steps})
