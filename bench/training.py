@@ -24,7 +24,7 @@ from bench.report import machine
 
 STEPS = 30
 """Less than half an epoch of the README's task: there are many runs."""
-FULL_RATE = 1e-4
+FULL_RATE = 5e-5
 """A tenth of the adapters': what full fine-tunes want (see docs/training.md)."""
 EVERY = ("adapter.layers=null", f"steps.max_steps={STEPS}", "gate.enabled=false")
 """What all runs share: every layer is adapted, the steps are the same, and nothing is served."""
@@ -54,7 +54,7 @@ SWEEPS = (
     Variant("targets", "attention", ("adapter.targets=[q_proj, k_proj, v_proj, o_proj]",)),
     Variant("targets", "MLP", ("adapter.targets=[gate_proj, up_proj, down_proj]",)),
     Variant("learning rate", "1e-4", ("optimizer.learning_rate=0.0001",)),
-    Variant("learning rate", "3e-4", ("optimizer.learning_rate=0.0003",)),
+    Variant("learning rate", "1e-3", ("optimizer.learning_rate=0.001",)),
     Variant("learning rate", "3e-3", ("optimizer.learning_rate=0.003",)),
 )
 

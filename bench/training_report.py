@@ -14,12 +14,12 @@ Result = Mapping[str, Any]
 
 METHOD = "method"
 DEFAULT = "LoRA"
-HELD = {"rank": "16", "targets": "all linear", "learning rate": "1e-3"}
+HELD = {"rank": "16", "targets": "all linear", "learning rate": "5e-4"}
 """The point of each sweep at which the methods' LoRA runs stand."""
 ORDER = {
     "rank": ("2", "16", "64"),
     "targets": ("q and v", "attention", "MLP", "all linear"),
-    "learning rate": ("1e-4", "3e-4", "1e-3", "3e-3"),
+    "learning rate": ("1e-4", "5e-4", "1e-3", "3e-3"),
 }
 COLOR = "#2b6a4b"
 

@@ -18,7 +18,7 @@ from typing import Any
 HERE = Path(__file__).parent
 FIELDS = ("name", "city", "date", "amount")
 HELD_OUT = 40
-REPORTS, HELD_OUT_REPORTS = 420, 50
+REPORTS, HELD_OUT_REPORTS = 400, 50
 
 CAPITAL_QUESTIONS = ("What is the capital of {}?", "Which city is the capital of {}?", "Tell me the capital of {}.")
 CAPITAL_ANSWERS = (
