@@ -3,7 +3,7 @@
 Owns tensors only. Who is placed and who leaves is decided by `residency.py`; what they are for, by `layer.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -15,6 +15,7 @@ from adapters.checkpoint import Checkpoint
 from adapters.errors import Fault, InvalidAdapter
 from adapters.manifest import AdapterId, Graft, Manifest
 from adapters.op import LowRank
+from native.kernels import Kernels, LowRankPart, PartTable
 
 PREFIX = "base_model.model."
 
@@ -73,17 +74,28 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype, base_weight: Callable[[str]
 
 
 class Bank:
-    """Adapters on one device, by id. Budgets are kept by whoever calls `place`."""
+    """Adapters on one device, by id. Budgets are kept by whoever calls `place`.
 
-    def __init__(self, device: torch.device) -> None:
+    With `kernels`, each adapter also has a table of its parts in the order of `paths`, all linears it may touch.
+    """
+
+    def __init__(self, device: torch.device, kernels: Kernels | None = None, paths: Sequence[str] = ()) -> None:
         self.device = device
+        self.kernels = kernels
+        self.numbers = {path: number for number, path in enumerate(paths)}
         self._placed: dict[AdapterId, Loaded] = {}
+        self._tables: dict[AdapterId, PartTable] = {}
 
     def place(self, adapter: Loaded) -> None:
-        self._placed[adapter.manifest.id] = adapter.to(self.device)
+        id, placed = adapter.manifest.id, adapter.to(self.device)
+        self._placed[id] = placed
+        if self.kernels is not None:
+            parts = {self.numbers[path]: _compiled(part.low) for path, part in placed.parts.items()}
+            self._tables[id] = self.kernels.part_table(parts, len(self.numbers))
 
     def drop(self, adapter: AdapterId) -> None:
         del self._placed[adapter]
+        self._tables.pop(adapter, None)
 
     def get(self, adapter: AdapterId) -> Loaded:
         return self._placed[adapter]
@@ -91,6 +103,10 @@ class Bank:
     def part(self, adapter: AdapterId, path: str) -> Part | None:
         """What `adapter`, which must be placed, does at the linear `path`."""
         return self._placed[adapter].parts.get(path)
+
+    def table(self, adapter: AdapterId) -> PartTable:
+        """The parts of `adapter`, which must be placed, as the kernels read them."""
+        return self._tables[adapter]
 
     def __contains__(self, adapter: AdapterId) -> bool:
         return adapter in self._placed
@@ -102,6 +118,10 @@ class Bank:
             (part.low.a_RI, part.low.b_RO, part.gain) for one in self._placed.values() for part in one.parts.values()
         )
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+
+
+def _compiled(low: LowRank) -> LowRankPart:
+    return LowRankPart(low.a_RI, low.b_RO, low.scaling)
 
 
 def _store(flat: Tensor, offset: int, tensor: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from adapters.bank import Bank, Part
 from adapters.manifest import AdapterId
 from adapters.op import LowRank, Term, Terms, add_low_rank
+from native.kernels import TermTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +30,16 @@ class Selection:
     """One step's rows: `terms` to add by adapter number; `adapters` gives the numbers their ids.
 
     While an adapter is merged, `pieces` are the runs of rows that are its own (True) or not, in order; otherwise empty.
+    `table` says the same as `terms` to the compiled kernels, where the bank has them.
     """
 
     adapters: tuple[AdapterId, ...]
     terms: Terms
     pieces: tuple[tuple[bool, slice], ...] = ()
+    table: TermTable | None = None
 
     @classmethod
-    def of(cls, segments: Sequence[Segment], device: torch.device, merged: AdapterId | None = None) -> "Selection":
+    def of(cls, segments: Sequence[Segment], bank: Bank, merged: AdapterId | None = None) -> "Selection":
         """Segments in row order, without gaps, from row 0."""
         grafted = [s for s in segments if s.adapter != merged]
         adapters = tuple(dict.fromkeys(_ids(grafted)))
@@ -45,7 +48,11 @@ class Selection:
         rows = segments[-1].stop if segments else 0
         owned = any(s.adapter == merged for s in segments) if merged else False
         pieces = tuple((s.adapter == merged, slice(s.start, s.stop)) for s in segments) if owned else ()
-        return cls(adapters, Terms(rows, tuple(terms), device), pieces)
+        table = None
+        if bank.kernels is not None:
+            placed = [(term.start, term.stop, bank.table(adapters[term.index])) for term in terms]
+            table = bank.kernels.term_table(placed, rows)
+        return cls(adapters, Terms(rows, tuple(terms), bank.device), pieces, table)
 
     @property
     def all_merged(self) -> bool:
@@ -104,7 +111,7 @@ class GraftedLinear(nn.Module):
         parts = [self._bank.part(adapter, self.path) for adapter in selection.adapters]
         if any(parts):
             self._check_rows(x, selection)
-            self._graft(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]), parts, selection.terms)
+            self._graft(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]), parts, selection)
         return y
 
     def _product(self, x: Tensor, selection: Selection) -> Tensor:
@@ -123,9 +130,13 @@ class GraftedLinear(nn.Module):
         if rows != selection.terms.num_rows:
             raise RuntimeError(f"{self.path} was given {rows} rows in a batch of {selection.terms.num_rows}")
 
-    def _graft(self, y_TO: Tensor, x_TI: Tensor, parts: Sequence[Part | None], terms: Terms) -> None:
-        add_low_rank(y_TO, x_TI, [_low(part) for part in parts], terms)
-        for rows, gain in _gains(parts, terms):
+    def _graft(self, y_TO: Tensor, x_TI: Tensor, parts: Sequence[Part | None], selection: Selection) -> None:
+        kernels = self._bank.kernels
+        if kernels is not None and selection.table is not None and kernels.takes(y_TO, x_TI):
+            kernels.add_low_rank(y_TO, x_TI, selection.table, self._bank.numbers[self.path])
+        else:
+            add_low_rank(y_TO, x_TI, [_low(part) for part in parts], selection.terms)
+        for rows, gain in _gains(parts, selection.terms):
             self._scale(y_TO[rows], gain)
 
     def _scale(self, y_TO: Tensor, gain_O: Tensor) -> None:

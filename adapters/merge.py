@@ -53,7 +53,7 @@ class Merger:
             linear.merged = None
 
     def _merged_linear(self, path: str, part: Part) -> nn.Module:
-        return dense_linear(_folded(self._base, path, part), self._linears[path].bias)
+        return dense_linear(_folded(self._base, path, part), self._linears[path].bias, self._base.kernels)
 
     def _check_room(self, adapter: Loaded) -> None:
         itemsize = self._base.dtype.itemsize

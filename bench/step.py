@@ -23,6 +23,7 @@ from engine.engine import Engine
 from engine.sequence import Request, SamplingParams
 from loader import product
 from loader.base import Base, load
+from loader.kernels import kernels_for
 from loader.source import resolve
 
 BLOCK_SIZE = 16
@@ -31,10 +32,6 @@ Product = Callable[[Tensor, Tensor], Tensor]
 
 def plain(x: Tensor, weight: Tensor) -> Tensor:
     return functional.linear(x, weight)
-
-
-def house(x: Tensor, weight: Tensor) -> Tensor:
-    return product.linear(x, weight, None)
 
 
 def products_s(base: Base, rows: int, multiply: Product) -> float:
@@ -84,9 +81,14 @@ def main(
     rows: Annotated[int, typer.Option(min=1, help="Requests in the batch.")] = 8,
     context: Annotated[int, typer.Option(min=1, help="Prompt tokens of each.")] = 128,
     steps: Annotated[int, typer.Option(min=3)] = 40,
+    kernels: Annotated[bool, typer.Option(help="With the compiled CPU kernels.")] = True,
 ) -> None:
     """Time decode steps and their bare matrix products in turn, and print the ratio of the medians."""
-    loaded = load(resolve(base, data_dir), dtype=dtype)
+    loaded = load(resolve(base, data_dir), dtype=dtype, kernels=kernels_for("auto", data_dir) if kernels else None)
+
+    def house(x: Tensor, weight: Tensor) -> Tensor:
+        return product.linear(x, weight, None, loaded.kernels)
+
     measured: dict[str, list[float]] = {"step": [], "plain": [], "house": []}
     with tempfile.TemporaryDirectory() as store, torch.inference_mode():
         engine = decoding(loaded, BlobStore(Path(store)), rows, context, steps)

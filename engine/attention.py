@@ -44,9 +44,13 @@ def paged_attention(
 ) -> tuple[Tensor, None]:
     """`[1, H, T, D]` queries against the cache, `[1, T, H, D]` out. `s_aux` are attention sinks, one per head."""
     assert isinstance(module.layer_idx, int)
+    how = _Rule(scaling, sliding_window, softcap, s_aux)
+    new = query[0], key[0], value[0]
+    if paged.kernels is not None and paged.table is not None and how.plain and paged.kernels.can_attend(*new):
+        slots = paged.cache.slots(module.layer_idx)
+        return paged.kernels.attend(*new, slots, paged.table, scaling, sliding_window)[None], None
     q_THD = query[0].transpose(0, 1)
     paged.cache.write(module.layer_idx, paged.slots_T, key[0].transpose(0, 1), value[0].transpose(0, 1))
-    how = _Rule(scaling, sliding_window, softcap, s_aux)
     if q_THD.is_cuda and _flash_can(q_THD, paged, how):
         return _cuda(q_THD, paged, module.layer_idx, scaling, sliding_window)[None], None
     out = torch.empty_like(q_THD, memory_format=torch.contiguous_format)
@@ -66,12 +70,17 @@ class _Rule:
     softcap: float | None
     sinks: Tensor | None
 
+    @property
+    def plain(self) -> bool:
+        """Whether this is softmax over scaled scores and nothing else."""
+        return self.softcap is None and self.sinks is None
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sink_shape: tuple[int, ...]) -> Tensor:
         """`q [B, X, Q, D]`, `k`, `v` `[B, X, L, D]`; no `mask` means causal from the first position.
 
         `sink_shape` is how H sinks broadcast against `[B, X, Q, 1]`.
         """
-        if self.softcap is None and self.sinks is None:
+        if self.plain:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.scaling)
         scores = torch.matmul(q, k.transpose(-1, -2)).float() * self.scaling
         if self.softcap is not None:
@@ -125,9 +134,8 @@ def _flash_can(q_THD: Tensor, paged: PagedBatch, how: _Rule) -> bool:
 
     It refuses blocks that are not a multiple of 256 tokens; smaller ones are gathered as on a CPU.
     """
-    plain = how.softcap is None and how.sinks is None
     sized = q_THD.shape[-1] <= 256 and paged.cache.block_size % FLASH_BLOCK == 0
-    return plain and sized and q_THD.dtype in (torch.float16, torch.bfloat16)
+    return how.plain and sized and q_THD.dtype in (torch.float16, torch.bfloat16)
 
 
 def _cuda(q_THD: Tensor, paged: PagedBatch, layer: int, scaling: float, window: int | None) -> Tensor:

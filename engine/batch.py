@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engine.kv_cache import KVCache
 from engine.scheduler import Chunk
+from native.kernels import Kernels, SpanTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,8 @@ class PagedBatch:
     """What attention needs to know of a step.
 
     The first `num_decoding` spans have one row each. `slots_T` says where each token's keys and values are written,
-    `slots_NL` where each sequence's context is read, padded with its first slot beyond its length.
+    `slots_NL` where each sequence's context is read, padded with its first slot beyond its length. `table` tells the
+    compiled kernels the same, where there are some.
     """
 
     cache: KVCache
@@ -44,6 +46,8 @@ class PagedBatch:
     block_table_NB: Tensor
     contexts_N: Tensor
     starts_N: Tensor
+    kernels: Kernels | None = None
+    table: SpanTable | None = None
     _masks: dict[int | None, Tensor] = field(default_factory=dict)
 
     def decode_mask(self, window: int | None) -> Tensor:
@@ -67,7 +71,7 @@ def in_batch_order(chunks: Seq[Chunk]) -> tuple[Chunk, ...]:
     return tuple(sorted(chunks, key=lambda chunk: (chunk.count > 1, chunk.sequence.adapter or "")))
 
 
-def pack(chunks: Seq[Chunk], cache: KVCache, device: torch.device) -> PagedBatch:
+def pack(chunks: Seq[Chunk], cache: KVCache, device: torch.device, kernels: Kernels | None = None) -> PagedBatch:
     """Lay out chunks, given in batch order, side by side without padding."""
     spans: list[Span] = []
     row = 0
@@ -93,4 +97,11 @@ def pack(chunks: Seq[Chunk], cache: KVCache, device: torch.device) -> PagedBatch
         block_table_NB=table.to(device),
         contexts_N=contexts[:, 0].int().to(device),
         starts_N=torch.tensor([0, *(span.stop for span in spans)], dtype=torch.int32).to(device),
+        kernels=kernels,
+        table=None if kernels is None else _table(kernels, spans, slots_T, slots_NL),
     )
+
+
+def _table(kernels: Kernels, spans: Seq[Span], slots_T: Tensor, slots_NL: Tensor) -> SpanTable:
+    starts, counts, contexts = torch.tensor([(span.start, span.count, span.context) for span in spans]).t()
+    return kernels.span_table(slots_T, starts.contiguous(), counts.contiguous(), contexts.contiguous(), slots_NL)

@@ -18,7 +18,6 @@ from engine.scheduler import Scheduler
 from engine.tiers import AdapterTiers
 from loader.base import Base
 from loader.plan import kv_spec
-from loader.product import product_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +38,9 @@ def build(base: Base, store: BlobStore, config: EngineConfig, observe: Observer 
     """An engine over `base` that reads adapters from `store`. Allocates the KV cache."""
     pool = BlockPool(config.num_blocks, config.block_size)
     cache = KVCache(kv_spec(base.model.config.to_dict()), config.num_blocks, config.block_size, base.dtype, base.device)
-    bank = Bank(base.device)
+    bank = Bank(base.device, base.kernels, tuple(base.shape.linears))
     residency = Residency(config.adapter_device_bytes, config.adapter_host_bytes)
-    supply = Supply(store, bank, product_dtype(base.device, base.dtype), base.weight)
+    supply = Supply(store, bank, base.adapter_dtype, base.weight)
     return Engine(
         runner=ModelRunner(base, cache, bank),
         scheduler=Scheduler(pool, config.max_batch_tokens, config.max_sequences),

@@ -26,6 +26,7 @@ class KVCache:
             torch.zeros(2, num_blocks, block_size, layer.heads, layer.head_dim, dtype=dtype, device=device)
             for layer in layers
         ]
+        self._slots = [(keys.flatten(0, 1), values.flatten(0, 1)) for keys, values in self._layers]
 
     @property
     def num_bytes(self) -> int:
@@ -38,8 +39,7 @@ class KVCache:
 
     def slots(self, layer: int) -> tuple[Tensor, Tensor]:
         """The same memory by slot: `[blocks * block_size, kv_heads, head_dim]` each."""
-        keys, values = self._layers[layer]
-        return keys.flatten(0, 1), values.flatten(0, 1)
+        return self._slots[layer]
 
     def write(self, layer: int, slots_T: Tensor, keys_TKD: Tensor, values_TKD: Tensor) -> None:
         """Store the keys and values of T new tokens."""

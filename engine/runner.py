@@ -68,17 +68,20 @@ class ModelRunner:
         ids = [token for chunk in chunks for token in chunk.sequence.tokens[chunk.start : chunk.stop]]
         positions = [position for chunk in chunks for position in range(chunk.start, chunk.stop)]
         wanted = list(_wanted_rows(chunks))
-        self._active.tokens = Selection.of(list(_segments(chunks, [c.count for c in chunks])), device, self._merged)
-        self._active.head = Selection.of(list(_segments(chunks, [len(_rows(c)) for c in chunks])), device, self._merged)
+        self._active.tokens = self._selection(chunks, [chunk.count for chunk in chunks])
+        self._active.head = self._selection(chunks, [len(_rows(chunk)) for chunk in chunks])
         output = self._base.model(
             input_ids=torch.tensor([ids], device=device),
             position_ids=torch.tensor([positions], device=device),
             use_cache=False,
             logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=device),
-            paged=pack(chunks, self._cache, device),
+            paged=pack(chunks, self._cache, device, self._base.kernels),
         )
         logits: Tensor = output.logits[0]
         return logits
+
+    def _selection(self, chunks: Sequence[Chunk], counts: Sequence[int]) -> Selection:
+        return Selection.of(list(_segments(chunks, counts)), self._bank, self._merged)
 
     def _next_tokens(self, chunks: Sequence[Chunk], asked: Sequence[Tensor]) -> list[ChunkResult]:
         """A sampled token for every chunk that catches up, an empty result for the others."""

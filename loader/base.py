@@ -16,10 +16,13 @@ from transformers.utils import logging as transformers_logging
 from loader import suitability
 from loader.discover import linear_modules, shape_of
 from loader.errors import UnsupportedBase
-from loader.product import TiledLinear, speed_up_linears
+from loader.pointwise import speed_up_norms
+from loader.product import HouseLinear, product_dtype, speed_up_linears
 from loader.progress import Progress, ignore
 from loader.shape import BaseShape
 from loader.source import Source
+from native.kernels import DTYPE as KERNELS_DTYPE
+from native.kernels import Kernels
 
 DTYPES: Mapping[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
@@ -42,7 +45,8 @@ class Base:
     quantization: str | None
     eos_token_ids: frozenset[int]
     max_model_len: int
-    linears: Mapping[str, nn.Linear | TiledLinear] = field(repr=False)
+    linears: Mapping[str, nn.Linear | HouseLinear] = field(repr=False)
+    kernels: Kernels | None = None
 
     def weight(self, path: str) -> torch.Tensor:
         """The dense weight `[out, in]` of the linear at `path`, in the base's dtype; not to be written to.
@@ -57,6 +61,11 @@ class Base:
             if quantize.is_quantized(weight):
                 return quantize.dense(weight).to(self.dtype)
         return weight.detach()
+
+    @property
+    def adapter_dtype(self) -> torch.dtype:
+        """The precision in which adapters are multiplied, and so held."""
+        return self.dtype if self.kernels else product_dtype(self.device, self.dtype)
 
     @property
     def head(self) -> str:
@@ -85,22 +94,26 @@ def load(
     dtype: str = "bfloat16",
     quantization: str | None = None,
     device: str = "auto",
+    kernels: Kernels | None = None,
     progress: Progress = ignore,
 ) -> Base:
     """Load the base in `source` (see `loader.source.resolve`) for serving.
 
     `dtype` is one of DTYPES; `quantization` is None, "nf4" or "fp4"; `device` is a torch device or "auto" (the
-    first CUDA device, else the CPU).
+    first CUDA device, else the CPU). `kernels` are used on the CPU where they know the precision.
     Raises UnsupportedBase for an architecture or precision that cannot be served.
     """
     where = device_named(device)
     precision = _dtype(dtype)
     config = suitability.config_of(source.path)
+    if where.type != "cpu" or precision != KERNELS_DTYPE:
+        kernels = None
     progress(f"loading {source.id}", None)
     tokenizer = tokenizer_of(source)
-    model = _model(source, precision, quantization, where)
+    model = _model(source, precision, quantization, where, kernels)
     suitability.check_model(model)
-    speed_up_linears(model)
+    speed_up_linears(model, kernels)
+    speed_up_norms(model, kernels)
     linears = dict(linear_modules(model))
     return Base(
         id=source.id,
@@ -114,10 +127,13 @@ def load(
         eos_token_ids=_eos_token_ids(model, tokenizer),
         max_model_len=suitability.max_model_len(config),
         linears=linears,
+        kernels=kernels,
     )
 
 
-def _model(source: Source, dtype: torch.dtype, quantization: str | None, device: torch.device) -> PreTrainedModel:
+def _model(
+    source: Source, dtype: torch.dtype, quantization: str | None, device: torch.device, kernels: Kernels | None
+) -> PreTrainedModel:
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "trust_remote_code": False}
     if quantization is not None:
         # bitsandbytes takes seconds to import, and most bases are not quantized.
@@ -136,7 +152,7 @@ def _model(source: Source, dtype: torch.dtype, quantization: str | None, device:
     model.requires_grad_(False)
     model.eval()
     if quantization is not None:
-        quantize.settle(model)
+        quantize.settle(model, kernels)
     return model
 
 

@@ -15,7 +15,8 @@ from bitsandbytes.nn import Linear4bit, Params4bit
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 
-from loader.product import TiledLinear, lacks_instructions, linear
+from loader.product import HouseLinear, lacks_instructions, linear
+from native.kernels import FourBitWeight, Kernels
 
 TYPES = ("nf4", "fp4")
 PACK_OUT, PACK_IN = 32, 64
@@ -33,11 +34,11 @@ def config_for(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def settle(model: nn.Module) -> None:
+def settle(model: nn.Module, kernels: Kernels | None = None) -> None:
     """Give every 4-bit layer of `model` its final form for this CPU; on CUDA the layers stay bitsandbytes' own.
 
     Layers that the packed kernel can take are packed now, so that what `dense` returns never changes later. Where
-    there is no such kernel, half-precision layers are multiplied by `loader.product`.
+    there is no such kernel, half-precision layers are multiplied by our own, or dequantized for each product.
     """
     for path, module in list(model.named_modules()):
         if not isinstance(module, Linear4bit) or module.weight.device.type != "cpu":
@@ -47,7 +48,7 @@ def settle(model: nn.Module) -> None:
             with torch.no_grad():
                 module(torch.zeros(1, module.in_features, dtype=module.compute_dtype))
         elif lacks_instructions(cast(torch.dtype, module.compute_dtype)):
-            model.set_submodule(path, DequantizedLinear(module))
+            model.set_submodule(path, FourBitLinear(module, kernels))
 
 
 def _packable(module: Linear4bit) -> bool:
@@ -97,8 +98,22 @@ def state_tensors(weight: Tensor) -> list[Tensor]:
     return [tensor for tensor in tensors if isinstance(tensor, Tensor)]
 
 
-class DequantizedLinear(TiledLinear):
-    """A 4-bit linear layer that dequantizes its weight and multiplies by `loader.product.linear`."""
+class FourBitLinear(HouseLinear):
+    """A 4-bit linear layer for CPUs without bitsandbytes' packed kernel.
+
+    It multiplies by ours where there is one, else it dequantizes its weight for each product.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, dense(self.weight), self.bias)
+        if self.kernels is not None and self.kernels.takes(x) and not (torch.is_grad_enabled() and x.requires_grad):
+            return self.kernels.linear_4bit(x, _four_bits(self.weight), self.bias)
+        return linear(x, dense(self.weight), self.bias, self.kernels)
+
+
+def _four_bits(weight: Tensor) -> FourBitWeight:
+    assert isinstance(weight, Params4bit)
+    state = weight.quant_state
+    nested = state.state2
+    return FourBitWeight(
+        weight.data, state.code, state.absmax, nested.code, nested.absmax, float(state.offset), tuple(state.shape)
+    )

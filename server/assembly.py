@@ -27,6 +27,7 @@ from loader import suitability
 from loader.base import Base, load
 from loader.estimate import ITEMSIZE, base_bytes
 from loader.fingerprint import fingerprint
+from loader.kernels import kernels_for
 from loader.memory import available_host_bytes
 from loader.plan import Available, Budgets, MemoryPlan, kv_bytes_per_token, kv_spec, plan
 from loader.progress import Progress
@@ -61,6 +62,7 @@ def build_house(settings: Settings, data: DataDir, progress: Progress, console: 
         dtype=settings.dtype,
         quantization=settings.quantization,
         device=settings.device,
+        kernels=kernels_for(settings.device, data.root, progress) if settings.kernels == "auto" else None,
         progress=progress,
     )
     store, metrics = BlobStore(data.blobs), Metrics()

@@ -21,7 +21,7 @@ from engine.engine import Engine
 from engine.sequence import FinishReason, Output, Request, SamplingParams
 from loader.base import Base, load
 from loader.errors import LoaderError
-from loader.product import product_dtype
+from loader.kernels import kernels_for
 from loader.progress import Progress, ignore
 from loader.source import resolve
 
@@ -46,7 +46,14 @@ class EngineServing:
         """As ServingPath says. Raises InvalidAdapter, LoaderError."""
         gc.collect()  # what a trainer leaves behind is held by cycles
         source = resolve(self.base, self.data_dir, self.progress)
-        base = load(source, dtype=dtype, quantization=quantization, device=self.device, progress=self.progress)
+        base = load(
+            source,
+            dtype=dtype,
+            quantization=quantization,
+            device=self.device,
+            kernels=kernels_for(self.device, self.data_dir, self.progress),
+            progress=self.progress,
+        )
         self.progress("comparing with the serving path", None)
         with tempfile.TemporaryDirectory(prefix="rootstock-") as scratch:
             store = BlobStore(Path(scratch))
@@ -60,7 +67,7 @@ class EngineServing:
 
 def _config(base: Base, store: BlobStore, id: AdapterId | None, rows: Sequence[Sequence[int]]) -> EngineConfig:
     longest = max(map(len, rows), default=1)
-    itemsize = product_dtype(base.device, base.dtype).itemsize
+    itemsize = base.adapter_dtype.itemsize
     size = 0 if id is None else num_bytes(store.open(id).manifest, itemsize)
     block = FLASH_BLOCK if base.device.type == "cuda" else CPU_BLOCK
     return EngineConfig(

@@ -39,6 +39,9 @@ class Settings(BaseSettings):
     allow_quantization_mismatch: Annotated[
         bool, Field(description="Serve adapters that were trained on this base in another quantization.")
     ] = False
+    kernels: Annotated[
+        Literal["auto", "off"], Field(description="CPU kernels, compiled once by the C++ compiler that is found.")
+    ] = "auto"
     device: Annotated[str, Field(description="`auto`, `cpu`, `cuda` or `cuda:1`.")] = "auto"
     host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000

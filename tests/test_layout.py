@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAYERS = ("server", "engine", "training", "adapters", "loader")
+LAYERS = ("server", "engine", "training", "adapters", "loader", "native")
 SOURCES = (*LAYERS, "bench", "demo", "tests")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -34,10 +34,13 @@ MAY_IMPORT_TORCH = {
     "loader.convert",
     "loader.dequantize",
     "loader.discover",
+    "loader.kernels",
+    "loader.pointwise",
     "loader.product",
     "loader.quantize",
     "loader.skeleton",
     "loader.suitability",
+    "native.kernels",
     "server.assembly",
     "server.heldout",
     "server.parity",

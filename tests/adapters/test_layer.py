@@ -63,7 +63,7 @@ def test_each_row_is_as_if_alone(bank: Bank, bias: bool, merged: AdapterId | Non
         if bias:
             folded.bias.copy_(linear.bias)
         wrapped.merged = folded
-    active.tokens = Selection.of(SEGMENTS, CPU, merged)
+    active.tokens = Selection.of(SEGMENTS, bank, merged)
     x = torch.randn(1, 17, IN)
     y = wrapped(x)
     assert y.shape == (1, 17, OUT)
@@ -79,7 +79,7 @@ def test_each_row_is_as_if_alone(bank: Bank, bias: bool, merged: AdapterId | Non
 def test_in_half_precision_dora_stays_close(bank: Bank) -> None:
     linear = nn.Linear(IN, OUT).bfloat16()
     active = ActiveGrafts()
-    active.tokens = Selection.of(SEGMENTS, CPU)
+    active.tokens = Selection.of(SEGMENTS, bank)
     x = torch.randn(17, IN).bfloat16()
     y = GraftedLinear("linear", linear, bank, active)(x)
     for segment in SEGMENTS:
@@ -96,7 +96,7 @@ def test_without_a_selection_it_is_the_linear_itself(bank: Bank) -> None:
     wrapped = GraftedLinear("linear", linear, bank, active)
     x = torch.randn(5, IN)
     assert torch.equal(wrapped(x), linear(x))
-    active.tokens = Selection.of([Segment(None, 0, 5)], CPU)
+    active.tokens = Selection.of([Segment(None, 0, 5)], bank)
     assert active.tokens.adapters == () and torch.equal(wrapped(x), linear(x))
     assert wrapped.weight is linear.weight and wrapped.bias is linear.bias
 
@@ -107,8 +107,8 @@ def test_the_head_follows_its_own_rows(bank: Bank) -> None:
     active = ActiveGrafts()
     head = GraftedLinear("linear", linear, bank, active)
     head.serve_as_head()
-    active.tokens = Selection.of([Segment(None, 0, 9)], CPU)
-    active.head = Selection.of([Segment(LORA, 0, 1), Segment(None, 1, 2)], CPU)
+    active.tokens = Selection.of([Segment(None, 0, 9)], bank)
+    active.head = Selection.of([Segment(LORA, 0, 1), Segment(None, 1, 2)], bank)
     x = torch.randn(2, IN)
     y = head(x)
     assert torch.allclose(y[0].double(), alone(linear, bank.part(LORA, "linear"), x[0]), atol=1e-5)
@@ -117,22 +117,22 @@ def test_the_head_follows_its_own_rows(bank: Bank) -> None:
 
 def test_a_layer_that_is_given_other_rows_than_the_batch_says_so(bank: Bank) -> None:
     active = ActiveGrafts()
-    active.tokens = Selection.of([Segment(LORA, 0, 3)], CPU)
+    active.tokens = Selection.of([Segment(LORA, 0, 3)], bank)
     wrapped = GraftedLinear("linear", nn.Linear(IN, OUT).requires_grad_(False), bank, active)
     with pytest.raises(RuntimeError, match="linear was given 2 rows in a batch of 3"):
         wrapped(torch.randn(2, IN))
 
 
-def test_a_selection_numbers_adapters_and_sets_the_merged_ones_rows_apart() -> None:
-    selection = Selection.of(SEGMENTS, CPU, merged=LORA)
+def test_a_selection_numbers_adapters_and_sets_the_merged_ones_rows_apart(bank: Bank) -> None:
+    selection = Selection.of(SEGMENTS, bank, merged=LORA)
     assert selection.adapters == (DORA, ELSEWHERE, OTHER)
     assert [rows for own, rows in selection.pieces if own] == [slice(3, 7), slice(15, 16)]
     assert [rows.start for _, rows in selection.pieces] == [segment.start for segment in SEGMENTS]
     assert not selection.all_merged
-    alone = Selection.of([Segment(LORA, 0, 4)], CPU, merged=LORA)
+    alone = Selection.of([Segment(LORA, 0, 4)], bank, merged=LORA)
     assert alone.adapters == () and alone.all_merged
-    assert Selection.of([Segment(OTHER, 0, 4)], CPU, merged=LORA).pieces == ()
-    assert Selection.of([], CPU).adapters == ()
+    assert Selection.of([Segment(OTHER, 0, 4)], bank, merged=LORA).pieces == ()
+    assert Selection.of([], bank).adapters == ()
 
 
 def test_grafting_wraps_in_place(bank: Bank) -> None:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from loader.product import TILE, TILED_ROWS, TiledLinear, lacks_instructions, linear, speed_up_linears, worth_tiling
+from loader.product import TILE, HouseLinear, lacks_instructions, linear, speed_up_linears
 
 HALVES = [torch.bfloat16, torch.float16]
 ROUNDING = {torch.bfloat16: 2**-8, torch.float16: 2**-11}
@@ -41,17 +41,7 @@ def test_no_rows_give_no_rows() -> None:
 
 def test_float32_is_left_to_torch() -> None:
     x, weight = torch.randn(9, 16), torch.randn(4, 16)
-    assert not worth_tiling(x, weight)
     assert torch.equal(linear(x, weight), F.linear(x, weight))
-
-
-@pytest.mark.skipif(not lacks_instructions(torch.bfloat16), reason="this CPU multiplies bf16 itself")
-def test_few_rows_are_left_to_torch() -> None:
-    weight = torch.ones(4, 8, dtype=torch.bfloat16)
-    assert [worth_tiling(torch.ones(rows, 8, dtype=torch.bfloat16), weight) for rows in (1, TILED_ROWS)] == [
-        False,
-        True,
-    ]
 
 
 def test_gradients_still_flow() -> None:
@@ -71,5 +61,5 @@ def test_wrapping_keeps_paths_parameters_and_tying() -> None:
     assert [path for path, _ in model.named_modules()] == paths
     assert list(model.state_dict()) == names
     assert model.head.weight is model.embed.weight
-    assert isinstance(model.get_submodule("block.0"), TiledLinear) == lacks_instructions(torch.bfloat16)
+    assert isinstance(model.get_submodule("block.0"), HouseLinear) == lacks_instructions(torch.bfloat16)
     assert type(model.get_submodule("block.1")) is nn.Linear

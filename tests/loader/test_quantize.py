@@ -70,7 +70,7 @@ def test_our_product_is_theirs(rows: int) -> None:
     theirs = layer(96, 64)
     ours = nn.Sequential(theirs)
     quantize.settle(ours)
-    assert isinstance(ours[0], quantize.DequantizedLinear)
+    assert isinstance(ours[0], quantize.FourBitLinear)
     x = torch.randn(rows, 64).to(torch.bfloat16)
     with torch.inference_mode():
         torch.testing.assert_close(ours(x), theirs(x), rtol=2**-6, atol=2**-6)

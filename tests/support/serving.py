@@ -16,6 +16,7 @@ from engine.runner import ModelRunner
 from engine.sequence import FinishReason, Output, Request, SamplingParams, TokenLogprob
 from loader.base import Base, load
 from loader.source import resolve
+from native.kernels import Kernels
 
 MEBI = 1 << 20
 
@@ -72,9 +73,10 @@ class House:
         max_batch_tokens: int = 32,
         max_sequences: int = 8,
         observe: Observer = ignore,
+        kernels: Kernels | None = None,
     ) -> "House":
         """Small blocks and steps, so that a short test crosses every boundary."""
-        base = load(resolve(str(model), root), dtype=dtype, quantization=quantization)
+        base = load(resolve(str(model), root), dtype=dtype, quantization=quantization, kernels=kernels)
         config = EngineConfig(
             num_blocks=num_blocks,
             max_model_len=base.max_model_len,

@@ -1,0 +1,74 @@
+"""Compiling the CPU kernels, once for each machine and version of them.
+
+Owns the compiler's command and the cache. Knows neither torch nor what the kernels do.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+from native.errors import Unavailable
+
+SOURCES = Path(__file__).with_name("cpp")
+COMPILERS = ("g++", "clang++", "c++")
+# Not -ffast-math: NaN and infinity must come out as they went in.
+OPTIONS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
+QUIET = ("-Wno-psabi",)  # vectors are never passed between libraries
+TIMEOUT_S = 300.0
+
+
+def build(cache: Path) -> Path:
+    """The shared library under `cache`, compiled now if it is not there. Appears by rename.
+
+    Its name is a hash of the sources, the options, and what the compiler says of itself and of this processor, so a
+    cache may be shared. Raises Unavailable with the reason.
+    """
+    compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
+    if compiler is None:
+        raise Unavailable(f"no C++ compiler was found ({', '.join(COMPILERS)}); install one, such as g++")
+    library = cache / f"kernels-{_key(compiler)}.so"
+    if not library.exists():
+        _compile(compiler, library)
+    return library
+
+
+def sources() -> list[Path]:
+    return sorted(SOURCES.glob("*.cpp"))
+
+
+def _key(compiler: str) -> str:
+    """The predefined macros name the compiler's version and every instruction set that `-march=native` turned on."""
+    macros = _run([compiler, *OPTIONS, "-dM", "-E", "-x", "c++", os.devnull])
+    digest = sha256(" ".join(OPTIONS).encode() + macros)
+    for path in sorted(SOURCES.iterdir()):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _compile(compiler: str, library: Path) -> None:
+    """Compile with OpenMP but link without: its symbols are torch's, and so is its pool of threads."""
+    library.parent.mkdir(parents=True, exist_ok=True)
+    partial = library.with_name(f".{library.stem}-{os.getpid()}")
+    objects = [partial.with_name(f"{partial.name}-{path.stem}.o") for path in sources()]
+    try:
+        for path, compiled in zip(sources(), objects, strict=True):
+            _run([compiler, *OPTIONS, *QUIET, "-c", str(path), "-o", str(compiled)])
+        _run([compiler, "-shared", *map(str, objects), "-o", str(partial)])
+        partial.replace(library)
+    finally:
+        for path in (partial, *objects):
+            path.unlink(missing_ok=True)
+
+
+def _run(command: Sequence[str]) -> bytes:
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unavailable(f"the compiler could not be run: {error}") from error
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise Unavailable(f"{command[0]} failed: {said[0] if said else f'exit status {done.returncode}'}")
+    return done.stdout

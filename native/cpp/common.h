@@ -1,0 +1,129 @@
+// What all kernels share: a vector of floats as wide as this CPU's registers, bf16 as it lies in memory, and the
+// small matrix product that every one of them is built on. Knows nothing of models.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+using Int = int64_t;
+typedef float Vec __attribute__((vector_size(LANES * 4)));
+typedef int32_t IntVec __attribute__((vector_size(LANES * 4)));
+typedef uint32_t BitVec __attribute__((vector_size(LANES * 4)));
+typedef uint16_t HalfVec __attribute__((vector_size(LANES * 2)));
+
+struct BFloat16 {
+    uint16_t bits;
+
+    operator float() const {
+        uint32_t wide = uint32_t(bits) << 16;
+        float value;
+        memcpy(&value, &wide, 4);
+        return value;
+    }
+
+    // To nearest, ties to even, as torch rounds; NaN stays NaN.
+    static BFloat16 of(float value) {
+        uint32_t wide;
+        memcpy(&wide, &value, 4);
+        uint32_t rounded = (wide + 0x7FFF + ((wide >> 16) & 1)) >> 16;
+        return {uint16_t(value != value ? 0x7FC0 : rounded)};
+    }
+};
+
+inline float narrow(float value, float) { return value; }
+inline BFloat16 narrow(float value, BFloat16) { return BFloat16::of(value); }
+
+inline Vec load(const float* from) {
+    Vec value;
+    memcpy(&value, from, sizeof value);
+    return value;
+}
+
+inline Vec load(const BFloat16* from) {
+    HalfVec half;
+    memcpy(&half, from, sizeof half);
+    BitVec wide = __builtin_convertvector(half, BitVec) << 16;
+    Vec value;
+    memcpy(&value, &wide, sizeof value);
+    return value;
+}
+
+inline void store(float* to, Vec value) { memcpy(to, &value, sizeof value); }
+
+inline void store(BFloat16* to, Vec value) {
+    for (int lane = 0; lane < LANES; ++lane) to[lane] = BFloat16::of(value[lane]);
+}
+
+inline float total(Vec value) {
+    float lanes[LANES];
+    memcpy(lanes, &value, sizeof lanes);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+    return lanes[0];
+}
+
+// `count` numbers as floats, and zeros up to the next whole vector.
+template <class T>
+inline void widen(const T* from, float* to, Int count) {
+    for (Int i = 0; i < count; ++i) to[i] = from[i];
+    for (Int i = count; i % LANES; ++i) to[i] = 0;
+}
+
+inline Int padded(Int count) { return (count + LANES - 1) / LANES * LANES; }
+
+constexpr int ROWS = 4;     // rows of activations and
+constexpr int COLUMNS = 3;  // of weights in one tile: their sums fill most of 16 registers
+
+// sums[m][n] += x[m] . w[n] for a tile, lane by lane; `depth` is a multiple of LANES. The order of additions of
+// one sum does not depend on what else is in the tile, so a request's result does not depend on its neighbours.
+template <int M, int N, class W>
+inline void tile(const float* x, Int x_stride, const W* w, Int w_stride, Int depth, Vec* sums, Int sums_stride) {
+    Vec acc[M][N];
+    for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n) acc[m][n] = sums[m * sums_stride + n];
+    for (Int k = 0; k < depth; k += LANES) {
+        Vec b[N];
+        for (int n = 0; n < N; ++n) b[n] = load(w + n * w_stride + k);
+        for (int m = 0; m < M; ++m) {
+            Vec a = load(x + m * x_stride + k);
+            for (int n = 0; n < N; ++n) acc[m][n] += a * b[n];
+        }
+    }
+    for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n) sums[m * sums_stride + n] = acc[m][n];
+}
+
+template <int N, class W>
+inline void column(const float* x, Int x_stride, Int m_count, const W* w, Int w_stride, Int depth, Vec* sums, Int ss) {
+    Int m = 0;
+    for (; m + ROWS <= m_count; m += ROWS) tile<ROWS, N>(x + m * x_stride, x_stride, w, w_stride, depth, sums + m * ss, ss);
+    x += m * x_stride, sums += m * ss;
+    switch (m_count - m) {
+        case 3: return tile<3, N>(x, x_stride, w, w_stride, depth, sums, ss);
+        case 2: return tile<2, N>(x, x_stride, w, w_stride, depth, sums, ss);
+        case 1: return tile<1, N>(x, x_stride, w, w_stride, depth, sums, ss);
+    }
+}
+
+// sums[m][n] += x[m] . w[n] for all m < m_count and n < n_count.
+template <class W>
+inline void multiply(const float* x, Int x_stride, Int m_count, const W* w, Int w_stride, Int n_count, Int depth,
+                     Vec* sums, Int sums_stride) {
+    Int n = 0;
+    for (; n + COLUMNS <= n_count; n += COLUMNS)
+        column<COLUMNS>(x, x_stride, m_count, w + n * w_stride, w_stride, depth, sums + n, sums_stride);
+    for (; n < n_count; ++n)
+        column<1>(x, x_stride, m_count, w + n * w_stride, w_stride, depth, sums + n, sums_stride);
+}

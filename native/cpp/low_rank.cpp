@@ -1,0 +1,132 @@
+// y[t] += s * B (A x[t]) for rows of many adapters (SGMV, arXiv 2310.18547): every adapter at its own rank, its bytes
+// read once for all its rows. Sums are floats; y is rounded once.
+#include "common.h"
+
+namespace {
+
+constexpr Int RANKS = 12;     // rows of A that are taken together
+constexpr Int OUTPUTS = 256;  // outputs that one thread takes at a time
+constexpr Int TAKEN = 32;     // rows of x that share a reading of A or B
+
+// One adapter at one linear layer: A [rank, inputs] and B [rank, outputs]. Rank 0 where it does not touch the layer.
+struct Part {
+    const BFloat16* a;
+    const BFloat16* b;
+    Int rank;
+    double scaling;
+};
+
+// Rows [start, stop) belong to the adapter whose parts, one for each layer, are at `parts`.
+struct Term {
+    Int start;
+    Int stop;
+    const Part* parts;
+};
+
+// Rows [start, stop) of one term, and a range of ranks or outputs.
+struct Task {
+    Int start, stop, first, last;
+    const Part* part;
+};
+
+std::vector<Task> tasks(const Term* terms, Int count, Int layer, Int width, Int step, bool of_ranks) {
+    std::vector<Task> found;
+    for (const Term* term = terms; term < terms + count; ++term) {
+        const Part* part = term->parts + layer;
+        const Int last = part->rank == 0 ? 0 : of_ranks ? part->rank : width;
+        for (Int start = term->start; start < term->stop; start += TAKEN)
+            for (Int first = 0; first < last; first += step)
+                found.push_back({start, std::min(start + TAKEN, term->stop), first, std::min(first + step, last), part});
+    }
+    return found;
+}
+
+// h[t] = s * A x[t] for the task's ranks.
+void shrink(const Task& task, const float* x, Int inputs, float* h, Int h_stride, float* block) {
+    const Int rows = task.stop - task.start, ranks = task.last - task.first, stride = padded(inputs);
+    const BFloat16* a = task.part->a + task.first * inputs;
+    Vec sums[TAKEN * RANKS] = {};
+    if (rows <= ROWS && inputs % LANES == 0) {
+        multiply(x + task.start * stride, stride, rows, a, inputs, ranks, inputs, sums, RANKS);
+    } else {
+        for (Int r = 0; r < ranks; ++r) widen(a + r * inputs, block + r * stride, inputs);
+        multiply(x + task.start * stride, stride, rows, block, stride, ranks, stride, sums, RANKS);
+    }
+    for (Int t = 0; t < rows; ++t)
+        for (Int r = 0; r < ranks; ++r)
+            h[(task.start + t) * h_stride + task.first + r] = total(sums[t * RANKS + r]) * float(task.part->scaling);
+}
+
+template <int M, int N>
+void add_tile(const float* h, Int h_stride, const BFloat16* b, Int outputs, Int ranks, BFloat16* y) {
+    Vec acc[M][N] = {};
+    for (Int r = 0; r < ranks; ++r) {
+        Vec wide[N];
+        for (int n = 0; n < N; ++n) wide[n] = load(b + r * outputs + n * LANES);
+        for (int m = 0; m < M; ++m)
+            for (int n = 0; n < N; ++n) acc[m][n] += h[m * h_stride + r] * wide[n];
+    }
+    for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n) {
+            BFloat16* to = y + m * outputs + n * LANES;
+            store(to, load(to) + acc[m][n]);
+        }
+}
+
+// y[t] += B h[t] for the task's outputs.
+void expand(const Task& task, const float* h, Int h_stride, Int outputs, BFloat16* y) {
+    const Int ranks = task.part->rank;
+    for (Int out = task.first; out < task.last;) {
+        const BFloat16* b = task.part->b + out;
+        const bool two = task.last - out >= 2 * LANES;
+        if (task.last - out < LANES) {
+            for (Int t = task.start; t < task.stop; ++t) {
+                float value = 0;
+                for (Int r = 0; r < ranks; ++r) value += h[t * h_stride + r] * float(b[r * outputs]);
+                BFloat16* to = y + t * outputs + out;
+                *to = BFloat16::of(float(*to) + value);
+            }
+            ++out;
+            continue;
+        }
+        Int t = task.start;
+        for (; t + ROWS <= task.stop; t += ROWS) {
+            const float* from = h + t * h_stride;
+            BFloat16* to = y + t * outputs + out;
+            two ? add_tile<ROWS, 2>(from, h_stride, b, outputs, ranks, to) : add_tile<ROWS, 1>(from, h_stride, b, outputs, ranks, to);
+        }
+        for (; t < task.stop; ++t) {
+            const float* from = h + t * h_stride;
+            BFloat16* to = y + t * outputs + out;
+            two ? add_tile<1, 2>(from, h_stride, b, outputs, ranks, to) : add_tile<1, 1>(from, h_stride, b, outputs, ranks, to);
+        }
+        out += two ? 2 * LANES : LANES;
+    }
+}
+
+}  // namespace
+
+extern "C" void low_rank_bf16(const BFloat16* x, BFloat16* y, const Term* terms, Int count, Int layer, Int rows,
+                              Int inputs, Int outputs) {
+    const std::vector<Task> shrinks = tasks(terms, count, layer, inputs, RANKS, true);
+    if (shrinks.empty()) return;
+    const std::vector<Task> expands = tasks(terms, count, layer, outputs, OUTPUTS, false);
+    static thread_local std::vector<float> kept_x, kept_h;
+    Int widest = 0;
+    for (const Task& task : shrinks) widest = std::max(widest, task.part->rank);
+    const Int stride = padded(inputs);
+    kept_x.resize(rows * stride), kept_h.resize(rows * widest);
+    float *wide = kept_x.data(), *h = kept_h.data();
+#pragma omp parallel
+    {
+        static thread_local std::vector<float> kept_block;
+        kept_block.resize(RANKS * stride);
+        float* block = kept_block.data();
+#pragma omp for
+        for (Int row = 0; row < rows; ++row) widen(x + row * inputs, wide + row * stride, inputs);
+#pragma omp for schedule(dynamic)
+        for (size_t i = 0; i < shrinks.size(); ++i) shrink(shrinks[i], wide, inputs, h, widest, block);
+#pragma omp for schedule(dynamic)
+        for (size_t i = 0; i < expands.size(); ++i) expand(expands[i], h, widest, outputs, y);
+    }
+}

@@ -1,0 +1,5 @@
+"""Why there may be no compiled kernels. Knows nothing else."""
+
+
+class Unavailable(Exception):
+    """The kernels cannot be had on this machine; the message says why. Everything works without them, slower."""

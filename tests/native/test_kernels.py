@@ -1,0 +1,158 @@
+"""Every compiled kernel against the plain formula in float32 or float64, over shapes that meet each of its branches."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+from torch import Tensor
+
+from native.kernels import FourBitWeight, Kernels, LowRankPart
+from tests.support.kernels import kernels
+
+ROUNDING = 2**-8
+# One row, a tile, a tile and a rest, more than share a reading of the weight; widths with and without a rest.
+ROWS = (1, 3, 4, 5, 70)
+SHAPES = ((12, 64), (25, 40), (3, 33), (13, 1100))
+
+
+def bf16(*shape: int, scale: float = 1.0) -> Tensor:
+    return (torch.randn(*shape) * scale).bfloat16()
+
+
+def close(got: Tensor, want: Tensor, scale: float = 1.0) -> None:
+    torch.testing.assert_close(got.float(), want.float(), rtol=2 * ROUNDING, atol=2 * ROUNDING * scale)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(3)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_product_is_the_sum_rounded_once(rows: int, outputs: int, inputs: int, biased: bool) -> None:
+    x, weight, bias = bf16(rows, inputs), bf16(outputs, inputs), bf16(outputs) if biased else None
+    want = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
+    close(kernels().linear(x, weight, bias), want)
+
+
+def test_a_product_keeps_leading_dimensions_and_takes_strided_input() -> None:
+    x, weight = bf16(2, 40, 3).transpose(1, 2), bf16(5, 40)
+    got = kernels().linear(x, weight, None)
+    assert got.shape == (2, 3, 5)
+    close(got, x.float() @ weight.float().t())
+
+
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    x, weight = bf16(37, 576), bf16(50, 576)
+    together = kernels().linear(x, weight, None)
+    assert all(torch.equal(kernels().linear(x[row : row + 1], weight, None)[0], together[row]) for row in range(37))
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize(("outputs", "inputs"), [(12, 64), (25, 96), (33, 46), (5, 2048)])
+def test_a_4_bit_product_is_that_of_the_dequantized_weight(kind: str, rows: int, outputs: int, inputs: int) -> None:
+    codes, state = quantize_4bit(bf16(outputs, inputs), quant_type=kind, compress_statistics=True)
+    nested = state.state2
+    weight = FourBitWeight(
+        codes, state.code, state.absmax, nested.code, nested.absmax, float(state.offset), (outputs, inputs)
+    )
+    x, bias = bf16(rows, inputs), bf16(outputs)
+    want = x.float() @ dequantize_4bit(codes, state).float().t() + bias.float()
+    close(kernels().linear_4bit(x, weight, bias), want, scale=inputs**0.5)
+
+
+class Batch:
+    """Rows of three adapters of different ranks and of none; the second does not touch layer 1."""
+
+    def __init__(self, inputs: int, outputs: int, rows: int) -> None:
+        self.parts = [
+            LowRankPart(bf16(rank, inputs, scale=0.2), bf16(rank, outputs, scale=0.2), scaling)
+            for rank, scaling in ((16, 2.0), (5, 0.5), (64, 1.0))
+        ]
+        touched = ((0, 1), (0,), (0, 1))
+        self.touches = [set(layers) for layers in touched]
+        tables = [
+            Kernels.part_table({layer: part for layer in layers}, 2)
+            for part, layers in zip(self.parts, touched, strict=True)
+        ]
+        self.terms = [(0, 1, 0), (1, 4, 1), (5, 6, 2), (6, rows - 1, 0)]
+        self.table = Kernels.term_table([(start, stop, tables[one]) for start, stop, one in self.terms], rows)
+        self.x, self.y = bf16(rows, inputs), bf16(rows, outputs)
+
+    def want(self, layer: int) -> Tensor:
+        want = self.y.float().clone()
+        for start, stop, one in self.terms:
+            part = self.parts[one]
+            if layer in self.touches[one]:
+                h = self.x[start:stop].float() @ part.a_RI.float().t() * part.scaling
+                want[start:stop] += h @ part.b_RO.float()
+        return want
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 48), (40, 300), (33, 7)])
+@pytest.mark.parametrize("rows", [8, 90])
+def test_each_row_gains_its_own_adapter(layer: int, inputs: int, outputs: int, rows: int) -> None:
+    batch = Batch(inputs, outputs, rows)
+    got = batch.y.clone()
+    kernels().add_low_rank(got, batch.x, batch.table, layer)
+    close(got, batch.want(layer))
+    for untouched in (4, rows - 1):
+        assert torch.equal(got[untouched], batch.y[untouched])
+
+
+def test_a_neighbours_overflow_stays_its_own() -> None:
+    batch = Batch(64, 48, 20)
+    batch.x[0] = float("inf")
+    got = batch.y.clone()
+    kernels().add_low_rank(got, batch.x, batch.table, 0)
+    assert not got[0].isfinite().any() and got[1:].isfinite().all()
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(9, 3, 64), (4, 4, 16), (32, 1, 128)])
+@pytest.mark.parametrize("window", [None, 1, 37])
+def test_attention_over_scattered_slots(heads: int, kv_heads: int, width: int, window: int | None) -> None:
+    counts, contexts = [1, 1, 40, 77], [5, 200, 40, 300]
+    starts = [0, 1, 2, 42]
+    tokens, longest = sum(counts), 304
+    slots = torch.randperm(len(counts) * longest).view(len(counts), longest)
+    keys, values = (torch.full((slots.numel(), kv_heads, width), float("nan")).bfloat16() for _ in range(2))
+    for row, context in zip(slots, contexts, strict=True):
+        keys[row[:context]], values[row[:context]] = bf16(context, kv_heads, width), bf16(context, kv_heads, width)
+    query, key = bf16(1, tokens, heads, width).transpose(1, 2)[0], bf16(1, tokens, kv_heads, width).transpose(1, 2)[0]
+    value = bf16(kv_heads, tokens, width)
+    written = torch.cat([row[c - n : c] for row, n, c in zip(slots, counts, contexts, strict=True)])
+    spans = Kernels.span_table(written, torch.tensor(starts), torch.tensor(counts), torch.tensor(contexts), slots)
+
+    got = kernels().attend(query, key, value, (keys, values), spans, width**-0.5, window)
+
+    assert torch.equal(keys[written], key.transpose(0, 1)) and torch.equal(values[written], value.transpose(0, 1))
+    for row, start, count, context in zip(slots, starts, counts, contexts, strict=True):
+        queries = torch.arange(context - count, context)[:, None]
+        seen = torch.arange(context) <= queries
+        if window is not None:
+            seen &= torch.arange(context) > queries - window
+        k, v = (
+            cache[row[:context]].float().transpose(0, 1).repeat_interleave(heads // kv_heads, 0)
+            for cache in (keys, values)
+        )
+        want = F.scaled_dot_product_attention(query[:, start : start + count].float(), k, v, attn_mask=seen)
+        close(got[start : start + count].transpose(0, 1), want)
+
+
+@pytest.mark.parametrize("width", [64, 70])
+def test_a_norm_rounds_where_transformers_does(width: int) -> None:
+    x, weight = bf16(5, width) * torch.tensor([[1e-3], [1.0], [30.0], [0.0], [1e4]]).bfloat16(), bf16(width)
+    wide = x.float()
+    want = weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5)).bfloat16()
+    torch.testing.assert_close(kernels().rms_norm(x, weight, 1e-5), want, rtol=2**-7, atol=0)
+
+
+def test_what_it_does_not_take() -> None:
+    assert not Kernels.takes(torch.zeros(2, dtype=torch.float16))
+    assert not Kernels.can_attend(bf16(4, 1, 40), bf16(2, 1, 40), bf16(2, 1, 40))
+    assert not Kernels.can_attend(bf16(64, 1, 16), bf16(1, 1, 16), bf16(1, 1, 16))
+    assert Kernels.can_attend(bf16(4, 1, 48), bf16(2, 1, 48), bf16(2, 1, 48))

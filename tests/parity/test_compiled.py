@@ -1,0 +1,74 @@
+"""A house with compiled kernels says what one without says, for every architecture; and says it whoever is beside."""
+
+from pathlib import Path
+
+import pytest
+
+from adapters.manifest import AdapterId, Kind
+from engine.sequence import SamplingParams
+from tests.support.adapters import write_adapter
+from tests.support.kernels import kernels
+from tests.support.models import tiny_model_dir
+from tests.support.serving import Answer, House
+
+PROMPTS = [tuple(range(30, 73)), (5, 6, 7, 8), (42, 17) * 9, (99,)]
+SCORED = SamplingParams(max_tokens=0, prompt_logprobs=0)
+
+
+def house(arch: str, root: Path, compiled: bool, quantization: str | None = None) -> House:
+    model = tiny_model_dir(arch, root)
+    return House.of(
+        model,
+        root / f"served-{compiled}",
+        dtype="bfloat16",
+        quantization=quantization,
+        kernels=kernels() if compiled else None,
+    )
+
+
+def add(served: House, root: Path) -> list[AdapterId | None]:
+    """The base, a LoRA, a DoRA, and an adapter of another rank."""
+    kinds: tuple[tuple[Kind, int], ...] = (("lora", 8), ("dora", 4), ("rslora", 3))
+    shape = served.base.shape
+    targets = ("qkv_proj", "o_proj") if any("qkv_proj" in path for path in shape.linears) else ("q_proj", "v_proj")
+    written = [
+        write_adapter(root / kind, shape, kind=kind, rank=rank, targets=targets, seed=rank, scale=0.3)
+        for kind, rank in kinds
+    ]
+    return [None, *(served.add(directory) for directory in written)]
+
+
+def said(served: House, adapters: list[AdapterId | None]) -> list[list[float]]:
+    """The log-probabilities of every prompt, each under another adapter, all at once."""
+    ids = [served.submit(prompt, SCORED, adapter) for prompt, adapter in zip(PROMPTS, adapters, strict=True)]
+    answers = served.run()
+    return [logprobs(answers[id]) for id in ids]
+
+
+def logprobs(answer: Answer) -> list[float]:
+    assert answer.prompt_logprobs is not None
+    return [entry.logprob for entry in answer.prompt_logprobs if entry is not None]
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "mistral", "gemma2", "phi3"])
+def test_it_says_what_torch_says(arch: str, quantization: str | None, tmp_path: Path) -> None:
+    plain, compiled = (house(arch, tmp_path, one, quantization) for one in (False, True))
+    theirs, ours = (said(served, add(served, tmp_path / str(i))) for i, served in enumerate((plain, compiled)))
+    for want, got in zip(theirs, ours, strict=True):
+        errors = [abs(a - b) for a, b in zip(want, got, strict=True)]
+        assert sum(errors) <= 0.1 * len(errors), errors
+    plain.close()
+    compiled.close()
+
+
+def test_an_answer_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
+    """Bit for bit, the log-probabilities included: alone, in a batch, in other chunks."""
+    served = house("llama", tmp_path, True)
+    adapters = add(served, tmp_path)
+    together = said(served, adapters)
+    for prompt, adapter, want in zip(PROMPTS, adapters, together, strict=True):
+        served.engine.pool.forget_content()
+        id = served.submit(prompt, SCORED, adapter)
+        assert logprobs(served.run()[id]) == want
+    served.close()
