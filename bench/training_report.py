@@ -1,7 +1,7 @@
 """What a comparison of trainings measured, as Markdown and as a picture.
 
 Owns the arithmetic of spread and the drawing. Runs nothing. A result is a line of the raw file: group, label, seed,
-wall_s and the run's report.
+wall_s, cpu_s and the run's report.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +43,7 @@ FIGURES = (
     Figure("held-out loss", lambda result: float(result["report"]["heldout_loss"]["trained"]), "{:.3f}"),
     Figure("forgotten (nats)", _forgotten, "{:+.3f}"),
     Figure("training (s)", lambda result: float(result["report"]["seconds"]), "{:.0f}"),
+    Figure("processor (s)", lambda result: float(result["cpu_s"]), "{:.0f}"),
     Figure("peak memory (MB)", lambda result: result["report"]["measured_bytes"] / 1e6, "{:,.0f}"),
     Figure("files (MB)", lambda result: result["report"]["bytes"] / 1e6, "{:,.2f}"),
 )
@@ -80,7 +81,7 @@ def markdown(results: Sequence[Result], wanted: int) -> str:
         f"{machine['processor']}, {machine['cores']} cores. {len(results)} of {wanted} runs.",
         "",
         "Figures are means over seeds, with the least and the most in brackets. Forgotten is the rise of the loss "
-        "on a general text. Memory is the peak of the whole process.",
+        "on a general text. Processor time, over all cores, is the whole command's, memory the peak of its process.",
         "",
         "![The same as a picture](training-compared.png)",
     ]

@@ -52,10 +52,8 @@ def measured(label: str, seed: int, score: float, group: str = "method") -> dict
     found = report(score)
     found.pop("samples")
     machine = {"processor": "abacus", "cores": 2}
-    return {
-        "key": f"{label}{seed}", "group": group, "label": label, "seed": seed, "wall_s": 20.0, "report": found,
-        "machine": machine,
-    }  # fmt: skip
+    run = {"key": f"{label}{seed}", "group": group, "label": label, "seed": seed}
+    return run | {"wall_s": 20.0, "cpu_s": 30.0, "report": found, "machine": machine}
 
 
 def test_every_method_with_every_seed_and_the_first_seed_of_everything_first(config: Path) -> None:
@@ -115,7 +113,7 @@ def test_the_page_shows_means_and_spread_and_the_default_in_each_sweep(tmp_path:
     ]
     page, picture = training_report.write(tmp_path, runs, wanted=23)
     text = page.read_text(encoding="utf-8")
-    assert "| full | 1 | 0.80 | 0.200 | +0.100 | 12 | 1,500 | 2.00 |" in text
+    assert "| full | 1 | 0.80 | 0.200 | +0.100 | 12 | 30 | 1,500 | 2.00 |" in text
     assert "| LoRA | 2 | 0.95 (0.90 to 1.00) |" in text
     assert text.index("| 16 | 2 | 0.95 (0.90 to 1.00) |") < text.index("| 64 | 1 | 0.70 |")
     assert "4 of 23 runs" in text
