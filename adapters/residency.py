@@ -72,8 +72,14 @@ class Residency:
         self._fetching: dict[AdapterId, int] = {}
         self._pinned: dict[AdapterId, int] = {}
         self._held: dict[AdapterId, int] = {}
+        self._changes = 0
 
     # Queries
+
+    @property
+    def changes(self) -> int:
+        """How often anything moved: what was read of the tiers before the last change is out of date."""
+        return self._changes
 
     def tier(self, adapter: AdapterId) -> Tier:
         if adapter in self._device.held:
@@ -176,6 +182,7 @@ class Residency:
 
     def apply(self, plan: AdapterPlan, sizes: Mapping[AdapterId, int], used: Iterable[AdapterId] = ()) -> None:
         """Make a plan of this residency's own come true, and note who was `used` in this step."""
+        self._changes += plan != AdapterPlan()
         for adapter in plan.off_device:
             del self._device.held[adapter]
         for adapter in plan.off_host:
@@ -190,21 +197,26 @@ class Residency:
 
     def fetched(self, adapter: AdapterId) -> None:
         """Its bytes have arrived in host memory."""
+        self._changes += 1
         del self._fetching[adapter]
 
     def fetch_failed(self, adapter: AdapterId) -> None:
+        self._changes += 1
         del self._fetching[adapter]
         del self._host.held[adapter]
 
     def place_failed(self, adapter: AdapterId) -> None:
         """It did not reach the device after all."""
+        self._changes += 1
         del self._device.held[adapter]
 
     def pin(self, adapter: AdapterId, size: int) -> None:
         """Keep it on the device from when it gets there. Ask `fits` first."""
+        self._changes += 1
         self._pinned[adapter] = size
 
     def unpin(self, adapter: AdapterId) -> None:
+        self._changes += 1
         self._pinned.pop(adapter, None)
 
     def hold(self, adapter: AdapterId) -> None:

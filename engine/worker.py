@@ -71,6 +71,7 @@ class EngineWorker:
         self._ticked = monotonic()
         self._stats = EngineStats()
         self._residents: tuple[Resident, ...] = ()
+        self._shown: object = None
         self._pins: frozenset[AdapterId] = frozenset()
         engine.tiers.wake = self._wake
 
@@ -239,8 +240,13 @@ class EngineWorker:
             self._loop.call_soon_threadsafe(self._hand_out, deliveries)
 
     def _snapshot(self) -> None:
-        self._stats, self._residents = _stats(self._engine), _residents(self._engine)
-        self._pins = self._engine.tiers.residency.pinned
+        """What others see from now on. There may be thousands of residents, so they are listed when they change."""
+        residency = self._engine.tiers.residency
+        self._stats = _stats(self._engine)
+        shown = residency.changes, self._stats.running_adapters, self._stats.merged
+        if shown != self._shown:
+            self._shown = shown
+            self._residents, self._pins = _residents(self._engine), residency.pinned
 
 
 _STOPPED = "The server is shutting down. Send the request to another instance, or retry later."
