@@ -20,6 +20,11 @@ class Linear:
     in_features: int
     out_features: int
 
+    @property
+    def module(self) -> str:
+        """Its name within a layer, as adapters name their targets."""
+        return self.path.rsplit(".", 1)[-1]
+
 
 def linears(directory: Path) -> list[Linear]:
     """Every linear inside the decoder layers of the base in `directory`, in file order; the head is left out.

@@ -3,6 +3,7 @@
 Owns the files it writes. Works from the base's directory alone, so that it needs neither torch nor PEFT.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,12 +19,13 @@ SCALE = 0.02
 """Standard deviation of `A` and `B`: small enough that logits stay finite, large enough that answers change."""
 
 
-def write(base: Path, target: Path, *, count: int, rank: int, seed: int = 0) -> list[Path]:
-    """Write `count` adapters of `rank` on every linear of `base` as `target/a0`, `target/a1`, …; returns those paths.
+def write(base: Path, target: Path, *, count: int, rank: int, seed: int = 0, modules: Sequence[str] = ()) -> list[Path]:
+    """Write `count` adapters of `rank` as `target/a0`, `target/a1`, …; returns those paths.
 
-    The same arguments write the same bytes. Weights are float16.
+    They touch every linear of `base`, or those named in `modules`. The same arguments write the same bytes. Weights
+    are float16.
     """
-    layers = linears(base)
+    layers = [layer for layer in linears(base) if not modules or layer.module in modules]
     paths = [target / f"a{index}" for index in range(count)]
     for index, path in enumerate(paths):
         path.mkdir(parents=True, exist_ok=True)
@@ -33,7 +35,7 @@ def write(base: Path, target: Path, *, count: int, rank: int, seed: int = 0) -> 
 
 
 def _config(layers: list[Linear], rank: int) -> bytes:
-    names = sorted({layer.path.rsplit(".", 1)[-1] for layer in layers})
+    names = sorted({layer.module for layer in layers})
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -85,6 +85,7 @@ inline Int padded(Int count) { return (count + LANES - 1) / LANES * LANES; }
 
 constexpr int ROWS = 4;     // rows of activations and
 constexpr int COLUMNS = 3;  // of weights in one tile: their sums fill most of 16 registers
+constexpr int MOST_ROWS = 8;  // in a tile of one column, for weights that are widened on the way: once for all rows
 
 // sums[m][n] += x[m] . w[n] for a tile, lane by lane; `depth` is a multiple of LANES. The order of additions of
 // one sum does not depend on what else is in the tile, so a request's result does not depend on its neighbours.
@@ -95,7 +96,11 @@ inline void tile(const float* x, Int x_stride, const W* w, Int w_stride, Int dep
         for (int n = 0; n < N; ++n) acc[m][n] = sums[m * sums_stride + n];
     for (Int k = 0; k < depth; k += LANES) {
         Vec b[N];
-        for (int n = 0; n < N; ++n) b[n] = load(w + n * w_stride + k);
+        for (int n = 0; n < N; ++n) {
+            // Rows are short, and the processor's own prefetching stops at each row's end.
+            if constexpr (std::is_same_v<W, BFloat16>) __builtin_prefetch(w + (n + COLUMNS) * w_stride + k);
+            b[n] = load(w + n * w_stride + k);
+        }
         for (int m = 0; m < M; ++m) {
             Vec a = load(x + m * x_stride + k);
             for (int n = 0; n < N; ++n) acc[m][n] += a * b[n];
@@ -105,25 +110,44 @@ inline void tile(const float* x, Int x_stride, const W* w, Int w_stride, Int dep
         for (int n = 0; n < N; ++n) sums[m * sums_stride + n] = acc[m][n];
 }
 
-template <int N, class W>
-inline void column(const float* x, Int x_stride, Int m_count, const W* w, Int w_stride, Int depth, Vec* sums, Int ss) {
+// sums[m][n] += x[m] . w[n] for M rows and all n < n_count.
+template <int M, class W>
+inline void some_rows(const float* x, Int x_stride, const W* w, Int w_stride, Int n_count, Int depth, Vec* sums, Int ss) {
+    constexpr int N = M <= ROWS ? COLUMNS : M <= 6 ? 2 : 1;
+    Int n = 0;
+    for (; n + N <= n_count; n += N) tile<M, N>(x, x_stride, w + n * w_stride, w_stride, depth, sums + n, ss);
+    for (; n < n_count; ++n) tile<M, 1>(x, x_stride, w + n * w_stride, w_stride, depth, sums + n, ss);
+}
+
+// The same for all m < m_count, in tiles of at most MOST rows.
+template <int MOST, class W>
+inline void all_rows(const float* x, Int x_stride, Int m_count, const W* w, Int w_stride, Int n_count, Int depth,
+                     Vec* sums, Int ss) {
     Int m = 0;
-    for (; m + ROWS <= m_count; m += ROWS) tile<ROWS, N>(x + m * x_stride, x_stride, w, w_stride, depth, sums + m * ss, ss);
+    for (; m + MOST <= m_count; m += MOST)
+        some_rows<MOST>(x + m * x_stride, x_stride, w, w_stride, n_count, depth, sums + m * ss, ss);
     x += m * x_stride, sums += m * ss;
     switch (m_count - m) {
-        case 3: return tile<3, N>(x, x_stride, w, w_stride, depth, sums, ss);
-        case 2: return tile<2, N>(x, x_stride, w, w_stride, depth, sums, ss);
-        case 1: return tile<1, N>(x, x_stride, w, w_stride, depth, sums, ss);
+        case 7: return some_rows<7>(x, x_stride, w, w_stride, n_count, depth, sums, ss);
+        case 6: return some_rows<6>(x, x_stride, w, w_stride, n_count, depth, sums, ss);
+        case 5: return some_rows<5>(x, x_stride, w, w_stride, n_count, depth, sums, ss);
+        case 4: return some_rows<4>(x, x_stride, w, w_stride, n_count, depth, sums, ss);
+        case 3: return some_rows<3>(x, x_stride, w, w_stride, n_count, depth, sums, ss);
+        case 2: return some_rows<2>(x, x_stride, w, w_stride, n_count, depth, sums, ss);
+        case 1: return some_rows<1>(x, x_stride, w, w_stride, n_count, depth, sums, ss);
     }
 }
 
 // sums[m][n] += x[m] . w[n] for all m < m_count and n < n_count.
-template <class W>
-inline void multiply(const float* x, Int x_stride, Int m_count, const W* w, Int w_stride, Int n_count, Int depth,
-                     Vec* sums, Int sums_stride) {
+inline void multiply(const float* x, Int x_stride, Int m_count, const BFloat16* w, Int w_stride, Int n_count, Int depth,
+                     Vec* sums, Int ss) {
+    all_rows<MOST_ROWS>(x, x_stride, m_count, w, w_stride, n_count, depth, sums, ss);
+}
+
+inline void multiply(const float* x, Int x_stride, Int m_count, const float* w, Int w_stride, Int n_count, Int depth,
+                     Vec* sums, Int ss) {
     Int n = 0;
-    for (; n + COLUMNS <= n_count; n += COLUMNS)
-        column<COLUMNS>(x, x_stride, m_count, w + n * w_stride, w_stride, depth, sums + n, sums_stride);
-    for (; n < n_count; ++n)
-        column<1>(x, x_stride, m_count, w + n * w_stride, w_stride, depth, sums + n, sums_stride);
+    for (; n + COLUMNS <= n_count; n += COLUMNS)  // a few columns stay in the first-level cache for all rows
+        all_rows<ROWS>(x, x_stride, m_count, w + n * w_stride, w_stride, COLUMNS, depth, sums + n, ss);
+    all_rows<ROWS>(x, x_stride, m_count, w + n * w_stride, w_stride, n_count - n, depth, sums + n, ss);
 }
