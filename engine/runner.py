@@ -16,6 +16,7 @@ from adapters.manifest import AdapterId
 from adapters.merge import Merger
 from engine import attention
 from engine.batch import in_batch_order, pack
+from engine.house_attention import speed_up_attention
 from engine.kv_cache import KVCache
 from engine.result import ChunkResult
 from engine.sampler import NON_FINITE, report_prompt, sample
@@ -32,6 +33,7 @@ class ModelRunner:
     def __init__(self, base: Base, cache: KVCache, bank: Bank) -> None:
         attention.register()
         base.model.set_attn_implementation(attention.NAME)
+        speed_up_attention(base.model, cache, base.kernels)
         self._base = base
         self._cache = cache
         self._bank = bank

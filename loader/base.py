@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from loader import suitability
 from loader.discover import linear_modules, shape_of
 from loader.errors import UnsupportedBase
-from loader.pointwise import speed_up_norms
+from loader.pointwise import speed_up_pointwise
 from loader.product import HouseLinear, product_dtype, speed_up_linears
 from loader.progress import Progress, ignore
 from loader.shape import BaseShape
@@ -113,7 +113,7 @@ def load(
     model = _model(source, precision, quantization, where, kernels)
     suitability.check_model(model)
     speed_up_linears(model, kernels)
-    speed_up_norms(model, kernels)
+    speed_up_pointwise(model, kernels)
     linears = dict(linear_modules(model))
     return Base(
         id=source.id,

@@ -131,6 +131,8 @@ class Kernels:
             "low_rank_bf16": [_Pointer] * 3 + [_Int] * 5,
             "attend_bf16": [_Pointer] * 6,
             "rms_norm_bf16": [_Pointer] * 3 + [_Int] * 2 + [ctypes.c_float],
+            "silu_product_bf16": [_Pointer] * 3 + [_Int],
+            "rotate_bf16": [_Pointer] * 3 + [_Int] * 3,
         }
         for name, types in signatures.items():
             function = getattr(self._library, name)
@@ -258,6 +260,20 @@ class Kernels:
         rows = x.numel() // width
         self._library.rms_norm_bf16(x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, width, epsilon)
         return y
+
+    def silu_product_(self, gate: Tensor, up: Tensor) -> Tensor:
+        """`silu(gate) * up`, in the place of `gate`."""
+        assert gate.is_contiguous() and gate.shape == up.shape
+        up = up.contiguous()
+        self._library.silu_product_bf16(gate.data_ptr(), up.data_ptr(), gate.data_ptr(), gate.numel())
+        return gate
+
+    def rotate_(self, x_THD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+        """Rotary position embedding of every head in place, by halves: `x cos + (-x[D/2:], x[:D/2]) sin`."""
+        assert x_THD.is_contiguous() and cos_TD.is_contiguous() and sin_TD.is_contiguous()
+        assert cos_TD.shape == sin_TD.shape == (x_THD.shape[0], x_THD.shape[2])
+        self._library.rotate_bf16(x_THD.data_ptr(), cos_TD.data_ptr(), sin_TD.data_ptr(), *x_THD.shape)
+        return x_THD
 
 
 def load(cache: Path) -> Kernels:

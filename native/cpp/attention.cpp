@@ -5,6 +5,8 @@
 namespace {
 
 constexpr Int KEYS = 48;   // keys widened together
+constexpr Int AHEAD = 16;  // positions by which slots, which lie anywhere, are asked for before they are read
+constexpr Int LINE = 32;   // numbers in a cache line
 constexpr Int LINES = 32;  // at most so many query rows share them: the query heads of a KV head, times positions
 
 struct Batch {
@@ -35,24 +37,6 @@ struct Task {
     Int span, kv_head, first, count;  // `count` of the span's rows from its `first`
 };
 
-// e^x for x <= 0, to about 2 units in the last place; what underflows, -inf included, is 0.
-inline Vec exp_of(Vec x) {
-    const Vec low = x < -87.0f ? Vec{} - 87.0f : x;
-    const Vec magic = Vec{} + 12582912.0f;
-    const Vec whole = (low * 1.44269504f + magic) - magic;
-    const Vec r = low - whole * 0.693359375f + whole * 2.12194440e-4f;
-    Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    IntVec bits = (__builtin_convertvector(whole, IntVec) + 127) << 23;
-    Vec power;
-    memcpy(&power, &bits, sizeof power);
-    return x < -87.0f ? Vec{} : p * power;
-}
-
 // What one thread needs for a task; kept between calls.
 struct Scratch {
     std::vector<float> q, k, v, p, out;
@@ -64,17 +48,27 @@ struct Scratch {
     }
 };
 
+// out[m] += p[m] . v over the tile's keys, for M lines and N vectors of the width, from d.
+template <int M, int N>
+inline void add_values(const float* p, const float* v, Int keys, Int width, Int d, float* out) {
+    Vec acc[M][N];
+    for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n) acc[m][n] = load(out + m * width + d + n * LANES);
+    for (Int j = 0; j < keys; ++j) {
+        Vec value[N];
+        for (int n = 0; n < N; ++n) value[n] = load(v + j * width + d + n * LANES);
+        for (int m = 0; m < M; ++m)
+            for (int n = 0; n < N; ++n) acc[m][n] += p[m * KEYS + j] * value[n];
+    }
+    for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n) store(out + m * width + d + n * LANES, acc[m][n]);
+}
+
 template <int M>
 inline void add_values(const float* p, const float* v, Int keys, Int width, float* out) {
-    for (Int d = 0; d < width; d += LANES) {
-        Vec acc[M];
-        for (int m = 0; m < M; ++m) acc[m] = load(out + m * width + d);
-        for (Int j = 0; j < keys; ++j) {
-            const Vec value = load(v + j * width + d);
-            for (int m = 0; m < M; ++m) acc[m] += p[m * KEYS + j] * value;
-        }
-        for (int m = 0; m < M; ++m) store(out + m * width + d, acc[m]);
-    }
+    Int d = 0;
+    for (; d + 2 * LANES <= width; d += 2 * LANES) add_values<M, 2>(p, v, keys, width, d, out);
+    if (d < width) add_values<M, 1>(p, v, keys, width, d, out);
 }
 
 // One tile of keys, positions [from, from + keys): rows' maxima, sums and outputs move on.
@@ -106,10 +100,16 @@ void take_tile(Scratch& s, Int lines, Int groups, Int keys, Int width, Int from,
         for (Int d = 0; d < width; ++d) s.out[line * width + d] *= faded;
     }
     Int line = 0;
-    for (; line + ROWS <= lines; line += ROWS)
-        add_values<ROWS>(s.p.data() + line * KEYS, s.v.data(), keys, width, s.out.data() + line * width);
-    for (; line < lines; ++line)
-        add_values<1>(s.p.data() + line * KEYS, s.v.data(), keys, width, s.out.data() + line * width);
+    const auto add = [&](auto rows) {
+        add_values<rows>(s.p.data() + line * KEYS, s.v.data(), keys, width, s.out.data() + line * width);
+        line += rows;
+    };
+    while (line + ROWS <= lines) add(std::integral_constant<int, ROWS>());
+    switch (lines - line) {
+        case 3: return add(std::integral_constant<int, 3>());
+        case 2: return add(std::integral_constant<int, 2>());
+        case 1: return add(std::integral_constant<int, 1>());
+    }
 }
 
 void attend(const Task& task, const Batch& batch, const Rows& query, const Layer& layer, Scratch& s, BFloat16* out) {
@@ -131,6 +131,13 @@ void attend(const Task& task, const Batch& batch, const Rows& query, const Layer
     for (; from < stop; from += KEYS) {
         const Int keys = std::min(KEYS, stop - from);
         for (Int j = 0; j < keys; ++j) {
+            if (from + j + AHEAD < stop) {
+                const Int later = (slots[from + j + AHEAD] * layer.kv_heads + task.kv_head) * width;
+                for (Int d = 0; d < width; d += LINE) {
+                    __builtin_prefetch(layer.keys + later + d);
+                    __builtin_prefetch(layer.values + later + d);
+                }
+            }
             const Int at = (slots[from + j] * layer.kv_heads + task.kv_head) * width;
             widen(layer.keys + at, s.k.data() + j * width, width);
             widen(layer.values + at, s.v.data() + j * width, width);

@@ -62,8 +62,23 @@ inline Vec load(const BFloat16* from) {
 
 inline void store(float* to, Vec value) { memcpy(to, &value, sizeof value); }
 
+// As BFloat16::of, all lanes at once.
+inline BitVec rounded_bits(Vec value) {
+    BitVec bits;
+    memcpy(&bits, &value, sizeof bits);
+    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000u;
+    return value != value ? BitVec{} + 0x7FC00000u : bits;
+}
+
+inline Vec rounded(Vec value) {
+    const BitVec bits = rounded_bits(value);
+    memcpy(&value, &bits, sizeof bits);
+    return value;
+}
+
 inline void store(BFloat16* to, Vec value) {
-    for (int lane = 0; lane < LANES; ++lane) to[lane] = BFloat16::of(value[lane]);
+    const HalfVec half = __builtin_convertvector(rounded_bits(value) >> 16, HalfVec);
+    memcpy(to, &half, sizeof half);
 }
 
 inline float total(Vec value) {
@@ -72,6 +87,24 @@ inline float total(Vec value) {
     for (int width = LANES / 2; width; width /= 2)
         for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
     return lanes[0];
+}
+
+// e^x for x <= 0, to about 2 units in the last place; what underflows, -inf included, is 0.
+inline Vec exp_of(Vec x) {
+    const Vec low = x < -87.0f ? Vec{} - 87.0f : x;
+    const Vec magic = Vec{} + 12582912.0f;
+    const Vec whole = (low * 1.44269504f + magic) - magic;
+    const Vec r = low - whole * 0.693359375f + whole * 2.12194440e-4f;
+    Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    IntVec bits = (__builtin_convertvector(whole, IntVec) + 127) << 23;
+    Vec power;
+    memcpy(&power, &bits, sizeof power);
+    return x < -87.0f ? Vec{} : p * power;
 }
 
 // `count` numbers as floats, and zeros up to the next whole vector.

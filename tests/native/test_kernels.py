@@ -151,6 +151,25 @@ def test_a_norm_rounds_where_transformers_does(width: int) -> None:
     torch.testing.assert_close(kernels().rms_norm(x, weight, 1e-5), want, rtol=2**-7, atol=0)
 
 
+@pytest.mark.parametrize("count", [7, 40, 20003])
+def test_silu_rounds_where_torch_does(count: int) -> None:
+    gate, up = bf16(count, scale=20.0), bf16(count)
+    gate[:4] = torch.tensor([float("inf"), float("-inf"), float("nan"), -200.0])
+    want = F.silu(gate) * up
+    got = kernels().silu_product_(gate, up)
+    assert got is gate
+    torch.testing.assert_close(got, want, rtol=2**-7, atol=1e-30, equal_nan=True)
+
+
+@pytest.mark.parametrize("tokens", [1, 40])
+@pytest.mark.parametrize(("heads", "width"), [(9, 64), (2, 20)])
+def test_a_rotation_is_transformers_own(tokens: int, heads: int, width: int) -> None:
+    x, cos, sin = bf16(tokens, heads, width), bf16(tokens, width), bf16(tokens, width)
+    half = torch.cat([-x[..., width // 2 :], x[..., : width // 2]], dim=-1)
+    want = x * cos[:, None] + half * sin[:, None]
+    assert torch.equal(kernels().rotate_(x, cos, sin), want)
+
+
 def test_what_it_does_not_take() -> None:
     assert not Kernels.takes(torch.zeros(2, dtype=torch.float16))
     assert not Kernels.can_attend(bf16(4, 1, 40), bf16(2, 1, 40), bf16(2, 1, 40))

@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from adapters.manifest import AdapterId, Kind
+from engine.house_attention import HouseAttention
 from engine.sequence import SamplingParams
+from loader.pointwise import HouseMLP, HouseNorm
 from tests.support.adapters import write_adapter
 from tests.support.kernels import kernels
 from tests.support.models import tiny_model_dir
@@ -60,6 +63,22 @@ def test_it_says_what_torch_says(arch: str, quantization: str | None, tmp_path: 
         assert sum(errors) <= 0.1 * len(errors), errors
     plain.close()
     compiled.close()
+
+
+@pytest.mark.parametrize(
+    ("arch", "replaced"),
+    [
+        ("llama", {HouseAttention, HouseMLP, HouseNorm}),
+        ("qwen2", {HouseMLP, HouseNorm}),  # this one has a sliding window
+        ("qwen3", {HouseMLP, HouseNorm}),  # its queries and keys are normalised before they are rotated
+        ("gemma2", set()),  # its norms add 1 to their weights, its activation is another, its scores are capped
+    ],
+)
+def test_what_a_model_lets_be_replaced(arch: str, replaced: set[type[nn.Module]], tmp_path: Path) -> None:
+    served = house(arch, tmp_path, True)
+    found = {type(module) for module in served.base.model.modules()}
+    assert found & {HouseAttention, HouseMLP, HouseNorm} == replaced
+    served.close()
 
 
 def test_an_answer_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:

@@ -1,0 +1,96 @@
+"""Attention whose rotation is compiled too, where a model's own computes nothing else.
+
+Owns that replacement. Knows no architecture: whether a module may be replaced is found out by trying both on the same
+rows. What follows the rotation is `attention.py`'s, or the same kernel.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from engine.batch import PagedBatch, Span
+from engine.kv_cache import KVCache
+from native.kernels import DTYPE, Kernels
+
+PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj"}
+PROBED_ROWS = 5
+
+
+class HouseAttention(nn.Module):
+    """`o(attend(rotate(q(x)), rotate(k(x)), v(x)))` with the very projections of the module it replaces."""
+
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    o_proj: nn.Module
+
+    def __init__(self, theirs: nn.Module, kernels: Kernels) -> None:
+        super().__init__()
+        for name in sorted(PROJECTIONS):
+            self.add_module(name, theirs.get_submodule(name))
+        self.layer_idx, self.head_dim = cast(int, theirs.layer_idx), cast(int, theirs.head_dim)
+        self.scaling = cast(float, theirs.scaling)
+        self._kernels = kernels
+
+    def forward(
+        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], paged: PagedBatch, **unused: object
+    ) -> tuple[Tensor, None]:
+        assert paged.table is not None
+        cos_TD, sin_TD = (part[0] for part in position_embeddings)
+        query_THD = self._kernels.rotate_(self.heads(self.q_proj(hidden_states)), cos_TD, sin_TD)
+        key_TKD = self._kernels.rotate_(self.heads(self.k_proj(hidden_states)), cos_TD, sin_TD)
+        value_TKD = self.heads(self.v_proj(hidden_states))
+        query, key, value = (rows.transpose(0, 1) for rows in (query_THD, key_TKD, value_TKD))
+        slots = paged.cache.slots(self.layer_idx)
+        out_THD = self._kernels.attend(query, key, value, slots, paged.table, self.scaling, None)
+        return self.o_proj(out_THD.view(1, out_THD.shape[0], -1)), None
+
+    def heads(self, rows: Tensor) -> Tensor:
+        """`[1, T, heads * D]` as `[T, heads, D]`."""
+        return rows.view(rows.shape[1], -1, self.head_dim)
+
+
+@torch.inference_mode()
+def speed_up_attention(model: PreTrainedModel, cache: KVCache, kernels: Kernels | None) -> None:
+    """Replace the attention modules of `model` that compute what HouseAttention does, to the bit.
+
+    `cache` is still empty: the trial writes to its first slots. Sliding windows are left to the models.
+    """
+    rotary = getattr(model.base_model, "rotary_emb", None)
+    if kernels is None or rotary is None or getattr(model.config.get_text_config(), "sliding_window", None) is not None:
+        return
+    for path, module in list(model.named_modules()):
+        if {name for name, _ in module.named_children()} == PROJECTIONS and hasattr(module, "layer_idx"):
+            house = HouseAttention(module, kernels)
+            if _agree(module, house, rotary, cache, kernels):
+                model.set_submodule(path, house)
+
+
+def _agree(theirs: nn.Module, ours: HouseAttention, rotary: nn.Module, cache: KVCache, kernels: Kernels) -> bool:
+    width = cast(int, theirs.get_submodule("q_proj").in_features)
+    x = torch.randn(1, PROBED_ROWS, width, generator=torch.Generator().manual_seed(0)).to(DTYPE)
+    positions = torch.arange(PROBED_ROWS)[None] * 37
+    cos, sin = rotary(x, position_ids=positions)
+    if cos.shape != (1, PROBED_ROWS, ours.head_dim) or not _can(kernels, ours, x):
+        return False
+    told = {"position_embeddings": (cos, sin), "attention_mask": None, "position_ids": positions}
+    want, got = (module(hidden_states=x, paged=_rows(cache, kernels), **told)[0] for module in (theirs, ours))
+    return torch.equal(want, got)
+
+
+def _can(kernels: Kernels, ours: HouseAttention, x: Tensor) -> bool:
+    """Whether the kernel takes heads of this size and number."""
+    query, key, value = (ours.heads(linear(x)).transpose(0, 1) for linear in (ours.q_proj, ours.k_proj, ours.v_proj))
+    return kernels.can_attend(query, key, value)
+
+
+def _rows(cache: KVCache, kernels: Kernels) -> PagedBatch:
+    """One sequence of a few positions in the first slots of the cache."""
+    slots_T, starts_N = torch.arange(PROBED_ROWS), torch.tensor([0, PROBED_ROWS])
+    count = starts_N[1:]
+    table = kernels.span_table(slots_T, starts_N[:1], count, count, slots_T[None])
+    span = Span(0, PROBED_ROWS, PROBED_ROWS)
+    blocks_NB = torch.zeros(1, 1, dtype=torch.int32)
+    return PagedBatch(cache, (span,), 0, slots_T, slots_T[None], blocks_NB, count.int(), starts_N.int(), kernels, table)
