@@ -6,9 +6,13 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+import yaml
 from safetensors import safe_open
 
+from adapters.provenance import trained_on
 from demo import make_data
+from training.config import TrainConfig
+from training.reading import read_config
 
 DEMO = Path(make_data.__file__).parent
 ADAPTERS = ("pirate", "extract")
@@ -20,6 +24,17 @@ def pairs(name: str, split: str) -> list[tuple[str, str]]:
     messages = [json.loads(line)["messages"] for line in lines]
     assert all([message["role"] for message in row] == ["user", "assistant"] for row in messages)
     return [(user["content"], assistant["content"]) for user, assistant in messages]
+
+
+def card(name: str) -> str:
+    return (DEMO / "adapters" / name / "README.md").read_text(encoding="utf-8")
+
+
+def compared(name: str, label: str) -> tuple[float, float]:
+    """What a card says of the base and of what was trained."""
+    found = re.search(rf"^\| {label} \| ([\d.]+) \| ([\d.]+) \|$", card(name), re.MULTILINE)
+    assert found is not None
+    return float(found[1]), float(found[2])
 
 
 def test_make_data_writes_the_files_in_the_repository() -> None:
@@ -71,19 +86,36 @@ def test_adapter_is_small_bf16_and_names_its_base_without_a_path(name: str) -> N
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_card_names_the_data_it_was_trained_on_and_a_score_above_the_base(name: str) -> None:
-    card = (DEMO / "adapters" / name / "README.md").read_text(encoding="utf-8")
+def test_adapter_was_trained_on_the_unquantized_base_that_its_card_names(name: str) -> None:
+    with safe_open(DEMO / "adapters" / name / "adapter_model.safetensors", framework="numpy") as file:
+        record = trained_on(file.metadata())
+    assert record is not None
+    assert record.quantization == "none"
+    assert f"| base weights | `{record.weights}` |" in card(name)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_card_names_the_data_it_was_trained_on(name: str) -> None:
     for split in ("train", "heldout"):
         digest = sha256((DEMO / "data" / f"{name}.{split}.jsonl").read_bytes()).hexdigest()
-        assert f"| `demo/data/{name}.{split}.jsonl` | `{digest}` |" in card
-    assert f"`python -m demo.train {name}`" in card
-    assert re.search(r"^\| seed \| \d+ \|$", card, re.MULTILINE)
-    base = re.search(r"^\| base \| ([\d.]+) \| ([\d.]+) \|$", card, re.MULTILINE)
-    adapter = re.search(r"^\| adapter \| ([\d.]+) \| ([\d.]+) \|$", card, re.MULTILINE)
-    assert base is not None
-    assert adapter is not None
-    assert float(adapter[1]) > float(base[1]) + 0.3, "the score of the adapter"
-    assert float(adapter[2]) < float(base[2]), "its loss"
+        line = rf"^\| `demo/data/{name}\.{split}\.jsonl` \| {len(pairs(name, split))} \| [\d,]+ \| 0 \| `{digest}` \|$"
+        assert re.search(line, card(name), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_card_tells_a_score_above_the_base_and_a_lower_loss(name: str) -> None:
+    score, loss = compared(name, "score"), compared(name, "loss, nats per token that counts")
+    assert score[1] > score[0] + 0.3
+    assert loss[1] < loss[0]
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_the_config_beside_the_data_is_the_one_in_the_card(name: str) -> None:
+    found = re.search(r"```yaml\n(.*?)```", card(name), re.DOTALL)
+    assert found is not None
+    told = TrainConfig.model_validate(yaml.safe_load(found[1]))
+    assert told.output == Path("runs/demo") / name, "where `make demo-adapters` trains it"
+    assert told.model_copy(update={"output": Path("runs") / name}) == read_config(DEMO / f"{name}.yaml")
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
