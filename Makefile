@@ -16,6 +16,7 @@ BIN := .venv/bin
 # What serving needs is installed first; what testing, training and measuring need comes on top.
 STAMP := .venv/.installed
 DEV_STAMP := .venv/.installed-dev
+ADAPTER_FILES := README.md adapter_config.json adapter_model.safetensors
 DEMO_ADAPTERS := $(patsubst %/,%,$(dir $(wildcard demo/adapters/*/adapter_config.json)))
 
 .PHONY: help setup serve test lint format bench bench-step compare-training demo-adapters clean
@@ -62,9 +63,13 @@ bench-step: $(DEV_STAMP)  ## Measure a decode step against its bare matrix produ
 compare-training: $(DEV_STAMP)  ## Compare full, LoRA, QLoRA and DoRA on the README's task; goes on where it was.
 	$(BIN)/python -m bench.training $(BENCH_FLAGS)
 
-demo-adapters: $(DEV_STAMP)  ## Train the demo adapters again.
-	$(BIN)/python -m demo.train pirate
-	$(BIN)/python -m demo.train extract
+# A run's folder appears whole or not at all; what is served is replaced only when the run has passed its gate.
+demo-adapters: $(DEV_STAMP)  ## Train the demo adapters again, under runs/demo, and put them into demo/adapters.
+	set -e; for name in pirate extract; do \
+		rm -rf runs/demo/$$name; \
+		$(BIN)/rootstock train demo/$$name.yaml --output runs/demo/$$name --data-dir data --fresh; \
+		install -m 644 $(foreach file,$(ADAPTER_FILES),runs/demo/$$name/$(file)) demo/adapters/$$name; \
+	done
 
 clean:  ## Remove the environment and the caches; data/ stays.
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
