@@ -56,7 +56,7 @@ def dense_linear(weight: Tensor, bias: Tensor | None, kernels: Kernels | None = 
 def _slow_here(x: Tensor, weight: Tensor) -> bool:
     """Whether torch's own product is slow for these; gradients are torch's business all the same."""
     return (
-        x.device.type == "cpu"
+        x.is_cpu
         and x.dtype == weight.dtype
         and lacks_instructions(weight.dtype)
         and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))

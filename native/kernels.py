@@ -141,24 +141,24 @@ class Kernels:
     @staticmethod
     def takes(*tensors: Tensor) -> bool:
         """Whether these tensors are in the kernels' precision and memory."""
-        return all(tensor.dtype == DTYPE and tensor.device.type == "cpu" for tensor in tensors)
+        return all([tensor.dtype is DTYPE and tensor.is_cpu for tensor in tensors])  # asked hundreds of times a step
 
     def linear(self, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         """`x W^T + bias` for x `[..., in]`."""
-        x_TI, y = _rows_and_result(x, weight_OI.shape[0])
-        weight_OI = weight_OI.contiguous()
-        rows, (outputs, inputs) = x_TI.shape[0], weight_OI.shape
+        x, weight_OI = x.contiguous(), weight_OI.contiguous()
+        outputs, inputs = weight_OI.shape
+        y = x.new_empty(*x.shape[:-1], outputs)
         self._library.product_bf16(
-            x_TI.data_ptr(), weight_OI.data_ptr(), _address(bias_O), y.data_ptr(), rows, outputs, inputs
+            x.data_ptr(), weight_OI.data_ptr(), _address(bias_O), y.data_ptr(), x.numel() // inputs, outputs, inputs
         )
         return y
 
     def linear_4bit(self, x: Tensor, weight: FourBitWeight, bias_O: Tensor | None) -> Tensor:
         """`x W^T + bias` for x `[..., in]` and a weight in 4 bits."""
-        outputs, inputs = weight.shape
-        x_TI, y = _rows_and_result(x, outputs)
+        x, (outputs, inputs) = x.contiguous(), weight.shape
+        y = x.new_empty(*x.shape[:-1], outputs)
         self._library.product_4bit(
-            x_TI.data_ptr(),
+            x.data_ptr(),
             weight.codes.data_ptr(),
             weight.values.data_ptr(),
             weight.scale_codes.data_ptr(),
@@ -167,7 +167,7 @@ class Kernels:
             weight.offset,
             _address(bias_O),
             y.data_ptr(),
-            x_TI.shape[0],
+            x.numel() // inputs,
             outputs,
             inputs,
         )
@@ -279,11 +279,6 @@ class Kernels:
 def load(cache: Path) -> Kernels:
     """The kernels for this machine, compiled under `cache` if need be. Raises Unavailable with the reason."""
     return Kernels(build(cache))
-
-
-def _rows_and_result(x: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
-    x_TI = x.reshape(-1, x.shape[-1]).contiguous()
-    return x_TI, torch.empty(*x.shape[:-1], outputs, dtype=DTYPE)
 
 
 def _rows(heads_TD: Tensor) -> _Rows:
