@@ -9,7 +9,9 @@ from typing import Annotated, ParamSpec, TypeVar
 import anyio.to_thread
 from fastapi import Depends, Request
 
+from server.errors import ApiError
 from server.ports import Services
+from server.principal import ANYONE, Principal, Scope
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,6 +30,25 @@ ServicesDep = Annotated[Services, Depends(services)]
 def accepting(services: ServicesDep) -> None:
     """Refuse new work while the server loads or drains."""
     services.lifecycle.check()
+
+
+def principal() -> Principal:
+    """Who calls. Without keys that is anyone, and anyone may do everything."""
+    return ANYONE
+
+
+PrincipalDep = Annotated[Principal, Depends(principal)]
+
+
+def needs(scope: Scope) -> Callable[[Principal], None]:
+    """A route's dependency: refuse callers whose key does not allow `scope`."""
+
+    def check(caller: PrincipalDep) -> None:
+        if not caller.may(scope):
+            message = f"This key lacks the scope `{scope}`. Use one that has it, or have one made with it."
+            raise ApiError(403, message, type="permission_error", code="scope_missing")
+
+    return check
 
 
 async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

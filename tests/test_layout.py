@@ -27,6 +27,7 @@ MAY_IMPORT_TORCH = {
     "engine.attention",
     "engine.batch",
     "engine.build",
+    "engine.house_attention",
     "engine.kv_cache",
     "engine.runner",
     "engine.sampler",
