@@ -1,6 +1,7 @@
 """The gate's comparison: what passes, what fails, and what a failure blames."""
 
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from training.data.examples import Example
-from training.parity import BOUNDS, LONGEST, Reference, arrived, bound, compare, rows_of
+from training.parity import ARRIVED, BOUNDS, LONGEST, Reference, arrived, bound, compare, rows_of
 
 ROWS = ((1, 2, 3), (4, 5))
 BASE = [[-4.0, -5.0], [-6.0]]
@@ -82,8 +83,36 @@ def test_a_weak_effect_is_looked_for_by_itself(share: float, passes: bool) -> No
 
 
 def test_an_effect_below_the_noise_is_left_open() -> None:
-    assert arrived([1e-4] * 10, [0.1 * (-1) ** n for n in range(10)]) is None
-    assert arrived([0.0, 0.0], [0.0, 0.0]) is None
+    assert arrived([1e-4] * 50, [0.1 * (-1) ** n for n in range(50)]) is None
+    assert arrived([0.0] * 50, [0.0] * 50) is None
+    assert arrived([0.1] * 10, [0.1] * 10) is None, "too few positions"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0, 2.0])
+def test_rounding_as_large_as_the_effect_is_not_taken_for_a_loss(share: float) -> None:
+    """Least squares would find half of each share, and fail the adapter that arrives whole."""
+    count, size = 4000, 0.04
+    noise = random.Random(3)
+    true = [noise.gauss(0, size) for _ in range(count)]
+    there = [value + noise.gauss(0, size) for value in true]
+    here = [share * value + noise.gauss(0, size) for value in true]
+    found = arrived(there, here)
+    assert found is not None and found == pytest.approx(share, abs=0.2)
+    assert sum(a * b for a, b in zip(there, here, strict=True)) / sum(a * a for a in there) < 0.6 * share + 0.05
+
+
+def test_few_noisy_positions_are_not_judged() -> None:
+    """Of 40 adapters that arrive whole, with two short examples each, none fails; at half strength some are caught."""
+    noise = random.Random(5)
+
+    def failing(share: float) -> int:
+        true = [noise.gauss(0, 0.055) for _ in range(40)]
+        there, here = ([part * value + noise.gauss(0, 0.02) for value in true] for part in (1, share))
+        found = arrived(there, here)
+        return found is not None and abs(found - 1) > ARRIVED
+
+    assert sum(failing(1.0) for _ in range(40)) == 0
+    assert sum(failing(0.5) for _ in range(40)) > 10
 
 
 def test_without_positions_nothing_was_shown() -> None:
