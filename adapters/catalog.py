@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from adapters.checkpoint import Checkpoint, read, read_directory
+from adapters.condition import Condition
 from adapters.errors import BaseMismatch
 from adapters.manifest import AdapterId
 from adapters.naming import check_alias, check_name, parse_reference
@@ -105,14 +106,21 @@ class Catalog:
         self._doomed: set[AdapterId] = set()
         self._resolved = _Resolved()
 
-    def add(self, name: str, config: bytes, weights: Path, alias: str | None = None) -> tuple[Version, bool]:
+    def add(
+        self,
+        name: str,
+        config: bytes,
+        weights: Path,
+        alias: str | None = None,
+        condition: Condition | None = None,
+    ) -> tuple[Version, bool]:
         """Read strictly, store, register. False means that `name` had this content already; the alias moves anyway.
 
-        Raises NameInvalid, NameReserved, AliasInvalid, InvalidAdapter, UnsupportedMedia, BaseMismatch; then nothing was
-        changed.
+        Raises NameInvalid, NameReserved, AliasInvalid, InvalidAdapter, UnsupportedMedia, BaseMismatch, and
+        ConditionFailed when the newest version is not as `condition` asks; then nothing was changed.
         """
         self._check_names(name, alias)
-        return self._register(name, read(config, weights, self.base.shape), alias)
+        return self._register(name, read(config, weights, self.base.shape), alias, condition)
 
     def add_directory(self, name: str, path: Path, alias: str | None = None) -> tuple[Version, bool]:
         """As `add`, from a directory that PEFT wrote."""
@@ -134,23 +142,23 @@ class Catalog:
         """Oldest first. Raises UnknownAdapter."""
         return self._registry.versions(name)
 
-    def set_alias(self, name: str, alias: str, number: int) -> Version:
-        """Move or make an alias. Raises AliasInvalid, UnknownAdapter, UnknownVersion."""
+    def set_alias(self, name: str, alias: str, number: int, condition: Condition | None = None) -> Version:
+        """Move or make an alias. Raises AliasInvalid, UnknownAdapter, UnknownVersion, ConditionFailed."""
         with self._resolved.changing():
-            return self._registry.set_alias(name, check_alias(alias), number)
+            return self._registry.set_alias(name, check_alias(alias), number, condition)
 
-    def delete_alias(self, name: str, alias: str) -> None:
-        """Raises UnknownAdapter when `name` has no such alias."""
+    def delete_alias(self, name: str, alias: str, condition: Condition | None = None) -> None:
+        """Raises UnknownAdapter when `name` has no such alias, ConditionFailed."""
         with self._resolved.changing():
-            self._registry.delete_alias(name, alias)
+            self._registry.delete_alias(name, alias, condition)
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, condition: Condition | None = None) -> None:
         """Forget a name with all its versions and aliases. Blobs go when nothing names or leases them any more.
 
-        Raises UnknownAdapter.
+        Raises UnknownAdapter, ConditionFailed.
         """
         with self._resolved.changing():
-            unused = self._registry.delete(name)
+            unused = self._registry.delete(name, condition)
         for id in unused:
             self._remove_if_unused(id)
 
@@ -217,12 +225,14 @@ class Catalog:
         if alias is not None:
             check_alias(alias)
 
-    def _register(self, name: str, checkpoint: Checkpoint, alias: str | None) -> tuple[Version, bool]:
+    def _register(
+        self, name: str, checkpoint: Checkpoint, alias: str | None, condition: Condition | None = None
+    ) -> tuple[Version, bool]:
         self.base.check(checkpoint.manifest)
         with self._holding(checkpoint.manifest.id):
             self._store.put(checkpoint)
             with self._resolved.changing():
-                return self._registry.add(name, checkpoint.manifest, alias)
+                return self._registry.add(name, checkpoint.manifest, alias, condition)
 
     @contextmanager
     def _holding(self, id: AdapterId) -> Iterator[None]:

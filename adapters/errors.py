@@ -9,6 +9,7 @@ AdapterError
 ├── BaseMismatch         trained on another base, or in another quantization, than is served
 ├── UnknownAdapter       no such name, alias or digest
 │   └── UnknownVersion   the name exists, that version of it does not
+├── ConditionFailed      what the caller asked to be true of a name or alias is not
 ├── AdapterCorrupt       stored bytes no longer match their digest
 └── RegistryUnusable     the database is damaged, or was written by a newer release
 """
@@ -79,6 +80,10 @@ class BaseMismatch(AdapterError):
     def __init__(self, problem: str, fix: str) -> None:
         self.problem, self.fix = problem, fix
         super().__init__(f"{problem} {fix}")
+
+
+class ConditionFailed(AdapterError):
+    pass
 
 
 class AdapterCorrupt(AdapterError):

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from sqlalchemy import delete, exists, func, select
 from sqlalchemy.orm import Session
 
+from adapters.condition import Condition, check
 from adapters.database import Database
 from adapters.errors import UnknownAdapter, UnknownVersion, quoted
 from adapters.manifest import AdapterId, Manifest, TrainedOn
@@ -42,13 +43,17 @@ class Registry:
     def close(self) -> None:
         self._database.close()
 
-    def add(self, name: str, manifest: Manifest, alias: str | None = None) -> tuple[Version, bool]:
+    def add(
+        self, name: str, manifest: Manifest, alias: str | None = None, condition: Condition | None = None
+    ) -> tuple[Version, bool]:
         """The version of `name` with this content, and whether it is new. The alias moves to it either way.
 
         Content that the name has had before keeps its number, even if it is not the newest; a record of its base
-        that comes with it now takes the place of the one it came with before.
+        that comes with it now takes the place of the one it came with before. The condition is on the newest version.
+        Raises ConditionFailed.
         """
         with self._database.writing() as session:
+            check(condition, _newest_number(session, name))
             query = select(VersionRow).where(VersionRow.name == name, VersionRow.adapter_id == manifest.id)
             row = session.scalars(query).one_or_none()
             created = row is None
@@ -87,31 +92,39 @@ class Registry:
                 raise _unknown(name)
             return self._versions(session, rows)
 
-    def set_alias(self, name: str, alias: str, number: int) -> Version:
-        """Point `alias` at a version, wherever it pointed before. Raises UnknownAdapter, UnknownVersion."""
+    def set_alias(self, name: str, alias: str, number: int, condition: Condition | None = None) -> Version:
+        """Point `alias` at a version. The condition is on the version that it pointed at before.
+
+        Raises UnknownAdapter, UnknownVersion, ConditionFailed.
+        """
         with self._database.writing() as session:
             row = self._find(session, Reference(name, number=number))
+            held = session.get(AliasRow, (name, alias))
+            check(condition, None if held is None else held.number)
             session.merge(AliasRow(name=name, alias=alias, number=number))
             session.flush()
             return self._version(session, row)
 
-    def delete_alias(self, name: str, alias: str) -> None:
-        """Raises UnknownAdapter when `name` has no such alias."""
+    def delete_alias(self, name: str, alias: str, condition: Condition | None = None) -> None:
+        """Raises UnknownAdapter when `name` has no such alias, ConditionFailed."""
         with self._database.writing() as session:
             row = session.get(AliasRow, (name, alias))
             if row is None:
                 raise UnknownAdapter(f"There is no alias {quoted(alias)} of an adapter {quoted(name)}.")
+            check(condition, row.number)
             session.delete(row)
 
-    def delete(self, name: str) -> list[AdapterId]:
-        """Remove every version and alias of `name`; the ids that no name points at any more. Raises UnknownAdapter.
+    def delete(self, name: str, condition: Condition | None = None) -> list[AdapterId]:
+        """Remove every version and alias of `name`; the ids that no name points at any more.
 
-        The name's counter stays: a later upload continues the numbers instead of reusing them.
+        The name's counter stays: a later upload continues the numbers instead of reusing them. The condition is on the
+        newest version. Raises UnknownAdapter, ConditionFailed.
         """
         with self._database.writing() as session:
             ids = session.scalars(select(VersionRow.adapter_id).where(VersionRow.name == name)).all()
             if not ids:
                 raise _unknown(name)
+            check(condition, _newest_number(session, name))
             session.execute(delete(VersionRow).where(VersionRow.name == name))
             session.get_one(NameRow, name).pinned = False
             unused = [AdapterId(id) for id in ids if not _is_used(session, id)]
@@ -226,6 +239,10 @@ def _trained_on(row: VersionRow) -> TrainedOn | None:
     if row.base_weights is None or row.base_quantization is None:
         return None
     return TrainedOn(row.base_weights, row.base_quantization)
+
+
+def _newest_number(session: Session, name: str) -> int | None:
+    return session.scalar(select(func.max(VersionRow.number)).where(VersionRow.name == name))
 
 
 def _newest_of_each(session: Session) -> Sequence[VersionRow]:

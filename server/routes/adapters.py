@@ -9,11 +9,13 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from adapters.condition import Condition
 from adapters.errors import UnknownAdapter
 from adapters.registry import Version
 from server.cards import adapter_card, listing, tiers_of
 from server.deps import ServicesDep, accepting, in_thread
 from server.errors import NO_RETRY, ApiError, BadRequest
+from server.etag import condition, etag
 from server.pins import follow_pins_if_possible
 from server.ports import Services
 from server.upload import FORM, receive_upload
@@ -28,14 +30,18 @@ router = APIRouter(tags=["adapters"])
     status_code=201,
 )
 async def upload_adapter(http: HttpRequest, services: ServicesDep) -> Response:
-    """Add a version to an adapter, or a new adapter. 201 when it is new, 200 when the same bytes were there."""
+    """Add a version to an adapter, or a new adapter. 201 when it is new, 200 when the same bytes were there.
+
+    If-Match names the version that must be the newest one; `If-None-Match: *` asks that there be none.
+    """
+    asked = condition(http)
     with services.lifecycle.answering():
         async with receive_upload(http, services.uploads, services.limits) as upload:
             version, created = await in_thread(
-                services.catalog.add, upload.name, upload.config, upload.weights, upload.alias
+                services.catalog.add, upload.name, upload.config, upload.weights, upload.alias, asked
             )
         await follow_pins_if_possible(services)
-    return JSONResponse(await card(services, version), status_code=201 if created else 200)
+    return JSONResponse(await card(services, version), status_code=201 if created else 200, headers=etag(version))
 
 
 @router.get("/v1/adapters")
@@ -45,9 +51,10 @@ async def list_adapters(services: ServicesDep) -> dict[str, Any]:
 
 
 @router.get("/v1/adapters/{name}")
-async def show_adapter(name: str, services: ServicesDep) -> dict[str, Any]:
+async def show_adapter(name: str, services: ServicesDep) -> Response:
     """One adapter's newest version, or the one that `name@3`, `name@alias` or `name@sha256:…` means."""
-    return await card(services, await in_thread(services.catalog.resolve, name))
+    version = await in_thread(services.catalog.resolve, name)
+    return JSONResponse(await card(services, version), headers=etag(version))
 
 
 @router.get("/v1/adapters/{name}/versions")
@@ -57,14 +64,17 @@ async def list_versions(name: str, services: ServicesDep) -> dict[str, Any]:
 
 
 @router.delete("/v1/adapters/{name}", dependencies=[Depends(accepting)])
-async def remove_adapter(name: str, services: ServicesDep) -> dict[str, Any]:
-    """Delete an adapter with all its versions. Requests that run on it finish; its bytes go after the last of them."""
-    await delete_adapter(services, name)
+async def remove_adapter(name: str, http: HttpRequest, services: ServicesDep) -> dict[str, Any]:
+    """Delete an adapter with all its versions. Requests that run on it finish; its bytes go after the last of them.
+
+    If-Match names the version that must be the newest one.
+    """
+    await delete_adapter(services, name, condition(http))
     return {"name": name, "object": "adapter", "deleted": True}
 
 
-async def delete_adapter(services: Services, name: str) -> None:
-    """Raises UnknownAdapter; 400 for a single version; 409 while one of its versions is merged."""
+async def delete_adapter(services: Services, name: str, asked: Condition | None = None) -> None:
+    """Raises UnknownAdapter, ConditionFailed; 400 for a single version; 409 while one of its versions is merged."""
     if "@" in name:
         raise BadRequest("Versions cannot be deleted one by one. Give the adapter's name alone.", "name")
     versions = await in_thread(services.catalog.versions, name)
@@ -73,7 +83,7 @@ async def delete_adapter(services: Services, name: str) -> None:
     if services.worker.stats().merged in {version.id for version in versions}:
         path = f"/v1/adapters/{name}/merge"
         raise ApiError(409, f"This adapter is merged. DELETE {path} first.", headers=NO_RETRY)
-    await in_thread(services.catalog.delete, name)
+    await in_thread(services.catalog.delete, name, asked)
     await follow_pins_if_possible(services)
 
 

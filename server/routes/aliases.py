@@ -1,15 +1,18 @@
-"""PUT and DELETE /v1/adapters/{name}/aliases/{alias}: where a word such as `prod` points.
+"""/v1/adapters/{name}/aliases/{alias}: where a word such as `prod` points.
 
-Owns those routes. Running requests keep the version they began with, because they hold its id.
+Owns those routes and their conditions. Running requests keep the version they began with, because they hold its id.
 """
 
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 from pydantic import Field
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
 
 from server.body import StrictRoute
 from server.deps import ServicesDep, accepting, in_thread
+from server.etag import condition, etag
 from server.fields import Strict
 from server.routes.adapters import card
 
@@ -21,13 +24,14 @@ class AliasBody(Strict):
 
 
 @router.put("/v1/adapters/{name}/aliases/{alias}")
-async def set_alias(name: str, alias: str, body: AliasBody, services: ServicesDep) -> dict[str, Any]:
-    """Point an alias at a version; the next request that names it gets that version."""
-    return await card(services, await in_thread(services.catalog.set_alias, name, alias, body.version))
+async def set_alias(name: str, alias: str, body: AliasBody, http: HttpRequest, services: ServicesDep) -> Response:
+    """Point an alias at a version; the next request that names it gets that version. If-Match makes it conditional."""
+    version = await in_thread(services.catalog.set_alias, name, alias, body.version, condition(http))
+    return JSONResponse(await card(services, version), headers=etag(version))
 
 
 @router.delete("/v1/adapters/{name}/aliases/{alias}")
-async def delete_alias(name: str, alias: str, services: ServicesDep) -> dict[str, Any]:
-    """Remove an alias. The versions stay."""
-    await in_thread(services.catalog.delete_alias, name, alias)
+async def delete_alias(name: str, alias: str, http: HttpRequest, services: ServicesDep) -> dict[str, Any]:
+    """Remove an alias. The versions stay. If-Match makes it conditional."""
+    await in_thread(services.catalog.delete_alias, name, alias, condition(http))
     return {"name": name, "alias": alias, "object": "alias", "deleted": True}
