@@ -6,6 +6,7 @@ current step. Knows the bank, not the registry, nor why these adapters were chos
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from adapters.bank import Bank, Part
 from adapters.manifest import AdapterId
 from adapters.op import LowRank, Term, Terms, add_low_rank
+from loader.product import Change, changed
 from native.kernels import TermTable
 
 
@@ -107,22 +109,18 @@ class GraftedLinear(nn.Module):
         selection = self._active.head if self._is_head else self._active.tokens
         if selection is None:
             return _tensor(self.base(x))
-        y = self._product(x, selection)
         parts = [self._bank.part(adapter, self.path) for adapter in selection.adapters]
-        if any(parts):
-            self._check_rows(x, selection)
-            self._graft(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]), parts, selection)
-        return y
-
-    def _product(self, x: Tensor, selection: Selection) -> Tensor:
-        """Each row times the weight it is served from."""
+        change = self._change(x, parts, selection) if any(parts) else None
         if self.merged is None or not selection.pieces:
-            return _tensor(self.base(x))
+            return _multiply(self.base, x, change)
         if selection.all_merged:
             return _tensor(self.merged(x))
         self._check_rows(x, selection)
         x_TI = x.reshape(-1, x.shape[-1])
-        products = [(self.merged if own else self.base)(x_TI[rows]) for own, rows in selection.pieces]
+        products = [
+            _tensor(self.merged(x_TI[rows])) if own else _multiply(self.base, x_TI[rows], change and change.of(rows))
+            for own, rows in selection.pieces
+        ]
         return torch.cat(products).view(*x.shape[:-1], -1)
 
     def _check_rows(self, x: Tensor, selection: Selection) -> None:
@@ -130,19 +128,18 @@ class GraftedLinear(nn.Module):
         if rows != selection.terms.num_rows:
             raise RuntimeError(f"{self.path} was given {rows} rows in a batch of {selection.terms.num_rows}")
 
-    def _graft(self, y_TO: Tensor, x_TI: Tensor, parts: Sequence[Part | None], selection: Selection) -> None:
+    def _change(self, x: Tensor, parts: Sequence[Part | None], selection: Selection) -> Change:
+        """What the step's adapters make of this linear's rows."""
+        self._check_rows(x, selection)
+        x_TI, outputs = x.reshape(-1, x.shape[-1]), cast(int, self.base.out_features)
         kernels = self._bank.kernels
-        if kernels is not None and selection.table is not None and kernels.takes(y_TO, x_TI):
-            kernels.add_low_rank(y_TO, x_TI, selection.table, self._bank.numbers[self.path])
+        if kernels is not None and selection.table is not None and kernels.takes(x_TI):
+            plus_TO = kernels.low_rank(x_TI, selection.table, self._bank.numbers[self.path], outputs)
         else:
-            add_low_rank(y_TO, x_TI, [_low(part) for part in parts], selection.terms)
-        for rows, gain in _gains(parts, selection.terms):
-            self._scale(y_TO[rows], gain)
-
-    def _scale(self, y_TO: Tensor, gain_O: Tensor) -> None:
-        """Multiply what the weights made of x, but not the bias."""
-        bias = 0 if self.bias is None else self.bias.float()
-        y_TO.copy_((y_TO.float() - bias) * gain_O + bias)
+            lows = [_low(part) for part in parts]
+            plus_TO = torch.zeros(x_TI.shape[0], outputs, dtype=_dtype(lows), device=x.device)
+            add_low_rank(plus_TO, x_TI, lows, selection.terms)
+        return Change(plus_TO, tuple(_gains(parts, selection.terms)))
 
 
 def graft(
@@ -168,12 +165,21 @@ def _low(part: Part | None) -> LowRank | None:
     return None if part is None else part.low
 
 
+def _dtype(lows: Sequence[LowRank | None]) -> torch.dtype:
+    """What the bank holds adapters in."""
+    return next(low.a_RI.dtype for low in lows if low is not None)
+
+
 def _gains(parts: Sequence[Part | None], terms: Terms) -> Iterator[tuple[slice, Tensor]]:
     """The rows whose adapter has a DoRA gain here."""
     for term in terms.terms:
         part = parts[term.index]
         if part is not None and part.gain is not None:
             yield slice(term.start, term.stop), part.gain
+
+
+def _multiply(linear: nn.Module, x: Tensor, change: Change | None) -> Tensor:
+    return _tensor(linear(x)) if change is None else changed(linear, x, change)
 
 
 def _tensor(value: object) -> Tensor:

@@ -1,12 +1,17 @@
 """The product of activations with a half-precision weight, fast on CPUs that cannot multiply half precision.
 
 Owns `linear` and the wrapper that puts it under a model's linear layers: by compiled kernels where there are some, else
-by raising tiles of the weight to float32. Knows nothing of models or adapters.
+by raising tiles of the weight to float32; and what is added to a product before it is rounded. Knows nothing of models
+or adapters.
 
-Shapes: x `[..., in]`, weight `[out, in]`, bias `[out]`, result `[..., out]`, all of one dtype.
+Shapes: x `[..., in]`, weight `[out, in]`, bias `[out]`, result `[..., out]`, all of one dtype. Suffixes: T rows of x,
+O outputs.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -21,23 +26,91 @@ TILED_ROWS = 5
 TILE = 512
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, kernels: Kernels | None = None) -> Tensor:
-    """`x W^T + bias`, as `torch.nn.functional.linear`; sums are in float32 and rounded once, to x's dtype."""
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What becomes of the rows of a product `W x` before it is rounded: `y = g * (W x + d) + bias`.
+
+    `plus_TO` is d, zero where a row gains nothing; `gains` are rows and their `g [out]`, other rows have none. Added to
+    a product that is rounded already, a d below half a unit of its last place would be lost, and it is in every layer.
+    """
+
+    plus_TO: Tensor
+    gains: tuple[tuple[slice, Tensor], ...] = ()
+
+    def of(self, rows: slice) -> "Change":
+        """The part for rows that a gain covers wholly or not at all."""
+        inside = (
+            (slice(own.start - rows.start, own.stop - rows.start), gain)
+            for own, gain in self.gains
+            if rows.start <= own.start and own.stop <= rows.stop
+        )
+        return Change(self.plus_TO[rows], tuple(inside))
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    kernels: Kernels | None = None,
+    change: Change | None = None,
+) -> Tensor:
+    """`x W^T + bias`, as `torch.nn.functional.linear`, or `change` of it; float32 sums rounded once, to x's dtype."""
     if not _slow_here(x, weight):
-        return F.linear(x, weight, bias)
+        return F.linear(x, weight, bias) if change is None else _changed_by_torch(x, weight, bias, change)
     if kernels is not None and kernels.takes(x, weight):
-        return kernels.linear(x, weight, bias)
-    return _tiled(x, weight, bias) if x.numel() >= TILED_ROWS * x.shape[-1] else F.linear(x, weight, bias)
+        return kernels.linear(x, weight, bias, *as_arguments(change))
+    few = x.numel() < TILED_ROWS * x.shape[-1]
+    return F.linear(x, weight, bias) if few and change is None else _tiled(x, weight, bias, change)
 
 
-def _tiled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def changed(layer: nn.Module, x: Tensor, change: Change) -> Tensor:
+    """`change` of what `layer` makes of x: rounded once where we know how it multiplies, else on top of its result."""
+    y: Tensor
+    if isinstance(layer, HouseLinear):
+        y = layer(x, change)
+        return y
+    if type(layer) is nn.Linear:
+        return _changed_by_torch(x, layer.weight, layer.bias, change)
+    y, bias = layer(x), cast(Tensor | None, layer.bias)
+    rows_TO = y.view(-1, y.shape[-1]).float()
+    without = rows_TO if bias is None else rows_TO - bias.float()
+    return _finished(without + change.plus_TO, change, bias).to(y.dtype).view(y.shape)
+
+
+def _changed_by_torch(x: Tensor, weight: Tensor, bias: Tensor | None, change: Change) -> Tensor:
+    """torch's own product, which adds d to its sums; d itself may be rounded to x's dtype, and keeps its size."""
+    rows_TO = torch.addmm(change.plus_TO.to(x.dtype), x.reshape(-1, x.shape[-1]), weight.t())
+    if change.gains or bias is not None:
+        rows_TO = _finished(rows_TO.float(), change, bias).to(x.dtype)
+    return rows_TO.view(*x.shape[:-1], -1)
+
+
+def _finished(sums_TO: Tensor, change: Change, bias: Tensor | None) -> Tensor:
+    for rows, gain in change.gains:
+        sums_TO[rows] *= gain
+    return sums_TO if bias is None else sums_TO + bias
+
+
+def _tiled(x: Tensor, weight: Tensor, bias: Tensor | None, change: Change | None) -> Tensor:
     rows = x.reshape(-1, x.shape[-1]).float()
     out = x.new_empty(rows.shape[0], weight.shape[0])
-    for start in range(0, weight.shape[0], TILE):
-        tile = weight[start : start + TILE].float().t()
-        part = rows @ tile if bias is None else torch.addmm(bias[start : start + TILE].float(), rows, tile)
-        out[:, start : start + TILE] = part
+    for own in _tiles(weight.shape[0]):
+        tile, short = weight[own].float().t(), None if bias is None else bias[own].float()
+        if change is None:
+            out[:, own] = rows @ tile if short is None else torch.addmm(short, rows, tile)
+        else:
+            part = Change(change.plus_TO[:, own], tuple((where, gain[own]) for where, gain in change.gains))
+            out[:, own] = _finished(rows @ tile + part.plus_TO, part, short)
     return out.view(*x.shape[:-1], weight.shape[0])
+
+
+def _tiles(outputs: int) -> Iterator[slice]:
+    return (slice(start, start + TILE) for start in range(0, outputs, TILE))
+
+
+def as_arguments(change: Change | None) -> tuple[Tensor | None, tuple[tuple[slice, Tensor], ...]]:
+    """As the compiled kernels take it."""
+    return (None, ()) if change is None else (change.plus_TO.float(), change.gains)
 
 
 def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
@@ -81,8 +154,8 @@ class HouseLinear(nn.Module):
         self.weight: Tensor = base.weight
         self.bias: Tensor | None = base.bias
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias, self.kernels)
+    def forward(self, x: Tensor, change: Change | None = None) -> Tensor:
+        return linear(x, self.weight, self.bias, self.kernels, change)
 
 
 def speed_up_linears(model: nn.Module, kernels: Kernels | None = None) -> None:

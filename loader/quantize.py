@@ -15,7 +15,7 @@ from bitsandbytes.nn import Linear4bit, Params4bit
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 
-from loader.product import HouseLinear, lacks_instructions, linear
+from loader.product import Change, HouseLinear, as_arguments, lacks_instructions, linear
 from native.kernels import FourBitWeight, Kernels
 
 TYPES = ("nf4", "fp4")
@@ -104,10 +104,10 @@ class FourBitLinear(HouseLinear):
     It multiplies by ours where there is one, else it dequantizes its weight for each product.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, change: Change | None = None) -> Tensor:
         if self.kernels is not None and self.kernels.takes(x) and not (torch.is_grad_enabled() and x.requires_grad):
-            return self.kernels.linear_4bit(x, _four_bits(self.weight), self.bias)
-        return linear(x, dense(self.weight), self.bias, self.kernels)
+            return self.kernels.linear_4bit(x, _four_bits(self.weight), self.bias, *as_arguments(change))
+        return linear(x, dense(self.weight), self.bias, self.kernels, change)
 
 
 def _four_bits(weight: Tensor) -> FourBitWeight:

@@ -24,6 +24,9 @@ MOST_GROUPS = 32
 """Query heads of one key/value head that `attend` can take."""
 WIDEST_VECTOR = 16
 
+Gains = Sequence[tuple[slice, Tensor]]
+"""Rows, and the float32 vector `[out]` that their products are multiplied with."""
+
 _Int = ctypes.c_int64
 _Pointer = ctypes.c_void_p
 
@@ -126,8 +129,8 @@ class Kernels:
         except OSError as error:
             raise Unavailable(f"the compiled kernels do not load: {error}") from error
         signatures: Mapping[str, Sequence[Any]] = {
-            "product_bf16": [_Pointer] * 4 + [_Int] * 3,
-            "product_4bit": [_Pointer] * 6 + [ctypes.c_float] + [_Pointer] * 2 + [_Int] * 3,
+            "product_bf16": [_Pointer] * 6 + [_Int] * 3,
+            "product_4bit": [_Pointer] * 6 + [ctypes.c_float] + [_Pointer] * 4 + [_Int] * 3,
             "low_rank_bf16": [_Pointer] * 3 + [_Int] * 5,
             "attend_bf16": [_Pointer] * 6,
             "rms_norm_bf16": [_Pointer] * 3 + [_Int] * 2 + [ctypes.c_float],
@@ -143,20 +146,44 @@ class Kernels:
         """Whether these tensors are in the kernels' precision and memory."""
         return all([tensor.dtype is DTYPE and tensor.is_cpu for tensor in tensors])  # asked hundreds of times a step
 
-    def linear(self, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-        """`x W^T + bias` for x `[..., in]`."""
+    def linear(
+        self,
+        x: Tensor,
+        weight_OI: Tensor,
+        bias_O: Tensor | None,
+        plus_TO: Tensor | None = None,
+        gains: Gains = (),
+    ) -> Tensor:
+        """`g * (x W^T + plus) + bias` for x `[..., in]`, rounded once; `plus` and each g `[out]` are float32."""
         x, weight_OI = x.contiguous(), weight_OI.contiguous()
         outputs, inputs = weight_OI.shape
         y = x.new_empty(*x.shape[:-1], outputs)
+        rows = x.numel() // inputs
         self._library.product_bf16(
-            x.data_ptr(), weight_OI.data_ptr(), _address(bias_O), y.data_ptr(), x.numel() // inputs, outputs, inputs
+            x.data_ptr(),
+            weight_OI.data_ptr(),
+            _address(bias_O),
+            _added(plus_TO, rows, outputs),
+            _gain_table(gains, rows),
+            y.data_ptr(),
+            rows,
+            outputs,
+            inputs,
         )
         return y
 
-    def linear_4bit(self, x: Tensor, weight: FourBitWeight, bias_O: Tensor | None) -> Tensor:
-        """`x W^T + bias` for x `[..., in]` and a weight in 4 bits."""
+    def linear_4bit(
+        self,
+        x: Tensor,
+        weight: FourBitWeight,
+        bias_O: Tensor | None,
+        plus_TO: Tensor | None = None,
+        gains: Gains = (),
+    ) -> Tensor:
+        """As `linear`, for a weight in 4 bits."""
         x, (outputs, inputs) = x.contiguous(), weight.shape
         y = x.new_empty(*x.shape[:-1], outputs)
+        rows = x.numel() // inputs
         self._library.product_4bit(
             x.data_ptr(),
             weight.codes.data_ptr(),
@@ -166,8 +193,10 @@ class Kernels:
             weight.scale_scales.data_ptr(),
             weight.offset,
             _address(bias_O),
+            _added(plus_TO, rows, outputs),
+            _gain_table(gains, rows),
             y.data_ptr(),
-            x.numel() // inputs,
+            rows,
             outputs,
             inputs,
         )
@@ -190,20 +219,21 @@ class Kernels:
         )
         return TermTable(num_rows, tuple(table for _, _, table in terms), entries)
 
-    def add_low_rank(self, y_TO: Tensor, x_TI: Tensor, terms: TermTable, layer: int) -> None:
-        """`y[t] += s_i (x[t] A_i^T) B_i^T` in place, for each row t of each adapter i that has a part at `layer`."""
-        assert y_TO.is_contiguous()
+    def low_rank(self, x_TI: Tensor, terms: TermTable, layer: int, outputs: int) -> Tensor:
+        """`s_i (x[t] A_i^T) B_i^T` for each row t of each adapter i that has a part at `layer`, else 0; float32."""
+        plus_TO = torch.zeros(terms.num_rows, outputs)
         x_TI = x_TI.contiguous()
         self._library.low_rank_bf16(
             x_TI.data_ptr(),
-            y_TO.data_ptr(),
+            plus_TO.data_ptr(),
             ctypes.addressof(terms.entries),
             len(terms.entries),
             layer,
             terms.num_rows,
             x_TI.shape[-1],
-            y_TO.shape[-1],
+            outputs,
         )
+        return plus_TO
 
     @staticmethod
     def span_table(slots_T: Tensor, starts: Tensor, counts: Tensor, contexts: Tensor, slots_NL: Tensor) -> SpanTable:
@@ -284,6 +314,24 @@ def load(cache: Path) -> Kernels:
 def _rows(heads_TD: Tensor) -> _Rows:
     """A tensor `[heads, T, D]`, whatever its strides."""
     return _Rows(heads_TD.data_ptr(), heads_TD.stride(1), heads_TD.stride(0))
+
+
+def _added(plus_TO: Tensor | None, rows: int, outputs: int) -> int | None:
+    if plus_TO is None:
+        return None
+    assert plus_TO.shape == (rows, outputs) and plus_TO.dtype == torch.float32 and plus_TO.is_contiguous()
+    return plus_TO.data_ptr()
+
+
+def _gain_table(gains: Gains, rows: int) -> "ctypes.Array[_Pointer] | None":
+    """For each row the address of its gain, or null."""
+    if not gains:
+        return None
+    table = (_Pointer * rows)()
+    for own, gain in gains:
+        assert gain.dtype == torch.float32 and gain.is_contiguous()
+        table[own] = [gain.data_ptr()] * (own.stop - own.start)
+    return table
 
 
 def _address(tensor: Tensor | None) -> int | None:

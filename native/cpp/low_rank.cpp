@@ -1,5 +1,5 @@
-// y[t] += s * B (A x[t]) for rows of many adapters (SGMV, arXiv 2310.18547): every adapter at its own rank, its bytes
-// read once for all its rows. Sums are floats; y is rounded once.
+// y[t] = s * B (A x[t]) for rows of many adapters (SGMV, arXiv 2310.18547): every adapter at its own rank, its bytes
+// read once for all its rows. y is floats; rows that no adapter covers are left alone.
 #include "common.h"
 
 namespace {
@@ -58,7 +58,7 @@ void shrink(const Task& task, const float* x, Int inputs, float* h, Int h_stride
 }
 
 template <int M, int N>
-void add_tile(const float* h, Int h_stride, const BFloat16* b, Int outputs, Int ranks, BFloat16* y) {
+void expand_tile(const float* h, Int h_stride, const BFloat16* b, Int outputs, Int ranks, float* y) {
     Vec acc[M][N] = {};
     for (Int r = 0; r < ranks; ++r) {
         Vec wide[N];
@@ -67,14 +67,11 @@ void add_tile(const float* h, Int h_stride, const BFloat16* b, Int outputs, Int 
             for (int n = 0; n < N; ++n) acc[m][n] += h[m * h_stride + r] * wide[n];
     }
     for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n) {
-            BFloat16* to = y + m * outputs + n * LANES;
-            store(to, load(to) + acc[m][n]);
-        }
+        for (int n = 0; n < N; ++n) store(y + m * outputs + n * LANES, acc[m][n]);
 }
 
-// y[t] += B h[t] for the task's outputs.
-void expand(const Task& task, const float* h, Int h_stride, Int outputs, BFloat16* y) {
+// y[t] = B h[t] for the task's outputs.
+void expand(const Task& task, const float* h, Int h_stride, Int outputs, float* y) {
     const Int ranks = task.part->rank;
     for (Int out = task.first; out < task.last;) {
         const BFloat16* b = task.part->b + out;
@@ -83,8 +80,7 @@ void expand(const Task& task, const float* h, Int h_stride, Int outputs, BFloat1
             for (Int t = task.start; t < task.stop; ++t) {
                 float value = 0;
                 for (Int r = 0; r < ranks; ++r) value += h[t * h_stride + r] * float(b[r * outputs]);
-                BFloat16* to = y + t * outputs + out;
-                *to = BFloat16::of(float(*to) + value);
+                y[t * outputs + out] = value;
             }
             ++out;
             continue;
@@ -92,13 +88,13 @@ void expand(const Task& task, const float* h, Int h_stride, Int outputs, BFloat1
         Int t = task.start;
         for (; t + ROWS <= task.stop; t += ROWS) {
             const float* from = h + t * h_stride;
-            BFloat16* to = y + t * outputs + out;
-            two ? add_tile<ROWS, 2>(from, h_stride, b, outputs, ranks, to) : add_tile<ROWS, 1>(from, h_stride, b, outputs, ranks, to);
+            float* to = y + t * outputs + out;
+            two ? expand_tile<ROWS, 2>(from, h_stride, b, outputs, ranks, to) : expand_tile<ROWS, 1>(from, h_stride, b, outputs, ranks, to);
         }
         for (; t < task.stop; ++t) {
             const float* from = h + t * h_stride;
-            BFloat16* to = y + t * outputs + out;
-            two ? add_tile<1, 2>(from, h_stride, b, outputs, ranks, to) : add_tile<1, 1>(from, h_stride, b, outputs, ranks, to);
+            float* to = y + t * outputs + out;
+            two ? expand_tile<1, 2>(from, h_stride, b, outputs, ranks, to) : expand_tile<1, 1>(from, h_stride, b, outputs, ranks, to);
         }
         out += two ? 2 * LANES : LANES;
     }
@@ -106,7 +102,7 @@ void expand(const Task& task, const float* h, Int h_stride, Int outputs, BFloat1
 
 }  // namespace
 
-extern "C" void low_rank_bf16(const BFloat16* x, BFloat16* y, const Term* terms, Int count, Int layer, Int rows,
+extern "C" void low_rank_bf16(const BFloat16* x, float* y, const Term* terms, Int count, Int layer, Int rows,
                               Int inputs, Int outputs) {
     const std::vector<Task> shrinks = tasks(terms, count, layer, inputs, RANKS, true);
     if (shrinks.empty()) return;

@@ -1,5 +1,5 @@
-// y = x W^T + bias for a weight in bf16, or in bitsandbytes' 4 bits. Weights are widened to float a block at a time,
-// in the first-level cache, and sums are floats, rounded once.
+// y = g * (x W^T + plus) + bias for a weight in bf16, or in bitsandbytes' 4 bits. Weights are widened to float a block
+// at a time, in the first-level cache, and sums are floats, rounded once.
 #include "common.h"
 
 #if defined(__AVX2__)
@@ -123,8 +123,21 @@ void widen_activations(const BFloat16* x, const Weight& weight, float* to) {
     for (Int i = weight.inputs; i % LANES; ++i) to[i] = 0;
 }
 
+// What becomes of a sum before it is rounded. Each may be null; `gains` has an address for each row, null for none.
+struct Ending {
+    const BFloat16* bias;
+    const float* plus;
+    const float* const* gains;
+
+    float of(float sum, Int row, Int out, Int outputs) const {
+        if (plus) sum += plus[row * outputs + out];
+        if (gains && gains[row]) sum *= gains[row][out];
+        return bias ? sum + float(bias[out]) : sum;
+    }
+};
+
 template <class Weight>
-void product(const BFloat16* x, const Weight& weight, const BFloat16* bias, BFloat16* y, Int rows, Int outputs) {
+void product(const BFloat16* x, const Weight& weight, const Ending& ending, BFloat16* y, Int rows, Int outputs) {
     static thread_local std::vector<float> kept;
     const Int inputs = weight.inputs, stride = padded(inputs);
     kept.resize(rows * stride);
@@ -163,7 +176,7 @@ void product(const BFloat16* x, const Weight& weight, const BFloat16* bias, BFlo
                 }
                 for (Int m = 0; m < count; ++m)
                     for (Int n = 0; n < outs; ++n) {
-                        float value = total(sums[m * BLOCK + n]) + (bias ? float(bias[out + n]) : 0);
+                        const float value = ending.of(total(sums[m * BLOCK + n]), first + m, out + n, outputs);
                         y[(first + m) * outputs + out + n] = BFloat16::of(value);
                     }
             }
@@ -173,15 +186,16 @@ void product(const BFloat16* x, const Weight& weight, const BFloat16* bias, BFlo
 
 }  // namespace
 
-extern "C" void product_bf16(const BFloat16* x, const BFloat16* weight, const BFloat16* bias, BFloat16* y, Int rows,
-                             Int outputs, Int inputs) {
-    product(x, Bf16Weight{weight, inputs}, bias, y, rows, outputs);
+extern "C" void product_bf16(const BFloat16* x, const BFloat16* weight, const BFloat16* bias, const float* plus,
+                             const float* const* gains, BFloat16* y, Int rows, Int outputs, Int inputs) {
+    product(x, Bf16Weight{weight, inputs}, {bias, plus, gains}, y, rows, outputs);
 }
 
 extern "C" void product_4bit(const BFloat16* x, const uint8_t* codes, const float* values, const uint8_t* scale_codes,
                              const float* scale_values, const float* scale_scales, float offset, const BFloat16* bias,
-                             BFloat16* y, Int rows, Int outputs, Int inputs) {
+                             const float* plus, const float* const* gains, BFloat16* y, Int rows, Int outputs,
+                             Int inputs) {
     FourBitWeight weight{codes, values, scale_codes, scale_values, scale_scales, offset, inputs};
     weight.prepare();
-    product(x, weight, bias, y, rows, outputs);
+    product(x, weight, {bias, plus, gains}, y, rows, outputs);
 }
