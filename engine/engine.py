@@ -204,12 +204,13 @@ class Engine:
             if sequence.admission is None:
                 load_s = self._load_time(sequence)
                 queue_s = now - sequence.arrived - load_s
-                sequence.admission = Admission(sequence.found_at, queue_s, load_s, cached_tokens=sequence.num_computed)
+                tier, cached = sequence.found_at, sequence.num_computed
+                sequence.admission = Admission(tier, queue_s, load_s, cached)
                 self._observe(
-                    Admitted(sequence.adapter, sequence.found_at, queue_s, sequence.prompt_len, sequence.num_computed)
+                    Admitted(sequence.id, sequence.adapter, tier, queue_s, load_s, sequence.prompt_len, cached)
                 )
         for sequence in plan.preempted:
-            self._observe(Preempted(sequence.adapter))
+            self._observe(Preempted(sequence.id, sequence.adapter))
 
     def _load_time(self, sequence: Sequence) -> float:
         """How long a sequence waited for its adapter's bytes."""
@@ -277,7 +278,8 @@ class Engine:
         self.scheduler.finish(sequence)
         del self._sequences[sequence.id]
         self._deliver(sequence, replace(last, text=last.text + tail, finish_reason=reason))
-        self._observe(Finished(sequence.adapter, reason, sequence.num_generated, monotonic() - sequence.arrived))
+        lasted = monotonic() - sequence.arrived
+        self._observe(Finished(sequence.id, sequence.adapter, reason, sequence.num_generated, lasted))
 
     def _deliver(self, sequence: Sequence, output: Output) -> None:
         """The first output also says how the sequence was admitted, and what its prompt was worth if that was asked."""
@@ -291,7 +293,7 @@ class Engine:
     def _clock_token(self, sequence: Sequence) -> None:
         now = monotonic()
         if sequence.last_token_at is None:
-            self._observe(FirstToken(sequence.adapter, now - sequence.arrived))
+            self._observe(FirstToken(sequence.id, sequence.adapter, now - sequence.arrived))
         else:
             self._observe(NextToken(sequence.adapter, now - sequence.last_token_at))
         sequence.last_token_at = now

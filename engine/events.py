@@ -12,15 +12,20 @@ from engine.sequence import FinishReason
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
+    """`request` is its id. It waited `load_s` seconds for its adapter, then `queue_s` for room in a batch."""
+
+    request: str
     adapter: AdapterId | None
     tier: str
     queue_s: float
+    load_s: float
     prompt_tokens: int
     cached_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class FirstToken:
+    request: str
     adapter: AdapterId | None
     ttft_s: float
 
@@ -33,6 +38,7 @@ class NextToken:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
+    request: str
     adapter: AdapterId | None
     reason: FinishReason
     generated_tokens: int
@@ -58,7 +64,16 @@ class AdapterEvicted:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterFailed:
+    """It could not be brought onto the device; `code` is what its requests are told: `adapter_corrupt` or another."""
+
+    adapter: AdapterId
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
 class Preempted:
+    request: str
     adapter: AdapterId | None
 
 
@@ -69,7 +84,9 @@ class StepDone:
     sequences: int
 
 
-Event = Admitted | FirstToken | NextToken | Finished | AdapterLoaded | AdapterEvicted | Preempted | StepDone
+Event = (
+    Admitted | FirstToken | NextToken | Finished | AdapterLoaded | AdapterEvicted | AdapterFailed | Preempted | StepDone
+)
 Observer = Callable[[Event], None]
 
 

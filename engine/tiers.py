@@ -13,7 +13,7 @@ from adapters.manifest import AdapterId
 from adapters.mover import Arrival, Mover
 from adapters.residency import AdapterPlan, Residency, Tier
 from engine.errors import AdapterTooLarge, EngineError
-from engine.events import AdapterEvicted, AdapterLoaded, Observer
+from engine.events import AdapterEvicted, AdapterFailed, AdapterLoaded, Observer
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +144,7 @@ class AdapterTiers:
     def _give_up(self, adapter: AdapterId, error: Exception) -> Exception:
         """Try no more to load it until somebody asks again."""
         log.error("adapter %s could not be loaded", adapter, exc_info=error)
+        self._observe(AdapterFailed(adapter, explain(error)[1]))
         self.residency.unpin(adapter)
         self._warm = [other for other in self._warm if other != adapter]
         return error

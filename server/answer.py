@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from engine.errors import PromptTooLong
 from engine.sequence import Admission, Output, Request, TokenLogprob
-from server.errors import BadRequest
+from server.errors import BadRequest, api_error, internal
 from server.fields import GenerationBody
 from server.generation import Generation, Indexed, while_connected
 from server.ports import Services
@@ -113,6 +113,9 @@ class _Turn:
                     yield layout.frame([choice], streamed=True) | usage
             if usage:
                 yield layout.frame([], streamed=True) | {"usage": self._usage()}
+        except Exception as error:  # the status has gone out: the stream tells it as its last event
+            self._services.metrics.error((api_error(error) or internal()).code)
+            raise
         finally:
             await self.aclose()
 

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from server.errors import TABLE, ApiError, ClientGone, api_error
-from server.gauges import EngineCollector
+from server.gauges import EngineCollector, ServerCollector
 from server.middleware import RequestLog
 from server.naming import Names
 from server.ports import Services
@@ -25,9 +25,7 @@ def create_app(services: Services) -> FastAPI:
     """One server's application. Two may live in one process: nothing is shared between them."""
     app = FastAPI(title="Rootstock", version=version(), redoc_url=None)
     app.state.services = services
-    services.metrics.registry.register(
-        EngineCollector(services.worker, services.metrics.labels, Names(services.catalog))
-    )
+    _register_collectors(services)
     for module in _ROUTERS:
         app.include_router(module.router)
     app.add_exception_handler(HTTPException, _http_error)
@@ -40,28 +38,34 @@ def create_app(services: Services) -> FastAPI:
     return app
 
 
+def _register_collectors(services: Services) -> None:
+    registry, labels = services.metrics.registry, services.metrics.labels
+    registry.register(EngineCollector(services.worker, labels, Names(services.catalog)))
+    registry.register(ServerCollector(services.worker, services.lifecycle, services.base_id))
+
+
 async def _http_error(request: Request, error: Exception) -> Response:
     """Our own refusals, and the router's 404 and 405, in OpenAI's envelope."""
     if isinstance(error, ApiError):
-        return _response(error)
+        return _response(request, error)
     assert isinstance(error, HTTPException)
     told = {
         404: "There is no such route. GET /openapi.json lists them all.",
         405: "This route does not take this method. GET /openapi.json lists what it takes.",
     }
     message = told.get(error.status_code, "The request could not be read.")
-    return _response(ApiError(error.status_code, message, headers=error.headers))
+    return _response(request, ApiError(error.status_code, message, headers=error.headers))
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return _response(bad_request(error.errors()))
+    return _response(request, bad_request(error.errors()))
 
 
 async def _known_error(request: Request, error: Exception) -> Response:
     known = api_error(error)
     assert known is not None, "a handler is registered for exactly the table's rows"
-    return _response(known)
+    return _response(request, known)
 
 
 async def _disk(request: Request, error: Exception) -> Response:
@@ -69,7 +73,7 @@ async def _disk(request: Request, error: Exception) -> Response:
     known = api_error(error)
     if known is None:
         raise error
-    return _response(known)
+    return _response(request, known)
 
 
 async def _gone(request: Request, error: Exception) -> Response:
@@ -77,5 +81,7 @@ async def _gone(request: Request, error: Exception) -> Response:
     return Response(status_code=499)
 
 
-def _response(error: ApiError) -> Response:
+def _response(request: Request, error: ApiError) -> Response:
+    services: Services = request.app.state.services
+    services.metrics.error(error.code)
     return JSONResponse(error.envelope(), status_code=error.status_code, headers=error.headers)

@@ -1,18 +1,20 @@
 """The engine's state at the moment of a scrape, as gauges, in our names and in the ones gateways look for.
 
-Owns the collector over `worker.stats()` and `worker.residents()`. The `vllm:` names are those of the
+Owns the collectors over the worker's snapshots and over the server's phase. The `vllm:` names are those of the
 gateway API's model-server protocol.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from adapters.manifest import AdapterId
+from server.lifecycle import Lifecycle, Phase
 from server.metrics import AdapterLabels
 from server.ports import EngineStats, Resident, Worker
+from server.version import version
 
 NameOf = Callable[[AdapterId], str]
 
@@ -57,6 +59,30 @@ class EngineCollector(Collector):
         waiting = ",".join(sorted({self._name_of(id) for id in stats.waiting_adapters}))
         family.add_metric([str(_room(stats, residents)), running, waiting], time.time())
         return family
+
+
+class ServerCollector(Collector):
+    """Whether the server takes work, and whether its engine comes round, as `/readyz` and `/livez` tell it."""
+
+    def __init__(self, worker: Worker, lifecycle: Lifecycle, base_id: str) -> None:
+        self._worker, self._lifecycle, self._base_id = worker, lifecycle, base_id
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        worker, phase = self._worker, self._lifecycle.phase
+        ready = phase is Phase.READY and worker.alive
+        yield GaugeMetricFamily("rootstock_ready", "1 while new requests are taken.", float(ready))
+        yield GaugeMetricFamily("rootstock_engine_alive", "1 while the engine's thread is up.", float(worker.alive))
+        yield GaugeMetricFamily(
+            "rootstock_engine_silent_seconds", "Since the engine's thread last came round.", worker.silent_s
+        )
+        yield GaugeMetricFamily(
+            "rootstock_answers_in_progress", "Answers that a drain would wait for.", self._lifecycle.in_flight
+        )
+        about = {"version": version(), "base": self._base_id}
+        yield InfoMetricFamily("rootstock_build", "What this server is, and the base it serves.", about)
 
 
 def _room(stats: EngineStats, residents: list[Resident]) -> int:

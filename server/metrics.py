@@ -6,11 +6,12 @@ calls on its own thread. Knows the engine's events; the gauges over its state ar
 
 import threading
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 
 from adapters.manifest import AdapterId
 from engine.events import (
     AdapterEvicted,
+    AdapterFailed,
     AdapterLoaded,
     Admitted,
     Event,
@@ -53,6 +54,7 @@ class Metrics:
         self.labels = AdapterLabels()
         self._counters()
         self._histograms()
+        ProcessCollector(registry=self.registry)
 
     def observe(self, event: Event) -> None:
         match event:
@@ -71,9 +73,18 @@ class Metrics:
                 self._preemptions.inc()
             case AdapterLoaded() | AdapterEvicted():
                 self._moved(event)
+            case AdapterFailed():
+                self._load_failures.labels(self.labels.of(event.adapter), event.code).inc()
 
     def http(self, route: str, method: str, status: int) -> None:
         self._http.labels(route, method, str(status)).inc()
+
+    def error(self, code: str | int | None) -> None:
+        """A client was told an error. Codes are words of ours, so there are only as many as the docs list."""
+        self._errors.labels("none" if code is None else str(code)).inc()
+
+    def loop_lag(self, seconds: float) -> None:
+        self._loop_lag.observe(seconds)
 
     def _admitted(self, event: Admitted) -> None:
         adapter = self.labels.of(event.adapter)
@@ -99,6 +110,7 @@ class Metrics:
 
     def _counters(self) -> None:
         self._http = self._counter("http_requests", "HTTP requests answered.", "route", "method", "status")
+        self._errors = self._counter("errors", "Errors told to clients, by the code in their body.", "code")
         self._requests = self._counter("requests", "Sequences finished.", "adapter", "reason")
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens admitted.", "adapter")
         self._cached_tokens = self._counter("cached_tokens", "Prompt tokens found in the prefix cache.", "adapter")
@@ -109,6 +121,9 @@ class Metrics:
             "adapter_loaded_bytes", "Bytes loaded, by the tier read from.", "adapter", "tier"
         )
         self._evictions = self._counter("adapter_evictions", "Adapters evicted, by tier left.", "adapter", "tier")
+        self._load_failures = self._counter(
+            "adapter_load_failures", "Adapters that could not be loaded.", "adapter", "code"
+        )
         self._preemptions = self._counter("preemptions", "Sequences put back for want of KV blocks.")
 
     def _histograms(self) -> None:
@@ -118,6 +133,7 @@ class Metrics:
         self._request_seconds = self._histogram("request_seconds", "From arrival to the last token.", _LATENCY)
         self._load_seconds = self._histogram("adapter_load_seconds", "Adapter loads, by source.", _LATENCY, "tier")
         self._step_seconds = self._histogram("step_seconds", "Engine steps.", _STEP)
+        self._loop_lag = self._histogram("event_loop_lag_seconds", "How late the event loop wakes.", _STEP)
         self._step_tokens = self._histogram("step_tokens", "Tokens computed in a step.", _TOKENS)
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:

@@ -37,6 +37,7 @@ class RequestLog:
                 exchange.status = exchange.status or 499
             except Exception:
                 _log.exception("request_failed")
+                self._metrics.error(internal().code)
                 await exchange.fail()
             self._note(scope, exchange.status or 499, time.monotonic() - began)
 

@@ -20,6 +20,7 @@ from server.assembly import House, build_house, open_catalog
 from server.datadir import DataDir
 from server.door import bind
 from server.pins import restore_pins
+from server.pulse import pulse
 from server.screen import loading
 from server.settings import Settings
 from server.shutdown import Shutdown
@@ -65,7 +66,9 @@ async def _run(settings: Settings, house: House, door: socket.socket, console: C
     shutdown.install()
     services.lifecycle.ready()
     _say_where(console, door, services.base_id)
+    beating = asyncio.create_task(pulse(services.metrics.loop_lag))
     await _until_stopped(serving, ResidentMemory(worker, services.catalog))
+    beating.cancel()
     if shutdown.forced:
         return 1
     await worker.stop(0)

@@ -4,6 +4,7 @@ import pytest
 
 from adapters.residency import Tier
 from engine.errors import AdapterTooLarge
+from engine.events import AdapterFailed
 from engine.sequence import FinishReason
 from tests.support.engine_fakes import Bench, named
 
@@ -66,6 +67,7 @@ def test_a_pin_that_cannot_be_read_is_given_up() -> None:
     bench.engine.tiers.pin(A)
     settle(bench)
     assert bench.mover.reads == [A] and bench.idle()
+    assert bench.of(AdapterFailed) == [AdapterFailed(A, "adapter_corrupt")]
     bench.submit("r", adapter="b")
     bench.run()
     assert bench.reason("r") is FinishReason.LENGTH

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from server.lifecycle import Phase
+from tests.support.engine import FakeWorker
 from tests.support.face import BASE, Face, form, make_face
 from tests.support.http import serve
 
@@ -138,3 +139,21 @@ def test_a_full_disk_is_told_by_every_route_that_writes(tmp_path: Path) -> None:
         assert refused.status_code == 507 and refused.json()["error"]["code"] == "storage_full"
         check(refused)
     face.registry.close()
+
+
+def test_errors_are_counted_by_their_code(tmp_path: Path) -> None:
+    """Also the one that a stream tells after its status has gone out, and the one that is our bug."""
+    face = make_face(tmp_path, FakeWorker(fail_after=1, room=1))
+
+    def count(code: str) -> float:
+        return face.services.metrics.registry.get_sample_value("rootstock_errors_total", {"code": code}) or 0
+
+    body = {"model": BASE, "prompt": "x", "max_tokens": 3}
+    with serve(face.app) as live, live.client() as client:
+        assert client.post("/v1/completions", json=body | {"model": "nobody"}).status_code == 404
+        assert client.post("/v1/completions", json=body | {"n": 2}).status_code == 429
+        assert client.post("/v1/completions", json=body | {"stream": True}).status_code == 200
+        assert client.get("/nowhere").status_code == 404
+    face.registry.close()
+    counts = {code: count(code) for code in ("model_not_found", "queue_full", "non_finite_logits", "none")}
+    assert counts == dict.fromkeys(counts, 1)

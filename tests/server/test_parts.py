@@ -1,24 +1,37 @@
 """The small pure parts of the face: settings, fields, log-probabilities, labels, phases."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from adapters.manifest import AdapterId
-from engine.events import AdapterEvicted, AdapterLoaded, Admitted, Finished, FirstToken, NextToken, Preempted, StepDone
+from engine.events import (
+    AdapterEvicted,
+    AdapterFailed,
+    AdapterLoaded,
+    Admitted,
+    Finished,
+    FirstToken,
+    NextToken,
+    Preempted,
+    StepDone,
+)
 from engine.sequence import FinishReason, Output, TokenLogprob
 from server.answer import fold
 from server.body import parse_json
 from server.datadir import DataDir, DataDirInUse
 from server.errors import TABLE, BadRequest, Draining, NotReady, api_error
-from server.gauges import EngineCollector
+from server.gauges import EngineCollector, ServerCollector
 from server.lifecycle import Lifecycle
 from server.logprobs import CompletionLogprobs, chat_logprobs
 from server.metrics import MAX_ADAPTER_LABELS, AdapterLabels, Metrics
+from server.pulse import pulse
 from server.resolve import reference
 from server.settings import SettingsError, read_settings
+from server.version import version
 from tests.support.engine import FakeWorker
 from tests.support.tokenizer import ByteTokenizer
 
@@ -151,13 +164,14 @@ def test_metrics_count_every_event() -> None:
     metrics = Metrics()
     one = id_of(1)
     for event in (
-        Admitted(one, "disk", 0.1, 10, 4),
-        FirstToken(one, 0.2),
+        Admitted("r", one, "disk", 0.1, 0.0, 10, 4),
+        FirstToken("r", one, 0.2),
         NextToken(one, 0.01),
-        Finished(one, FinishReason.STOP, 7, 1.0),
+        Finished("r", one, FinishReason.STOP, 7, 1.0),
         AdapterLoaded(one, "disk", 0.3, 1000),
         AdapterEvicted(one, "device"),
-        Preempted(None),
+        AdapterFailed(one, "adapter_corrupt"),
+        Preempted("r", None),
         StepDone(0.01, 5, 2),
     ):
         metrics.observe(event)
@@ -171,6 +185,7 @@ def test_metrics_count_every_event() -> None:
         f'rootstock_adapter_tier_hits_total{{adapter="{label}",tier="disk"}} 1.0',
         f'rootstock_adapter_loaded_bytes_total{{adapter="{label}",tier="disk"}} 1000.0',
         f'rootstock_adapter_evictions_total{{adapter="{label}",tier="device"}} 1.0',
+        f'rootstock_adapter_load_failures_total{{adapter="{label}",code="adapter_corrupt"}} 1.0',
         "rootstock_preemptions_total 1.0",
         "rootstock_time_to_first_token_seconds_count 1.0",
         "rootstock_inter_token_seconds_count 1.0",
@@ -192,6 +207,37 @@ def test_gateways_find_the_running_adapters() -> None:
     text = generate_latest(metrics.registry).decode()
     assert 'vllm:lora_requests_info{max_lora="10",running_lora_adapters="",waiting_lora_adapters=""}' in text
     assert 'rootstock_adapters_resident{tier="merged"} 1.0' in text
+
+
+def test_a_scrape_tells_the_phase_and_the_engine() -> None:
+    worker, life = FakeWorker(silent_s=7.0), Lifecycle()
+    registry = CollectorRegistry()
+    registry.register(ServerCollector(worker, life, "base"))
+    assert registry.get_sample_value("rootstock_ready") == 0
+    life.ready()
+    with life.answering():
+        assert registry.get_sample_value("rootstock_answers_in_progress") == 1
+    assert registry.get_sample_value("rootstock_ready") == 1
+    assert registry.get_sample_value("rootstock_engine_silent_seconds") == 7
+    assert registry.get_sample_value("rootstock_build_info", {"base": "base", "version": version()}) == 1
+    worker.alive = False
+    assert registry.get_sample_value("rootstock_ready") == registry.get_sample_value("rootstock_engine_alive") == 0
+
+
+def test_a_blocked_loop_is_noticed() -> None:
+    async def scenario() -> list[float]:
+        late: list[float] = []
+        beating = asyncio.create_task(pulse(late.append, period_s=0.001))
+        while not late:
+            await asyncio.sleep(0)
+        time.sleep(0.05)
+        seen = len(late)
+        while len(late) <= seen:
+            await asyncio.sleep(0)
+        beating.cancel()
+        return late
+
+    assert max(asyncio.run(scenario())) >= 0.045
 
 
 def test_a_server_takes_work_between_ready_and_drain() -> None:
