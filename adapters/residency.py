@@ -4,6 +4,7 @@ Owns the decisions only: who is fetched, placed, evicted. Moves no bytes, knows 
 the engine says who is running and who is wanted, and obeys the plan at a step boundary.
 """
 
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -63,10 +64,12 @@ class Residency:
 
     An adapter is fetched (disk to host, in the background), then placed (host to device). Its host copy may
     leave while it is on the device. Least recently used leaves first; an adapter that is pinned, held for the
-    merged weights, or running never leaves the device. A fetch reserves its host bytes when it starts.
+    merged weights, or running never leaves the device. A fetch reserves its host bytes when it starts. At most
+    `max_fetches` are under way, so that what is wanted soonest is never behind a long line of others.
     """
 
-    def __init__(self, device_bytes: int, host_bytes: int) -> None:
+    def __init__(self, device_bytes: int, host_bytes: int, max_fetches: int = sys.maxsize) -> None:
+        self._max_fetches = max_fetches
         self._device = _Tier(device_bytes)
         self._host = _Tier(host_bytes)
         self._fetching: dict[AdapterId, int] = {}
@@ -175,7 +178,7 @@ class Residency:
             return
         if adapter in draft.host.held:
             draft.place(adapter, size, stays_on_device)
-        else:
+        elif len(self._fetching) + draft.num_fetches < self._max_fetches:
             draft.fetch(adapter, size, stays_on_host)
 
     # Commands
@@ -256,6 +259,10 @@ class _Draft:
     _off_host: list[AdapterId] = field(default_factory=list)
     _fetch: list[AdapterId] = field(default_factory=list)
     _place: list[AdapterId] = field(default_factory=list)
+
+    @property
+    def num_fetches(self) -> int:
+        return len(self._fetch)
 
     def fetch(self, adapter: AdapterId, size: int, stays: Callable[[AdapterId], bool]) -> None:
         leaving = self.host.room_for(size, stays)

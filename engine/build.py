@@ -19,6 +19,8 @@ from engine.tiers import AdapterTiers
 from loader.base import Base
 from loader.plan import kv_spec
 
+MAX_FETCHES = 4  # two for each reader of the supply: the next is there when one has ended
+
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
@@ -39,7 +41,7 @@ def build(base: Base, store: BlobStore, config: EngineConfig, observe: Observer 
     pool = BlockPool(config.num_blocks, config.block_size)
     cache = KVCache(kv_spec(base.model.config.to_dict()), config.num_blocks, config.block_size, base.dtype, base.device)
     bank = Bank(base.device, base.kernels, tuple(base.shape.linears))
-    residency = Residency(config.adapter_device_bytes, config.adapter_host_bytes)
+    residency = Residency(config.adapter_device_bytes, config.adapter_host_bytes, max_fetches=MAX_FETCHES)
     supply = Supply(store, bank, base.adapter_dtype, base.weight)
     return Engine(
         runner=ModelRunner(base, cache, bank),

@@ -29,7 +29,7 @@ Delivery = tuple[str, Output]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`max_model_len` is the base's context in tokens, `max_waiting` the bound of the queue."""
+    """`max_model_len` is the base's context in tokens, `max_waiting` bounds each tenant's queue."""
 
     max_model_len: int
     max_waiting: int
@@ -155,8 +155,9 @@ class Engine:
     # Before a request
 
     def _check(self, request: Request) -> None:
-        if len(self.scheduler.waiting) >= self._limits.max_waiting:
-            raise QueueFull(len(self.scheduler.waiting))
+        waiting = self.scheduler.num_waiting(request.tenant)
+        if waiting >= self._limits.max_waiting:
+            raise QueueFull(waiting)
         limit = min(self._limits.max_model_len, self.pool.num_blocks * self.pool.block_size)
         if len(request.prompt) + request.params.max_tokens > limit:
             raise PromptTooLong(len(request.prompt), request.params.max_tokens, limit)
@@ -174,6 +175,7 @@ class Engine:
         """Give the tiers their turn, fail whoever waited for an adapter that cannot be read, merge what is due."""
         merging = [self._merging[0]] if self._merging else []
         failed = self.tiers.move(self.scheduler.running_adapters(), self.scheduler.wanted_adapters(), urgent=merging)
+        self.scheduler.charge_moves(self.tiers.moved)
         for sequence in list(self.scheduler.waiting) if failed else ():
             if sequence.adapter in failed:
                 self._fail(sequence, *explain(failed[sequence.adapter]))

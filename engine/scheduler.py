@@ -5,13 +5,15 @@ sequence catches up to its tokens, some at a time (chunked prefill, arXiv 2308.1
 are only ids that may or may not be ready.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import islice
 
 from adapters.manifest import AdapterId
 from engine.blocks import BlockPool, prefix_hashes
+from engine.fairness import VirtualCounters
 from engine.sequence import Sequence, Status
 
 
@@ -46,20 +48,52 @@ class StepPlan:
         return sum(chunk.count for chunk in self.chunks)
 
 
+@dataclass(frozen=True, slots=True)
+class _Adapters:
+    """What a step may know of them: who is on the device, who is being read, whether nobody with one may come in."""
+
+    ready: Callable[[AdapterId], bool]
+    loading: Callable[[AdapterId], bool]
+    drain: bool
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A step in the making. `budget` is what is left of its tokens."""
+
+    budget: int
+    chunks: list[Chunk] = field(default_factory=list)
+    admitted: list[Sequence] = field(default_factory=list)
+    preempted: list[Sequence] = field(default_factory=list)
+
+
 class Scheduler:
-    """First come, first served, except that nobody waits behind an adapter that is still loading.
+    """The tenant that had least goes first, and within a tenant who came first; but nobody waits behind an adapter that
+    is still loading.
 
     Running sequences go first. When blocks run out, the sequence that came last gives its own back and is
     recomputed later. A waiting sequence is overtaken at most `patience` times for want of room; then nobody with an
     adapter passes it, so the running ones drain and its adapter is placed. One that is being read holds up nobody.
+
+    A tenant that has nothing in the batch, and whose turn it is, waits for nobody to end: it goes before long prompts,
+    and if it finds no seat or no blocks, the tenant that has most in the batch takes its latest sequence back, as long
+    as it keeps one.
     """
 
-    def __init__(self, pool: BlockPool, max_batch_tokens: int, max_sequences: int, patience: int = 64) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        max_batch_tokens: int,
+        max_sequences: int,
+        patience: int = 64,
+        counters: VirtualCounters | None = None,
+    ) -> None:
         self._pool = pool
         self._max_batch_tokens = max_batch_tokens
         self._max_sequences = max_sequences
         self._patience = patience
         self._overtaken: dict[str, int] = {}
+        self.counters = counters or VirtualCounters()
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.prefix_tokens_asked = 0
@@ -75,11 +109,26 @@ class Scheduler:
     def wanted_adapters(self) -> tuple[AdapterId, ...]:
         """The adapters of those who wait, soonest first, as far as a few full batches reach."""
         reach = 4 * self._max_sequences
-        ahead = (sequence.adapter for sequence, _ in zip(self.waiting, range(reach), strict=False))
+        ahead = (sequence.adapter for sequence in islice(self.counters.soonest(self.waiting), reach))
         return tuple(dict.fromkeys(adapter for adapter in ahead if adapter is not None))
 
+    def num_waiting(self, tenant: str) -> int:
+        return sum(sequence.tenant == tenant for sequence in self.waiting)
+
     def add(self, sequence: Sequence) -> None:
+        self._note_waiting(sequence)
         self.waiting.append(sequence)
+
+    def charge_moves(self, moved: Mapping[AdapterId, int]) -> None:
+        """Charge the bytes of adapters that are on their way to the tenant that will use each first.
+
+        What nobody waits for, a pin or a warm start, is free.
+        """
+        unpaid = dict(moved)
+        for sequence in self.counters.soonest(self.waiting) if unpaid else ():
+            if sequence.adapter is not None and sequence.adapter in unpaid:
+                price = self.counters.prices.adapter_byte * unpaid.pop(sequence.adapter)
+                self.counters.charge(sequence.tenant, price)
 
     def plan(
         self, ready: Callable[[AdapterId], bool], loading: Callable[[AdapterId], bool], drain: bool = False
@@ -89,26 +138,23 @@ class Scheduler:
         `ready` tells whether an adapter is on the device, `loading` whether it is being read from disk. With `drain`
         nobody with an adapter comes in, so that those on the device can leave.
         """
-        budget = self._max_batch_tokens
-        chunks: list[Chunk] = []
-        preempted: list[Sequence] = []
-        for sequence in sorted(self.running, key=lambda s: s.remaining > 1):  # a long prompt must not hold up decoding
-            if sequence.status is not Status.RUNNING:  # preempted for another one in this very step
-                continue
-            count = min(sequence.remaining, budget)
-            if count and self._make_room(sequence, count, preempted):
-                chunks.append(Chunk(sequence, sequence.num_computed, count))
-                budget -= count
-        chunks = [chunk for chunk in chunks if chunk.sequence.status is Status.RUNNING]
-        admitted = [] if preempted else list(self._admit(budget, ready, loading, drain))
-        chunks += [Chunk(sequence, sequence.num_computed, count) for sequence, count in admitted]
-        return StepPlan(tuple(chunks), tuple(sequence for sequence, _ in admitted), tuple(preempted))
+        draft, adapters = _Draft(self._max_batch_tokens), _Adapters(ready, loading, drain)
+        decoding = [sequence for sequence in self.running if sequence.remaining == 1]
+        prompts = [sequence for sequence in self.running if sequence.remaining > 1]
+        self._go_on(draft, decoding)  # a long prompt must not hold up decoding
+        if self.running and not draft.preempted:
+            self._admit(draft, adapters, newcomers=True)
+        self._go_on(draft, sorted(prompts, key=lambda sequence: self.counters.counter(sequence.tenant)))
+        if len(self.running) < self._max_sequences and not draft.preempted:
+            self._admit(draft, adapters)
+        return self._settle(draft)
 
     def commit(self, plan: StepPlan) -> None:
         """The planned tokens are in the cache now: count them, and let full blocks be found by others."""
         for chunk in plan.chunks:
             sequence = chunk.sequence
             sequence.num_computed = chunk.stop
+            sequence.num_charged = max(sequence.num_charged, chunk.stop)
             first, end = chunk.start // self._pool.block_size, chunk.stop // self._pool.block_size
             if end > first:
                 self._extend_hashes(sequence, chunk.stop)
@@ -117,7 +163,7 @@ class Scheduler:
 
     def finish(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and free its blocks."""
-        if sequence.status is Status.RUNNING:
+        if sequence.is_running:
             self.running.remove(sequence)
             self._free(sequence)
         elif sequence.status is Status.WAITING:
@@ -132,29 +178,66 @@ class Scheduler:
         assert len(held) == self._pool.num_used, "a block is held by nobody, or by somebody who does not run"
         assert all(not sequence.blocks for sequence in self.waiting)
 
-    def _admit(
-        self, budget: int, ready: Callable[[AdapterId], bool], loading: Callable[[AdapterId], bool], blocked: bool
-    ) -> Iterator[tuple[Sequence, int]]:
-        """Let waiting sequences in while tokens, seats and blocks last."""
+    def _go_on(self, draft: _Draft, sequences: Iterable[Sequence]) -> None:
+        """Let running sequences compute what they lack, while tokens last."""
+        for sequence in sequences:
+            count = min(sequence.remaining, draft.budget)
+            # one may have been preempted for another in this very step
+            if sequence.is_running and count and self._make_room(sequence, count, draft.preempted):
+                self._compute(draft, sequence, count)
+
+    def _admit(self, draft: _Draft, adapters: _Adapters, newcomers: bool = False) -> None:
+        """Let waiting sequences in while tokens, seats and blocks last; or only `newcomers`, for whom way is made:
+        one each of the tenants that have nothing in the batch, as long as it is their turn."""
         passed: list[Sequence] = []
-        for sequence in list(self.waiting):
-            if not budget or len(self.running) >= self._max_sequences:
+        blocked = adapters.drain
+        served = {sequence.tenant for sequence in self.running}
+        for sequence in self.counters.in_turn(self.waiting, frozenset(served)):
+            if not draft.budget or (newcomers and sequence.tenant in served):
                 break
-            if sequence.adapter is not None and (blocked or not ready(sequence.adapter)):
+            if sequence.adapter is not None and (blocked or not adapters.ready(sequence.adapter)):
                 passed.append(sequence)
                 impatient = self._overtaken.get(sequence.id, 0) >= self._patience
-                blocked = blocked or (impatient and not loading(sequence.adapter))
+                blocked = blocked or (impatient and not adapters.loading(sequence.adapter))
                 continue
-            count = self._enter(sequence, budget)
-            if not count:  # no blocks: nobody behind may take those that come free
+            count = self._enter(sequence, draft.budget)
+            while newcomers and not count and self._make_way(sequence, draft.preempted):
+                count = self._enter(sequence, draft.budget)
+            if not count:  # no seat, or no blocks: nobody behind may take those that come free
                 break
             for waiting in passed:
                 self._overtaken[waiting.id] = self._overtaken.get(waiting.id, 0) + 1
-            budget -= count
-            yield sequence, count
+            self.counters.comes_in(sequence.tenant, (waiting.tenant for waiting in passed))
+            served.add(sequence.tenant)
+            draft.admitted.append(sequence)
+            self._compute(draft, sequence, count)
+
+    def _compute(self, draft: _Draft, sequence: Sequence, count: int) -> None:
+        """Put a chunk into the step, and charge it now: whose turn it is next depends on it."""
+        chunk = Chunk(sequence, sequence.num_computed, count)
+        draft.chunks.append(chunk)
+        draft.budget -= count
+        self.counters.charge(sequence.tenant, self._price(chunk))
+
+    def _settle(self, draft: _Draft) -> StepPlan:
+        """The plan: whoever was preempted for another in this very step computes nothing in it, and pays nothing."""
+        for chunk in draft.chunks:
+            if not chunk.sequence.is_running:
+                self.counters.charge(chunk.sequence.tenant, -self._price(chunk))
+        chunks = tuple(chunk for chunk in draft.chunks if chunk.sequence.is_running)
+        admitted = tuple(sequence for sequence in draft.admitted if sequence.is_running)
+        return StepPlan(chunks, admitted, tuple(draft.preempted))
+
+    def _price(self, chunk: Chunk) -> float:
+        """What a chunk costs, but for what its sequence computed before it was preempted."""
+        sequence = chunk.sequence
+        first = max(chunk.start, sequence.num_charged)
+        return self.counters.prices.of(sequence.prompt_len, first, chunk.stop) if chunk.stop > first else 0.0
 
     def _enter(self, sequence: Sequence, budget: int) -> int:
-        """Move one sequence from waiting to running; how many tokens it computes, 0 if its blocks are not to be had."""
+        """Move one sequence from waiting to running; how many tokens it computes, 0 without a seat or blocks for it."""
+        if len(self.running) >= self._max_sequences:
+            return 0
         found = self._cached_prefix(sequence)
         computed = len(found) * self._pool.block_size
         count = min(len(sequence.tokens) - computed, budget)
@@ -198,12 +281,28 @@ class Scheduler:
             sequence.blocks += self._pool.allocate(needed)
         return True
 
+    def _make_way(self, newcomer: Sequence, preempted: list[Sequence]) -> bool:
+        """Take back the latest sequence of the tenant that has most running, if that had no less and keeps another."""
+        level = self.counters.counter(newcomer.tenant)
+        most = Counter(sequence.tenant for sequence in self.running).most_common()
+        tenant = next((t for t, seats in most if seats > 1 and self.counters.counter(t) >= level), None)
+        if tenant is None:
+            return False
+        latest = next(sequence for sequence in reversed(self.running) if sequence.tenant == tenant)
+        self._preempt(latest)
+        preempted.append(latest)
+        return True
+
+    def _note_waiting(self, sequence: Sequence) -> None:
+        self.counters.waits(sequence.tenant, {other.tenant for other in self.waiting})
+
     def _preempt(self, sequence: Sequence) -> None:
         """Back to the head of the queue, to be recomputed (its tokens so far are kept, its blocks are not)."""
         self.running.remove(sequence)
         self._free(sequence)
         sequence.num_computed = 0
         sequence.status = Status.WAITING
+        self._note_waiting(sequence)
         self.waiting.appendleft(sequence)
 
     def _free(self, sequence: Sequence) -> None:
@@ -213,4 +312,4 @@ class Scheduler:
 
 def _root(sequence: Sequence) -> bytes:
     """Where a prefix chain begins: the same tokens under another adapter or tenant are another prefix."""
-    return sha256(f"{sequence.adapter or ''}\0{sequence.request.tenant}".encode()).digest()
+    return sha256(f"{sequence.adapter or ''}\0{sequence.tenant}".encode()).digest()

@@ -121,6 +121,7 @@ class Sequence:
     stream: int  # the seed of its random draws; each draw depends on it and on how many came before
     found_at: str = "base"  # the tier its adapter was in on arrival
     num_computed: int = 0
+    num_charged: int = 0  # its tenant has paid for these; a preempted sequence is computed again, and not charged again
     blocks: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     status: Status = Status.WAITING
@@ -138,8 +139,16 @@ class Sequence:
         return self.request.adapter
 
     @property
+    def tenant(self) -> str:
+        return self.request.tenant
+
+    @property
     def params(self) -> SamplingParams:
         return self.request.params
+
+    @property
+    def is_running(self) -> bool:
+        return self.status is Status.RUNNING
 
     @property
     def prompt_len(self) -> int:

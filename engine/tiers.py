@@ -32,6 +32,7 @@ class AdapterTiers:
         self._warm: list[AdapterId] = []
         self._doomed: set[AdapterId] = set()
         self._placed_at: dict[AdapterId, float] = {}
+        self.moved: dict[AdapterId, int] = {}  # bytes that the latest `move` sent up a tier
         self._crowded = 0  # steps for which a pin or a merge has found no room
         self.wake = _nobody_sleeps
 
@@ -80,6 +81,7 @@ class AdapterTiers:
         sizes = {adapter: self._mover.size(adapter) for adapter in {*running, *still_wanted, *warm}}
         plan = self.residency.plan(sizes, running, tuple(dict.fromkeys(still_wanted)), warm)
         self.residency.apply(plan, sizes, used=running)
+        self.moved = {adapter: sizes[adapter] for adapter in (*plan.fetch, *plan.place)}
         failed |= self._obey(plan)
         first = {*self.residency.pinned, *urgent} - failed.keys()
         waiting = any(not self.ready(adapter) and not self.loading(adapter) for adapter in first)

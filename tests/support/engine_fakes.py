@@ -14,6 +14,7 @@ from adapters.residency import Residency
 from engine.blocks import BlockPool
 from engine.engine import Delivery, Engine, Limits
 from engine.events import Event
+from engine.fairness import VirtualCounters
 from engine.result import ChunkResult
 from engine.scheduler import Chunk, Scheduler, StepPlan
 from engine.sequence import FinishReason, Output, Request, SamplingParams, TokenLogprob
@@ -159,6 +160,8 @@ class Bench:
         device: int = 100,
         host: int = 1000,
         patience: int = 64,
+        fetches: int = 100,
+        counters: VirtualCounters | None = None,
     ) -> None:
         self.runner = FakeRunner(block_size)
         self.mover = FakeMover({named(name): size for name, size in (adapters or {}).items()})
@@ -168,9 +171,9 @@ class Bench:
         observe = self.events.append
         self.engine = Engine(
             runner=self.runner,
-            scheduler=Scheduler(pool, batch_tokens, sequences, patience),
+            scheduler=Scheduler(pool, batch_tokens, sequences, patience, counters),
             pool=pool,
-            tiers=AdapterTiers(Residency(device, host), self.mover, observe),
+            tiers=AdapterTiers(Residency(device, host, fetches), self.mover, observe),
             decode=letters,
             eos={EOS},
             limits=Limits(max_model_len=200, max_waiting=waiting),

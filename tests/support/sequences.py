@@ -16,10 +16,11 @@ def sequence(
     stream: int = 0,
     blocks: Seq[int] = (),
     adapter: str | None = None,
+    tenant: str = "",
 ) -> Sequence:
     """A running sequence that has `generated` tokens so far and holds `blocks`."""
     chosen = params or SamplingParams()
-    request = Request(id, tuple(prompt), chosen, None if adapter is None else AdapterId(adapter))
+    request = Request(id, tuple(prompt), chosen, None if adapter is None else AdapterId(adapter), tenant)
     return Sequence(
         request=request,
         arrived=0.0,

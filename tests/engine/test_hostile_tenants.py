@@ -1,0 +1,145 @@
+"""What one tenant's flood does to another: nothing much, counted in steps. Cases are numbered as in the threat list."""
+
+from itertools import count
+
+import pytest
+
+from engine.errors import QueueFull
+from engine.fairness import Prices, VirtualCounters
+from engine.sequence import FinishReason
+from tests.support.engine_fakes import Bench, expected_tokens
+
+
+def steps_to_first_token(bench: Bench, id: str, steps: int = 500) -> int:
+    for step in range(1, steps):
+        bench.step()
+        if bench.tokens(id):
+            return step
+    raise AssertionError(f"{id} had no token after {steps} steps")
+
+
+@pytest.mark.parametrize("prompt", [3, 16, 40])
+@pytest.mark.parametrize("flood", [(3, 100), (90, 1), (60, 100)])
+@pytest.mark.parametrize("blocks", [64, 500])
+def test_i83_a_flood_leaves_anothers_first_token_within_twice_of_idle(
+    prompt: int, flood: tuple[int, int], blocks: int
+) -> None:
+    """A floods 1000 that fill the queue, the seats and, in the small cache, the blocks; then B sends one at a time."""
+    idle = Bench(blocks=blocks, batch_tokens=32)
+    idle.submit("b", range(prompt))
+    alone = steps_to_first_token(idle, "b")
+
+    bench = Bench(blocks=blocks, batch_tokens=32, waiting=900)
+    length, answer = flood
+    with pytest.raises(QueueFull):
+        for number in range(1000):
+            bench.submit(f"a{number}", [number, *range(length - 1)], tenant="a", max_tokens=answer)
+    for _ in range(20):
+        bench.step()
+    for turn in range(4):
+        request = bench.submit(f"b{turn}", [turn, *range(prompt - 1)], tenant="b")
+        assert steps_to_first_token(bench, f"b{turn}") <= 2 * alone
+        bench.run_until(f"b{turn}")
+        assert bench.tokens(f"b{turn}") == expected_tokens(request)
+        for _ in range(15):  # B asks for less than its share of the batch; asking for more, it waits for its turn
+            bench.step()
+
+
+def test_i83_two_floods_and_a_third_tenant_all_go_on() -> None:
+    bench = Bench(waiting=1000)
+    for number in range(60):
+        for place, tenant in enumerate("xy"):
+            bench.submit(f"{tenant}{number}", [1000 * place + number], tenant=tenant, max_tokens=30)
+    for _ in range(20):
+        bench.step()
+    ends_before = len([id for id in bench.outputs if bench.reason(id)])
+    for turn in range(20):
+        bench.submit(f"b{turn}", tenant="b", max_tokens=2)
+        bench.run_until(f"b{turn}", steps=4)
+    assert len([id for id in bench.outputs if bench.reason(id)]) > ends_before + 20, "the floods are served as well"
+    bench.run(2000)
+    assert all(bench.reason(id) is FinishReason.LENGTH for id in bench.outputs)
+
+
+@pytest.mark.parametrize("seats", [1, 3])
+@pytest.mark.parametrize("tenants", [("", ""), ("a", "b")])
+@pytest.mark.parametrize("patience", [0, 4, 16])
+def test_i84_no_adapter_starves_behind_another_that_has_the_only_slot(
+    seats: int, tenants: tuple[str, str], patience: int
+) -> None:
+    """A, B, A, A, A, ... and room for one: B is served within (patience + 1) * L + 2 steps, L steps a request runs.
+
+    B is overtaken at most `patience` times, by one at least in every L steps; then those with A end within L, B is
+    placed, and it runs.
+    """
+    bench = Bench(adapters={"a": 60, "b": 60}, device=100, patience=patience, sequences=seats, waiting=10_000)
+    length = 5
+    numbers = count()
+
+    def send_a() -> None:
+        bench.submit(f"a{next(numbers)}", adapter="a", tenant=tenants[0], max_tokens=length)
+
+    send_a()
+    bench.step()
+    bench.submit("b", adapter="b", tenant=tenants[1], max_tokens=length)
+    for _ in range((patience + 1) * length + 2):
+        for _ in range(seats + 1):
+            send_a()
+        bench.step()
+        if bench.tokens("b"):
+            break
+    assert bench.tokens("b")
+    bench.run(100_000)
+    assert all(bench.reason(id) is FinishReason.LENGTH for id in bench.outputs)
+
+
+@pytest.mark.parametrize("prices", [Prices(), Prices(1, 2, 1000)])
+def test_i85_one_tenants_loads_hold_up_nobody_elses(prices: Prices) -> None:
+    """A asks for 200 adapters, of which few fit; B's adapter is read next, whatever A still waits for."""
+    adapters = {f"a{number}": 10 for number in range(200)} | {"b": 10}
+    bench = Bench(adapters=adapters, device=40, host=60, fetches=2, waiting=1000, counters=VirtualCounters(prices))
+    bench.mover.instant = False
+    for number in range(200):
+        bench.submit(f"a{number}", adapter=f"a{number}", tenant="a")
+    for _ in range(10):
+        bench.step()
+    bench.submit("b", adapter="b", tenant="b")
+    ahead = 0
+    while "b" not in bench.mover.reading and "b" not in bench.mover.host:
+        bench.step()
+        if bench.mover.reading and "b" not in bench.mover.reading:
+            bench.mover.arrive(next(iter(bench.mover.reading)))
+            ahead += 1
+    assert ahead <= 2, "what was under way already"
+    for adapter in list(bench.mover.reading):
+        bench.mover.arrive(adapter)
+    bench.run_until("b", steps=12)
+    while bench.engine.scheduler.has_work:
+        for adapter in list(bench.mover.reading):
+            bench.mover.arrive(adapter)
+        bench.step()
+    assert all(bench.reason(id) is FinishReason.LENGTH for id in bench.outputs)
+
+
+@pytest.mark.parametrize("adapter", [None, "shared"])
+def test_h82_anothers_cached_prompt_is_no_shorter_way(adapter: str | None) -> None:
+    """Neither cached tokens nor a step less tell B that A has sent the same prompt."""
+    told = []
+    for warm in (False, True):
+        bench = Bench(adapters={"shared": 10}, batch_tokens=8)
+        bench.submit("load", [9] * 3, adapter=adapter, tenant="a")
+        bench.run()
+        if warm:
+            for turn in range(3):
+                bench.submit(f"a{turn}", range(40), adapter=adapter, tenant="a")
+                bench.run()
+                admission = bench.outputs[f"a{turn}"][0].admission
+                assert admission is not None and admission.cached_tokens == (36 if turn else 0)
+        for turn in range(2):
+            bench.submit(f"b{turn}", range(40), adapter=adapter, tenant="b")
+            steps = steps_to_first_token(bench, f"b{turn}")
+            bench.run()
+            admission = bench.outputs[f"b{turn}"][0].admission
+            assert admission is not None
+            told.append((admission.cached_tokens, steps))
+    assert told[:2] == told[2:] == [(0, 5), (36, 1)], "B finds its own prompts, and nobody else's"
