@@ -46,6 +46,7 @@ ENV PATH=/opt/rootstock/bin:$PATH \
     XDG_CACHE_HOME=/data/cache \
     ROOTSTOCK_HOST=0.0.0.0 \
     ROOTSTOCK_PORT=8000 \
+    ROOTSTOCK_KEYS=on \
     ROOTSTOCK_DATA_DIR=/data \
     ROOTSTOCK_LOG_FORMAT=json
 

@@ -1,12 +1,15 @@
-"""Opening the registry's database: durability settings, transactions, migrations.
+"""Opening a database: durability settings, transactions, migrations.
 
-Owns the engine and what differs between databases. Knows no tables but through the migrations.
+Owns the engine and what differs between databases. Knows no tables but through the migrations; the registry's are
+what it opens unless it is told otherwise.
 """
 
 import errno
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from adapters.errors import RegistryUnusable
 
@@ -32,11 +35,24 @@ _PRAGMAS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What a database holds, as messages call it, and the folder of alembic's that makes its tables."""
+
+    holds: str
+    migrations: Path
+
+
+REGISTRY = Schema("registry", MIGRATIONS)
+
+
 class Database:
     """Sessions on one database. Safe to use from many threads."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, schema: Schema = REGISTRY) -> None:
         """Opens and migrates. Raises RegistryUnusable when the file is damaged or a newer release wrote it."""
+        self._schema = schema
+        self._watching: list[PoolProxiedConnection] = []
         self._engine = create_engine(url)
         self._sqlite = self._engine.dialect.name == "sqlite"
         if self._sqlite:
@@ -46,8 +62,8 @@ class Database:
         except DatabaseError as error:
             self.close()
             raise RegistryUnusable(
-                "The registry's database cannot be opened: it is damaged, or no database. Restore it from a backup, "
-                "or move it away to start with an empty registry."
+                f"The database of the {schema.holds} cannot be opened: it is damaged, or no database. Restore it from "
+                "a backup, or move it away to start with an empty one."
             ) from error
         except RegistryUnusable:
             self.close()
@@ -71,20 +87,47 @@ class Database:
             session.flush()
 
     def close(self) -> None:
+        for connection in self._watching:
+            connection.close()
         self._engine.dispose()
+
+    def changes(self) -> Callable[[], int]:
+        """A question that has another answer after every commit, by whichever process; it reads no more than memory.
+
+        A database that cannot tell has another answer each time.
+        """
+        if not self._sqlite:
+            return count().__next__
+        watching = self._engine.raw_connection()  # the number tells of the commits of other connections only
+        self._watching.append(watching)
+        native: Any = watching.driver_connection
+
+        def answer() -> int:
+            number: int = native.execute("PRAGMA data_version").fetchone()[0]
+            return number
+
+        return answer
+
+    def _check_sqlite(self, connection: Connection) -> None:
+        verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+        if verdict != "ok":
+            raise RegistryUnusable(
+                f"The database of the {self._schema.holds} is damaged. Restore it from a backup, or move it away to "
+                "start with an empty one."
+            )
 
     def _migrate(self) -> None:
         config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+        config.set_main_option("script_location", str(self._schema.migrations).replace("%", "%%"))
         script = ScriptDirectory.from_config(config)
         with self._engine.connect().execution_options(rootstock_write=True) as connection, connection.begin():
             if self._sqlite:
-                _check_sqlite(connection)
+                self._check_sqlite(connection)
             current = MigrationContext.configure(connection).get_current_revision()
             if current is not None and current not in {revision.revision for revision in script.walk_revisions()}:
                 raise RegistryUnusable(
-                    f"The registry's database has schema {current}, which a newer release wrote; this release knows "
-                    f"schemas up to {script.get_current_head()}. Upgrade, or use another data directory."
+                    f"The database of the {self._schema.holds} has schema {current}, which a newer release wrote; this "
+                    f"release knows schemas up to {script.get_current_head()}. Upgrade, or use another data directory."
                 )
             if current != script.get_current_head():
                 config.attributes["connection"] = connection
@@ -97,7 +140,7 @@ def _full_disk() -> Iterator[None]:
         yield
     except OperationalError as error:
         if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-            raise OSError(errno.ENOSPC, "the registry's disk is full") from error
+            raise OSError(errno.ENOSPC, "the database's disk is full") from error
         raise
 
 
@@ -121,11 +164,3 @@ def _tune_sqlite(engine: Engine) -> None:
     def on_begin(connection: Connection) -> None:
         write = connection.get_execution_options().get("rootstock_write", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
-
-def _check_sqlite(connection: Connection) -> None:
-    verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
-    if verdict != "ok":
-        raise RegistryUnusable(
-            "The registry's database is damaged. Restore it from a backup, or move it away to start with an empty one."
-        )

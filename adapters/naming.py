@@ -28,13 +28,18 @@ class Reference:
 
 def check_name(name: str, reserved: frozenset[str] = frozenset()) -> str:
     """`name` itself. Raises NameInvalid, or NameReserved for device names and for `reserved` in any case."""
-    if not _SLUG.fullmatch(name):
-        raise NameInvalid(f"{quoted(name)} is not an adapter name: use {_RULE}.")
-    folded = name.lower()
+    folded = check_slug(name, "an adapter name").lower()
     if folded.split(".", 1)[0] in _DEVICES:
         raise NameReserved(f"{quoted(name)} is a device name on some systems. Choose another name.")
     if folded in {word.lower() for word in reserved}:
         raise NameReserved(f"{quoted(name)} already names something else on this server. Choose another name.")
+    return name
+
+
+def check_slug(name: str, kind: str) -> str:
+    """`name` itself, if it obeys the rule of names; `kind` is what the message calls it. Raises NameInvalid."""
+    if not _SLUG.fullmatch(name):
+        raise NameInvalid(f"{quoted(name)} is not {kind}: use {_RULE}.")
     return name
 
 

@@ -23,7 +23,8 @@ _ROUTERS = (ops, models, completions, chat, adapters, aliases, residency, vllm)
 
 def create_app(services: Services) -> FastAPI:
     """One server's application. Two may live in one process: nothing is shared between them."""
-    app = FastAPI(title="Rootstock", version=version(), redoc_url=None)
+    # FastAPI's own routes for the description take no dependencies, and so no keys; ops.py has it instead.
+    app = FastAPI(title="Rootstock", version=version(), openapi_url=None, docs_url=None, redoc_url=None)
     app.state.services = services
     _register_collectors(services)
     for module in _ROUTERS:

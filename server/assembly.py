@@ -34,7 +34,7 @@ from loader.progress import Progress
 from loader.source import Source, resolve
 from server.datadir import DataDir
 from server.metrics import Metrics
-from server.ports import Limits, Services
+from server.ports import Callers, Limits, Services
 from server.settings import Settings
 from server.tokens import HubTokenizer
 
@@ -52,7 +52,7 @@ class House:
     registry: Registry
 
 
-def build_house(settings: Settings, data: DataDir, progress: Progress, console: Console) -> House:
+def build_house(settings: Settings, data: DataDir, callers: Callers, progress: Progress, console: Console) -> House:
     """Raises LoaderError when the base cannot be served here, and RegistryUnusable."""
     source = resolve(settings.base, data.root, progress)
     memory, max_model_len = _plan(settings, source)
@@ -90,6 +90,7 @@ def build_house(settings: Settings, data: DataDir, progress: Progress, console: 
         metrics=metrics,
         uploads=data.uploads,
         adapter_root=settings.adapter_root,
+        callers=callers,
     )
     return House(services, worker, registry)
 

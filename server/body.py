@@ -14,6 +14,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
+from server.deps import Needs, principal
 from server.errors import ApiError, BadRequest, TooLarge
 
 _SUSPECT = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
@@ -53,12 +54,19 @@ class StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route that reads its body through StrictRequest."""
+    """A route that reads its body through StrictRequest.
+
+    FastAPI reads bodies before it asks dependencies, so the guards are asked here first: whoever shows no key can
+    neither send megabytes nor learn from complaints about them.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
+        guards = [each.dependency for each in self.dependencies if isinstance(each.dependency, Needs)]
 
         async def strictly(request: Request) -> Response:
+            for guard in guards:
+                await guard(await principal(request))
             return await handle(StrictRequest(request.scope, request.receive))
 
         return strictly

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from server.commands import adapters, chat, merge, offline, plan, train
+from server.commands import adapters, chat, keys, merge, offline, plan, train
 from server.commands.flags import with_settings_flags
 from server.version import version
 
@@ -19,6 +19,7 @@ _app = typer.Typer(
     help="Serve many LoRA adapters from one resident base model.",
 )
 _app.add_typer(adapters.app, name="adapters")
+_app.add_typer(keys.app, name="keys")
 _app.command()(offline.validate)
 _app.command()(merge.merge)
 _app.command()(chat.chat)
@@ -62,6 +63,7 @@ def _told(error: Exception) -> int | None:
     from server.commands.errors import CommandFailed
     from server.datadir import DataDirInUse
     from server.door import AddressInUse
+    from server.keys.errors import KeysError
     from server.settings import SettingsError
     from training.errors import ConfigInvalid, TrainingError
 
@@ -69,6 +71,6 @@ def _told(error: Exception) -> int | None:
         return error.exit_code
     if isinstance(error, SettingsError | ConfigInvalid):
         return 2
-    if isinstance(error, AdapterError | LoaderError | TrainingError | DataDirInUse | AddressInUse):
+    if isinstance(error, AdapterError | LoaderError | TrainingError | DataDirInUse | AddressInUse | KeysError):
         return 1
     return None

@@ -31,6 +31,14 @@ class DataDir:
     def registry_url(self) -> str:
         return f"sqlite:///{(self.root / 'registry.sqlite').absolute()}"
 
+    @property
+    def keys(self) -> Path:
+        return self.root / "keys.sqlite"
+
+    @property
+    def pepper(self) -> Path:
+        return self.root / "keys.pepper"
+
     def lock(self) -> int:
         """Hold the directory until the returned descriptor is closed. Raises DataDirInUse."""
         self.root.mkdir(parents=True, exist_ok=True)

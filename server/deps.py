@@ -1,17 +1,20 @@
-"""What routes depend on: the services, and the server's willingness to take work.
+"""What routes depend on: the services, who calls, and the server's willingness to take work.
 
 Knows FastAPI's dependencies; owns nothing else.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, ParamSpec, TypeVar
 
 import anyio.to_thread
-from fastapi import Depends, Request
+import structlog
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPBearer
 
-from server.errors import ApiError
-from server.ports import Services
-from server.principal import ANYONE, Principal, Scope
+from server.errors import NO_RETRY, ApiError, Unauthorized
+from server.ports import Callers, Services
+from server.principal import Principal, Scope
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -32,23 +35,42 @@ def accepting(services: ServicesDep) -> None:
     services.lifecycle.check()
 
 
-def principal() -> Principal:
-    """Who calls. Without keys that is anyone, and anyone may do everything."""
-    return ANYONE
+_SCHEME = HTTPBearer(auto_error=False, description="A key of `rootstock keys create`, on servers that ask for one.")
+
+
+async def principal(request: Request, _: Annotated[object, Security(_SCHEME)] = None) -> Principal:
+    """Who calls, found out once a request. Raises Unauthorized."""
+    known: Principal | None = getattr(request.state, "principal", None)
+    if known is not None:
+        return known
+    callers: Callers = request.app.state.services.callers
+    found = await callers.who(request.headers.getlist("authorization"))
+    if found is None:
+        raise Unauthorized()
+    if found.key:
+        structlog.contextvars.bind_contextvars(tenant=found.tenant, key=found.key)
+    request.state.principal = found
+    return found
 
 
 PrincipalDep = Annotated[Principal, Depends(principal)]
 
 
-def needs(scope: Scope) -> Callable[[Principal], None]:
-    """A route's dependency: refuse callers whose key does not allow `scope`."""
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """A route's guard. It stands at the route itself and never at a path's prefix, which a request can spell anew."""
 
-    def check(caller: PrincipalDep) -> None:
-        if not caller.may(scope):
-            message = f"This key lacks the scope `{scope}`. Use one that has it, or have one made with it."
-            raise ApiError(403, message, type="permission_error", code="scope_missing")
+    scope: Scope
 
-    return check
+    async def __call__(self, caller: PrincipalDep) -> None:
+        if not caller.may(self.scope):
+            message = f"This key lacks the scope `{self.scope}`. Use one that has it, or have one made with it."
+            raise ApiError(403, message, type="permission_error", code="scope_missing", headers=NO_RETRY)
+
+
+def needs(scope: Scope) -> Needs:
+    """A route's dependency: refuse callers without a valid key, and those whose key does not allow `scope`."""
+    return Needs(scope)
 
 
 async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

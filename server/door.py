@@ -1,8 +1,10 @@
 """The socket a server listens on, taken before anything slow is loaded.
 
-Owns binding. Nothing is listened to yet, so clients are refused until the server is ready for them.
+Owns binding, and whether others than this machine can come in. Nothing is listened to yet, so clients are refused
+until the server is ready for them.
 """
 
+import ipaddress
 import socket
 
 
@@ -26,3 +28,10 @@ def bind(host: str, port: int) -> socket.socket:
             f"Cannot listen on {host}:{port}: {error.strerror}. Give another --port or --host."
         ) from error
     return door
+
+
+def opens_to_others(door: socket.socket) -> bool:
+    """Whether other machines may reach a bound socket: every address but loopback ones."""
+    address = ipaddress.ip_address(door.getsockname()[0].partition("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)  # ::ffff:127.0.0.1
+    return not (mapped or address).is_loopback

@@ -2,6 +2,7 @@
 
 ApiError                     any refusal: status, message, type, param, code, headers
 ├── BadRequest          400  the request is malformed or asks for what is not there
+├── Unauthorized        401  no key, or none that is valid now
 ├── ModelNotFound       404  no such base, adapter, version or alias
 ├── TooLarge            413  the body exceeds a byte limit
 ├── GenerationFailed    5xx  the engine ended an accepted request with an error
@@ -56,6 +57,18 @@ class ApiError(HTTPException):
 class BadRequest(ApiError):
     def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(400, message, param=param, code=code)
+
+
+class Unauthorized(ApiError):
+    """One answer whatever is wrong, so that guessing learns nothing (RFC 6750)."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            401,
+            "This server asks for an API key. Send a valid one as `Authorization: Bearer sk-...`.",
+            code="invalid_api_key",
+            headers={"www-authenticate": 'Bearer realm="rootstock"'} | NO_RETRY,
+        )
 
 
 class ModelNotFound(ApiError):

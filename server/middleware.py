@@ -30,6 +30,7 @@ class RequestLog:
         scope.setdefault("state", {})["request_id"] = request_id
         exchange = _Exchange(send, request_id)
         began = time.monotonic()
+        structlog.contextvars.clear_contextvars()  # a pipelined request begins in the context of the one before
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, exchange.send)

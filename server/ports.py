@@ -14,8 +14,10 @@ from typing import Literal, Protocol
 from adapters.catalog import Catalog
 from adapters.manifest import AdapterId
 from engine.sequence import Output, Request
+from server.keys.ring import NoKeys
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
+from server.principal import Principal
 
 
 class OutputStream(Protocol):
@@ -151,6 +153,17 @@ class Tokenizer(Protocol):
         ...
 
 
+class Callers(Protocol):
+    """Who may call; `server/keys/ring.py` has both kinds. `asked_for` is whether they must show a key."""
+
+    @property
+    def asked_for(self) -> bool: ...
+
+    async def who(self, authorization: Sequence[str], /) -> Principal | None:
+        """The owner of the key in these Authorization headers, or None, whatever is wrong with it."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The face's bounds. Bytes for bodies and uploads, seconds for waiting on a peer."""
@@ -174,6 +187,7 @@ class Services:
     metrics: Metrics
     uploads: Path
     adapter_root: Path | None = None
+    callers: Callers = field(default_factory=NoKeys)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     started: int = field(default_factory=lambda: int(time.time()))
     pinning: asyncio.Lock = field(default_factory=asyncio.Lock)

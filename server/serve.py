@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections.abc import Iterator
 
 import structlog
 import uvicorn
@@ -18,8 +19,12 @@ from server import logs
 from server.app import create_app
 from server.assembly import House, build_house, open_catalog
 from server.datadir import DataDir
-from server.door import bind
+from server.door import bind, opens_to_others
+from server.keys.errors import Unguarded
+from server.keys.opening import open_keys
+from server.keys.ring import KeyRing, NoKeys
 from server.pins import restore_pins
+from server.ports import Callers
 from server.pulse import pulse
 from server.screen import loading
 from server.settings import Settings
@@ -32,20 +37,41 @@ _GRACE_S = 5  # for connections that still hold unread bytes after their answers
 
 
 def serve(settings: Settings) -> int:
-    """Serve until told to stop; the exit code. Raises LoaderError, AdapterError, DataDirInUse, AddressInUse first."""
+    """Serve until told to stop; the exit code. Raises LoaderError and its kin, before it listens."""
     logs.set_up(settings.log_level, settings.log_format)
     console = Console()
     data = DataDir(settings.data_dir)
     lock = data.lock()
     try:
         data.clear_uploads()
-        with bind(settings.host, settings.port) as door:
+        with bind(settings.host, settings.port) as door, _callers(settings, data) as callers:
+            _check_guarded(door, settings, callers)
             with loading(console) as progress:
-                house = build_house(settings, data, progress, console)
+                house = build_house(settings, data, callers, progress, console)
             with contextlib.closing(house.registry), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 return runner.run(_run(settings, house, door, console))
     finally:
         os.close(lock)
+
+
+@contextlib.contextmanager
+def _callers(settings: Settings, data: DataDir) -> Iterator[Callers]:
+    """With `--keys off` the data directory's keys are not even opened. Raises PepperUnusable, RegistryUnusable."""
+    if settings.keys == "off":
+        yield NoKeys()
+        return
+    with contextlib.closing(open_keys(data, settings.keys_pepper_file)) as store:
+        yield KeyRing(store, settings.keys)
+
+
+def _check_guarded(door: socket.socket, settings: Settings, callers: Callers) -> None:
+    """Raises Unguarded for a door that anybody may come in by, unless that was said to be meant."""
+    if settings.keys == "off" or callers.asked_for or not opens_to_others(door):
+        return
+    raise Unguarded(
+        f"--host {settings.host} lets other machines in, and this server would ask nobody for a key. Make one with "
+        "`rootstock keys create`, or start with --keys on and make them later; --keys off lets everybody in."
+    )
 
 
 async def _run(settings: Settings, house: House, door: socket.socket, console: Console) -> int:

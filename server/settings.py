@@ -44,6 +44,12 @@ class Settings(BaseSettings):
     ] = "auto"
     device: Annotated[str, Field(description="`auto`, `cpu`, `cuda` or `cuda:1`.")] = "auto"
     host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"
+    keys: Annotated[
+        Literal["auto", "on", "off"], Field(description="Ask for API keys; `auto`: once there are any.")
+    ] = "auto"
+    keys_pepper_file: Annotated[
+        Path | None, Field(description="The pepper of the keys; default: keys.pepper in the data directory.")
+    ] = None
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000
     data_dir: Annotated[Path, Field(description="Where adapters, the registry and converted bases live.")] = (
         Path.home() / ".local" / "share" / "rootstock"

@@ -13,11 +13,12 @@ from adapters.condition import Condition
 from adapters.errors import UnknownAdapter
 from adapters.registry import Version
 from server.cards import adapter_card, listing, tiers_of
-from server.deps import ServicesDep, accepting, in_thread
+from server.deps import ServicesDep, accepting, in_thread, needs
 from server.errors import NO_RETRY, ApiError, BadRequest
 from server.etag import condition, etag
 from server.pins import follow_pins_if_possible
 from server.ports import Services
+from server.principal import Scope
 from server.upload import FORM, receive_upload
 
 router = APIRouter(tags=["adapters"])
@@ -25,7 +26,7 @@ router = APIRouter(tags=["adapters"])
 
 @router.post(
     "/v1/adapters",
-    dependencies=[Depends(accepting)],
+    dependencies=[Depends(needs(Scope.WRITE)), Depends(accepting)],
     openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}},
     status_code=201,
 )
@@ -44,26 +45,26 @@ async def upload_adapter(http: HttpRequest, services: ServicesDep) -> Response:
     return JSONResponse(await card(services, version), status_code=201 if created else 200, headers=etag(version))
 
 
-@router.get("/v1/adapters")
+@router.get("/v1/adapters", dependencies=[Depends(needs(Scope.READ))])
 async def list_adapters(services: ServicesDep) -> dict[str, Any]:
     """The newest version of every adapter."""
     return listing(await cards(services, await in_thread(services.catalog.list)))
 
 
-@router.get("/v1/adapters/{name}")
+@router.get("/v1/adapters/{name}", dependencies=[Depends(needs(Scope.READ))])
 async def show_adapter(name: str, services: ServicesDep) -> Response:
     """One adapter's newest version, or the one that `name@3`, `name@alias` or `name@sha256:…` means."""
     version = await in_thread(services.catalog.resolve, name)
     return JSONResponse(await card(services, version), headers=etag(version))
 
 
-@router.get("/v1/adapters/{name}/versions")
+@router.get("/v1/adapters/{name}/versions", dependencies=[Depends(needs(Scope.READ))])
 async def list_versions(name: str, services: ServicesDep) -> dict[str, Any]:
     """Every version of one adapter."""
     return listing(await cards(services, await in_thread(services.catalog.versions, name)))
 
 
-@router.delete("/v1/adapters/{name}", dependencies=[Depends(accepting)])
+@router.delete("/v1/adapters/{name}", dependencies=[Depends(needs(Scope.WRITE)), Depends(accepting)])
 async def remove_adapter(name: str, http: HttpRequest, services: ServicesDep) -> dict[str, Any]:
     """Delete an adapter with all its versions. Requests that run on it finish; its bytes go after the last of them.
 

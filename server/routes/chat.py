@@ -14,17 +14,18 @@ from engine.sequence import Output
 from server.answer import Chunk, Job, answer
 from server.body import StrictRoute
 from server.chat_body import ChatBody
-from server.deps import ServicesDep, accepting, off_loop
+from server.deps import ServicesDep, accepting, needs, off_loop
 from server.errors import BadRequest
 from server.logprobs import chat_logprobs
 from server.ports import Tokenizer
+from server.principal import Scope
 from server.resolve import target
 from server.sampling import Wanted, requests_for, sampling_params
 
 router = APIRouter(route_class=StrictRoute, dependencies=[Depends(accepting)], tags=["generation"])
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", dependencies=[Depends(needs(Scope.INFER))])
 async def chat(body: ChatBody, http: HttpRequest, services: ServicesDep) -> Response:
     """Continue a conversation with the base or an adapter."""
     if body.n > services.limits.max_choices:

@@ -15,17 +15,18 @@ from engine.sequence import Output
 from server.answer import Chunk, Job, answer
 from server.body import StrictRoute
 from server.completion_body import CompletionBody, Prompt
-from server.deps import ServicesDep, accepting, off_loop
+from server.deps import ServicesDep, accepting, needs, off_loop
 from server.errors import BadRequest
 from server.logprobs import CompletionLogprobs, join_blocks
 from server.ports import Tokenizer
+from server.principal import Scope
 from server.resolve import target
 from server.sampling import Wanted, check_tokens, requests_for, sampling_params
 
 router = APIRouter(route_class=StrictRoute, dependencies=[Depends(accepting)], tags=["generation"])
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", dependencies=[Depends(needs(Scope.INFER))])
 async def complete(body: CompletionBody, http: HttpRequest, services: ServicesDep) -> Response:
     """Complete a prompt with the base or an adapter."""
     if len(body.prompt) * body.n > services.limits.max_choices:

@@ -8,15 +8,16 @@ from typing import Any
 from fastapi import APIRouter, Depends
 
 from server.cards import base_card, listing, model_card
-from server.deps import ServicesDep, accepting, in_thread
+from server.deps import ServicesDep, accepting, in_thread, needs
 from server.errors import NO_RETRY, ApiError
+from server.principal import Scope
 from server.resolve import reference, target
 from server.routes.adapters import delete_adapter
 
 router = APIRouter(tags=["models"])
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", dependencies=[Depends(needs(Scope.READ))])
 async def list_models(services: ServicesDep) -> dict[str, Any]:
     """The base first, then the newest version of every adapter that it can serve."""
     versions = await in_thread(services.catalog.list)
@@ -24,7 +25,7 @@ async def list_models(services: ServicesDep) -> dict[str, Any]:
     return listing([base_card(services), *(model_card(services, version) for version in served)])
 
 
-@router.get("/v1/models/{id:path}")
+@router.get("/v1/models/{id:path}", dependencies=[Depends(needs(Scope.READ))])
 async def show_model(id: str, services: ServicesDep) -> dict[str, Any]:
     """One model, by any of its spellings."""
     found = await target(services.catalog, services.base_id, id)
@@ -34,7 +35,7 @@ async def show_model(id: str, services: ServicesDep) -> dict[str, Any]:
         found.release()
 
 
-@router.delete("/v1/models/{id:path}", dependencies=[Depends(accepting)])
+@router.delete("/v1/models/{id:path}", dependencies=[Depends(needs(Scope.WRITE)), Depends(accepting)])
 async def delete_model(id: str, services: ServicesDep) -> dict[str, Any]:
     """Delete an adapter with all its versions. The base stays."""
     name = reference(id, None, services.base_id)

@@ -1,16 +1,20 @@
-"""Health, version and metrics, for orchestrators and scrapers.
+"""Health, version, metrics and the API's description, for orchestrators, scrapers and people who look around.
 
-Owns those routes. None of them touches a queue, so they answer while everything else is busy.
+Owns those routes. None of them touches a queue, so they answer while everything else is busy. Probes and the version
+are the only routes of the server that ask for no key: orchestrators have none, and clients look before they send one.
 """
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
+from fastapi.openapi.docs import get_swagger_ui_html
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from server.deps import ServicesDep
+from server.deps import ServicesDep, needs
 from server.lifecycle import Phase
+from server.principal import Scope
 from server.version import version
 
 router = APIRouter(tags=["operations"])
@@ -55,7 +59,19 @@ async def show_version(services: ServicesDep) -> dict[str, Any]:
     }
 
 
-@router.get("/metrics")
+@router.get("/metrics", dependencies=[Depends(needs(Scope.ADMIN))])
 def metrics(services: ServicesDep) -> Response:
     """Prometheus' text format."""
     return Response(generate_latest(services.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/openapi.json", dependencies=[Depends(needs(Scope.ADMIN))], include_in_schema=False)
+def openapi(http: HttpRequest) -> Response:
+    """The schema of every route."""
+    return JSONResponse(http.app.openapi())
+
+
+@router.get("/docs", dependencies=[Depends(needs(Scope.ADMIN))], include_in_schema=False)
+def docs(http: HttpRequest) -> Response:
+    """The same for people, in a browser."""
+    return get_swagger_ui_html(openapi_url="/openapi.json", title=http.app.title)

@@ -13,11 +13,12 @@ from starlette.responses import PlainTextResponse, Response
 
 from adapters.errors import UnknownAdapter
 from server.body import StrictRoute
-from server.deps import ServicesDep, accepting, in_thread
+from server.deps import ServicesDep, accepting, in_thread, needs
 from server.errors import ApiError
 from server.fields import Strict
 from server.pins import follow_pins_if_possible
 from server.ports import Services
+from server.principal import Scope
 from server.routes.adapters import delete_adapter
 
 router = APIRouter(route_class=StrictRoute, dependencies=[Depends(accepting)], tags=["vllm"])
@@ -43,7 +44,7 @@ class VllmError(ApiError):
         super().__init__(status, message, type=kind, param=param, code=status)
 
 
-@router.post("/v1/load_lora_adapter", response_class=PlainTextResponse)
+@router.post("/v1/load_lora_adapter", response_class=PlainTextResponse, dependencies=[Depends(needs(Scope.ADMIN))])
 async def load_lora_adapter(body: LoadBody, services: ServicesDep) -> Response:
     """Add an adapter from a directory under `--adapter-root`."""
     if body.is_3d_lora_weight:
@@ -61,7 +62,7 @@ async def load_lora_adapter(body: LoadBody, services: ServicesDep) -> Response:
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 
-@router.post("/v1/unload_lora_adapter", response_class=PlainTextResponse)
+@router.post("/v1/unload_lora_adapter", response_class=PlainTextResponse, dependencies=[Depends(needs(Scope.WRITE))])
 async def unload_lora_adapter(body: UnloadBody, services: ServicesDep) -> Response:
     """Delete an adapter by name."""
     if not await _exists(services, body.lora_name):

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from server.door import AddressInUse, bind
+from server.door import AddressInUse, bind, opens_to_others
 
 
 def test_a_bound_socket_has_its_port_and_refuses_until_it_listens() -> None:
@@ -27,3 +27,9 @@ def test_a_port_in_use_is_told_with_the_flag_that_changes_it() -> None:
 def test_a_host_that_is_nobodys_is_told() -> None:
     with pytest.raises(AddressInUse, match="--host"):
         bind("192.0.2.1", 0)
+
+
+@pytest.mark.parametrize(("host", "open_"), [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)])
+def test_only_loopback_is_closed_to_others(host: str, open_: bool) -> None:
+    with bind(host, 0) as door:
+        assert opens_to_others(door) is open_

@@ -14,8 +14,9 @@ from adapters.registry import Registry
 from adapters.store import BlobStore
 from loader.shape import BaseShape, LinearShape
 from server.app import create_app
+from server.keys.ring import NoKeys
 from server.metrics import Metrics
-from server.ports import Limits, Services
+from server.ports import Callers, Limits, Services
 from tests.support.engine import FakeWorker
 from tests.support.tokenizer import ByteTokenizer
 
@@ -44,7 +45,11 @@ def served(quantization: str | None = None, allow: bool = False, weights: str = 
 
 
 def make_face(
-    folder: Path, worker: FakeWorker | None = None, limits: Limits | None = None, base: ServedBase | None = None
+    folder: Path,
+    worker: FakeWorker | None = None,
+    limits: Limits | None = None,
+    base: ServedBase | None = None,
+    callers: Callers | None = None,
 ) -> Face:
     """A ready application with its data under `folder`. Close `registry` when done."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
@@ -62,6 +67,7 @@ def make_face(
         metrics=Metrics(),
         uploads=folder / "uploads",
         adapter_root=root,
+        callers=callers if callers is not None else NoKeys(),
     )
     services.lifecycle.ready()
     return Face(create_app(services), services, worker, catalog, registry)

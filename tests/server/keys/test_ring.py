@@ -1,0 +1,89 @@
+"""The check of a presented key: what another process does holds from the next request on, and nothing tells why not."""
+
+import logging
+from datetime import timedelta
+from hmac import compare_digest
+from pathlib import Path
+
+import pytest
+
+from server.keys.ring import KeyRing, NoKeys
+from server.principal import ANYONE, Scope
+from tests.support.keys import stored_keys
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+
+
+async def test_a_key_is_its_owners(tmp_path: Path) -> None:
+    with stored_keys(tmp_path) as store:
+        key, text = store.create("acme", "lab", [Scope.INFER])
+        ring = KeyRing(store, "on")
+        for spelled in (f"Bearer {text}", f"bearer  {text}", f"BEARER {text} "):
+            assert await ring.who([spelled]) == key.principal
+        odd: tuple[list[str], ...] = (
+            [],
+            [""],
+            [text],
+            [f"Basic {text}"],
+            [f"Bearer {text}"] * 2,
+            [f"Bearer {text[:-1]}"],
+            ["Bearer é\ud800"],
+        )
+        for headers in odd:
+            assert await ring.who(headers) is None
+
+
+async def test_h75_what_another_process_does_holds_at_once(tmp_path: Path) -> None:
+    with stored_keys(tmp_path) as own, stored_keys(tmp_path) as other:
+        ring = KeyRing(own, "on")
+        key, text = other.create("acme", "default", [Scope.INFER])
+        assert await ring.who([f"Bearer {text}"]) == key.principal
+        other.revoke(key.id)
+        assert await ring.who([f"Bearer {text}"]) is None
+        gone, late = other.create("acme", "default", [Scope.INFER], timedelta(0))
+        assert await ring.who([f"Bearer {late}"]) is None, f"{gone.id} expired as it was made"
+        mine, text = own.create("acme", "default", [Scope.INFER])
+        assert await ring.who([f"Bearer {text}"]) == mine.principal, "and so does what this process does"
+
+
+async def test_with_auto_keys_are_asked_for_once_there_was_one(tmp_path: Path) -> None:
+    with stored_keys(tmp_path) as store:
+        ring = KeyRing(store, "auto")
+        assert await ring.who([]) == ANYONE and not ring.asked_for
+        key, _ = store.create("acme", "default", [Scope.INFER])
+        assert await ring.who([]) is None and ring.asked_for
+        store.revoke(key.id)
+        assert await ring.who([]) is None, "to revoke the last key lets nobody in"
+        assert await KeyRing(store, "on").who([]) is None
+
+
+async def test_without_keys_anyone_may_do_anything() -> None:
+    assert await NoKeys().who(["Bearer unused"]) == ANYONE
+
+
+async def test_h79_every_key_costs_one_digest_and_one_comparison(tmp_path: Path) -> None:
+    """Known, unknown, malformed: the same work, counted instead of timed."""
+    with stored_keys(tmp_path) as store:
+        key, text = store.create("acme", "default", [Scope.INFER])
+        same = Counted()
+        ring = KeyRing(store, "on", same)
+        for presented in (text, text[:-2] + "AA", f"sk-{key.id[::-1]}_{'A' * 43}", "nonsense", ""):
+            await ring.who([f"Bearer {presented}"])
+        assert same.compared == [32] * 5
+
+
+class Counted:
+    """A comparison that counts how often it was made, and of how many bytes."""
+
+    def __init__(self) -> None:
+        self.compared: list[int] = []
+
+    def __call__(self, left: bytes, right: bytes) -> bool:
+        assert len(left) == len(right)
+        self.compared.append(len(left))
+        return compare_digest(left, right)

@@ -1,0 +1,49 @@
+"""`rootstock keys` as an operator types it, on a data directory that a server may have open."""
+
+import json
+from pathlib import Path
+
+from tests.server.test_cli import rootstock
+
+
+def keys(folder: Path, *words: str) -> object:
+    done = rootstock("keys", *words, "--data-dir", str(folder), "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_h81_create_ls_rotate_revoke_and_no_secret_in_the_log(tmp_path: Path) -> None:
+    made = rootstock("keys", "create", "--tenant", "acme", "--expires", "90d", "--data-dir", str(tmp_path))
+    assert made.returncode == 0
+    text = made.stdout.strip()
+    id = text.removeprefix("sk-").partition("_")[0]
+    assert "key_created" in made.stderr and id in made.stderr
+    assert text.partition("_")[2] not in made.stderr
+    listed = keys(tmp_path, "ls")
+    assert isinstance(listed, list)
+    assert (listed[0]["id"], listed[0]["scopes"], listed[0]["state"]) == (id, ["infer", "read"], "live")
+    rotated = keys(tmp_path, "rotate", id, "--grace", "1h")
+    assert isinstance(rotated, dict) and rotated["replaces"] == id and rotated["key"] != text
+    assert text not in json.dumps(keys(tmp_path, "ls")) and rotated["key"] not in json.dumps(keys(tmp_path, "ls"))
+    revoked = keys(tmp_path, "revoke", id)
+    assert isinstance(revoked, dict) and revoked["state"] == "revoked"
+
+
+def test_what_is_typed_wrongly_is_told(tmp_path: Path) -> None:
+    for words, code, told in (
+        (("create", "--tenant", "a/b"), 1, "not a tenant's name"),
+        (("create", "--tenant", "acme", "--expires", "soon"), 2, "30m, 12h or 90d"),
+        (("create", "--tenant", "acme", "--scope", "root"), 2, "infer"),
+        (("revoke", "nobody"), 1, "keys ls"),
+    ):
+        done = rootstock("keys", *words, "--data-dir", str(tmp_path))
+        assert done.returncode == code, done.stderr
+        assert told in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_others_are_not_let_in_without_keys(tmp_path: Path) -> None:
+    refused = rootstock("serve", "--host", "0.0.0.0", "--port", "0", "--data-dir", str(tmp_path))
+    assert refused.returncode == 1
+    assert "keys create" in refused.stderr and "--keys off" in refused.stderr
+    assert "Traceback" not in refused.stderr

@@ -1,0 +1,43 @@
+"""Keys for tests: a store in a folder, and a face that asks for them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from server.datadir import DataDir
+from server.keys.opening import open_keys
+from server.keys.ring import KeyRing
+from server.keys.store import KeyStore
+from server.principal import Scope
+from tests.support.face import Face, make_face
+
+EVERY_SCOPE = tuple(Scope)
+
+
+@contextmanager
+def stored_keys(folder: Path) -> Iterator[KeyStore]:
+    store = open_keys(DataDir(folder))
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@contextmanager
+def guarded_face(folder: Path) -> Iterator[tuple[Face, KeyStore]]:
+    """A face whose callers need keys, and the store to make them with, as another process would have it open."""
+    with stored_keys(folder / "keys") as own, stored_keys(folder / "keys") as others:
+        made = make_face(folder, callers=KeyRing(own, "on"))
+        try:
+            yield made, others
+        finally:
+            made.registry.close()
+
+
+def bearer(text: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {text}"}
+
+
+def headers_of(store: KeyStore, tenant: str, *scopes: Scope) -> dict[str, str]:
+    """The headers of a new key; with every scope unless some are named."""
+    return bearer(store.create(tenant, "default", scopes or EVERY_SCOPE)[1])
