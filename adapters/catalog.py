@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from adapters.aliases import Alias
+from adapters.canary import Canary, Split
 from adapters.checkpoint import Checkpoint, read, read_directory
 from adapters.condition import Condition
 from adapters.errors import BaseMismatch
@@ -22,6 +24,7 @@ from adapters.store import BlobStore
 
 # Inside the class below, `list` is its method.
 Versions = list[Version]
+Splits = list[Split[Version]]
 AdapterIds = list[AdapterId]
 
 
@@ -71,17 +74,17 @@ class _Resolved:
         self._most = most
         self._lock = threading.Lock()
         self._changes = 0
-        self._known: dict[str, Version] = {}
+        self._known: dict[str, Split[Version]] = {}
 
-    def get(self, ref: str, ask: Callable[[], Version]) -> Version:
+    def get(self, ref: str, ask: Callable[[], Split[Version]]) -> Split[Version]:
         known, before = self._known.get(ref), self._changes
         if known is not None:
             return known
-        version = ask()
+        split = ask()
         with self._lock:
             if self._changes == before and len(self._known) < self._most:
-                self._known[ref] = version  # unless it was asked before a change and answered after it
-        return version
+                self._known[ref] = split  # unless it was asked before a change and answered after it
+        return split
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -127,12 +130,13 @@ class Catalog:
         self._check_names(name, alias)
         return self._register(name, read_directory(path, self.base.shape), alias)
 
-    def resolve(self, ref: str) -> Version:
+    def resolve(self, ref: str, key: str | None = None) -> Version:
         """`name` (its newest version), `name@3`, `name@alias` or `name@sha256:…`.
 
+        Where an alias has a canary, `key` decides, equal keys alike; without one it is where the alias points.
         Raises UnknownAdapter, UnknownVersion.
         """
-        return self._resolved.get(ref, lambda: self._registry.resolve(parse_reference(ref)))
+        return self._resolved.get(ref, lambda: self._registry.split(parse_reference(ref))).pick(key)
 
     def list(self) -> Versions:
         """The newest version of each name, sorted by name."""
@@ -142,10 +146,31 @@ class Catalog:
         """Oldest first. Raises UnknownAdapter."""
         return self._registry.versions(name)
 
-    def set_alias(self, name: str, alias: str, number: int, condition: Condition | None = None) -> Version:
-        """Move or make an alias. Raises AliasInvalid, UnknownAdapter, UnknownVersion, ConditionFailed."""
+    def set_alias(
+        self, name: str, alias: str, number: int, condition: Condition | None = None, canary: Canary | None = None
+    ) -> Version:
+        """Move or make an alias. `canary` takes the place of any other, None ends it.
+
+        Raises AliasInvalid, UnknownAdapter, UnknownVersion, CanaryInvalid, ConditionFailed.
+        """
         with self._resolved.changing():
-            return self._registry.set_alias(name, check_alias(alias), number, condition)
+            return self._registry.set_alias(name, check_alias(alias), number, condition, canary)
+
+    def roll_back(self, name: str, alias: str, condition: Condition | None = None) -> Version:
+        """End the alias's canary, else put it back to where it pointed before.
+
+        Raises NothingToRollBack, ConditionFailed.
+        """
+        with self._resolved.changing():
+            return self._registry.roll_back(name, alias, condition)
+
+    def alias(self, name: str, alias: str) -> Alias:
+        """Raises UnknownAdapter when `name` has no such alias."""
+        return self._registry.alias(name, alias)
+
+    def splits(self) -> Splits:
+        """Every alias that has a canary."""
+        return self._registry.splits()
 
     def delete_alias(self, name: str, alias: str, condition: Condition | None = None) -> None:
         """Raises UnknownAdapter when `name` has no such alias, ConditionFailed."""
@@ -171,12 +196,14 @@ class Catalog:
     def pinned(self) -> Versions:
         return self._registry.pins()
 
-    def lease(self, ref: str) -> Lease:
-        """Resolve and hold in one step. Raises UnknownAdapter, UnknownVersion, and BaseMismatch for a version that was
-        added when another base was served.
+    def lease(self, ref: str, key: str | None = None) -> Lease:
+        """Resolve, with `key` as there, and hold in one step.
+
+        Raises UnknownAdapter, UnknownVersion, and BaseMismatch for a version that was added when another base was
+        served.
         """
         with self._lock:
-            version = self.resolve(ref)
+            version = self.resolve(ref, key)
             self._hold(version.id)
         lease = Lease(version, self._release)
         try:

@@ -6,6 +6,8 @@ AdapterError
 ├── NameInvalid          the name is not a slug
 │   └── NameReserved     a slug, but it means something else already
 ├── AliasInvalid         the alias is not a slug, or could be taken for a version or a digest
+├── CanaryInvalid        a canary of the version that the alias points at anyway
+├── NothingToRollBack    the alias has not pointed anywhere else
 ├── BaseMismatch         trained on another base, or in another quantization, than is served
 ├── UnknownAdapter       no such name, alias or digest
 │   └── UnknownVersion   the name exists, that version of it does not
@@ -63,6 +65,14 @@ class NameReserved(NameInvalid):
 
 
 class AliasInvalid(AdapterError):
+    pass
+
+
+class CanaryInvalid(AdapterError):
+    pass
+
+
+class NothingToRollBack(AdapterError):
     pass
 
 

@@ -1,7 +1,7 @@
 """Names, their numbered versions and their aliases, in a database.
 
 Owns what a name means and has meant: a version is immutable, its number is never given to other content, not even
-after the name was deleted. Knows ids and manifests, but no files and no memory.
+after the name was deleted. Where aliases point is in aliases.py. Knows ids and manifests, but no files and no memory.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,18 +11,24 @@ from datetime import UTC, datetime
 from sqlalchemy import delete, exists, func, select
 from sqlalchemy.orm import Session
 
+from adapters import aliases
+from adapters.aliases import Alias, Pointers
+from adapters.canary import Canary, Split
 from adapters.condition import Condition, check
 from adapters.database import Database
 from adapters.errors import UnknownAdapter, UnknownVersion, quoted
 from adapters.manifest import AdapterId, Manifest, TrainedOn
 from adapters.manifest_json import manifest_from_json, manifest_to_json
 from adapters.naming import Reference
-from adapters.tables import AdapterRow, AliasRow, NameRow, ResidentRow, VersionRow
+from adapters.tables import AdapterRow, AliasRow, CanaryRow, NameRow, ResidentRow, VersionRow
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One numbered version of a name. `created` is in UTC, `aliases` are sorted."""
+    """One numbered version of a name. `created` is in UTC, `aliases` are sorted.
+
+    `canaries` are the aliases that give it a share of their traffic, each with the share.
+    """
 
     name: str
     number: int
@@ -30,6 +36,7 @@ class Version:
     created: datetime
     aliases: tuple[str, ...]
     manifest: Manifest
+    canaries: tuple[tuple[str, float], ...] = ()
 
 
 class Registry:
@@ -63,14 +70,38 @@ class Registry:
                 row.base_weights, row.base_quantization = manifest.trained_on.weights, manifest.trained_on.quantization
                 session.flush()
             if alias is not None:
-                session.merge(AliasRow(name=name, alias=alias, number=row.number))
-                session.flush()
+                aliases.point(session, name, alias, row.number)
             return self._version(session, row), created
 
     def resolve(self, reference: Reference) -> Version:
         """Without a selector, the newest version. Raises UnknownAdapter, UnknownVersion."""
         with self._database.reading() as session:
             return self._version(session, self._find(session, reference))
+
+    def split(self, reference: Reference) -> Split[Version]:
+        """As `resolve`, with the canary that shares an alias's traffic."""
+        with self._database.reading() as session:
+            stable, name, alias = self._find(session, reference), reference.name, reference.alias
+            canary = None if alias is None else aliases.canary_of(session, name, alias)
+            if canary is None:
+                return Split(self._version(session, stable))
+            assert alias is not None
+            return self._split(session, name, alias, stable, canary)
+
+    def splits(self) -> list[Split[Version]]:
+        """Every alias that has a canary, sorted by name and alias."""
+        with self._database.reading() as session:
+            rows = session.scalars(select(CanaryRow).order_by(CanaryRow.name, CanaryRow.alias)).all()
+            return [
+                self._split(
+                    session,
+                    row.name,
+                    row.alias,
+                    self._find(session, Reference(row.name, alias=row.alias)),
+                    Canary(row.number, row.weight),
+                )
+                for row in rows
+            ]
 
     def newest(self) -> list[Version]:
         """The newest version of each name, sorted by name."""
@@ -92,27 +123,45 @@ class Registry:
                 raise _unknown(name)
             return self._versions(session, rows)
 
-    def set_alias(self, name: str, alias: str, number: int, condition: Condition | None = None) -> Version:
-        """Point `alias` at a version. The condition is on the version that it pointed at before.
+    def set_alias(
+        self, name: str, alias: str, number: int, condition: Condition | None = None, canary: Canary | None = None
+    ) -> Version:
+        """Point `alias` at a version. `canary` takes the place of any other.
 
-        Raises UnknownAdapter, UnknownVersion, ConditionFailed.
+        The condition is on the version that it pointed at before. Raises UnknownAdapter, UnknownVersion, CanaryInvalid,
+        ConditionFailed.
         """
         with self._database.writing() as session:
             row = self._find(session, Reference(name, number=number))
-            held = session.get(AliasRow, (name, alias))
-            check(condition, None if held is None else held.number)
-            session.merge(AliasRow(name=name, alias=alias, number=number))
-            session.flush()
+            if canary is not None:
+                self._find(session, Reference(name, number=canary.number))
+            check(condition, aliases.target(session, name, alias))
+            aliases.point(session, name, alias, number, canary)
             return self._version(session, row)
+
+    def roll_back(self, name: str, alias: str, condition: Condition | None = None) -> Version:
+        """End the alias's canary, else put it back to where it pointed before.
+
+        Raises NothingToRollBack, ConditionFailed.
+        """
+        with self._database.writing() as session:
+            check(condition, aliases.target(session, name, alias))
+            number = aliases.roll_back(session, name, alias)
+            return self._version(session, self._find(session, Reference(name, number=number)))
+
+    def alias(self, name: str, alias: str) -> Alias:
+        """Raises UnknownAdapter when `name` has no such alias."""
+        with self._database.reading() as session:
+            return aliases.read(session, name, alias)
 
     def delete_alias(self, name: str, alias: str, condition: Condition | None = None) -> None:
         """Raises UnknownAdapter when `name` has no such alias, ConditionFailed."""
         with self._database.writing() as session:
-            row = session.get(AliasRow, (name, alias))
-            if row is None:
-                raise UnknownAdapter(f"There is no alias {quoted(alias)} of an adapter {quoted(name)}.")
-            check(condition, row.number)
-            session.delete(row)
+            held = aliases.target(session, name, alias)
+            if held is None:
+                raise aliases.unknown_alias(name, alias)
+            check(condition, held)
+            aliases.point(session, name, alias, None)
 
     def delete(self, name: str, condition: Condition | None = None) -> list[AdapterId]:
         """Remove every version and alias of `name`; the ids that no name points at any more.
@@ -206,25 +255,25 @@ class Registry:
         return self._versions(session, [row])[0]
 
     def _versions(self, session: Session, rows: Sequence[VersionRow]) -> list[Version]:
-        query = select(AliasRow).order_by(AliasRow.alias)
-        if len({row.name for row in rows}) == 1:
-            query = query.where(AliasRow.name == rows[0].name)
-        aliases: dict[tuple[str, int], list[str]] = {}
-        for alias in session.scalars(query):
-            aliases.setdefault((alias.name, alias.number), []).append(alias.alias)
-        return [
-            Version(
-                name=row.name,
-                number=row.number,
-                id=AdapterId(row.adapter_id),
-                created=row.created.replace(tzinfo=UTC),
-                aliases=tuple(aliases.get((row.name, row.number), ())),
-                manifest=replace(
-                    self._manifest(session, AdapterId(row.adapter_id)), base=row.base, trained_on=_trained_on(row)
-                ),
-            )
-            for row in rows
-        ]
+        pointers = aliases.pointers(session, (row.name for row in rows))
+        return [self._described(session, row, pointers.get((row.name, row.number), Pointers())) for row in rows]
+
+    def _described(self, session: Session, row: VersionRow, pointers: Pointers) -> Version:
+        manifest = self._manifest(session, AdapterId(row.adapter_id))
+        return Version(
+            name=row.name,
+            number=row.number,
+            id=AdapterId(row.adapter_id),
+            created=row.created.replace(tzinfo=UTC),
+            aliases=pointers.aliases,
+            manifest=replace(manifest, base=row.base, trained_on=_trained_on(row)),
+            canaries=pointers.canaries,
+        )
+
+    def _split(self, session: Session, name: str, alias: str, stable: VersionRow, canary: Canary) -> Split[Version]:
+        tried = self._find(session, Reference(name, number=canary.number))
+        versions = self._version(session, stable), self._version(session, tried)
+        return Split(*versions, canary.weight, salt=f"{name}@{alias}#{tried.adapter_id}")
 
     def _manifest(self, session: Session, id: AdapterId) -> Manifest:
         """Manifests never change, and parsing one costs far more than the query, so parsed ones are kept."""

@@ -68,6 +68,44 @@ class AliasRow(Table):
     number: Mapped[int]
 
 
+class CanaryRow(Table):
+    """The version that gets the share `weight` of an alias's traffic."""
+
+    __tablename__ = "canaries"
+    __table_args__ = (
+        ForeignKeyConstraint(["name", "alias"], ["aliases.name", "aliases.alias"], ondelete="CASCADE"),
+        ForeignKeyConstraint(["name", "number"], ["versions.name", "versions.number"], ondelete="CASCADE"),
+        CheckConstraint("weight > 0 AND weight < 1", name="ck_canaries_weight"),
+    )
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    alias: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int]
+    weight: Mapped[float]
+
+
+class AliasMoveRow(Table):
+    """One move of an alias; no number where there was no alias before, or is none after.
+
+    `undone` is when a rollback took it back. Both times are UTC without a zone.
+    """
+
+    __tablename__ = "alias_moves"
+    __table_args__ = (
+        ForeignKeyConstraint(["name", "from_number"], ["versions.name", "versions.number"], ondelete="CASCADE"),
+        ForeignKeyConstraint(["name", "to_number"], ["versions.name", "versions.number"], ondelete="CASCADE"),
+        Index("ix_alias_moves_alias", "name", "alias"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    alias: Mapped[str]
+    moved: Mapped[datetime]
+    from_number: Mapped[int | None]
+    to_number: Mapped[int | None]
+    undone: Mapped[datetime | None]
+
+
 class ResidentRow(Table):
     """The adapters that were in memory, `position` 0 the most recently used, to warm the next start."""
 

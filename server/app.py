@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from server.errors import TABLE, ApiError, ClientGone, api_error
-from server.gauges import EngineCollector, ServerCollector
+from server.gauges import CanaryCollector, EngineCollector, ServerCollector
 from server.middleware import RequestLog
 from server.naming import Names
 from server.ports import Services
@@ -42,6 +42,7 @@ def create_app(services: Services) -> FastAPI:
 def _register_collectors(services: Services) -> None:
     registry, labels = services.metrics.registry, services.metrics.labels
     registry.register(EngineCollector(services.worker, labels, Names(services.catalog)))
+    registry.register(CanaryCollector(services.catalog.splits, labels))
     registry.register(ServerCollector(services.worker, services.lifecycle, services.base_id))
 
 

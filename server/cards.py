@@ -38,7 +38,10 @@ def model_card(services: Services, version: Version, id: str | None = None) -> d
 
 
 def adapter_card(services: Services, version: Version, tiers: Mapping[AdapterId, str], pinned: bool) -> dict[str, Any]:
-    """`refused` is why the base cannot serve an adapter that was added when another one was served, or null."""
+    """`canary` has the aliases that give this version a share of their traffic, and the share.
+
+    `refused` is why the base cannot serve an adapter that was added when another one was served, or null.
+    """
     manifest = version.manifest
     record = manifest.trained_on
     return {
@@ -47,6 +50,7 @@ def adapter_card(services: Services, version: Version, tiers: Mapping[AdapterId,
         "name": version.name,
         "version": version.number,
         "aliases": list(version.aliases),
+        "canary": dict(version.canaries),
         "kind": manifest.kind,
         "rank": manifest.rank,
         "targets": list(manifest.targets),

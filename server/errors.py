@@ -165,6 +165,8 @@ TABLE: tuple[tuple[type[Exception], Status], ...] = (
     (adapters.NameReserved, Status(409, "name_reserved", param="name", headers=NO_RETRY)),
     (adapters.NameInvalid, Status(400, "name_invalid", param="name")),
     (adapters.AliasInvalid, Status(400, "alias_invalid", param="alias")),
+    (adapters.CanaryInvalid, Status(400, "canary_invalid", param="canary")),
+    (adapters.NothingToRollBack, Status(409, "nothing_to_roll_back", headers=NO_RETRY)),
     (adapters.AdapterCorrupt, Status(503, "adapter_corrupt", "server_error", headers=NO_RETRY, message=_CORRUPT)),
     (ChatRefused, Status(400, "chat_refused", param="messages")),
 )

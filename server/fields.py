@@ -132,8 +132,8 @@ class GenerationBody(Strict):
     return_token_ids: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None
-    user: Annotated[str | None, Field(max_length=512, description="Has no effect.")] = None
-    safety_identifier: Annotated[str | None, Field(max_length=512, description="Has no effect.")] = None
+    user: Annotated[str | None, Field(max_length=512, description="Keeps to one version during a canary.")] = None
+    safety_identifier: Annotated[str | None, Field(max_length=512, description="OpenAI's new name for `user`.")] = None
     prompt_cache_key: Annotated[
         str | None, Field(max_length=512, description="Has no effect: prefixes are cached by content.")
     ] = None
@@ -150,6 +150,13 @@ class GenerationBody(Strict):
         if any(not (key.isascii() and key.isdecimal() and len(key) <= 9) for key in value):
             raise ValueError("each key must be a token id in decimal digits")
         return value
+
+    def sticks_to(self, request_id: str) -> str:
+        """What the choice between an alias's version and its canary sticks to: the user, else the seed."""
+        user = self.user or self.safety_identifier
+        if user:
+            return f"user:{user}"
+        return f"request:{request_id}" if self.seed is None else f"seed:{self.seed}"
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> "GenerationBody":

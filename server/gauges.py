@@ -1,7 +1,7 @@
-"""The engine's state at the moment of a scrape, as gauges, in our names and in the ones gateways look for.
+"""The state at the moment of a scrape, as gauges, in our names and in the ones gateways look for.
 
-Owns the collectors over the worker's snapshots and over the server's phase. The `vllm:` names are those of the
-gateway API's model-server protocol.
+Owns the collectors over the worker's snapshots, over the server's phase and over the catalog's canaries. The `vllm:`
+names are those of the gateway API's model-server protocol.
 """
 
 import time
@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from adapters.canary import Split
 from adapters.manifest import AdapterId
+from adapters.registry import Version
 from server.lifecycle import Lifecycle, Phase
 from server.metrics import AdapterLabels
 from server.ports import EngineStats, Resident, Worker
@@ -83,6 +85,28 @@ class ServerCollector(Collector):
         )
         about = {"version": version(), "base": self._base_id}
         yield InfoMetricFamily("rootstock_build", "What this server is, and the base it serves.", about)
+
+
+class CanaryCollector(Collector):
+    """Which two versions an alias's traffic is split between. Ids only: whose alias it is, the cards tell."""
+
+    def __init__(self, splits: Callable[[], Iterable[Split[Version]]], labels: AdapterLabels) -> None:
+        self._splits, self._labels = splits, labels
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        weights: dict[tuple[str, str], float] = {}
+        for split in self._splits():
+            if split.canary is not None:
+                pair = self._labels.compared(split.stable.id), self._labels.compared(split.canary.id)
+                weights[pair] = max(split.weight, weights.get(pair, 0.0))
+        about = "Share of an alias's traffic that its canary gets; the largest, where several aliases try the same."
+        family = GaugeMetricFamily("rootstock_canary_weight", about, labels=["stable", "canary"])
+        for pair, weight in weights.items():
+            family.add_metric(list(pair), weight)
+        yield family
 
 
 def _room(stats: EngineStats, residents: list[Resident]) -> int:

@@ -30,7 +30,10 @@ _TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
 
 class AdapterLabels:
-    """Adapter ids as label values: the first `limit` ids seen by their short digest, all later ones as `other`."""
+    """Adapter ids as label values: the first `limit` ids seen by their short digest, all later ones as `other`.
+
+    Versions that are compared in a canary are told apart beyond that, up to as many again.
+    """
 
     def __init__(self, limit: int = MAX_ADAPTER_LABELS) -> None:
         self._limit = limit
@@ -40,8 +43,15 @@ class AdapterLabels:
     def of(self, adapter: AdapterId | None) -> str:
         if adapter is None:
             return "base"
+        return self._label(adapter, self._limit)
+
+    def compared(self, adapter: AdapterId) -> str:
+        """As `of`, for one of the two versions of a canary."""
+        return self._label(adapter, 2 * self._limit)
+
+    def _label(self, adapter: AdapterId, limit: int) -> str:
         with self._lock:
-            if adapter not in self._labels and len(self._labels) < self._limit:
+            if adapter not in self._labels and len(self._labels) < limit:
                 self._labels[adapter] = adapter.removeprefix("sha256:")[:12]
             return self._labels.get(adapter, "other")
 

@@ -57,17 +57,22 @@ def reference(model: str, adapter_id: str | None, base_id: str) -> str | None:
     return chosen
 
 
-async def target(catalog: Catalog, base_id: str, model: str, adapter_id: str | None = None) -> Target:
-    """Resolve and lease. The caller releases the target when the answer is complete."""
+async def target(
+    catalog: Catalog, base_id: str, model: str, adapter_id: str | None = None, key: str | None = None
+) -> Target:
+    """Resolve and lease; `key` is what a canary's choice sticks to. The caller releases the target when the answer is
+    complete.
+    """
     ref = reference(model, adapter_id, base_id)
     if ref is None:
         return Target(model or base_id)
-    return Target(model if adapter_id is None else ref, await anyio.to_thread.run_sync(_lease, catalog, base_id, ref))
+    lease = await anyio.to_thread.run_sync(_lease, catalog, base_id, ref, key)
+    return Target(model if adapter_id is None else ref, lease)
 
 
-def _lease(catalog: Catalog, base_id: str, ref: str) -> Lease:
+def _lease(catalog: Catalog, base_id: str, ref: str, key: str | None) -> Lease:
     try:
-        return catalog.lease(ref)
+        return catalog.lease(ref, key)
     except AdapterError as error:
         raise _not_found(catalog, base_id, ref, error) from error
 

@@ -1,4 +1,4 @@
-"""`rootstock adapters`: push, ls, show, rm, alias, pin, unpin, merge, unmerge.
+"""`rootstock adapters`: push, ls, show, rm, alias, canary, rollback, pin, unpin, merge, unmerge.
 
 Owns those commands. All of them are HTTP calls; nothing here touches the disk of the server.
 """
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from server.commands.errors import CommandFailed
-from server.commands.options import LOCAL, AdapterName, Json, Url, print_cards, print_json
+from server.commands.options import LOCAL, AdapterName, AliasOption, Json, Url, print_cards, print_json
 
 app = typer.Typer(no_args_is_help=True, help="Upload and manage the adapters of a running server.")
 
@@ -71,6 +71,35 @@ def alias(
     """Point an alias at a version; requests that run keep theirs."""
     path = f"/v1/adapters/{_segment(name)}/aliases/{_segment(word)}"
     _act("PUT", path, url, as_json, f"{name}@{word} is now {name}@{version}", {"version": version})
+
+
+@app.command()
+def canary(
+    name: AdapterName,
+    version: Annotated[int | None, typer.Argument(metavar="[VERSION]", min=1, help="The version to try.")] = None,
+    weight: Annotated[float, typer.Option("--weight", help="Its share of the alias's traffic.")] = 0.1,
+    alias: AliasOption = "prod",
+    url: Url = LOCAL,
+    as_json: Json = False,
+) -> None:
+    """Give a version a share of an alias's traffic, or end that without VERSION. A user keeps to one version."""
+    from server.commands.http import Server
+
+    path = f"/v1/adapters/{_segment(name)}/aliases/{_segment(alias)}"
+    stable = Server(url).call("GET", path)["version"]
+    tried = None if version is None else {"version": version, "weight": weight}
+    share = "all traffic" if version is None else f"{1 - weight:.1%} of traffic, {name}@{version} {weight:.1%}"
+    told = f"{name}@{alias}: {name}@{stable} has {share}"
+    _act("PUT", path, url, as_json, told, {"version": stable, "canary": tried})
+
+
+@app.command()
+def rollback(name: AdapterName, alias: AliasOption = "prod", url: Url = LOCAL, as_json: Json = False) -> None:
+    """End an alias's canary or, where it has none, put the alias back to where it pointed before."""
+    from server.commands.http import Server
+
+    card = Server(url).call("POST", f"/v1/adapters/{_segment(name)}/rollback", {"alias": alias})
+    print_json(card) if as_json else typer.echo(f"{name}@{alias} is {name}@{card['version']} again")
 
 
 @app.command()

@@ -14,6 +14,7 @@ Url = Annotated[str, typer.Option("--url", envvar="ROOTSTOCK_URL", help="The ser
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 AdapterDir = Annotated[Path, typer.Argument(metavar="DIR", help="A directory that PEFT saved.")]
 AdapterName = Annotated[str, typer.Argument(metavar="NAME", help="The adapter's name.")]
+AliasOption = Annotated[str, typer.Option("--alias", help="The alias that clients name.")]
 BaseOption = Annotated[str, typer.Option("--base", envvar="ROOTSTOCK_BASE", help="As for `rootstock serve`.")]
 DataDirOption = Annotated[
     Path | None, typer.Option("--data-dir", envvar="ROOTSTOCK_DATA_DIR", help="Where converted bases live.")
@@ -45,7 +46,8 @@ def print_cards(cards: Sequence[Mapping[str, Any]]) -> None:
         )
     for card in cards:
         state = "refused" if card["refused"] else card["state"] + (", pinned" if card["pinned"] else "")
-        aliases, targets = " ".join(card["aliases"]), " ".join(card["targets"])
+        shares = (f"{alias} {weight:.0%}" for alias, weight in card["canary"].items())
+        aliases, targets = " ".join((*card["aliases"], *shares)), " ".join(card["targets"])
         size, digest = human_bytes(card["bytes"]), card["id"].removeprefix("sha256:")[:12]
         table.add_row(
             card["name"], str(card["version"]), aliases, card["kind"], str(card["rank"]), targets, size, state, digest

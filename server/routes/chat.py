@@ -36,7 +36,8 @@ async def chat(body: ChatBody, http: HttpRequest, services: ServicesDep) -> Resp
     room = max(services.limits.max_model_len - len(prompt), 1)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = sampling_params(body, Wanted(body.token_limit or room, logprobs), services.tokenizer.vocab_size)
-    chosen = await target(services.catalog, services.base_id, body.model, body.adapter_id)
+    key = body.sticks_to(http.state.request_id)
+    chosen = await target(services.catalog, services.base_id, body.model, body.adapter_id, key)
     with chosen.released_on_error():
         requests = requests_for(http.state.request_id, [prompt], params, body.n, chosen.adapter)
         layout = ChatLayout(services.tokenizer, body, prompt, http.state.request_id, chosen.model)

@@ -36,7 +36,8 @@ async def complete(body: CompletionBody, http: HttpRequest, services: ServicesDe
     echo_logprobs = body.logprobs if body.logprobs is not None or body.max_tokens > 0 else 0
     wanted = Wanted(body.max_tokens, body.logprobs, echo_logprobs if body.echo else None)
     params = sampling_params(body, wanted, services.tokenizer.vocab_size)
-    chosen = await target(services.catalog, services.base_id, body.model, body.adapter_id)
+    key = body.sticks_to(http.state.request_id)
+    chosen = await target(services.catalog, services.base_id, body.model, body.adapter_id, key)
     with chosen.released_on_error():
         requests = requests_for(http.state.request_id, prompts, params, body.n, chosen.adapter)
         layout = CompletionLayout(services.tokenizer, body, prompts, http.state.request_id, chosen.model)

@@ -13,6 +13,7 @@ from typing import cast
 
 import pytest
 
+from adapters.canary import Split
 from adapters.catalog import Catalog, _Resolved
 from adapters.errors import AliasInvalid, InvalidAdapter, NameReserved, UnknownAdapter
 from adapters.manifest import AdapterId
@@ -249,9 +250,9 @@ def test_a_resolved_reference_follows_every_change(house: House, sources: list[P
 def test_an_answer_from_before_a_change_is_not_remembered() -> None:
     """A reader that asked before a write and answers after it must not leave its answer behind."""
     resolved = _Resolved()
-    old, new = cast(Version, "old"), cast(Version, "new")
+    old, new = (Split(cast(Version, word)) for word in ("old", "new"))
 
-    def overtaken() -> Version:
+    def overtaken() -> Split[Version]:
         with resolved.changing():
             return old
 

@@ -70,6 +70,9 @@ def test_the_life_of_an_adapter(live: LiveServer, tmp_path: Path) -> None:
     assert "sql@2" in rootstock("adapters", "alias", "sql", "prod", "2", url=live.url).stdout
     shown = json.loads(rootstock("adapters", "show", "sql", "--json", url=live.url).stdout)
     assert [(card["version"], card["aliases"]) for card in shown] == [(1, []), (2, ["prod"])]
+    assert "90.0%" in rootstock("adapters", "canary", "sql", "1", url=live.url).stdout
+    assert "sql@2 again" in rootstock("adapters", "rollback", "sql", url=live.url).stdout
+    assert "sql@2 has all" in rootstock("adapters", "canary", "sql", url=live.url).stdout
     for verb in ("pin", "unpin", "merge", "unmerge"):
         assert rootstock("adapters", verb, "sql", url=live.url).returncode == 0, verb
     table = rootstock("adapters", "ls", url=live.url).stdout
