@@ -4,7 +4,7 @@
 #   SERVE_FLAGS  more flags for `rootstock serve`, such as --port 9000, or
 #                --quantization nf4 --allow-quantization-mismatch (the demo adapters were trained unquantized)
 #   TEST_FLAGS   more flags for pytest, such as -x or a path
-#   BENCH_FLAGS  more flags for the bench
+#   BENCH_FLAGS  more flags for the bench; `rootstock bench --help` lists all that it measures
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP_FLAGS ?=
@@ -55,13 +55,13 @@ format: $(DEV_STAMP)  ## Apply ruff's fixes and format.
 	$(BIN)/ruff format .
 
 bench: $(DEV_STAMP)  ## Measure base, one adapter, eight adapters, and the NF4 of each, over HTTP.
-	$(BIN)/python -m bench.compare $(BENCH_FLAGS)
+	$(BIN)/rootstock bench compare $(BENCH_FLAGS)
 
 bench-step: $(DEV_STAMP)  ## Measure a decode step against its bare matrix products.
-	$(BIN)/python -m bench.step $(BENCH_FLAGS)
+	$(BIN)/rootstock bench step $(BENCH_FLAGS)
 
 compare-training: $(DEV_STAMP)  ## Compare full, LoRA, QLoRA and DoRA on the README's task; goes on where it was.
-	$(BIN)/python -m bench.training $(BENCH_FLAGS)
+	$(BIN)/rootstock bench training $(BENCH_FLAGS)
 
 # A run's folder appears whole or not at all; what is served is replaced only when the run has passed its gate.
 demo-adapters: $(DEV_STAMP)  ## Train the demo adapters again, under runs/demo, and put them into demo/adapters.

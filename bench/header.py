@@ -40,9 +40,19 @@ def linears(directory: Path) -> list[Linear]:
 
 def vocab_size(directory: Path) -> int:
     """The rows of the token embedding. Raises ValueError where no tensor is named as one."""
+    return _embedding(directory)[0]
+
+
+def head_weights(directory: Path) -> int:
+    """How many weights the head has: as many as the embedding, whether it is that or not. Raises as `vocab_size`."""
+    rows, width = _embedding(directory)
+    return rows * width
+
+
+def _embedding(directory: Path) -> list[int]:
     for name, shape in _shapes(directory).items():
         if name.endswith("embed_tokens.weight"):
-            return shape[0]
+            return shape
     raise ValueError(f"No tensor in {directory} is named *embed_tokens.weight, so its vocabulary is not known.")
 
 

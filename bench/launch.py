@@ -3,6 +3,7 @@
 Owns the process and its log. Knows the `rootstock` command and the HTTP API, and imports nothing of either.
 """
 
+import shlex
 import shutil
 import socket
 import subprocess
@@ -15,42 +16,62 @@ from pathlib import Path
 
 import httpx
 
+from bench.measure import HttpTarget
+
 START_S = 600.0
 STOP_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that answers: where, under which base id, and which directory holds its base (None if not known)."""
+    """A server that answers: where, under which base id, which directory holds its base (None if not known), and
+    which process it is (None if it is not ours)."""
 
     url: str
     base_id: str
     base: Path | None
+    pid: int | None = None
 
 
 @contextmanager
-def serve(data_dir: Path, flags: Sequence[str]) -> Iterator[Server]:
+def serve(data_dir: Path, flags: Sequence[str], command: Sequence[str] = ()) -> Iterator[Server]:
     """Run `rootstock serve` on a free port of this machine until the block ends; its log is `data_dir/bench.log`.
+
+    `command` stands for `rootstock` where it is given.
 
     Raises RuntimeError with the end of the log when the server does not become ready.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     log = data_dir / "bench.log"
-    url = f"http://127.0.0.1:{_free_port()}"
-    command = [rootstock(), "serve", "--data-dir", str(data_dir), "--port", url.rsplit(":", 1)[-1], *flags]
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    arguments = ["serve", "--data-dir", str(data_dir), "--port", str(port), *flags]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen([*(command or [rootstock()]), *arguments], stdout=output, stderr=subprocess.STDOUT)
     try:
-        _wait_ready(url, process, log)
-        yield Server(url, base_id(url), _base_directory(data_dir, flags))
+        wait_ready(f"{url}/readyz", process, log)
+        yield Server(url, base_id(url), _base_directory(data_dir, flags), process.pid)
     finally:
-        _stop(process)
+        stop(process)
+
+
+def flags(base: str, more: str) -> list[str]:
+    """The flags that serve `base`, with those that were typed as one string."""
+    return ["--base", base, *shlex.split(more)]
 
 
 def base_id(url: str) -> str:
     """The id of the base that `url` serves: the one model without a parent."""
     models = httpx.get(f"{url}/v1/models").raise_for_status().json()["data"]
     return next(str(model["id"]) for model in models if not model.get("parent"))
+
+
+def target(name: str, server: Server, adapters: Sequence[Path] = ()) -> HttpTarget:
+    """Upload `adapters`, each under its directory's name; gives `server` as one that has them."""
+    for adapter in adapters:
+        upload(server.url, adapter.name, adapter)
+    names = frozenset(adapter.name for adapter in adapters)
+    return HttpTarget(name, server.url, server.base_id, names, pid=server.pid)
 
 
 def upload(url: str, name: str, directory: Path) -> None:
@@ -76,18 +97,19 @@ def rootstock() -> str:
     return found
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def _wait_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until `url` answers with success. Raises RuntimeError with the end of `log` when the process ends before."""
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            if httpx.get(f"{url}/readyz").is_success:
+            if httpx.get(url).is_success:
                 return
         except httpx.TransportError:
             pass  # Nobody listens yet.
@@ -103,7 +125,7 @@ def _base_directory(data_dir: Path, flags: Sequence[str]) -> Path | None:
     return next((path for path in sorted(data_dir.glob("bases/*")) if any(path.glob("*.safetensors"))), None)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
         process.wait(STOP_S)

@@ -1,6 +1,6 @@
-"""A closed loop of streaming completions, timed token by token.
+"""Streaming completions, timed token by token: in a closed loop of clients, or sent when they are due.
 
-Owns the clients and their clocks. Knows the OpenAI completions API and nothing of what answers it.
+Owns the clients and their clocks. Knows the API's dialects and nothing of what answers.
 """
 
 import asyncio
@@ -14,9 +14,12 @@ from typing import Any
 import httpx
 import orjson
 
+from bench.api import Api, Ask, Vllm
+
 TIMEOUT_S = 600.0
 SPECIAL_IDS = 256
 """Token ids below this may be special or single bytes; random prompts are drawn above it."""
+VLLM = Vllm()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One closed loop: `wall_s` from the first request sent to the last token received."""
+    """Some requests together: `wall_s` from the first one sent to the last token received."""
 
     wall_s: float
     traces: tuple[Trace, ...]
@@ -54,67 +57,84 @@ class Shape:
     output_tokens: int = 64
 
 
-def bodies(models: Sequence[str], shape: Shape, seed: int) -> list[dict[str, Any]]:
-    """One greedy streaming completion for each entry of `models`; no two prompts share a prefix worth caching."""
+def asks(models: Sequence[str], shape: Shape, seed: int) -> list[Ask]:
+    """One request for each entry of `models`; no two prompts share a prefix worth caching."""
     generator = random.Random(seed)
-    lowest = min(SPECIAL_IDS, shape.vocab // 2)
     return [
-        {
-            "model": model,
-            "prompt": [generator.randrange(lowest, shape.vocab) for _ in range(shape.prompt_tokens)],
-            "max_tokens": shape.output_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "return_token_ids": True,
-            "stream": True,
-        }
-        for model in models
+        Ask(model, random_prompt(generator, shape.vocab, shape.prompt_tokens), shape.output_tokens) for model in models
     ]
 
 
-async def closed_loop(url: str, requests: Sequence[dict[str, Any]], concurrency: int) -> Run:
+def random_prompt(generator: random.Random, vocab: int, length: int) -> tuple[int, ...]:
+    lowest = min(SPECIAL_IDS, vocab // 2)
+    return tuple(generator.randrange(lowest, vocab) for _ in range(length))
+
+
+async def closed_loop(url: str, requests: Sequence[Ask], concurrency: int, api: Api = VLLM) -> Run:
     """Send `requests` from `concurrency` clients that start together and each wait for their answer.
 
     Raises RuntimeError when an answer is not what was asked for: a wrong answer has no speed.
     """
     queue = iter(requests)
-    limits = httpx.Limits(max_connections=concurrency)
-    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, limits=limits) as client:
+    async with _connected(url, api, concurrency) as client:
         started = time.perf_counter()
-        shares = await asyncio.gather(*(_client(client, queue) for _ in range(concurrency)))
+        shares = await asyncio.gather(*(_client(client, queue, api) for _ in range(concurrency)))
         wall_s = time.perf_counter() - started
     return Run(wall_s, tuple(trace for share in shares for trace in share))
 
 
-async def _client(client: httpx.AsyncClient, queue: Iterator[dict[str, Any]]) -> list[Trace]:
+async def open_loop(url: str, requests: Sequence[Ask], due_s: Sequence[float], api: Api = VLLM) -> Run:
+    """Send each request when it is due, seconds from now, whatever became of those before it.
+
+    Raises RuntimeError as `closed_loop` does.
+    """
+    async with _connected(url, api, len(requests)) as client:
+        started = time.perf_counter()
+
+        async def one(ask: Ask, due: float) -> Trace:
+            await asyncio.sleep(started + due - time.perf_counter())
+            return await complete(client, ask, api)
+
+        traces = await asyncio.gather(*(one(ask, due) for ask, due in zip(requests, due_s, strict=True)))
+        return Run(time.perf_counter() - started, tuple(traces))
+
+
+def _connected(url: str, api: Api, connections: int) -> httpx.AsyncClient:
+    limits = httpx.Limits(max_connections=connections)
+    return httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, limits=limits, headers=dict(api.headers))
+
+
+async def _client(client: httpx.AsyncClient, queue: Iterator[Ask], api: Api) -> list[Trace]:
     """One client: takes the next request from the shared queue until there is none."""
-    return [await complete(client, body) for body in queue]
+    return [await complete(client, ask, api) for ask in queue]
 
 
-async def complete(client: httpx.AsyncClient, body: dict[str, Any]) -> Trace:
+async def complete(client: httpx.AsyncClient, ask: Ask, api: Api) -> Trace:
     """Send one completion and time its tokens. A chunk of several tokens spreads its gap over them."""
     started = time.perf_counter()
     arrivals: list[tuple[float, int]] = []
-    async with client.stream("POST", "/v1/completions", json=body) as response:
+    usage: dict[str, int] = {}
+    async with client.stream("POST", api.path, json=api.body(ask)) as response:
         if response.status_code != httpx.codes.OK:
             detail = (await response.aread()).decode(errors="replace")
-            raise RuntimeError(f"{body['model']} answered {response.status_code}: {detail}")
-        async for count in _token_counts(response):
-            arrivals.append((time.perf_counter() - started, count))
-    tokens = sum(count for _, count in arrivals)
-    if tokens != body["max_tokens"]:
-        raise RuntimeError(f"{body['model']} sent {tokens} tokens where {body['max_tokens']} were asked for.")
+            raise RuntimeError(f"{ask.model} answered {response.status_code}: {detail}")
+        async for event in _events(response):
+            usage = event.get("usage") or usage
+            if count := api.tokens(event):
+                arrivals.append((time.perf_counter() - started, count))
+    tokens = usage.get("completion_tokens", sum(count for _, count in arrivals))
+    if not arrivals or (api.exact and tokens != ask.output_tokens):
+        raise RuntimeError(f"{ask.model} sent {tokens} tokens where {ask.output_tokens} were asked for.")
     gaps = tuple((now - before) / count for (before, _), (now, count) in pairwise(arrivals) for _ in range(count))
     return Trace(arrivals[0][0], gaps, tokens)
 
 
-async def _token_counts(response: httpx.Response) -> AsyncIterator[int]:
-    """The number of tokens in each server-sent event that carries any."""
+async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+    """The server-sent events of an answer. Raises RuntimeError at one that tells an error."""
     async for line in response.aiter_lines():
         if not line.startswith("data: ") or line == "data: [DONE]":
             continue
-        event = orjson.loads(line[len("data: ") :])
+        event: dict[str, Any] = orjson.loads(line[len("data: ") :])
         if "error" in event:
             raise RuntimeError(f"The stream ended with an error: {event['error']}")
-        if count := sum(len(choice.get("token_ids") or ()) for choice in event["choices"]):
-            yield count
+        yield event

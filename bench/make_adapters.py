@@ -1,4 +1,4 @@
-"""Random LoRA adapters in PEFT's format, to measure with: their answers mean nothing.
+"""`rootstock bench adapters`: random LoRA adapters in PEFT's format, to measure with: their answers mean nothing.
 
 Owns the files it writes. Works from the base's directory alone, so that it needs neither torch nor PEFT.
 """
@@ -71,7 +71,3 @@ def main(
     """Write random adapters for BASE into TARGET."""
     for path in write(base, target, count=count, rank=rank, seed=seed):
         typer.echo(path)
-
-
-if __name__ == "__main__":
-    typer.run(main)

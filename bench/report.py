@@ -1,88 +1,103 @@
-"""What a comparison measured, as a table, as JSON and as a picture.
+"""What was measured, as JSON lines and as a table.
 
-Owns the arithmetic of medians and percentiles. Measures nothing itself.
+Owns the files and the arithmetic over rounds. Measures nothing itself.
 """
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import orjson
+from rich.console import Console
 from rich.table import Table
 
-from bench.load import Run
+from bench.measure import BASE, Record
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One kind of traffic on one server over all rounds. Rates are tokens per second, latencies milliseconds."""
+    """One traffic on one server over all rounds, by medians. Rates are tokens per second, latencies milliseconds.
+
+    `of_base` is against the server's own base traffic under the same arrivals, nan where that was not measured.
+    """
 
     server: str
     traffic: str
+    arrivals: str
+    adapters: int
+    rank: int
+    mix: str
     tokens_per_s: float
     slowest: float
     fastest: float
     of_base: float
     ttft_p50_ms: float
     ttft_p95_ms: float
+    ttft_p99_ms: float
     itl_p50_ms: float
     itl_p95_ms: float
     itl_p99_ms: float
+    rss_bytes: int
 
 
-def rows(runs: dict[tuple[str, str], list[Run]], base: str) -> list[Row]:
-    """One row for each (server, traffic). `of_base` compares with the traffic named `base` on the same server."""
-    return [_row(server, traffic, measured, runs[server, base]) for (server, traffic), measured in runs.items()]
+def rows(records: Iterable[Record]) -> list[Row]:
+    """One row for each (server, traffic, arrivals), in the order in which they were first measured."""
+    groups: dict[tuple[str, str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.server, record.traffic, record.arrivals), []).append(record)
+    return [_row(group, groups.get((server, BASE, arrivals), ())) for (server, _, arrivals), group in groups.items()]
 
 
-def _row(server: str, traffic: str, runs: Sequence[Run], base: Sequence[Run]) -> Row:
-    rates = [run.tokens_per_s for run in runs]
-    ttft_ms = [1e3 * trace.ttft_s for run in runs for trace in run.traces]
-    gaps_ms = [1e3 * gap for run in runs for trace in run.traces for gap in trace.gaps_s]
+def _row(group: Sequence[Record], base: Sequence[Record]) -> Row:
+    first, rates = group[0], [record.tokens_per_s for record in group]
     return Row(
-        server=server,
-        traffic=traffic,
+        server=first.server,
+        traffic=first.traffic,
+        arrivals=first.arrivals,
+        adapters=first.adapters,
+        rank=first.rank,
+        mix=first.mix,
         tokens_per_s=median(rates),
         slowest=min(rates),
         fastest=max(rates),
-        of_base=_paired_ratio(runs, base),
-        ttft_p50_ms=_percentile(ttft_ms, 50),
-        ttft_p95_ms=_percentile(ttft_ms, 95),
-        itl_p50_ms=_percentile(gaps_ms, 50),
-        itl_p95_ms=_percentile(gaps_ms, 95),
-        itl_p99_ms=_percentile(gaps_ms, 99),
+        of_base=median(ratios(group, base) or [float("nan")]),
+        ttft_p50_ms=median(record.ttft_p50_ms for record in group),
+        ttft_p95_ms=median(record.ttft_p95_ms for record in group),
+        ttft_p99_ms=median(record.ttft_p99_ms for record in group),
+        itl_p50_ms=median(record.itl_p50_ms for record in group),
+        itl_p95_ms=median(record.itl_p95_ms for record in group),
+        itl_p99_ms=median(record.itl_p99_ms for record in group),
+        rss_bytes=max(record.rss_bytes or 0 for record in group),
     )
 
 
-def _paired_ratio(runs: Sequence[Run], base: Sequence[Run]) -> float:
-    """The median over rounds of each round's own ratio, since a machine drifts less within a round than between."""
-    return median(run.tokens_per_s / other.tokens_per_s for run, other in zip(runs, base, strict=True))
-
-
-def _percentile(values: Sequence[float], percent: float) -> float:
-    return float(np.percentile(values, percent)) if values else float("nan")
+def ratios(these: Iterable[Record], those: Iterable[Record]) -> list[float]:
+    """Each round's own ratio of throughput, since a machine drifts less within a round than between them."""
+    others = {record.round: record.tokens_per_s for record in those}
+    return [record.tokens_per_s / others[record.round] for record in these if record.round in others]
 
 
 def table(title: str, measured: Sequence[Row]) -> Table:
     result = Table(title=title)
-    for column in ("server", "traffic"):
+    for column in ("server", "traffic", "arrivals"):
         result.add_column(column)
-    for column in ("tok/s", "min to max", "of base", "TTFT p50", "p95", "ITL p50", "p95", "p99"):
+    for column in ("tok/s", "min to max", "of base", "TTFT p50", "p95", "ITL p50", "p95", "p99", "memory"):
         result.add_column(column, justify="right")
     for row in measured:
         latencies = (row.ttft_p50_ms, row.ttft_p95_ms, row.itl_p50_ms, row.itl_p95_ms, row.itl_p99_ms)
         result.add_row(
             row.server,
             row.traffic,
+            row.arrivals,
             f"{row.tokens_per_s:.1f}",
             f"{row.slowest:.1f} to {row.fastest:.1f}",
             f"{row.of_base:.2f}",
             *(f"{latency:.0f} ms" for latency in latencies),
+            f"{row.rss_bytes / 2**20:.0f} MiB" if row.rss_bytes else "?",
         )
     return result
 
@@ -105,35 +120,38 @@ def _processor() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def write_json(file: Path, setting: dict[str, Any], measured: Sequence[Row]) -> None:
-    document = {"setting": setting, "rows": [asdict(row) for row in measured]}
+class Journal:
+    """A file of JSON lines: the setting first, then each record as soon as it is measured, so that a run that is
+    broken off leaves what it had."""
+
+    def __init__(self, file: Path, setting: dict[str, Any]) -> None:
+        self.file = file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(_line({"setting": setting}))
+
+    def add(self, record: Record) -> None:
+        with self.file.open("ab") as stream:
+            stream.write(_line(asdict(record)))
+
+
+def read(file: Path) -> tuple[dict[str, Any], list[Record]]:
+    """What a journal holds. Raises KeyError or TypeError where `file` is none."""
+    first, *lines = (orjson.loads(line) for line in file.read_bytes().splitlines())
+    return first["setting"], [Record(**_with_nan(line)) for line in lines]
+
+
+def _with_nan(line: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no nan and writes null; only `rss_bytes` may be nothing."""
+    return {key: float("nan") if value is None and key != "rss_bytes" else value for key, value in line.items()}
+
+
+def tell_json(console: Console, file: Path, document: dict[str, Any]) -> None:
+    """Print `document` and write it to `file`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    console.print_json(file.read_text())
+    console.print(f"Written: {file}")
 
 
-def write_plot(file: Path, title: str, measured: Sequence[Row]) -> None:
-    """Bars of output tokens per second by traffic, one colour a server, whiskers from slowest to fastest round."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    servers = list(dict.fromkeys(row.server for row in measured))
-    traffics = list(dict.fromkeys(row.traffic for row in measured))
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    width = 0.8 / len(servers)
-    for index, server in enumerate(servers):
-        own = [row for row in measured if row.server == server]
-        places = [traffics.index(row.traffic) + (index - (len(servers) - 1) / 2) * width for row in own]
-        whiskers = [
-            [row.tokens_per_s - row.slowest for row in own],
-            [row.fastest - row.tokens_per_s for row in own],
-        ]
-        bars = axes.bar(places, [row.tokens_per_s for row in own], width * 0.95, yerr=whiskers, capsize=3, label=server)
-        axes.bar_label(bars, fmt="%.0f", padding=3)
-    axes.set_xticks(range(len(traffics)), traffics)
-    axes.set_ylabel("output tokens per second")
-    axes.set_title(title, fontsize=9)  # it says the whole setting: smaller than usual, or it is cut off
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(file, dpi=150)
-    pyplot.close(figure)
+def _line(document: dict[str, Any]) -> bytes:
+    return orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)

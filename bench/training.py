@@ -1,4 +1,4 @@
-"""`python -m bench.training`: methods of training side by side on one task, and sweeps over what can be set.
+"""`rootstock bench training`: methods of training side by side on one task, and sweeps over what can be set.
 
 Owns what is run and in which order. A black box like the rest of this folder: every run is a `rootstock train` of its
 own, and what is known of it is the report.json that it leaves. Runs that are in the raw results already are skipped,
@@ -181,7 +181,3 @@ def main(
     if compared:
         for path in training_report.write(out, compared, len(runs)):
             console.print(f"Written: {path}")
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -23,7 +23,7 @@ MAY_IMPORT_TORCH = {
     "adapters.merge",
     "adapters.op",
     "adapters.supply",
-    "bench.step",
+    "bench.inside",
     "engine.attention",
     "engine.batch",
     "engine.build",

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.workload import Popularity, assign, weights
+from bench.workload import Mix, Popularity, assign, weights
 
 popularities = st.sampled_from(Popularity)
 
@@ -61,3 +61,19 @@ def test_seeds_differ() -> None:
 def test_no_adapter_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one adapter"):
         assign(Popularity.UNIFORM, 8, 0)
+
+
+@pytest.mark.parametrize("text", ["identical", "distinct", "uniform", "skewed", "zipf:1.5", "zipf:0.8"])
+def test_a_mix_is_read_as_it_is_written(text: str) -> None:
+    assert str(Mix.parse(text)) == text
+
+
+def test_another_exponent_is_drawn_from() -> None:
+    flat = weights(Popularity.ZIPF, 8, Mix.parse("zipf:0.1").exponent)
+    assert flat[0] / flat[1] == pytest.approx(2**0.1)
+
+
+@pytest.mark.parametrize("text", ["", "popular", "uniform:2", "zipf:steep"])
+def test_other_mixes_are_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        Mix.parse(text)

@@ -3,6 +3,7 @@
 Owns the smallest part of the OpenAI API that our load clients use. Runs on a thread, on the loopback address.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ import orjson
 class FakeServer:
     """`requests` collects the completion bodies in order of arrival. `chunk` tokens travel in each event.
 
-    A model named in `short` sends one token too few.
+    A model named in `short` sends one token too few. Uploaded adapters are served. `merges` collects the methods that
+    reached a merge route; `metrics` stands at /metrics as it is when that is read.
     """
 
     models: list[dict[str, Any]]
@@ -25,6 +27,15 @@ class FakeServer:
     short: frozenset[str] = frozenset()
     requests: list[dict[str, Any]] = field(default_factory=list)
     uploads: list[bytes] = field(default_factory=list)
+    merges: list[str] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def upload(self, body: bytes) -> None:
+        """Remember a form, and serve an adapter of the name that it gives."""
+        self.uploads.append(body)
+        name = re.search(rb'name="name"\r\n\r\n([^\r]+)', body)
+        assert name, "an upload names its adapter"
+        self.models.append({"id": name[1].decode(), "parent": "base"})
 
     def events(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         total = body["max_tokens"] - (body["model"] in self.short)
@@ -34,50 +45,71 @@ class FakeServer:
         yield {"choices": [], "usage": {"completion_tokens": total}}
 
 
+class Handler(BaseHTTPRequestHandler):
+    """Answers for `fake`, which a class of its own for each server holds."""
+
+    fake: FakeServer
+
+    def do_GET(self) -> None:
+        if self.path == "/v1/models":
+            self._json(200, {"data": self.fake.models})
+        elif self.path == "/metrics":
+            self._text("".join(f"{name} {value}\n" for name, value in self.fake.metrics.items()))
+        else:
+            self._json(404, {"error": {"message": self.path}})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if self.path == "/v1/adapters":
+            self.fake.upload(body)
+            self._json(201, {})
+            return
+        if self.path.endswith("/merge"):
+            self._merge()
+            return
+        request = orjson.loads(body)
+        self.fake.requests.append(request)
+        if request["model"] not in {model["id"] for model in self.fake.models}:
+            self._json(404, {"error": {"message": f"no model {request['model']}"}})
+            return
+        self._stream(request)
+
+    def do_DELETE(self) -> None:
+        self._merge()
+
+    def _merge(self) -> None:
+        self.fake.merges.append(self.command)
+        self._json(200, {})
+
+    def _json(self, status: int, document: dict[str, Any]) -> None:
+        self._send(status, "application/json", orjson.dumps(document))
+
+    def _text(self, text: str) -> None:
+        self._send(200, "text/plain", text.encode())
+
+    def _send(self, status: int, kind: str, payload: bytes) -> None:
+        self.send_response(status)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(payload)))
+        self.end_headers()
+        self.wfile.write(payload)
+
+    def _stream(self, request: dict[str, Any]) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.end_headers()
+        for event in self.fake.events(request):
+            self.wfile.write(b"data: " + orjson.dumps(event) + b"\n\n")
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
 @contextmanager
 def running(fake: FakeServer) -> Iterator[str]:
     """Serve `fake` until the block ends; gives its URL."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path == "/v1/models":
-                self._json(200, {"data": fake.models})
-            else:
-                self._json(404, {"error": {"message": self.path}})
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            if self.path == "/v1/adapters":
-                fake.uploads.append(body)
-                self._json(201, {})
-                return
-            request = orjson.loads(body)
-            fake.requests.append(request)
-            if request["model"] not in {model["id"] for model in fake.models}:
-                self._json(404, {"error": {"message": f"no model {request['model']}"}})
-                return
-            self._stream(request)
-
-        def _json(self, status: int, document: dict[str, Any]) -> None:
-            payload = orjson.dumps(document)
-            self.send_response(status)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(payload)))
-            self.end_headers()
-            self.wfile.write(payload)
-
-        def _stream(self, request: dict[str, Any]) -> None:
-            self.send_response(200)
-            self.send_header("content-type", "text/event-stream")
-            self.end_headers()
-            for event in fake.events(request):
-                self.wfile.write(b"data: " + orjson.dumps(event) + b"\n\n")
-            self.wfile.write(b"data: [DONE]\n\n")
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"fake": fake}))
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

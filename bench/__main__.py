@@ -1,0 +1,48 @@
+"""`python -m bench`, which is `rootstock bench`: the list of everything that measures.
+
+Owns the list. Imports nothing of the house, and nothing that takes long to import.
+"""
+
+import typer
+
+from bench import (
+    compare,
+    limits,
+    make_adapters,
+    make_base,
+    overhead,
+    regress,
+    reuse,
+    run,
+    scale,
+    show,
+    step,
+    training,
+)
+from bench.peers.command import main as peers
+
+app = typer.Typer(
+    name="bench",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Measure multi-adapter servers: ours, others, and one commit against another.",
+)
+for name, command in (
+    ("run", run.main),
+    ("compare", compare.main),
+    ("peers", peers),
+    ("regress", regress.main),
+    ("scale", scale.main),
+    ("reuse", reuse.main),
+    ("overhead", overhead.main),
+    ("step", step.main),
+    ("limits", limits.main),
+    ("training", training.main),
+    ("show", show.main),
+    ("base", make_base.main),
+    ("adapters", make_adapters.main),
+):
+    app.command(name)(command)
+
+if __name__ == "__main__":
+    app(prog_name="rootstock bench")

@@ -1,0 +1,96 @@
+"""When requests come, and how long they are.
+
+closed     a number of clients, each of which asks again when it has its answer
+poisson    so many requests a second on average, whatever became of those before
+trace      as a file of JSON lines tells: {"at": seconds, "prompt_tokens": 120, "output_tokens": 40}
+
+Owns these three and the spans of lengths. Knows no server.
+"""
+
+import random
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import orjson
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A number of tokens, drawn evenly from `low` to `high`, both included."""
+
+    low: int
+    high: int
+
+    def __str__(self) -> str:
+        return str(self.low) if self.low == self.high else f"{self.low}-{self.high}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Span":
+        """`128`, or `64-256`. Raises ValueError for anything else."""
+        low, _, high = text.partition("-")
+        span = cls(int(low), int(high or low))
+        if not 1 <= span.low <= span.high:
+            raise ValueError(f"A span of tokens is like 128 or 64-256, not {text}.")
+        return span
+
+    def draw(self, generator: random.Random) -> int:
+        return generator.randint(self.low, self.high)
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    clients: int
+
+    def __str__(self) -> str:
+        return f"c{self.clients}"
+
+
+@dataclass(frozen=True, slots=True)
+class Poisson:
+    """Gaps between arrivals are exponential with mean `1 / rate_per_s`."""
+
+    rate_per_s: float
+
+    def __str__(self) -> str:
+        return f"{self.rate_per_s:g}/s"
+
+    def due_s(self, count: int, seed: int) -> list[float]:
+        generator = random.Random(seed)
+        return list(accumulate(generator.expovariate(self.rate_per_s) for _ in range(count)))
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One request of a trace: when it comes, in seconds after the first, and its lengths in tokens."""
+
+    at_s: float
+    prompt_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    name: str
+    lines: tuple[Line, ...]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @classmethod
+    def read(cls, file: Path) -> "Replay":
+        """Raises ValueError, with the line's number, where a line is not as the head of this file says."""
+        lines = []
+        for number, text in enumerate(file.read_bytes().splitlines(), start=1):
+            try:
+                told = orjson.loads(text)
+                lines.append(Line(float(told["at"]), int(told["prompt_tokens"]), int(told["output_tokens"])))
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{file}, line {number}: {error}") from error
+        if not lines:
+            raise ValueError(f"{file} has no lines.")
+        first = min(line.at_s for line in lines)
+        return cls(file.stem, tuple(Line(line.at_s - first, line.prompt_tokens, line.output_tokens) for line in lines))
+
+
+Arrivals = Closed | Poisson | Replay

@@ -1,0 +1,80 @@
+"""A run from its first measurement to its table: what every command that compares targets does.
+
+Owns what is told on the terminal and which files are left. Knows neither how targets are started nor what they are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from bench import plots, report
+from bench.measure import Cell, Record, Target, measure
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """`name` is the files' and `title` the table's and the pictures'; `vocab` bounds the prompts' token ids."""
+
+    name: str
+    title: str
+    work_dir: Path
+    rounds: int
+    vocab: int
+
+
+def conduct(console: Console, session: Session, targets: Sequence[Target], cells: Sequence[Cell]) -> list[Record]:
+    """Measure all cells on all targets in turn; print each measurement, and leave a journal, a table and pictures.
+
+    Raises typer.Exit with code 1 when a target failed, after everything else was told.
+    """
+    journal = report.Journal(session.work_dir / f"{session.name}.jsonl", report.machine() | {"title": session.title})
+    records: list[Record] = []
+    failures: list[str] = []
+
+    def failed(target: Target, cell: Cell, error: Exception) -> None:
+        failures.append(f"{target.name} failed at {cell.traffic}, {cell.arrivals}: {type(error).__name__}: {error}")
+        console.print(failures[-1], style="red", markup=False)
+
+    for left_out in unable(targets, cells):
+        console.print(left_out, style="yellow", markup=False)
+    with console.status("warming up"):
+        for record in measure(targets, cells, session.rounds, session.vocab, failed):
+            journal.add(record)
+            records.append(record)
+            console.print(
+                f"{record.server:14} {record.traffic:16} {record.arrivals:6} {record.tokens_per_s:8.1f} tok/s"
+            )
+    tell(console, session.title, records, journal.file)
+    if failures:
+        raise typer.Exit(1)
+    return records
+
+
+def unable(targets: Sequence[Target], cells: Sequence[Cell]) -> list[str]:
+    """What will not be measured, because a target lacks adapters."""
+    return [
+        f"{target.name} does not have the adapters of {cell.traffic}: left out"
+        for target in targets
+        for cell in cells
+        if not target.adapters.issuperset(cell.models)
+    ]
+
+
+def tell(console: Console, title: str, records: Sequence[Record], journal: Path) -> None:
+    """Print the table and draw the pictures beside `journal`."""
+    rows = report.rows(records)
+    console.print(report.table(title, rows))
+    setting = report.machine()
+    console.print(f"{setting['processor']}, {setting['cores']} cores, load now {setting['load']:.2f}")
+    pictures = plots.write(journal.parent, journal.stem, title, rows)
+    console.print("Written: " + ", ".join(str(path) for path in (journal, *pictures)), soft_wrap=True)
+
+
+def show(console: Console, journals: Sequence[Path]) -> None:
+    """The table and the pictures of runs that were measured before, in one; pictures go beside the first."""
+    read = [report.read(journal) for journal in journals]
+    title = " + ".join(dict.fromkeys(str(setting["title"]) for setting, _ in read))
+    tell(console, title, [record for _, records in read for record in records], journals[0])

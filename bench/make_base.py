@@ -1,0 +1,137 @@
+"""`rootstock bench base SHAPE TARGET`: a base of random weights, to measure sizes whose real weights are not at hand.
+
+Owns the shapes and the files. Writes a Llama as a Hugging Face directory, in bfloat16, with neither torch nor
+transformers; the tokenizer's files are copied from another base.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import orjson
+import typer
+from numpy.typing import NDArray
+from safetensors import TensorSpec, serialize_file
+
+from bench import header, launch, options
+
+STD = 0.02
+HEAD = 64
+"""Width of an attention head, in all shapes."""
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+
+
+class Name(StrEnum):
+    """0.5b has Qwen2.5-0.5B's widths and depth; 135m is SmolLM2-135M's; tiny is for measuring everything else."""
+
+    HALF_B = "0.5b"
+    SMOL = "135m"
+    TINY = "tiny"
+
+
+SHAPES = {
+    Name.HALF_B: Shape(hidden=896, layers=24, heads=14, kv_heads=2, intermediate=4864),
+    Name.SMOL: Shape(hidden=576, layers=30, heads=9, kv_heads=3, intermediate=1536),
+    Name.TINY: Shape(hidden=64, layers=2, heads=1, kv_heads=1, intermediate=128),
+}
+
+
+def write(shape: Shape, like: Path, target: Path, seed: int = 0) -> Path:
+    """Write a base of `shape` to `target`, with the tokenizer of the base in `like` and its vocabulary's size.
+
+    The embedding is the head too. The same arguments write the same bytes. Raises FileNotFoundError where `like` is
+    not a base.
+    """
+    vocab = header.vocab_size(like)
+    target.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER:
+        if (like / name).exists():
+            shutil.copyfile(like / name, target / name)
+    special = orjson.loads((like / "config.json").read_bytes())
+    config = _config(shape, vocab) | {key: special.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    (target / "config.json").write_bytes(orjson.dumps(config, option=orjson.OPT_INDENT_2))
+    generator = np.random.default_rng(seed)
+    tensors = {name: (size, _bfloat16(generator, size)) for name, size in _sizes(shape, vocab)}
+    specs = {
+        name: TensorSpec(dtype="bfloat16", shape=list(size), data_ptr=bits.ctypes.data, data_len=bits.nbytes)
+        for name, (size, bits) in tensors.items()
+    }
+    serialize_file(specs, target / "model.safetensors", {"format": "pt"})
+    return target
+
+
+def _config(shape: Shape, vocab: int) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": vocab,
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": HEAD,
+        "intermediate_size": shape.intermediate,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+    }
+
+
+def _sizes(shape: Shape, vocab: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden, queries, keys = shape.hidden, shape.heads * HEAD, shape.kv_heads * HEAD
+    yield "model.embed_tokens.weight", (vocab, hidden)
+    yield "model.norm.weight", (hidden,)
+    for layer in range(shape.layers):
+        prefix = f"model.layers.{layer}"
+        yield f"{prefix}.input_layernorm.weight", (hidden,)
+        yield f"{prefix}.post_attention_layernorm.weight", (hidden,)
+        yield f"{prefix}.self_attn.q_proj.weight", (queries, hidden)
+        yield f"{prefix}.self_attn.k_proj.weight", (keys, hidden)
+        yield f"{prefix}.self_attn.v_proj.weight", (keys, hidden)
+        yield f"{prefix}.self_attn.o_proj.weight", (hidden, queries)
+        yield f"{prefix}.mlp.gate_proj.weight", (shape.intermediate, hidden)
+        yield f"{prefix}.mlp.up_proj.weight", (shape.intermediate, hidden)
+        yield f"{prefix}.mlp.down_proj.weight", (hidden, shape.intermediate)
+
+
+def _bfloat16(generator: np.random.Generator, size: tuple[int, ...]) -> NDArray[np.uint16]:
+    """Normal values, or ones for a norm, as the upper halves of float32's bits, which is what bfloat16 is."""
+    values = np.ones(size, np.float32) if len(size) == 1 else generator.standard_normal(size, np.float32)
+    if len(size) > 1:
+        values *= STD
+    return (values.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def main(
+    shape: Annotated[Name, typer.Argument(help="Which widths and depth.")],
+    target: Annotated[Path, typer.Argument(help="Where to write the base.")],
+    like: Annotated[
+        Path | None, typer.Option(help="The base whose tokenizer it gets; by default the embedded one.")
+    ] = None,
+    seed: int = 0,
+    work_dir: options.WorkDir = options.WORK_DIR,
+) -> None:
+    """Write a base of random weights: its speed is real, its answers mean nothing."""
+    with ExitStack() as stack:
+        if like is None:  # a server converts the embedded base when it starts
+            like = stack.enter_context(launch.serve(work_dir / "embedded", [])).base
+        if like is None:
+            raise typer.BadParameter("The embedded base was not found. Name another.", param_hint="--like")
+        typer.echo(write(SHAPES[shape], like, target, seed))

@@ -1,0 +1,188 @@
+"""What is measured on whom, in which order: rounds are interleaved over traffic and targets, since a machine drifts.
+
+Owns the order and the line that each measurement leaves. Knows what a target must answer, not what it is.
+"""
+
+import asyncio
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import httpx
+import numpy as np
+
+from bench import memory
+from bench.api import Api, Ask
+from bench.arrivals import Arrivals, Closed, Replay, Span
+from bench.load import VLLM, Run, closed_loop, open_loop, random_prompt
+from bench.workload import Mix, assign
+
+BASE = "base"
+"""How traffic without adapters is called; ratios are taken against it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One kind of traffic. `models` are the adapters that requests draw from by `mix`; none means the base.
+
+    `rank` only labels the adapters.
+    """
+
+    traffic: str
+    arrivals: Arrivals
+    requests: int
+    prompt: Span = Span(128, 128)
+    output: Span = Span(64, 64)
+    models: tuple[str, ...] = ()
+    mix: Mix | None = None
+    rank: int = 0
+
+    def asks(self, base_id: str, vocab: int, seed: int) -> list[Ask]:
+        """The requests of one measurement: the same for the same seed, and no two prompts the same."""
+        generator = random.Random(seed)
+        return [
+            Ask(model, random_prompt(generator, vocab, prompt), output)
+            for model, (prompt, output) in zip(self._drawn(base_id, seed), self._lengths(generator), strict=True)
+        ]
+
+    def _drawn(self, base_id: str, seed: int) -> list[str]:
+        if not self.models:
+            return [base_id] * self.requests
+        assert self.mix is not None
+        drawn = assign(self.mix.popularity, self.requests, len(self.models), seed, self.mix.exponent)
+        return [self.models[index] for index in drawn]
+
+    def _lengths(self, generator: random.Random) -> list[tuple[int, int]]:
+        if isinstance(self.arrivals, Replay):
+            return [(line.prompt_tokens, line.output_tokens) for line in self.arrivals.lines]
+        return [(self.prompt.draw(generator), self.output.draw(generator)) for _ in range(self.requests)]
+
+
+class Target(Protocol):
+    """Who is measured: a server, or a library in a process of its own. `pid` is the root of its processes."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def base_id(self) -> str: ...
+    @property
+    def adapters(self) -> frozenset[str]: ...
+    @property
+    def pid(self) -> int | None: ...
+
+    def run(self, requests: Sequence[Ask], arrivals: Arrivals, seed: int) -> Run:
+        """Answer all requests. Raises RuntimeError or httpx.HTTPError where one is not answered as asked."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HttpTarget:
+    """A server at `url` that speaks `api`, with the adapters that it has."""
+
+    name: str
+    url: str
+    base_id: str
+    adapters: frozenset[str]
+    api: Api = VLLM
+    pid: int | None = None
+
+    def run(self, requests: Sequence[Ask], arrivals: Arrivals, seed: int) -> Run:
+        match arrivals:
+            case Closed():
+                return asyncio.run(closed_loop(self.url, requests, arrivals.clients, self.api))
+            case Replay():
+                due = [line.at_s for line in arrivals.lines]
+            case _:
+                due = arrivals.due_s(len(requests), seed)
+        return asyncio.run(open_loop(self.url, requests, due, self.api))
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One measurement. Latencies are milliseconds; `load` is the machine's load average when it ended."""
+
+    server: str
+    traffic: str
+    round: int
+    adapters: int
+    rank: int
+    mix: str
+    arrivals: str
+    requests: int
+    prompt_tokens: str
+    output_tokens: str
+    tokens_per_s: float
+    wall_s: float
+    ttft_p50_ms: float
+    ttft_p95_ms: float
+    ttft_p99_ms: float
+    itl_p50_ms: float
+    itl_p95_ms: float
+    itl_p99_ms: float
+    rss_bytes: int | None
+    load: float
+
+
+def measure(
+    targets: Sequence[Target],
+    cells: Sequence[Cell],
+    rounds: int,
+    vocab: int,
+    failed: Callable[[Target, Cell, Exception], None],
+) -> Iterator[Record]:
+    """One unmeasured round to warm up, then `rounds` rounds; a record for each cell of each target as it ends.
+
+    A target is asked only for cells whose adapters it has. One that fails is told to `failed` and asked no more.
+    """
+    standing = list(targets)
+    for round_ in range(rounds + 1):
+        for index, cell in enumerate(cells):
+            for target in tuple(standing):
+                if not target.adapters.issuperset(cell.models):
+                    continue
+                seed = 1000 * round_ + index
+                try:
+                    run = target.run(cell.asks(target.base_id, vocab, seed), cell.arrivals, seed)
+                except (RuntimeError, httpx.HTTPError) as error:
+                    standing.remove(target)
+                    failed(target, cell, error)
+                    continue
+                if round_ > 0:
+                    yield record(target, cell, round_, run)
+
+
+def record(target: Target, cell: Cell, round_: int, run: Run) -> Record:
+    ttft_ms = [1e3 * trace.ttft_s for trace in run.traces]
+    gaps_ms = [1e3 * gap for trace in run.traces for gap in trace.gaps_s]
+    ttft = _percentiles(ttft_ms)
+    itl = _percentiles(gaps_ms)
+    return Record(
+        server=target.name,
+        traffic=cell.traffic,
+        round=round_,
+        adapters=len(cell.models),
+        rank=cell.rank,
+        mix=str(cell.mix or ""),
+        arrivals=str(cell.arrivals),
+        requests=len(run.traces),
+        prompt_tokens=str(cell.prompt),
+        output_tokens=str(cell.output),
+        tokens_per_s=run.tokens_per_s,
+        wall_s=run.wall_s,
+        ttft_p50_ms=ttft[0],
+        ttft_p95_ms=ttft[1],
+        ttft_p99_ms=ttft[2],
+        itl_p50_ms=itl[0],
+        itl_p95_ms=itl[1],
+        itl_p99_ms=itl[2],
+        rss_bytes=memory.resident_bytes(target.pid) if target.pid else None,
+        load=os.getloadavg()[0],
+    )
+
+
+def _percentiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The 50th, 95th and 99th; nan where there is no value, as gaps of answers of one token."""
+    p50, p95, p99 = np.percentile(values, (50, 95, 99)) if values else (float("nan"),) * 3
+    return float(p50), float(p95), float(p99)

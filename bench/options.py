@@ -1,0 +1,24 @@
+"""The options that several commands share.
+
+Knows typer and nothing of what is measured.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+WorkDir = Annotated[Path, typer.Option(help="Data directories, adapters and results go here.")]
+WORK_DIR = Path("data/bench")
+Base = Annotated[str, typer.Option(help="As --base of `rootstock serve`.")]
+ServeFlags = Annotated[str, typer.Option(help="More flags for `rootstock serve`, as one string.")]
+Rounds = Annotated[int, typer.Option(min=1, help="One more comes before them, to warm up.")]
+Clients = Annotated[int, typer.Option("--concurrency", min=1, help="Clients in a closed loop.")]
+SomeClients = Annotated[
+    list[int] | None, typer.Option("--concurrency", min=1, help="Clients in a closed loop; repeat for several.")
+]
+PerClient = Annotated[int, typer.Option(min=1, help="Requests that each client sends in a measurement.")]
+PromptTokens = Annotated[int, typer.Option(min=1)]
+OutputTokens = Annotated[int, typer.Option(min=2)]
+Adapters = Annotated[int, typer.Option(min=1)]
+Rank = Annotated[int, typer.Option(min=1, max=256)]

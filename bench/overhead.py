@@ -1,0 +1,78 @@
+"""`rootstock bench overhead`: what HTTP, scheduling and streaming cost, on a model so small that it shows.
+
+Owns two shares: of a closed loop's time, what lies outside of the engine's steps by the server's own metrics; and of
+the time per step, what it takes longer than the same step does in an engine without a server. The second has in it
+what the first cannot see: steps that become slower because threads share one interpreter. The client runs on the same
+machine and counts as overhead too.
+"""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from statistics import median
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.console import Console
+
+from bench import header, launch, options, report, scrape
+from bench.load import Shape, asks, closed_loop
+
+PROMPT_TOKENS = 8
+SUM, COUNT = "rootstock_step_seconds_sum", "rootstock_step_seconds_count"
+
+
+def over_http(url: str, base_id: str, shape: Shape, concurrency: int, rounds: int) -> Iterator[dict[str, float]]:
+    """For each round the seconds inside steps, the number of steps and the wall time of one closed loop."""
+    for round_ in range(rounds + 1):
+        before = {name: scrape.total(url, name) for name in (SUM, COUNT)}
+        run = asyncio.run(closed_loop(url, asks([base_id] * concurrency, shape, seed=round_), concurrency))
+        seconds, steps = (scrape.total(url, name) - before[name] for name in (SUM, COUNT))
+        if round_ > 0:
+            yield {"inside_s": seconds, "steps": steps, "wall_s": run.wall_s}
+
+
+def shares(rounds: list[dict[str, float]], bare_step_s: float) -> dict[str, float]:
+    """Medians over rounds. `bare_step_s` is the engine's own step for as many sequences."""
+    return {
+        "step_ms": 1e3 * median(one["inside_s"] / one["steps"] for one in rounds),
+        "bare_step_ms": 1e3 * bare_step_s,
+        "outside_of_steps": median(1 - one["inside_s"] / one["wall_s"] for one in rounds),
+        "beyond_bare_steps": median(1 - bare_step_s * one["steps"] / one["wall_s"] for one in rounds),
+    }
+
+
+def bare_step_s(base: str, rows: int, context: int, steps: int) -> float:
+    """The median decode step of `rows` sequences in an engine of its own, by `bench step`, in another process."""
+    command = [sys.executable, "-m", "bench", "step", "--json", "--base", base]
+    sizes = ["--rows", str(rows), "--context", str(context), "--steps", str(steps)]
+    ended = subprocess.run([*command, *sizes], capture_output=True, text=True)
+    if ended.returncode:
+        raise RuntimeError(f"bench step ended with {ended.returncode}: {ended.stderr[-2000:]}")
+    told: dict[str, Any] = orjson.loads(ended.stdout)
+    return float(told["step_ms"]) / 1e3
+
+
+def main(
+    base: Annotated[str, typer.Option(help="As --base of `rootstock serve`; the smaller, the more is seen.")],
+    concurrency: options.Clients = 32,
+    output_tokens: options.OutputTokens = 128,
+    rounds: options.Rounds = 5,
+    work_dir: options.WorkDir = options.WORK_DIR,
+    serve_flags: options.ServeFlags = "",
+) -> None:
+    """Measure what part of the time goes into everything around the engine's steps."""
+    setting = report.machine() | {"base": base, "concurrency": concurrency, "output_tokens": output_tokens}
+    half_way = PROMPT_TOKENS + output_tokens // 4  # its steps then lie around the middle of an answer
+    bare = partial(bare_step_s, base, concurrency, half_way, output_tokens // 2)
+    first = bare()
+    with launch.serve(work_dir / "overhead", launch.flags(base, serve_flags)) as server:
+        if server.base is None:
+            raise typer.BadParameter("The base's directory is needed: prompts are drawn from its vocabulary.")
+        shape = Shape(header.vocab_size(server.base), PROMPT_TOKENS, output_tokens)
+        rounds_ = list(over_http(server.url, server.base_id, shape, concurrency, rounds))
+    found = shares(rounds_, median((first, bare())))
+    report.tell_json(Console(), work_dir / "overhead.json", {"setting": setting, "shares": found, "rounds": rounds_})

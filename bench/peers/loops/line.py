@@ -1,0 +1,76 @@
+"""A library's side of the pipe: a request is a line of JSON on standard input, its timings a line on standard output.
+
+Owns that protocol. Runs in a peer's environment, so it imports nothing but the standard library.
+
+In: {"clients": 8, "asks": [{"model": "a0" or "", "prompt": [ids], "output_tokens": 64}]}, out: {"wall_s": seconds,
+"arrivals_s": [[seconds of each token]]} or {"error": text}. Every `clients` asks go together; the first line out is
+{"ready": true}.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Ask:
+    """`model` is an adapter's name, or empty for the base."""
+
+    model: str
+    prompt: list[int]
+    output_tokens: int
+
+
+class Engine(Protocol):
+    """`mixes` says whether one call may hold different models."""
+
+    mixes: bool
+
+    def generate(self, asks: Sequence[Ask]) -> list[list[float]]:
+        """Answer all of `asks` together; for each of them, when each token came, by `time.perf_counter`."""
+        ...
+
+
+def answer(engine: Engine, asks: Sequence[Ask], clients: int) -> dict[str, object]:
+    """Seconds of each token since its client asked. What cannot mix answers one model after the other."""
+    started = time.perf_counter()
+    arrivals: list[list[float]] = [[] for _ in asks]
+    for first in range(0, len(asks), clients):
+        asked = time.perf_counter()
+        together = range(first, min(first + clients, len(asks)))
+        for call in calls([asks[index].model for index in together], engine.mixes):
+            answered = engine.generate([asks[first + place] for place in call])
+            for place, tokens in zip(call, answered, strict=True):
+                arrivals[first + place] = [token - asked for token in tokens]
+    return {"wall_s": time.perf_counter() - started, "arrivals_s": arrivals}
+
+
+def calls(models: Sequence[str], mixes: bool) -> list[list[int]]:
+    """The places in `models` that go into one call, call by call."""
+    if mixes:
+        return [list(range(len(models)))]
+    return [[place for place, model in enumerate(models) if model == own] for own in dict.fromkeys(models)]
+
+
+def serve(engine: Engine, out: int) -> None:
+    """Answer lines until standard input ends; `out` is the descriptor that `claim_output` gave."""
+    with os.fdopen(out, "w") as stream:
+        print(json.dumps({"ready": True}), file=stream, flush=True)
+        for line in sys.stdin:
+            told = json.loads(line)
+            try:
+                reply = answer(engine, [Ask(**ask) for ask in told["asks"]], told["clients"])
+            except Exception as error:  # whatever the library raises is its answer
+                reply = {"error": f"{type(error).__name__}: {error}"}
+            print(json.dumps(reply), file=stream, flush=True)
+
+
+def claim_output() -> int:
+    """Standard output for the protocol alone: what libraries print goes to standard error from here on."""
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    return kept

@@ -1,0 +1,132 @@
+"""`rootstock bench regress BASE [HEAD]`: one commit against another, by ratios from one interleaved run.
+
+Owns the worktrees and the verdict. Each commit's server runs from its own sources, in this environment.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bench import header, launch, make_adapters, options
+from bench.arrivals import Span
+from bench.compare import traffics
+from bench.conduct import Session, conduct
+from bench.measure import Record
+from bench.report import ratios
+
+SERVE = "import sys; from server.cli import main; sys.argv[0] = 'rootstock'; main()"
+SIDES = ("base", "head")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """HEAD over BASE in throughput for one traffic: the rounds' own ratios, sorted."""
+
+    traffic: str
+    arrivals: str
+    ratios: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return median(self.ratios)
+
+
+def verdicts(records: Sequence[Record]) -> list[Verdict]:
+    """One for each traffic that both sides were measured at."""
+    kinds = dict.fromkeys((record.traffic, record.arrivals) for record in records)
+    found = []
+    for traffic, arrivals in kinds:
+        base, head = (
+            [one for one in records if (one.server, one.traffic, one.arrivals) == (side, traffic, arrivals)]
+            for side in SIDES
+        )
+        if own := ratios(head, base):
+            found.append(Verdict(traffic, arrivals, tuple(sorted(own))))
+    return found
+
+
+@contextmanager
+def worktree(repository: Path, commit: str, target: Path) -> Iterator[Path]:
+    """The sources of `commit` in `target` until the block ends. Raises RuntimeError with git's reason."""
+    _git(repository, "worktree", "add", "--detach", "--force", str(target), commit)
+    try:
+        yield target
+    finally:
+        _git(repository, "worktree", "remove", "--force", str(target))
+
+
+def _git(repository: Path, *arguments: str) -> str:
+    ended = subprocess.run(["git", "-C", str(repository), *arguments], capture_output=True, text=True)
+    if ended.returncode:
+        raise RuntimeError(f"git {' '.join(arguments)}: {ended.stderr.strip()}")
+    return ended.stdout.strip()
+
+
+def serving(sources: Path) -> list[str]:
+    """The command that stands for `rootstock` with the sources in that folder: what is beside it wins over what is
+    installed."""
+    return [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(sources)!r}); {SERVE}"]
+
+
+def table(found: Sequence[Verdict], threshold: float) -> Table:
+    result = Table(title=f"head over base, threshold {threshold:.2f}")
+    for column in ("traffic", "arrivals"):
+        result.add_column(column)
+    for column in ("median", "lowest to highest"):
+        result.add_column(column, justify="right")
+    for one in found:
+        style = "red" if one.median < threshold else "green"
+        spread = f"{one.ratios[0]:.3f} to {one.ratios[-1]:.3f}"
+        result.add_row(one.traffic, one.arrivals, f"[{style}]{one.median:.3f}[/{style}]", spread)
+    return result
+
+
+def main(
+    base: Annotated[str, typer.Argument(help="The commit to compare with.")],
+    head: Annotated[str, typer.Argument(help="The commit to judge.")] = "HEAD",
+    threshold: Annotated[float, typer.Option(min=0, help="A median ratio below it fails.")] = 0.95,
+    repository: Annotated[Path, typer.Option(help="A clone that has both.")] = Path(),
+    serve_flags: options.ServeFlags = "",
+    rounds: options.Rounds = 5,
+    concurrency: options.SomeClients = None,
+    per_client: options.PerClient = 1,
+    prompt_tokens: options.PromptTokens = 128,
+    output_tokens: options.OutputTokens = 64,
+    adapters: options.Adapters = 8,
+    rank: options.Rank = 16,
+    model: Annotated[str, typer.Option(help="As --base of `rootstock serve`.")] = "embedded",
+    work_dir: options.WorkDir = options.WORK_DIR,
+) -> None:
+    """Serve two commits side by side, measure them in turn, and fail where HEAD is slower than the threshold allows."""
+    console, commits = Console(), {}
+    with ExitStack() as stack:
+        servers = {}
+        for side, commit in zip(SIDES, (base, head), strict=True):
+            commits[side] = _git(repository, "rev-parse", "--short", f"{commit}^{{commit}}")
+            sources = stack.enter_context(worktree(repository, commits[side], work_dir.resolve() / f"regress-{side}"))
+            flags = launch.flags(model, serve_flags)
+            servers[side] = stack.enter_context(
+                launch.serve(work_dir.resolve() / f"{side}-data", flags, serving(sources))
+            )
+        directory = servers["head"].base
+        if directory is None:
+            raise typer.BadParameter("The base's directory is needed: adapters are made to its shapes.")
+        written = make_adapters.write(directory, work_dir / "adapters", count=adapters, rank=rank)
+        targets = [launch.target(side, server, written) for side, server in servers.items()]
+        spans = Span(prompt_tokens, prompt_tokens), Span(output_tokens, output_tokens)
+        cells = traffics(concurrency or [1, 8], per_client, *spans, adapters, rank)
+        title = f"{commits['base']} against {commits['head']}, {prompt_tokens} prompt and {output_tokens} output tokens"
+        session = Session("regress", title, work_dir, rounds, header.vocab_size(directory))
+        found = verdicts(conduct(console, session, targets, cells))
+    console.print(table(found, threshold))
+    if any(one.median < threshold for one in found):
+        raise typer.Exit(1)

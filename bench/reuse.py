@@ -1,0 +1,91 @@
+"""`rootstock bench reuse`: what is computed once and used again: a merged adapter, and a shared prompt.
+
+Owns two ratios: a merged adapter's throughput against the base's, and the first token of a prompt that is cached
+against the same prompt's when it was new, with the proof that another adapter does not share it. A black box over HTTP.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from statistics import median
+
+import httpx
+import typer
+from rich.console import Console
+
+from bench import header, launch, make_adapters, options, report, scrape
+from bench.load import Run, Shape, asks, closed_loop
+
+LONG_PROMPT = 1000
+CACHED = "rootstock_cached_tokens_total"
+
+
+def merged(url: str, base_id: str, shape: Shape, rounds: int, concurrency: int) -> dict[str, float]:
+    """Output tokens per second of the base, of an adapter, and of that adapter merged, in turn; medians."""
+    rates: dict[str, list[float]] = {"base": [], "adapter": [], "merged": []}
+    for round_ in range(rounds + 1):
+        for kind, own in rates.items():
+            requests = asks([base_id if kind == "base" else "a0"] * concurrency, shape, seed=round_)
+            with _merging(url, "a0") if kind == "merged" else nullcontext():
+                run = asyncio.run(closed_loop(url, requests, concurrency))
+            if round_ > 0:
+                own.append(run.tokens_per_s)
+    ratios = [one / base for one, base in zip(rates["merged"], rates["base"], strict=True)]
+    return {kind: median(own) for kind, own in rates.items()} | {"merged_of_base": median(ratios)}
+
+
+def shared(url: str, vocab: int, rounds: int) -> dict[str, float]:
+    """Seconds to the first token of a long prompt: new, again, and the same under another adapter; medians.
+
+    `cached_tokens_of_other` counts what the other adapter's requests found in the cache: 0 is the promise.
+    """
+    ttft: dict[str, list[float]] = {"new": [], "again": [], "other_adapter": []}
+    found = 0.0
+    for round_ in range(rounds):
+        for kind, own in ttft.items():
+            before = scrape.total(url, CACHED)
+            model = "a1" if kind == "other_adapter" else "a0"
+            own.append(_one(url, model, Shape(vocab, LONG_PROMPT, 2), seed=100 + round_).traces[0].ttft_s)
+            if kind == "other_adapter":
+                found += scrape.total(url, CACHED) - before
+    ratios = [again / new for again, new in zip(ttft["again"], ttft["new"], strict=True)]
+    medians = {f"ttft_s_{kind}": median(own) for kind, own in ttft.items()}
+    return medians | {"again_of_new": median(ratios), "cached_tokens_of_other": found}
+
+
+def _one(url: str, model: str, shape: Shape, seed: int) -> Run:
+    return asyncio.run(closed_loop(url, asks([model], shape, seed), concurrency=1))
+
+
+@contextmanager
+def _merging(url: str, adapter: str) -> Iterator[None]:
+    merge = f"{url}/v1/adapters/{adapter}/merge"
+    httpx.post(merge, timeout=launch.START_S).raise_for_status()
+    try:
+        yield
+    finally:
+        httpx.delete(merge, timeout=launch.START_S).raise_for_status()
+
+
+def main(
+    rounds: options.Rounds = 5,
+    concurrency: options.Clients = 8,
+    work_dir: options.WorkDir = options.WORK_DIR,
+    base: options.Base = "embedded",
+    serve_flags: options.ServeFlags = "",
+) -> None:
+    """Measure a merged adapter against the base, and a cached prompt against a new one."""
+    setting = report.machine() | {"base": base, "concurrency": concurrency, "rounds": rounds}
+    with launch.serve(work_dir / "reuse", launch.flags(base, serve_flags)) as server:
+        if server.base is None:
+            raise typer.BadParameter("The base's directory is needed: adapters are made to its shapes.")
+        vocab = header.vocab_size(server.base)
+        launch.target("ours", server, make_adapters.write(server.base, work_dir / "adapters", count=2, rank=16))
+        for model in (server.base_id, "a0", "a1"):  # loads what is to be loaded
+            _one(server.url, model, Shape(vocab, 8, 2), seed=0)
+        found = {
+            "setting": setting,
+            "merged": merged(server.url, server.base_id, Shape(vocab), rounds, concurrency),
+            "prefix": shared(server.url, vocab, rounds),
+        }
+    report.tell_json(Console(), work_dir / "reuse.json", found)

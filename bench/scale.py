@@ -1,0 +1,184 @@
+"""`rootstock bench scale`: what thousands of adapters cost, resident or not, and what a cold one costs.
+
+Owns three questions: throughput with few and with many adapters in memory, other requests' pauses while adapters are
+read from disk, and the first token of a request whose adapter is not in memory. A black box over HTTP.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from bench import header, launch, make_adapters, options, report, scrape
+from bench.api import Ask
+from bench.load import Run, Shape, asks, closed_loop
+from bench.workload import Popularity, assign
+
+FEW = 5
+MODULES = ("q_proj", "v_proj")
+"""Where published tests of thousands of adapters put theirs (S-LoRA, arXiv 2311.03285, and PEFT's default)."""
+POPULARITIES = (Popularity.ZIPF, Popularity.UNIFORM)
+CHURNING, COLD, FITTING = 200, 50, 4
+"""On the second server: adapters that are read over and over, those whose first token is timed, and how many fit."""
+SHORT = (8, 2)
+"""Prompt and output tokens of a request that is there for its adapter's sake."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One server under measurement: `shape` of its requests, `count` adapters named a0, a1, …"""
+
+    url: str
+    base_id: str
+    shape: Shape
+    count: int
+    concurrency: int
+    rounds: int
+
+    @property
+    def names(self) -> list[str]:
+        return [f"a{index}" for index in range(self.count)]
+
+    @property
+    def short(self) -> Shape:
+        return Shape(self.shape.vocab, *SHORT)
+
+    def send(self, models: Sequence[str], shape: Shape, seed: int, concurrency: int | None = None) -> Run:
+        return asyncio.run(closed_loop(self.url, asks(models, shape, seed), concurrency or self.concurrency))
+
+
+def resident(setting: Setting) -> dict[str, Any]:
+    """Output tokens per second with few and with all adapters, by popularity, in turn; all adapters are in memory."""
+    rates: dict[tuple[Popularity, int], list[float]] = {}
+    for round_ in range(setting.rounds + 1):
+        for popularity in POPULARITIES:
+            for count in (FEW, setting.count):
+                drawn = assign(popularity, 2 * setting.concurrency, count, seed=round_)
+                run = setting.send([f"a{index}" for index in drawn], setting.shape, seed=round_)
+                if round_ > 0:
+                    rates.setdefault((popularity, count), []).append(run.tokens_per_s)
+    return {
+        "tokens_per_s": {f"{popularity} {count}": median(own) for (popularity, count), own in rates.items()},
+        "many_of_few": {
+            popularity: median(_ratios(rates[popularity, setting.count], rates[popularity, FEW]))
+            for popularity in POPULARITIES
+        },
+    }
+
+
+def disturbed(setting: Setting) -> dict[str, Any]:
+    """The 99th percentile of base requests' inter-token gaps beside short requests: for adapters that must be read
+    from disk each time, and for one adapter that is there."""
+    p99: dict[str, list[float]] = {"warm": [], "cold": []}
+    for round_ in range(setting.rounds):
+        for kind, own in p99.items():
+            names = ["a0"] * setting.count if kind == "warm" else setting.names
+            own.append(asyncio.run(_beside(setting, names, seed=round_)))
+    return {
+        "itl_p99_s": {kind: median(own) for kind, own in p99.items()},
+        "cold_of_warm": median(_ratios(p99["cold"], p99["warm"])),
+    }
+
+
+async def _beside(setting: Setting, names: Sequence[str], seed: int) -> float:
+    """The 99th percentile of base requests' gaps, in seconds, while one client asks for `names` in turn."""
+    long = Shape(setting.shape.vocab, setting.shape.prompt_tokens, 4 * setting.shape.output_tokens)
+    requests = asks([setting.base_id] * setting.concurrency, long, seed)
+    steady = asyncio.create_task(closed_loop(setting.url, requests, setting.concurrency))
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_until(steady, setting.url, asks(names, setting.short, seed + 1)))
+        run = await steady
+    return float(np.percentile([gap for trace in run.traces for gap in trace.gaps_s], 99))
+
+
+async def _until(steady: "asyncio.Task[Run]", url: str, requests: Sequence[Ask]) -> None:
+    """Send requests one after the other, over and over, while the others run."""
+    sent = 0
+    while not steady.done():
+        await closed_loop(url, [requests[sent % len(requests)]], concurrency=1)
+        sent += 1
+
+
+def cold(setting: Setting, adapters: Sequence[Path], stored: Path) -> dict[str, Any]:
+    """Seconds to the first token with an adapter that is on disk, and at once again, when it is in memory.
+
+    Beside it the time to read as many bytes from the same disk. The system forgets the files under `stored`, and
+    those read, before.
+    """
+    extra, reading = [], []
+    for index, path in enumerate(adapters):
+        weights = path / "adapter_model.safetensors"
+        forget((weights, *stored.rglob("*.safetensors")))
+        first, second = (
+            setting.send([path.name], setting.short, seed=2 * index + again, concurrency=1).traces[0].ttft_s
+            for again in range(2)
+        )
+        extra.append(first - second)
+        began = time.perf_counter()
+        weights.read_bytes()
+        reading.append(time.perf_counter() - began)
+    return {
+        "bytes": (adapters[0] / "adapter_model.safetensors").stat().st_size,
+        "extra_ttft_s": median(extra),
+        "read_s": median(reading),
+        "extra_of_read": median(extra) / median(reading),
+    }
+
+
+def forget(files: Iterable[Path]) -> None:
+    """Ask the system to drop what it caches of `files`; where it cannot be asked, nothing happens."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for file in files:
+        with file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _ratios(these: Sequence[float], those: Sequence[float]) -> list[float]:
+    return [this / that for this, that in zip(these, those, strict=True)]
+
+
+def _on_device(url: str) -> int:
+    return int(scrape.total(url, "rootstock_adapters_resident", 'tier="device"'))
+
+
+def main(
+    count: Annotated[int, typer.Option(min=FEW + 1, help="Registered adapters.")] = 2000,
+    rank: options.Rank = 8,
+    concurrency: options.Clients = 8,
+    rounds: options.Rounds = 3,
+    work_dir: options.WorkDir = options.WORK_DIR,
+    base: options.Base = "embedded",
+    serve_flags: options.ServeFlags = "",
+) -> None:
+    """Measure few against many adapters, pauses during loads, and the first token of a cold adapter."""
+    console, data_dir, flags = Console(), work_dir / "scale", launch.flags(base, serve_flags)
+    found: dict[str, Any] = {"setting": report.machine() | {"count": count, "rank": rank, "concurrency": concurrency}}
+    with launch.serve(data_dir, flags) as server:
+        if server.base is None:
+            raise typer.BadParameter("The base's directory is needed: adapters are made to its shapes.")
+        adapters = make_adapters.write(server.base, work_dir / "many", count=count, rank=rank, modules=MODULES)
+        shape = Shape(header.vocab_size(server.base))
+        began = time.perf_counter()
+        launch.target("ours", server, adapters)
+        found["upload_s_each"] = (time.perf_counter() - began) / count
+        setting = Setting(server.url, server.base_id, shape, count, concurrency, rounds)
+        setting.send(setting.names, setting.short, seed=0)  # brings all into memory
+        found["on_device"] = _on_device(server.url)
+        found["resident"] = resident(setting)
+        console.print(found)
+    small = str(FITTING * (adapters[0] / "adapter_model.safetensors").stat().st_size)
+    tight = ["--adapter-device-memory", small, "--adapter-host-memory", small]
+    with launch.serve(data_dir, [*flags, *tight]) as server:
+        setting = Setting(server.url, server.base_id, shape, min(count, CHURNING), concurrency, rounds)
+        found["disturbed"] = disturbed(setting)
+        found["cold"] = cold(setting, adapters[:COLD], data_dir / "adapters")
+    report.tell_json(console, work_dir / "scale.json", found)

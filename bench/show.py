@@ -1,0 +1,19 @@
+"""`rootstock bench show FILE…`: the table and the pictures of runs that were measured before.
+
+Owns the command.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from bench.conduct import show
+
+
+def main(
+    journal: Annotated[list[Path], typer.Argument(exists=True, help="JSON lines of earlier runs, put together.")],
+) -> None:
+    """Print the table of earlier runs again, and draw their pictures."""
+    show(Console(), journal)

@@ -1,0 +1,119 @@
+"""Peers: the pipe to libraries, the list, and that what is missing is told by name."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import typer
+from rich.console import Console
+
+from bench.api import Ask
+from bench.arrivals import Closed, Poisson
+from bench.measure import Target
+from bench.peers.command import PEERS, chosen, started
+from bench.peers.loops import line
+from bench.peers.peer import Environment, Grafts, Unavailable
+from bench.peers.pipe import PipeTarget, looping
+from bench.peers.vllm import Vllm
+from tests.support.fake_loop import Instant
+from tests.support.fake_target import FakeTarget
+
+LOOP = "tests.support.fake_loop"
+HERE = Environment(None)
+
+
+@contextmanager
+def piped(tmp_path: Path) -> Iterator[PipeTarget]:
+    grafts = Grafts(tmp_path, (tmp_path / "a0",), rank=4)
+    with looping("lib", LOOP, HERE, grafts, tmp_path / "log") as target:
+        yield target
+
+
+def test_a_library_is_measured_through_its_pipe(tmp_path: Path) -> None:
+    with piped(tmp_path) as target:
+        assert target.adapters == {"a0"}
+        run = target.run([Ask("", (1, 2), 3), Ask("a0", (1, 2), 3), Ask("", (3,), 3)], Closed(2), seed=0)
+        assert [trace.tokens for trace in run.traces] == [3, 3, 3]
+        assert all(gap > 0 for trace in run.traces for gap in trace.gaps_s)
+        with pytest.raises(RuntimeError, match="lib: MemoryError: no room"):
+            target.run([Ask("bad", (1,), 2)], Closed(1), seed=0)
+        with pytest.raises(RuntimeError, match="1 tokens where 2"):
+            target.run([Ask("short", (1,), 2)], Closed(1), seed=0)
+        with pytest.raises(RuntimeError, match="closed loop only"):
+            target.run([Ask("", (1,), 2)], Poisson(1), seed=0)
+    assert target.process.poll() is not None, "it ends with the block"
+
+
+def test_a_library_that_does_not_start_is_told_with_its_own_words(tmp_path: Path) -> None:
+    grafts = Grafts(tmp_path / "nowhere", (), rank=4)
+    with pytest.raises(Unavailable, match="nowhere is no base"), looping("lib", LOOP, HERE, grafts, tmp_path / "log"):
+        pass
+
+
+def test_what_cannot_mix_is_called_once_for_each_model() -> None:
+    models = ("a1", "", "a1", "a0")
+    assert line.calls(models, mixes=False) == [[0, 2], [1], [3]]
+    assert line.calls(models, mixes=True) == [[0, 1, 2, 3]]
+
+
+def test_timings_stay_with_their_requests() -> None:
+    """Answered model by model, told in the order of requests."""
+    asks = [line.Ask(model, [1], tokens) for model, tokens in (("a1", 2), ("", 1), ("a1", 3), ("a0", 4), ("", 5))]
+    reply = line.answer(Instant(), asks, clients=4)
+    arrivals = reply["arrivals_s"]
+    assert isinstance(arrivals, list)
+    assert [len(one) for one in arrivals] == [2, 1, 3, 4, 5]
+
+
+@dataclass(frozen=True)
+class FakePeer:
+    """Says why it cannot be had where it has a `fault`."""
+
+    name: str
+    fault: str | None = None
+
+    def install(self, directory: Path) -> None:
+        if self.fault:
+            raise Unavailable(self.fault)
+
+    @contextmanager
+    def start(self, directory: Path, grafts: Grafts) -> Iterator[Target]:
+        yield FakeTarget(self.name, grafts.names)
+
+
+def test_a_peer_that_cannot_be_had_is_told_and_the_others_start(tmp_path: Path) -> None:
+    console = Console(record=True, width=200)
+    peers = [FakePeer("absent", "its wheel wants AVX512"), FakePeer("present")]
+    with ExitStack() as stack:
+        targets = list(started(peers, tmp_path, Grafts(tmp_path, (), 4), True, stack, console))
+    assert [target.name for target in targets] == ["present"]
+    assert "absent is left out: its wheel wants AVX512" in console.export_text()
+
+
+def test_peers_are_chosen_by_name() -> None:
+    assert [peer.name for peer in chosen(["peft", "vllm"])] == ["peft", "vllm"]
+    assert chosen([]) == list(PEERS)
+    with pytest.raises(typer.BadParameter, match="sglang: known are vllm"):
+        chosen(["sglang"])
+
+
+def test_vllm_gets_adapters_only_where_it_is_asked_to() -> None:
+    grafts = Grafts(Path("base"), (Path("adapters/a0"), Path("adapters/a1")), rank=16)
+    with_them, without = Vllm("vllm", True).flags(grafts), Vllm("vllm-base", False).flags(grafts)
+    assert with_them[-2:] == [f"a0={Path('adapters/a0').resolve()}", f"a1={Path('adapters/a1').resolve()}"]
+    assert "--enable-lora" not in without
+
+
+def test_a_command_that_fails_leaves_its_last_words(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="ended with 3(.|\n)*no such package"):
+        HERE.check([HERE.python, "-c", "import sys; print('no such package'); sys.exit(3)"], tmp_path / "log")
+
+
+def test_an_environment_knows_what_it_has(tmp_path: Path) -> None:
+    assert HERE.has("json", "typer")
+    assert not HERE.has("json", "no_such_module")
+    assert not Environment(tmp_path / "none").has("json")
+    assert subprocess.run([HERE.python, "--version"]).returncode == 0

@@ -1,0 +1,76 @@
+"""Rows from records: ratios within rounds, a journal that is read as it was written, and the pictures it gives."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from bench import plots, report
+from bench.arrivals import Closed
+from bench.conduct import show
+from bench.load import Run, Trace
+from bench.measure import BASE, Cell, Record, record
+from bench.workload import Mix
+from tests.support.fake_target import FakeTarget
+
+TARGET = FakeTarget("ours")
+BASE_CELL = Cell(BASE, Closed(8), 8)
+MIXED = Cell("8 adapters", Closed(8), 8, models=("a0",) * 8, mix=Mix.parse("distinct"), rank=16)
+
+
+def as_record(cell: Cell, round_: int, rate: float, rss: int | None = None) -> Record:
+    run = Run(wall_s=10 / rate, traces=(Trace(ttft_s=0.5, gaps_s=(0.01, 0.03), tokens=10),))
+    return replace(record(TARGET, cell, round_, run), rss_bytes=rss)
+
+
+def measured() -> list[Record]:
+    rates = [(BASE_CELL, (100, 50, 10)), (MIXED, (60, 30, 6))]
+    return [as_record(cell, index, rate, 2**30) for cell, own in rates for index, rate in enumerate(own, start=1)]
+
+
+def test_ratios_compare_within_a_round() -> None:
+    base, mixed = report.rows(measured())
+    assert (base.of_base, mixed.of_base) == pytest.approx((1.0, 0.6))
+    assert mixed.tokens_per_s == pytest.approx(30)
+    assert (mixed.slowest, mixed.fastest) == pytest.approx((6, 60))
+    assert base.ttft_p50_ms == pytest.approx(500)
+    assert base.itl_p50_ms == pytest.approx(20)
+    assert base.rss_bytes == 2**30
+
+
+def test_without_a_base_there_is_no_ratio() -> None:
+    (row,) = report.rows([as_record(MIXED, 1, 5)])
+    assert math.isnan(row.of_base)
+
+
+def test_a_journal_holds_what_was_added(tmp_path: Path) -> None:
+    journal = report.Journal(tmp_path / "new" / "run.jsonl", {"title": "t"})
+    alone = Run(1.0, (Trace(0.1, (), 1),))
+    written = [as_record(BASE_CELL, 1, 5, None), record(TARGET, MIXED, 1, alone)]
+    for one in written:
+        journal.add(one)
+    setting, records = report.read(journal.file)
+    assert setting == {"title": "t"}
+    assert records[0] == written[0]
+    assert math.isnan(records[1].itl_p50_ms), "one token has no gap"
+
+
+def test_pictures_are_drawn_of_what_was_measured(tmp_path: Path) -> None:
+    records = measured()
+    ranks = [replace(one, rank=64, traffic="8 adapters r64") for one in records if one.adapters]
+    names = {path.name for path in plots.write(tmp_path, "all", "a title", report.rows([*records, *ranks]))}
+    assert names == {f"all-{name}.png" for name in ("throughput", "latency", "tax", "memory")}
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in names)
+
+
+def test_journals_are_shown_together(tmp_path: Path) -> None:
+    for name, cell in (("first", BASE_CELL), ("second", MIXED)):
+        report.Journal(tmp_path / f"{name}.jsonl", {"title": name}).add(as_record(cell, 1, 5))
+    console = Console(record=True, width=200)
+    show(console, [tmp_path / "first.jsonl", tmp_path / "second.jsonl"])
+    told = console.export_text()
+    assert "first + second" in told
+    assert "8 adapters" in told
+    assert (tmp_path / "first-throughput.png").exists()

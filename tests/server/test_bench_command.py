@@ -1,0 +1,48 @@
+"""`rootstock bench`: it hands over to the scales, which answer without torch; where they are missing, it says so."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from server.commands import bench
+from server.commands.errors import CommandFailed
+
+ROOTSTOCK = "import sys; from server.cli import main; sys.argv[0] = 'rootstock'; main()"
+WITHOUT_TORCH = """
+import sys
+import bench.__main__
+heavy = {"torch", "transformers", "peft", "matplotlib", "server", "engine", "loader"} & set(sys.modules)
+sys.exit(f"imported {heavy}" if heavy else 0)
+"""
+
+
+def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def test_the_list_of_scales_is_shown_from_anywhere(tmp_path: Path) -> None:
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "__main__.py").write_text("print('another bench')")
+    ended = python("-c", ROOTSTOCK, "bench", "--help", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    for command in ("run", "compare", "peers", "regress", "scale", "reuse", "overhead", "step", "limits"):
+        assert f" {command} " in ended.stdout
+
+
+def test_flags_and_exit_codes_pass_through(tmp_path: Path) -> None:
+    ended = python("-c", ROOTSTOCK, "bench", "limits", str(tmp_path), "--context", "0", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "--context" in ended.stderr
+
+
+def test_nothing_heavy_is_imported_for_the_list(tmp_path: Path) -> None:
+    ended = python("-c", WITHOUT_TORCH, cwd=bench.ROOT)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_server_without_the_bench_says_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    with pytest.raises(CommandFailed, match="clone of the repository"):
+        bench.bench(["run"])

@@ -1,0 +1,28 @@
+"""A library that answers at once, behind the pipe: run as a module, with the directories of base and adapters."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.peers.loops.line import Ask, claim_output, serve
+
+
+class Instant:
+    """One token each microsecond; fails for the model `bad`, and has one token too few for `short`."""
+
+    mixes = False
+
+    def generate(self, asks: Sequence[Ask]) -> list[list[float]]:
+        if asks[0].model == "bad":
+            raise MemoryError("no room")
+        now = time.perf_counter()
+        return [[now + 1e-6 * token for token in range(ask.output_tokens - (ask.model == "short"))] for ask in asks]
+
+
+if __name__ == "__main__":
+    out = claim_output()
+    print("noise on standard output")
+    if not Path(sys.argv[1]).is_dir():
+        sys.exit(f"{sys.argv[1]} is no base")
+    serve(Instant(), out)
