@@ -4,7 +4,7 @@ Owns those three tables and the one rule of going back. Knows neither manifests 
 version exists is the registry's to say.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -107,12 +107,11 @@ def canary_of(session: Session, name: str, alias: str) -> Canary | None:
     return None if row is None else Canary(row.number, row.weight)
 
 
-def pointers(session: Session, names: Iterable[str]) -> Mapping[tuple[str, int], Pointers]:
+def pointers(session: Session, names: Set[str]) -> Mapping[tuple[str, int], Pointers]:
     """By name and number; what nothing points at is left out."""
     aliases, canaries = select(AliasRow).order_by(AliasRow.alias), select(CanaryRow).order_by(CanaryRow.alias)
-    only = set(names)
-    if len(only) == 1:
-        (name,) = only
+    if len(names) == 1:
+        (name,) = names
         aliases, canaries = aliases.where(AliasRow.name == name), canaries.where(CanaryRow.name == name)
     found: dict[tuple[str, int], Pointers] = {}
     for alias in session.scalars(aliases):

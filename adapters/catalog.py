@@ -16,6 +16,7 @@ from adapters.canary import Canary, Split
 from adapters.checkpoint import Checkpoint, read, read_directory
 from adapters.condition import Condition
 from adapters.errors import BaseMismatch
+from adapters.evaluations import EvalFile, Score
 from adapters.manifest import AdapterId
 from adapters.naming import check_alias, check_name, parse_reference
 from adapters.provenance import ServedBase
@@ -137,6 +138,19 @@ class Catalog:
         Raises UnknownAdapter, UnknownVersion.
         """
         return self._resolved.get(ref, lambda: self._registry.split(parse_reference(ref))).pick(key)
+
+    def attach_eval(self, version: Version, content: bytes) -> None:
+        """Give a version its eval file, in place of one that it had. Raises UnknownAdapter when it is gone."""
+        self._registry.attach_eval(version.name, version.number, content)
+
+    def eval_file(self, version: Version) -> EvalFile | None:
+        """The one that `version` carries, if any."""
+        return self._registry.eval_file(version.name, version.number)
+
+    def remember_score(self, version: Version, score: Score) -> None:
+        """Raises UnknownAdapter when the version is gone."""
+        with self._resolved.changing():
+            self._registry.remember_score(version.name, version.number, score)
 
     def list(self) -> Versions:
         """The newest version of each name, sorted by name."""

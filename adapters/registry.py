@@ -11,12 +11,13 @@ from datetime import UTC, datetime
 from sqlalchemy import delete, exists, func, select
 from sqlalchemy.orm import Session
 
-from adapters import aliases
+from adapters import aliases, evaluations
 from adapters.aliases import Alias, Pointers
 from adapters.canary import Canary, Split
 from adapters.condition import Condition, check
 from adapters.database import Database
 from adapters.errors import UnknownAdapter, UnknownVersion, quoted
+from adapters.evaluations import EvalFile, Score
 from adapters.manifest import AdapterId, Manifest, TrainedOn
 from adapters.manifest_json import manifest_from_json, manifest_to_json
 from adapters.naming import Reference
@@ -27,7 +28,7 @@ from adapters.tables import AdapterRow, AliasRow, CanaryRow, NameRow, ResidentRo
 class Version:
     """One numbered version of a name. `created` is in UTC, `aliases` are sorted.
 
-    `canaries` are the aliases that give it a share of their traffic, each with the share.
+    `canaries` are the aliases that give it a share of their traffic, each with the share; `score` is its latest.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Version:
     aliases: tuple[str, ...]
     manifest: Manifest
     canaries: tuple[tuple[str, float], ...] = ()
+    score: Score | None = None
 
 
 class Registry:
@@ -163,6 +165,22 @@ class Registry:
             check(condition, held)
             aliases.point(session, name, alias, None)
 
+    def attach_eval(self, name: str, number: int, content: bytes) -> None:
+        """Give a version its eval file, in place of one that it had. Raises UnknownAdapter, UnknownVersion."""
+        with self._database.writing() as session:
+            self._find(session, Reference(name, number=number))
+            evaluations.attach(session, name, number, content)
+
+    def eval_file(self, name: str, number: int) -> EvalFile | None:
+        with self._database.reading() as session:
+            return evaluations.carried(session, name, number)
+
+    def remember_score(self, name: str, number: int, score: Score) -> None:
+        """Raises UnknownAdapter, UnknownVersion."""
+        with self._database.writing() as session:
+            self._find(session, Reference(name, number=number))
+            evaluations.remember(session, name, number, score)
+
     def delete(self, name: str, condition: Condition | None = None) -> list[AdapterId]:
         """Remove every version and alias of `name`; the ids that no name points at any more.
 
@@ -255,10 +273,15 @@ class Registry:
         return self._versions(session, [row])[0]
 
     def _versions(self, session: Session, rows: Sequence[VersionRow]) -> list[Version]:
-        pointers = aliases.pointers(session, (row.name for row in rows))
-        return [self._described(session, row, pointers.get((row.name, row.number), Pointers())) for row in rows]
+        names = {row.name for row in rows}
+        pointers, scores = aliases.pointers(session, names), evaluations.scores(session, names)
+        keys = [(row.name, row.number) for row in rows]
+        return [
+            self._described(session, row, pointers.get(key, Pointers()), scores.get(key))
+            for row, key in zip(rows, keys, strict=True)
+        ]
 
-    def _described(self, session: Session, row: VersionRow, pointers: Pointers) -> Version:
+    def _described(self, session: Session, row: VersionRow, pointers: Pointers, score: Score | None) -> Version:
         manifest = self._manifest(session, AdapterId(row.adapter_id))
         return Version(
             name=row.name,
@@ -268,6 +291,7 @@ class Registry:
             aliases=pointers.aliases,
             manifest=replace(manifest, base=row.base, trained_on=_trained_on(row)),
             canaries=pointers.canaries,
+            score=score,
         )
 
     def _split(self, session: Session, name: str, alias: str, stable: VersionRow, canary: Canary) -> Split[Version]:

@@ -106,6 +106,38 @@ class AliasMoveRow(Table):
     undone: Mapped[datetime | None]
 
 
+class EvalFileRow(Table):
+    """The eval file that a version carries, and its digest."""
+
+    __tablename__ = "eval_files"
+    __table_args__ = (
+        ForeignKeyConstraint(["name", "number"], ["versions.name", "versions.number"], ondelete="CASCADE"),
+    )
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    sha256: Mapped[str]
+    content: Mapped[bytes]
+
+
+class ScoreRow(Table):
+    """How a version did when it was measured last, on the eval file with this digest and on this base."""
+
+    __tablename__ = "scores"
+    __table_args__ = (
+        ForeignKeyConstraint(["name", "number"], ["versions.name", "versions.number"], ondelete="CASCADE"),
+    )
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    sha256: Mapped[str]
+    base: Mapped[str]
+    mean_logprob: Mapped[float]
+    exact: Mapped[float]
+    rows: Mapped[int]
+    tokens: Mapped[int]
+
+
 class ResidentRow(Table):
     """The adapters that were in memory, `position` 0 the most recently used, to warm the next start."""
 

@@ -6,8 +6,10 @@ without importing transformers; knows nothing of HTTP or of losses.
 
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
+
+ANCHORS = ("\n", ".", "0", "a")
 
 
 class FastTokenizer(Protocol):
@@ -66,6 +68,18 @@ class ChatLayout:
     def encode(self, text: str) -> list[int]:
         encode = self._tokenizer.backend_tokenizer.encode
         return [id for piece in self.pieces(text) for id in encode(piece, add_special_tokens=False).ids]
+
+
+def continuation(encode: Callable[[str], Sequence[int]], text: str) -> Sequence[int]:
+    """Ids of a text that continues another, where `encode` may put a space before a beginning, as SentencePiece does.
+
+    It is encoded behind the first anchor that no token reaches over.
+    """
+    for anchor in ANCHORS:
+        lead, whole = encode(anchor), encode(anchor + text)
+        if whole[: len(lead)] == lead:
+            return whole[len(lead) :]
+    return encode(text)
 
 
 def cut_pattern(tokens: Iterable[str]) -> re.Pattern[str]:

@@ -14,11 +14,11 @@ from server.gauges import CanaryCollector, EngineCollector, ServerCollector
 from server.middleware import RequestLog
 from server.naming import Names
 from server.ports import Services
-from server.routes import adapters, aliases, chat, completions, models, ops, residency, vllm
+from server.routes import adapters, aliases, chat, completions, evals, models, ops, promote, residency, vllm
 from server.validation import bad_request
 from server.version import version
 
-_ROUTERS = (ops, models, completions, chat, adapters, aliases, residency, vllm)
+_ROUTERS = (ops, models, completions, chat, adapters, aliases, promote, evals, residency, vllm)
 
 
 def create_app(services: Services) -> FastAPI:

@@ -72,7 +72,7 @@ class StrictRoute(APIRoute):
         return strictly
 
 
-async def read_bounded(request: Request, limit: int, flag: str, idle_s: float) -> bytes:
+async def read_bounded(request: Request, limit: int, flag: str | None, idle_s: float) -> bytes:
     """The whole body. Raises 413 before reading a body declared too large, 408 when the peer stalls."""
     check_declared(request, limit, flag)
     parts, size = [], 0
@@ -97,7 +97,7 @@ async def next_chunk(chunks: Any, idle_s: float) -> bytes | None:
         raise ApiError(408, f"No part of the body arrived for {idle_s:g} seconds.", code="body_timeout") from None
 
 
-def check_declared(request: Request, limit: int, flag: str) -> None:
+def check_declared(request: Request, limit: int, flag: str | None) -> None:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit:
         raise TooLarge(limit, flag)

@@ -6,6 +6,7 @@ Knows versions and residents; knows no routes.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from adapters.evaluations import Score
 from adapters.manifest import AdapterId, Dtype
 from adapters.registry import Version
 from server.ports import Services, Worker
@@ -39,6 +40,7 @@ def model_card(services: Services, version: Version, id: str | None = None) -> d
 
 def adapter_card(services: Services, version: Version, tiers: Mapping[AdapterId, str], pinned: bool) -> dict[str, Any]:
     """`canary` has the aliases that give this version a share of their traffic, and the share.
+    `score` is how it did when it was last measured, or null.
 
     `refused` is why the base cannot serve an adapter that was added when another one was served, or null.
     """
@@ -61,8 +63,20 @@ def adapter_card(services: Services, version: Version, tiers: Mapping[AdapterId,
         "base": services.base_id,
         "base_weights": record and record.weights,
         "base_quantization": record and record.quantization,
+        "score": version.score and score_card(version.score),
         "refused": services.catalog.misfit(version),
         "created": int(version.created.timestamp()),
+    }
+
+
+def score_card(score: Score) -> dict[str, Any]:
+    """`mean_logprob` in nats per token of the completions, `exact` a share of the rows."""
+    return {
+        "mean_logprob": score.mean_logprob,
+        "exact": score.exact,
+        "rows": score.rows,
+        "tokens": score.tokens,
+        "eval": f"sha256:{score.sha256}",
     }
 
 

@@ -43,14 +43,17 @@ class ApiError(HTTPException):
         code: str | int | None = None,
         headers: Mapping[str, str] | None = None,
         faults: Sequence[Mapping[str, str]] | None = None,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(status, message, dict(headers or {}))
         self.message, self.type, self.param, self.code, self.faults = message, type, param, code, faults
+        self.details = details
 
     def envelope(self) -> dict[str, Any]:
         body: dict[str, Any] = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         if self.faults is not None:
             body["faults"] = list(self.faults)
+        body |= self.details or {}
         return {"error": body}
 
 
@@ -77,10 +80,13 @@ class ModelNotFound(ApiError):
 
 
 class TooLarge(ApiError):
-    def __init__(self, limit: int, flag: str) -> None:
+    """`flag` is the one that raises the limit, if one does."""
+
+    def __init__(self, limit: int, flag: str | None) -> None:
+        other = f", or start the server with a larger {flag}" if flag else ""
         super().__init__(
             413,
-            f"The request body is larger than {limit} bytes. Send less, or start the server with a larger {flag}.",
+            f"The request body is larger than {limit} bytes. Send less{other}.",
             code="body_too_large",
         )
 

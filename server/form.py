@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from adapters.evaluations import EVAL_BYTES
 from server.errors import ApiError, BadRequest, TooLarge
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 CONFIG_BYTES = 1 << 20
-FIELDS = "the fields `name` and optionally `alias`, and the files `config` and `weights`"
+FIELDS = "the fields `name` and optionally `alias`, the files `config` and `weights`, and optionally `eval`"
 
 _TEXT_BYTES = 1024
 _PICKLED = (
@@ -27,7 +28,8 @@ class Form:
     """Feed it the body with `write`, and take the weights out with `take_weights` as they come."""
 
     def __init__(self, boundary: bytes, max_weights: int, flag: str) -> None:
-        self._limits = {"name": _TEXT_BYTES, "alias": _TEXT_BYTES, "config": CONFIG_BYTES, "weights": max_weights}
+        self._limits = {"name": _TEXT_BYTES, "alias": _TEXT_BYTES, "config": CONFIG_BYTES, "eval": EVAL_BYTES}
+        self._limits["weights"] = max_weights
         self._flag = flag
         self._values: dict[str, bytearray] = {}
         self._sizes: dict[str, int] = {}

@@ -146,6 +146,10 @@ class Tokenizer(Protocol):
         """
         ...
 
+    def encode_answer(self, text: str) -> list[int]:
+        """What follows a prompt, as training encodes an answer: no begin-of-text token, no special tokens."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str: ...
 
     def token_bytes(self, id: int) -> bytes:

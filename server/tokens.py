@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from jinja2.exceptions import TemplateError
 
-from loader.chat import ChatLayout
+from loader.chat import ChatLayout, continuation
 from loader.chat import FastTokenizer as ChatTokenizer
 from server.errors import ChatRefused
 from server.ports import Message
@@ -46,6 +46,10 @@ class HubTokenizer:
         turns = [{"role": turn.role, "content": self._layout.guard(turn.content)} for turn in messages]
         return self._layout.encode(self._render(turns))
 
+    def encode_answer(self, text: str) -> list[int]:
+        pieces = self._layout.pieces(self._layout.guard_answer(text))
+        return [id for piece in pieces for id in continuation(self._plain, piece)]
+
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
@@ -61,6 +65,10 @@ class HubTokenizer:
         if match := _BYTE_TOKEN.fullmatch(token):
             return bytes([int(match[1], 16)])
         return str(token).replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
+
+    def _plain(self, text: str) -> list[int]:
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
 
     def _render(self, turns: list[dict[str, str]]) -> str:
         if not self._layout.exists:

@@ -31,6 +31,7 @@ FORM: dict[str, Any] = {
         "alias": {"type": "string", "description": "A word to point at the new version, such as `prod`."},
         "config": {"type": "string", "format": "binary", "description": "adapter_config.json"},
         "weights": {"type": "string", "format": "binary", "description": "adapter_model.safetensors"},
+        "eval": {"type": "string", "format": "binary", "description": "eval.jsonl: rows that `promote` measures on."},
     },
 }
 _FLAG = "--max-upload-bytes"
@@ -39,12 +40,16 @@ _WRITE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A complete form: `config` is adapter_config.json, `weights` a temporary file that goes when the block ends."""
+    """A complete form: `config` is adapter_config.json, `weights` a temporary file that goes when the block ends.
+
+    `eval` is eval.jsonl, if the form has one.
+    """
 
     name: str
     alias: str | None
     config: bytes
     weights: Path
+    eval: bytes | None = None
 
 
 @asynccontextmanager
@@ -98,7 +103,8 @@ def _complete(form: Form, path: Path) -> Upload:
     if missing:
         raise BadRequest(f"The form lacks {', '.join(missing)}. It takes {FIELDS}.", missing[0].strip("`"))
     alias = form.text("alias") if "alias" in form.seen else None
-    return Upload(form.text("name"), alias or None, form.value("config"), path)
+    rows = form.value("eval") if "eval" in form.seen else None
+    return Upload(form.text("name"), alias or None, form.value("config"), path, rows)
 
 
 def _boundary(http: HttpRequest) -> bytes:

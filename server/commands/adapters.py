@@ -1,4 +1,4 @@
-"""`rootstock adapters`: push, ls, show, rm, alias, canary, rollback, pin, unpin, merge, unmerge.
+"""`rootstock adapters`: push, ls, show, rm, alias, canary, eval, promote, rollback, pin, unpin, merge, unmerge.
 
 Owns those commands. All of them are HTTP calls; nothing here touches the disk of the server.
 """
@@ -91,6 +91,46 @@ def canary(
     share = "all traffic" if version is None else f"{1 - weight:.1%} of traffic, {name}@{version} {weight:.1%}"
     told = f"{name}@{alias}: {name}@{stable} has {share}"
     _act("PUT", path, url, as_json, told, {"version": stable, "canary": tried})
+
+
+@app.command()
+def promote(
+    name: AdapterName,
+    version: Annotated[int, typer.Argument(metavar="VERSION", min=1, help="The version's number.")],
+    alias: AliasOption = "prod",
+    force: Annotated[bool, typer.Option("--force", help="Measure nothing; move the alias.")] = False,
+    url: Url = LOCAL,
+    as_json: Json = False,
+) -> None:
+    """Move an alias to a version, unless it does worse on its eval file than the one the alias points at."""
+    from server.commands.http import Server
+
+    body = {"version": version, "alias": alias, "force": force}
+    card = Server(url).call("POST", f"/v1/adapters/{_segment(name)}/promote", body)
+    if as_json:
+        print_json(card)
+        return
+    before, after = card["before"], None if force else card["score"]
+    told = "" if after is None else f": {after['mean_logprob']:.3f} nats per token, {after['exact']:.0%} exact"
+    was = "" if before is None else f"; before {before['mean_logprob']:.3f} and {before['exact']:.0%}"
+    typer.echo(f"{name}@{alias} is now {name}@{version}{told}{was}")
+
+
+@app.command("eval")
+def attach_eval(
+    name: AdapterName,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL with prompt and completion, or messages.")],
+    url: Url = LOCAL,
+    as_json: Json = False,
+) -> None:
+    """Give an adapter's newest version, or NAME@3, the rows that `promote` measures it on."""
+    from server.commands.http import Server
+
+    if not file.is_file():
+        raise CommandFailed(f"There is no file {file}.")
+    reply = Server(url).put(f"/v1/adapters/{_segment(name)}/eval", file.read_bytes())
+    told = f"{reply['name']}@{reply['version']} carries {reply['rows']} eval rows"
+    print_json(reply) if as_json else typer.echo(told)
 
 
 @app.command()

@@ -28,6 +28,11 @@ class Server:
         with self._client() as client:
             return _content(client.request(method, path, json=body))
 
+    def put(self, path: str, content: bytes) -> Any:
+        """The reply's JSON to a body of plain bytes. Raises as `call` does."""
+        with self._client() as client:
+            return _content(client.put(path, content=content))
+
     def upload(self, fields: Mapping[str, str], folder: Path, watch: Callable[[int], None]) -> tuple[Any, bool]:
         """Send a PEFT directory; `watch` hears how many bytes have been read. The card, and whether it is new."""
         config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"

@@ -16,6 +16,7 @@ from server.cards import adapter_card, listing, tiers_of
 from server.deps import ServicesDep, accepting, in_thread, needs
 from server.errors import NO_RETRY, ApiError, BadRequest
 from server.etag import condition, etag
+from server.evaluation import read_eval
 from server.pins import follow_pins_if_possible
 from server.ports import Services
 from server.principal import Scope
@@ -38,9 +39,13 @@ async def upload_adapter(http: HttpRequest, services: ServicesDep) -> Response:
     asked = condition(http)
     with services.lifecycle.answering():
         async with receive_upload(http, services.uploads, services.limits) as upload:
+            if upload.eval is not None:
+                await in_thread(read_eval, upload.eval, services.tokenizer, services.limits.max_model_len)
             version, created = await in_thread(
                 services.catalog.add, upload.name, upload.config, upload.weights, upload.alias, asked
             )
+            if upload.eval is not None:
+                await in_thread(services.catalog.attach_eval, version, upload.eval)
         await follow_pins_if_possible(services)
     return JSONResponse(await card(services, version), status_code=201 if created else 200, headers=etag(version))
 

@@ -1,6 +1,7 @@
 """Moves of an alias and the way back, and the canary that shares its traffic."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from adapters.aliases import HISTORY
 from adapters.canary import Canary, Split, position
 from adapters.errors import CanaryInvalid, NothingToRollBack, UnknownAdapter, UnknownVersion
+from adapters.evaluations import Score
 from adapters.naming import parse_reference
 from adapters.registry import Registry
 from tests.adapters.test_registry import manifest, resolve, url
@@ -146,3 +148,28 @@ def test_the_hash_is_the_same_in_every_release() -> None:
 def test_without_a_key_or_a_canary_the_version_is_stable() -> None:
     assert Split("stable", "canary", 0.99).pick(None) == "stable"
     assert Split("stable").pick("key") == "stable"
+
+
+SCORE = Score("00", "base", -1.5, 0.5, 2, 10)
+
+
+def test_an_eval_file_and_a_score_belong_to_a_version(registry: Registry) -> None:
+    registry.attach_eval("a", 2, b"first")
+    registry.attach_eval("a", 2, b"second")
+    found = registry.eval_file("a", 2)
+    assert found is not None and found.content == b"second"
+    registry.remember_score("a", 2, SCORE)
+    registry.remember_score("a", 2, replace(SCORE, exact=1.0))
+    assert [version.score for version in registry.versions("a")] == [None, replace(SCORE, exact=1.0), None]
+    with pytest.raises(UnknownVersion):
+        registry.attach_eval("a", 9, b"")
+    registry.delete("a")
+    assert registry.eval_file("a", 2) is None
+    with pytest.raises(UnknownAdapter):
+        registry.remember_score("a", 2, SCORE)
+
+
+def test_a_score_regresses_beyond_the_tolerance() -> None:
+    worse = replace(SCORE, mean_logprob=-1.6)
+    assert worse.regresses(SCORE, 0.09) and not worse.regresses(SCORE, 0.11)
+    assert not SCORE.regresses(worse, 0) and not SCORE.regresses(SCORE, 0)

@@ -84,3 +84,11 @@ def test_chats_that_the_base_cannot_lay_out() -> None:
         tokenizer().encode_chat([Message("assistant", "x")])
     with pytest.raises(ChatRefused, match="completions"):
         tokenizer(None).encode_chat(user("x"))
+
+
+def test_an_answer_is_encoded_as_text_that_goes_on() -> None:
+    made = tokenizer()
+    assert made.encode_answer("abc") == made.encode("abc")
+    end = made.encode("<|im_end|>")[0]
+    ids = made.encode_answer("so <|im_end|>")
+    assert end not in ids and made.decode(ids) == "so <|im_end|>"

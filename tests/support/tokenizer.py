@@ -22,6 +22,9 @@ class ByteTokenizer:
         turns = [[START, *f"{turn.role}\n{turn.content}".encode(), END] for turn in messages]
         return [id for turn in turns for id in turn] + [START, *b"assistant\n"]
 
+    def encode_answer(self, text: str) -> list[int]:
+        return list(text.encode())
+
     def decode(self, ids: Sequence[int]) -> str:
         return b"".join(self.token_bytes(id) for id in ids).decode(errors="replace")
 

@@ -11,11 +11,10 @@ from typing import Any, Protocol
 from tokenizers import Encoding
 from tokenizers import Tokenizer as Backend
 
-from loader.chat import ChatLayout, FastTokenizer
+from loader.chat import ChatLayout, FastTokenizer, continuation
 from training.data.layout import ChatText, Renderer
 
 Ids = tuple[int, ...]
-ANCHORS = ("\n", ".", "0", "a")
 
 
 class Tokenizer(FastTokenizer, Protocol):
@@ -126,19 +125,11 @@ class Encoder:
         """Ids of texts that continue others: no BOS, and no space where the tokenizer puts one before a beginning."""
         if not self._begins_apart:
             return [self._ids(one) for one in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
-        return [self._behind_anchor(text) for text in texts]
-
-    def _behind_anchor(self, text: str) -> Ids:
-        """Ids of `text` behind something else: the first anchor that no token reaches over."""
-        for anchor in ANCHORS:
-            lead, whole = self._plain(anchor), self._plain(anchor + text)
-            if whole[: len(lead)] == lead:
-                return whole[len(lead) :]
-        return self._plain(text)
+        return [tuple(continuation(self._plain, text)) for text in texts]
 
     def _adds_prefix(self) -> bool:
         """Whether the tokenizer begins a text otherwise than it goes on, as SentencePiece with its dummy prefix."""
-        return self._behind_anchor("x") != self._plain("x")
+        return continuation(self._plain, "x") != self._plain("x")
 
     def _plain(self, text: str) -> Ids:
         return self._ids(self._backend.encode(text, add_special_tokens=False))

@@ -42,6 +42,11 @@ def read(path: Path) -> Lines:
     except OSError as error:
         fault = f"{path}: it cannot be read: {error.strerror}. Give the path of a JSONL file."
         return Lines(path, "", (), (fault,))
+    return parse(raw, path)
+
+
+def parse(raw: bytes, path: Path) -> Lines:
+    """As `read`, of the bytes of a file that is called `path`."""
     digest = hashlib.sha256(raw).hexdigest()
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return Lines(path, digest, (), (f"{path}:1: it is UTF-16. Save it as UTF-8.",))

@@ -1,0 +1,138 @@
+"""Eval files: what their lines mean in tokens, and how well an adapter predicts them, through the engine.
+
+Owns the reading and the measuring. A row is one prompt request without an answer, as `echo` makes it, and takes its
+place among everybody's. Knows no routes; what is worse than what, the scores say.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters.evaluations import EvalFile, Score
+from adapters.registry import Version
+from engine.sequence import Request, SamplingParams, TokenLogprob
+from server.deps import in_thread
+from server.errors import ApiError, ChatRefused
+from server.generation import Generation
+from server.ports import Message, Services, Tokenizer
+from training.data.jsonl import Line, parse
+from training.data.rows import Row, build, detect, faults_of
+
+MAX_ROWS = 256
+AT_ONCE = 4
+"""So few rows are in the engine together: a promote is nobody's flood."""
+
+_FILE = Path("eval.jsonl")
+_PARAMS = SamplingParams(max_tokens=0, prompt_logprobs=1)
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One row: `tokens[start:]` are the completion's."""
+
+    tokens: tuple[int, ...]
+    start: int
+
+
+def read_eval(content: bytes, tokenizer: Tokenizer, max_len: int) -> list[Item]:
+    """Raises ApiError 422 `invalid_eval` with the first faults, each with its line."""
+    found = parse(content, _FILE)
+    faults = list(found.faults)
+    if len(found.lines) > MAX_ROWS:
+        faults.append(f"{_FILE}: it has {len(found.lines)} rows. Give {MAX_ROWS} at most.")
+        raise _invalid(faults)
+    items = []
+    for line in found.lines:
+        wrong = list(_wrong(line))
+        item = None if wrong else _item(build(line.value, detect(line.value) or "text"), tokenizer)
+        if isinstance(item, str):
+            wrong = [item]
+        elif item is not None and len(item.tokens) > max_len:
+            wrong = [f"it has {len(item.tokens)} tokens, and the context {max_len}. Shorten it."]
+        elif item is not None:
+            items.append(item)
+        faults += [f"{_FILE}:{line.number}: {fault}" for fault in wrong]
+    if faults:
+        raise _invalid(faults)
+    return items
+
+
+async def score(services: Services, version: Version, file: EvalFile, tenant: str, request_id: str) -> Score:
+    """`version`'s score on `file`: the remembered one, or measured now and remembered.
+
+    Raises what reading the file, leasing the version and submitting raise.
+    """
+    base = f"{await in_thread(lambda: services.catalog.base.weights)}/{services.catalog.base.quantization or 'none'}"
+    known = version.score
+    if known is not None and (known.sha256, known.base) == (file.sha256, base):
+        return known
+    items = await in_thread(read_eval, file.content, services.tokenizer, services.limits.max_model_len)
+    lease = await in_thread(services.catalog.lease, f"{version.name}@{version.number}")
+    try:
+        reports = await _reports(services, items, version, tenant, f"{request_id}-eval-{version.number}")
+    finally:
+        await in_thread(lease.release)
+    tokens = [report for row in reports for report in row]
+    found = Score(
+        sha256=file.sha256,
+        base=base,
+        mean_logprob=sum(token.logprob for token in tokens) / len(tokens),
+        exact=sum(all(token.top[0][0] == token.token_id for token in row) for row in reports) / len(reports),
+        rows=len(reports),
+        tokens=len(tokens),
+    )
+    await in_thread(services.catalog.remember_score, version, found)
+    return found
+
+
+async def _reports(
+    services: Services, items: Sequence[Item], version: Version, tenant: str, id: str
+) -> list[list[TokenLogprob]]:
+    """For each row, its completion's tokens with their probabilities and the likeliest token in their place."""
+    reports: list[list[TokenLogprob]] = []
+    for place in range(0, len(items), AT_ONCE):
+        few = items[place : place + AT_ONCE]
+        requests = [
+            Request(f"{id}-{place + index}", item.tokens, _PARAMS, version.id, tenant) for index, item in enumerate(few)
+        ]
+        rows: dict[int, list[TokenLogprob]] = {}
+        generation = await Generation.start(services.worker, requests)
+        try:
+            async for index, output in generation:
+                if output.prompt_logprobs is not None:
+                    rows[index] = [one for one in output.prompt_logprobs[few[index].start :] if one is not None]
+        finally:
+            await generation.aclose()
+        reports += [rows[index] for index in range(len(few))]
+    return reports
+
+
+def _wrong(line: Line) -> Iterator[str]:
+    format = detect(line.value)
+    if format not in ("messages", "prompt_completion"):
+        yield "it is neither `prompt` and `completion` nor `messages`. Write one of the two."
+        return
+    yield from faults_of(line.value, format, answered=True)
+
+
+def _item(row: Row, tokenizer: Tokenizer) -> Item | str:
+    """The row in tokens, or what is wrong with it."""
+    try:
+        prompt = (
+            tokenizer.encode(row.prompt)
+            if isinstance(row.prompt, str)
+            else tokenizer.encode_chat([Message(turn.role, turn.content) for turn in row.prompt])  # type: ignore[arg-type]
+        )
+    except ChatRefused as error:
+        return str(error)
+    answer = tokenizer.encode_answer(row.answers[0])
+    if not prompt or not answer:
+        return "a prompt or a completion of no tokens tells nothing. Fill it or remove the line."
+    return Item((*prompt, *answer), len(prompt))
+
+
+def _invalid(faults: Sequence[str]) -> ApiError:
+    shown = " ".join(ascii(fault)[1:-1][:200] for fault in faults[:_SHOWN])
+    more = f" And {len(faults) - _SHOWN} more." if len(faults) > _SHOWN else ""
+    return ApiError(422, f"The eval file is invalid. {shown}{more}", param="eval", code="invalid_eval")

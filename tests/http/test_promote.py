@@ -1,0 +1,185 @@
+"""The quality gate: promoting a version measures it on its eval file, and a regression is refused with the numbers.
+
+The fake engine says that a token is likely or not by the adapter alone, so that one version can be worse than another.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from adapters.manifest import AdapterId
+from engine.errors import QueueFull
+from engine.sequence import Output, Request, TokenLogprob
+from tests.support.engine import FakeStream, FakeWorker
+from tests.support.face import Face, form, make_face
+from tests.support.http import serve
+
+ROWS = [{"prompt": "a b", "completion": " cd"}, {"messages": [{"role": "user", "content": "x"},
+        {"role": "assistant", "content": "yes"}]}]  # fmt: skip
+EVAL = "\n".join(map(json.dumps, ROWS)).encode()
+
+
+class Opinionated(FakeWorker):
+    """`logprobs` is what an adapter makes of every token; below -2 its likeliest token is another one."""
+
+    logprobs: dict[AdapterId, float] = {}
+
+    async def submit(self, request: Request) -> FakeStream:
+        if request.params.prompt_logprobs is None:
+            return await super().submit(request)
+        assert len(self.running) < 4, "a promote is nobody's flood"
+        stream = await super().submit(request)
+        logprob = self.logprobs[request.adapter or AdapterId("")]
+        shown = [None, *(self._report(token, logprob) for token in request.prompt[1:])]
+        first, *rest = stream._outputs
+        stream._outputs = iter([Output(admission=first.admission, prompt_logprobs=tuple(shown)), *rest])
+        return stream
+
+    def _report(self, token: int, logprob: float) -> TokenLogprob:
+        likeliest = token if logprob > -2 else token + 1
+        return TokenLogprob(token, logprob, ((likeliest, max(logprob, -1.0)),))
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[tuple[Face, httpx.Client]]:
+    """Three versions of `q`: good, the same within the tolerance, and bad; `prod` at the first."""
+    worker = Opinionated()
+    worker.logprobs = {}
+    face = make_face(tmp_path, worker)
+    with serve(face.app) as live, live.client() as client:
+        for seed, logprob in ((1, -1.0), (2, -1.01), (3, -3.0)):
+            files = form(seed) | ({"eval": ("eval.jsonl", EVAL, "x/y")} if seed != 2 else {})
+            card = client.post("/v1/adapters", data={"name": "q"}, files=files).json()
+            worker.logprobs[card["id"]] = logprob
+        client.put("/v1/adapters/q/aliases/prod", json={"version": 1})
+        yield face, client
+    face.registry.close()
+
+
+Made = tuple[Face, httpx.Client]
+
+
+def promote(client: httpx.Client, version: int, **more: object) -> httpx.Response:
+    return client.post("/v1/adapters/q/promote", json={"version": version, **more})
+
+
+def measured(face: Face) -> int:
+    return sum(request.params.prompt_logprobs is not None for request in face.worker.seen)
+
+
+def test_a_regression_is_refused_with_the_numbers(made: Made) -> None:
+    face, client = made
+    refused = promote(client, 3)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"]) == (409, "promote_regresses")
+    assert refused.headers["x-should-retry"] == "false"
+    assert (error["before"]["mean_logprob"], error["after"]["mean_logprob"]) == (-1.0, -3.0)
+    assert (error["before"]["exact"], error["after"]["exact"], error["after"]["rows"]) == (1.0, 0.0, 2)
+    assert error["after"]["tokens"] == len(" cd") + len("yes")
+    assert "-3.000" in error["message"] and "-1.000" in error["message"] and "0.02" in error["message"]
+    assert client.get("/v1/adapters/q@prod").json()["version"] == 1
+    assert not face.worker.running
+
+
+def test_it_can_be_forced_or_tolerated(made: Made) -> None:
+    _, client = made
+    assert promote(client, 3, tolerance=5).json()["aliases"] == ["prod"]
+    assert client.post("/v1/adapters/q/rollback", json={}).json()["version"] == 1
+    assert promote(client, 3, force=True).status_code == 200
+    assert client.get("/v1/adapters/q@prod").json()["version"] == 3
+
+
+def test_without_a_file_of_its_own_it_is_measured_on_the_other_ones(made: Made) -> None:
+    face, client = made
+    told = promote(client, 2).json()
+    assert (told["version"], told["score"]["mean_logprob"], told["before"]["mean_logprob"]) == (2, -1.01, -1.0)
+    assert promote(client, 1, tolerance=0).status_code == 200, "better is never refused"
+
+
+def test_scores_are_remembered(made: Made) -> None:
+    face, client = made
+    promote(client, 3)
+    first = measured(face)
+    promote(client, 3)
+    assert measured(face) == first == 4
+    shown = {card["version"]: card["score"] for card in client.get("/v1/adapters/q/versions").json()["data"]}
+    assert shown[2] is None and shown[1]["mean_logprob"] == -1.0 and shown[3]["mean_logprob"] == -3.0
+    other = json.dumps({"prompt": "other", "completion": "rows"}).encode()
+    assert client.put("/v1/adapters/q@3/eval", content=other).json()["rows"] == 1
+    assert client.get("/v1/adapters/q@3/eval").content == other
+    promote(client, 3)
+    assert measured(face) == 6, "another file asks both versions again"
+
+
+def test_an_alias_that_points_nowhere_has_nothing_to_lose(made: Made) -> None:
+    face, client = made
+    told = promote(client, 3, alias="first").json()
+    assert (told["score"]["mean_logprob"], told["before"]) == (-3.0, None)
+
+
+def test_without_eval_files_nothing_is_measured(made: Made) -> None:
+    face, client = made
+    assert client.get("/v1/adapters/q@2/eval").status_code == 404
+    assert promote(client, 2, alias="free").json()["score"] is None
+    assert measured(face) == 0
+
+
+def test_an_alias_moved_meanwhile_is_412(made: Made) -> None:
+    face, client = made
+
+    class Moving(Opinionated):
+        async def submit(self, request: Request) -> FakeStream:
+            face.catalog.set_alias("q", "prod", 3)
+            return await super().submit(request)
+
+    face.worker.__class__ = Moving
+    assert promote(client, 2).json()["error"]["code"] == "precondition_failed"
+
+
+def test_a_full_queue_is_told_and_leaves_the_alias(made: Made) -> None:
+    face, client = made
+
+    class Full(Opinionated):
+        async def submit(self, request: Request) -> FakeStream:
+            raise QueueFull(1)
+
+    face.worker.__class__ = Full
+    assert promote(client, 3).status_code == 429
+    assert client.get("/v1/adapters/q@prod").json()["version"] == 1
+    assert not face.catalog._uses
+
+
+BAD = {
+    "nothing": b"",
+    "no JSON": b"{",
+    "an array": b"[]",
+    "a text row": b'{"text": "x"}',
+    "an unknown key": b'{"prompt": "x", "completion": "y", "zq-9f1": 1}',
+    "an empty completion": b'{"prompt": "x", "completion": ""}',
+    "no answer": b'{"messages": [{"role": "user", "content": "x"}]}',
+    "too long": json.dumps({"prompt": "x" * 5000, "completion": "y"}).encode(),
+    "too many": b'{"prompt": "x", "completion": "y"}\n' * 300,
+    "deep": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_eval_files_that_are_refused(case: str, http: httpx.Client) -> None:
+    files = form(300) | {"eval": ("eval.jsonl", BAD[case], "x/y")}
+    reply = http.post("/v1/adapters", data={"name": "never"}, files=files)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (422, "invalid_eval"), reply.text
+    assert len(reply.content) < 2000 and "eval.jsonl" in reply.text
+    assert http.get("/v1/adapters/never").status_code == 404
+
+
+def test_an_eval_file_is_bounded(http: httpx.Client) -> None:
+    http.post("/v1/adapters", data={"name": "bounded"}, files=form(301))
+    large = b'{"prompt": "x", "completion": "y"}\n' * 10_000
+    assert http.put("/v1/adapters/bounded/eval", content=large).status_code == 413
+    files = form(302) | {"eval": ("eval.jsonl", large, "x/y")}
+    assert http.post("/v1/adapters", data={"name": "bounded"}, files=files).status_code == 413
+    assert http.put("/v1/adapters/nobody/eval", content=EVAL).status_code == 404
+    assert len(http.get("/v1/adapters/bounded/versions").json()["data"]) == 1
