@@ -74,7 +74,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype, base_weight: Callable[[str]
 
 
 class Bank:
-    """Adapters on one device, by id. Budgets are kept by whoever calls `place`.
+    """Adapters on one device, by id. Budgets are kept by whoever calls `place`. `changes` counts what came and went.
 
     With `kernels`, each adapter also has a table of its parts in the order of `paths`, all linears it may touch.
     """
@@ -83,18 +83,21 @@ class Bank:
         self.device = device
         self.kernels = kernels
         self.numbers = {path: number for number, path in enumerate(paths)}
+        self.changes = 0
         self._placed: dict[AdapterId, Loaded] = {}
         self._tables: dict[AdapterId, PartTable] = {}
 
     def place(self, adapter: Loaded) -> None:
         id, placed = adapter.manifest.id, adapter.to(self.device)
         self._placed[id] = placed
+        self.changes += 1
         if self.kernels is not None:
             parts = {self.numbers[path]: _compiled(part.low) for path, part in placed.parts.items()}
             self._tables[id] = self.kernels.part_table(parts, len(self.numbers))
 
     def drop(self, adapter: AdapterId) -> None:
         del self._placed[adapter]
+        self.changes += 1
         self._tables.pop(adapter, None)
 
     def get(self, adapter: AdapterId) -> Loaded:

@@ -5,7 +5,7 @@ current step. Knows the bank, not the registry, nor why these adapters were chos
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -28,6 +28,14 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Touch:
+    """What a step's adapters do at one linear: their low-rank products by number, and the rows that a gain covers."""
+
+    lows: tuple[LowRank | None, ...]
+    gains: tuple[tuple[slice, Tensor], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Selection:
     """One step's rows: `terms` to add by adapter number; `adapters` gives the numbers their ids.
 
@@ -39,6 +47,7 @@ class Selection:
     terms: Terms
     pieces: tuple[tuple[bool, slice], ...] = ()
     table: TermTable | None = None
+    _touches: dict[str, Touch | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, segments: Sequence[Segment], bank: Bank, merged: AdapterId | None = None) -> "Selection":
@@ -59,6 +68,32 @@ class Selection:
     @property
     def all_merged(self) -> bool:
         return all(own for own, _ in self.pieces)
+
+    def touch(self, path: str, bank: Bank) -> Touch | None:
+        """What the adapters do at the linear `path`, None if none of them does anything there."""
+        if path not in self._touches:
+            parts = [bank.part(adapter, path) for adapter in self.adapters]
+            lows = tuple(part.low if part else None for part in parts)
+            self._touches[path] = Touch(lows, tuple(_gains(parts, self.terms))) if any(lows) else None
+        return self._touches[path]
+
+
+class Selections:
+    """Makes selections over one bank, and keeps the latest two: a decoding batch asks for the same ones every step."""
+
+    def __init__(self, bank: Bank) -> None:
+        self._bank = bank
+        self._seen = bank.changes
+        self._kept: dict[tuple[tuple[Segment, ...], AdapterId | None], Selection] = {}
+
+    def of(self, segments: Sequence[Segment], merged: AdapterId | None) -> Selection:
+        """As Selection.of. What was kept is of no use once the bank has other tensors."""
+        key = tuple(segments), merged
+        if self._seen != self._bank.changes or len(self._kept) > 1 and key not in self._kept:
+            self._seen, self._kept = self._bank.changes, {}
+        if key not in self._kept:
+            self._kept[key] = Selection.of(segments, self._bank, merged)
+        return self._kept[key]
 
 
 class ActiveGrafts:
@@ -109,8 +144,8 @@ class GraftedLinear(nn.Module):
         selection = self._active.head if self._is_head else self._active.tokens
         if selection is None:
             return _tensor(self.base(x))
-        parts = [self._bank.part(adapter, self.path) for adapter in selection.adapters]
-        change = self._change(x, parts, selection) if any(parts) else None
+        touch = selection.touch(self.path, self._bank)
+        change = None if touch is None else self._change(x, touch, selection)
         if self.merged is None or not selection.pieces:
             return _multiply(self.base, x, change)
         if selection.all_merged:
@@ -128,7 +163,7 @@ class GraftedLinear(nn.Module):
         if rows != selection.terms.num_rows:
             raise RuntimeError(f"{self.path} was given {rows} rows in a batch of {selection.terms.num_rows}")
 
-    def _change(self, x: Tensor, parts: Sequence[Part | None], selection: Selection) -> Change:
+    def _change(self, x: Tensor, touch: Touch, selection: Selection) -> Change:
         """What the step's adapters make of this linear's rows."""
         self._check_rows(x, selection)
         x_TI, outputs = x.reshape(-1, x.shape[-1]), cast(int, self.base.out_features)
@@ -136,10 +171,9 @@ class GraftedLinear(nn.Module):
         if kernels is not None and selection.table is not None and kernels.takes(x_TI):
             plus_TO = kernels.low_rank(x_TI, selection.table, self._bank.numbers[self.path], outputs)
         else:
-            lows = [_low(part) for part in parts]
-            plus_TO = torch.zeros(x_TI.shape[0], outputs, dtype=_dtype(lows), device=x.device)
-            add_low_rank(plus_TO, x_TI, lows, selection.terms)
-        return Change(plus_TO, tuple(_gains(parts, selection.terms)))
+            plus_TO = torch.zeros(x_TI.shape[0], outputs, dtype=_dtype(touch.lows), device=x.device)
+            add_low_rank(plus_TO, x_TI, touch.lows, selection.terms)
+        return Change(plus_TO, touch.gains)
 
 
 def graft(
@@ -159,10 +193,6 @@ def graft(
 
 def _ids(segments: Iterable[Segment]) -> Iterator[AdapterId]:
     return (segment.adapter for segment in segments if segment.adapter is not None)
-
-
-def _low(part: Part | None) -> LowRank | None:
-    return None if part is None else part.low
 
 
 def _dtype(lows: Sequence[LowRank | None]) -> torch.dtype:

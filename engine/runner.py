@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adapters.bank import Bank
-from adapters.layer import ActiveGrafts, Segment, Selection, graft
+from adapters.layer import ActiveGrafts, Segment, Selection, Selections, graft
 from adapters.manifest import AdapterId
 from adapters.merge import Merger
 from engine import attention
@@ -39,6 +39,7 @@ class ModelRunner:
         self._bank = bank
         self._merged: AdapterId | None = None
         self._active = ActiveGrafts()
+        self._selections = Selections(bank)
         linears = graft(base.model, base.shape.linears, bank, self._active, base.head)
         self._merger = Merger(base, linears)
 
@@ -83,7 +84,7 @@ class ModelRunner:
         return logits
 
     def _selection(self, chunks: Sequence[Chunk], counts: Sequence[int]) -> Selection:
-        return Selection.of(list(_segments(chunks, counts)), self._bank, self._merged)
+        return self._selections.of(list(_segments(chunks, counts)), self._merged)
 
     def _next_tokens(self, chunks: Sequence[Chunk], asked: Sequence[Tensor]) -> list[ChunkResult]:
         """A sampled token for every chunk that catches up, an empty result for the others."""

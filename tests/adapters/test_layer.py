@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.bank import Bank, Loaded, Part
-from adapters.layer import ActiveGrafts, GraftedLinear, Segment, Selection, graft
+from adapters.layer import ActiveGrafts, GraftedLinear, Segment, Selection, Selections, graft
 from adapters.manifest import AdapterId, Graft, Manifest
 from adapters.merge import fold
 from adapters.op import LowRank
@@ -141,3 +141,17 @@ def test_grafting_wraps_in_place(bank: Bank) -> None:
     grafted = graft(model, ["0", "2"], bank, ActiveGrafts(), head="2")
     assert model[0] is grafted["0"] and model[2] is grafted["2"]
     assert grafted["0"].base is first and grafted["2"].base is last
+
+
+def test_a_batch_that_stays_the_same_is_selected_once_until_the_bank_changes(bank: Bank) -> None:
+    selections, head = Selections(bank), [Segment(LORA, 0, 1)]
+    first = selections.of(SEGMENTS, None)
+    assert selections.of(head, None) is not first and selections.of(SEGMENTS, None) is first
+    assert selections.of(SEGMENTS, LORA) is not first, "another adapter is merged"
+    touch = selections.of(SEGMENTS, None).touch("linear", bank)
+    bank.drop(LORA)
+    new = part(4, 2.0, False)
+    bank.place(Loaded(manifest(LORA, "linear", 4), {"linear": new}))
+    again = selections.of(SEGMENTS, None).touch("linear", bank)
+    assert touch is not None and touch.lows[0] is not None and again is not None and again.lows[0] is not None
+    assert again.lows[0].a_RI is new.low.a_RI is not touch.lows[0].a_RI
