@@ -118,7 +118,7 @@ def _room(stats: EngineStats, residents: list[Resident]) -> int:
 
 
 def _own(stats: EngineStats) -> Iterator[Metric]:
-    requests = GaugeMetricFamily("rootstock_requests", "Sequences in the engine.", labels=["state"])
+    requests = GaugeMetricFamily("rootstock_sequences", "Sequences in the engine.", labels=["state"])
     requests.add_metric(["running"], stats.running)
     requests.add_metric(["waiting"], stats.waiting)
     yield requests
