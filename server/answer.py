@@ -17,7 +17,7 @@ from engine.sequence import Admission, Output, Request, TokenLogprob
 from server.errors import BadRequest, api_error, internal
 from server.fields import GenerationBody
 from server.generation import Generation, Indexed, while_connected
-from server.ports import Services
+from server.ports import Asked, Services
 from server.resolve import Target
 from server.stream import EventStream
 
@@ -56,6 +56,8 @@ class Job:
 
 async def answer(http: HttpRequest, services: Services, target: Target, job: Job) -> Response:
     """The response to `job`. It releases `target` when the last byte has been produced or the client is gone."""
+    if services.traces is not None:
+        services.traces.asked(http.state.request_id, _asked(target, job))
     turn = _Turn(services, target, job)
     try:
         if not job.body.stream:
@@ -66,6 +68,20 @@ async def answer(http: HttpRequest, services: Services, target: Target, job: Job
         await turn.aclose()
         raise
     return EventStream(turn.chunks(), turn.aclose, turn.headers(), services.limits.idle_s)
+
+
+def _asked(target: Target, job: Job) -> Asked:
+    return Asked(
+        operation="chat" if job.prompt_field == "messages" else "text_completion",
+        model=target.model,
+        adapter=target.adapter,
+        stream=job.body.stream,
+        choices=job.body.n,
+        max_tokens=job.requests[0].params.max_tokens,
+        temperature=job.body.temperature,
+        top_p=job.body.top_p,
+        sequences=tuple(request.id for request in job.requests),
+    )
 
 
 class _Turn:

@@ -35,7 +35,7 @@ def create_app(services: Services) -> FastAPI:
     app.add_exception_handler(OSError, _disk)
     for kind, _ in TABLE:
         app.add_exception_handler(kind, _known_error)
-    app.add_middleware(RequestLog, metrics=services.metrics)
+    app.add_middleware(RequestLog, metrics=services.metrics, traces=services.traces)
     return app
 
 

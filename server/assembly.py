@@ -22,6 +22,7 @@ from adapters.registry import Registry
 from adapters.store import BlobStore
 from engine.attention import FLASH_BLOCK
 from engine.build import EngineConfig, build
+from engine.events import Event, Observer
 from engine.worker import EngineWorker
 from loader import suitability
 from loader.base import Base, load
@@ -32,9 +33,10 @@ from loader.memory import available_host_bytes
 from loader.plan import Available, Budgets, MemoryPlan, kv_bytes_per_token, kv_spec, plan
 from loader.progress import Progress
 from loader.source import Source, resolve
+from server.collector import traces_of
 from server.datadir import DataDir
 from server.metrics import Metrics
-from server.ports import Callers, Limits, Services
+from server.ports import Callers, Limits, Services, Traces
 from server.settings import Settings
 from server.tokens import HubTokenizer
 
@@ -53,7 +55,8 @@ class House:
 
 
 def build_house(settings: Settings, data: DataDir, callers: Callers, progress: Progress, console: Console) -> House:
-    """Raises LoaderError when the base cannot be served here, and RegistryUnusable."""
+    """Raises LoaderError when the base cannot be served here, RegistryUnusable, and SettingsError."""
+    traces = traces_of(settings)
     source = resolve(settings.base, data.root, progress)
     memory, max_model_len = _plan(settings, source)
     console.print(memory.table(), highlight=False)
@@ -67,7 +70,9 @@ def build_house(settings: Settings, data: DataDir, callers: Callers, progress: P
     )
     store, metrics = BlobStore(data.blobs), Metrics()
     progress("preparing the engine", None)
-    worker = EngineWorker(build(base, store, _engine_config(settings, memory, max_model_len), metrics.observe))
+    worker = EngineWorker(
+        build(base, store, _engine_config(settings, memory, max_model_len), _observer(metrics, traces))
+    )
     registry = Registry(data.registry_url)
     served = ServedBase(
         base.shape,
@@ -91,8 +96,20 @@ def build_house(settings: Settings, data: DataDir, callers: Callers, progress: P
         uploads=data.uploads,
         adapter_root=settings.adapter_root,
         callers=callers,
+        traces=traces,
     )
     return House(services, worker, registry)
+
+
+def _observer(metrics: Metrics, traces: Traces | None) -> Observer:
+    if traces is None:
+        return metrics.observe
+
+    def both(event: Event) -> None:
+        metrics.observe(event)
+        traces.observe(event)
+
+    return both
 
 
 def open_catalog(house: House, loop: asyncio.AbstractEventLoop, adapters: Mapping[str, Path]) -> None:

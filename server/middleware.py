@@ -8,10 +8,12 @@ import uuid
 
 import orjson
 import structlog
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import ClientGone, internal
 from server.metrics import Metrics
+from server.ports import Traces
 
 _log = structlog.get_logger(__name__)
 
@@ -19,8 +21,8 @@ _log = structlog.get_logger(__name__)
 class RequestLog:
     """Gives each request an id of our own making: a client's `x-request-id` is never used as a key."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(self, app: ASGIApp, metrics: Metrics, traces: Traces | None = None) -> None:
+        self._app, self._metrics, self._traces = app, metrics, traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -31,7 +33,9 @@ class RequestLog:
         exchange = _Exchange(send, request_id)
         began = time.monotonic()
         structlog.contextvars.clear_contextvars()  # a pipelined request begins in the context of the one before
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        traces = None if scope["path"] in _QUIET else self._traces
+        trace = {"trace_id": traces.begin(request_id, Headers(scope=scope))} if traces else {}
+        with structlog.contextvars.bound_contextvars(request_id=request_id, **trace):
             try:
                 await self._app(scope, receive, exchange.send)
             except ClientGone:
@@ -40,15 +44,25 @@ class RequestLog:
                 _log.exception("request_failed")
                 self._metrics.error(internal().code)
                 await exchange.fail()
+            finally:
+                if traces:
+                    traces.end(request_id, scope["method"], _route(scope), exchange.status or 499)
             self._note(scope, exchange.status or 499, time.monotonic() - began)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "unmatched")
-        self._metrics.http(route, scope["method"] if route != "unmatched" else "any", status)
+        route = _route(scope)
+        self._metrics.http(route, scope["method"] if route != _UNMATCHED else "any", status)
         level = _log.debug if route in _QUIET else _log.info
         level("request", method=scope["method"], route=route, status=status, seconds=round(seconds, 4))
 
 
+def _route(scope: Scope) -> str:
+    """The route's template, never what was asked for: that could be anything."""
+    path: str = getattr(scope.get("route"), "path", _UNMATCHED)
+    return path
+
+
+_UNMATCHED = "unmatched"
 _QUIET = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 
 

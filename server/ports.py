@@ -6,13 +6,14 @@ no transformers, so that the whole of HTTP can be tested against small fakes.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
 from adapters.catalog import Catalog
 from adapters.manifest import AdapterId
+from engine.events import Event
 from engine.sequence import Output, Request
 from server.keys.ring import NoKeys
 from server.lifecycle import Lifecycle
@@ -169,6 +170,37 @@ class Callers(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What one HTTP request wants of the engine. `sequences` are its ids there, `choices` of them to a prompt."""
+
+    operation: Literal["chat", "text_completion"]
+    model: str
+    adapter: AdapterId | None
+    stream: bool
+    choices: int
+    max_tokens: int
+    temperature: float
+    top_p: float
+    sequences: tuple[str, ...]
+
+
+class Traces(Protocol):
+    """Who follows requests through the server; `server/traces.py` is the real one, and knows OpenTelemetry."""
+
+    def begin(self, request_id: str, headers: Mapping[str, str]) -> str:
+        """A request has come in; the id of its trace."""
+        ...
+
+    def asked(self, request_id: str, asked: Asked) -> None: ...
+
+    def observe(self, event: Event) -> None: ...
+
+    def end(self, request_id: str, method: str, route: str, status: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """The face's bounds. Bytes for bodies and uploads, seconds for waiting on a peer."""
 
@@ -192,6 +224,7 @@ class Services:
     uploads: Path
     adapter_root: Path | None = None
     callers: Callers = field(default_factory=NoKeys)
+    traces: Traces | None = None
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     started: int = field(default_factory=lambda: int(time.time()))
     pinning: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -19,6 +19,7 @@ from server import logs
 from server.app import create_app
 from server.assembly import House, build_house, open_catalog
 from server.datadir import DataDir
+from server.deps import in_thread
 from server.door import bind, opens_to_others
 from server.keys.errors import Unguarded
 from server.keys.opening import open_keys
@@ -98,6 +99,8 @@ async def _run(settings: Settings, house: House, door: socket.socket, console: C
     if shutdown.forced:
         return 1
     await worker.stop(0)
+    if services.traces is not None:
+        await in_thread(services.traces.close)
     _log.info("stopped")
     return 0
 

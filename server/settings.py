@@ -84,6 +84,13 @@ class Settings(BaseSettings):
     log_format: Annotated[Literal["auto", "console", "json"], Field(description="`auto`: console on a terminal.")] = (
         "auto"
     )
+    otlp_endpoint: Annotated[
+        str | None,
+        Field(
+            pattern=r"^https?://[^/]+(/.*)?$",
+            description="OpenTelemetry collector (OTLP over HTTP) that is sent traces; needs the extra `otel`.",
+        ),
+    ] = None
     config: Annotated[Path | None, Field(description="Settings file; default: ./rootstock.toml.")] = None
 
     @field_validator("adapters", mode="before")

@@ -16,7 +16,7 @@ from loader.shape import BaseShape, LinearShape
 from server.app import create_app
 from server.keys.ring import NoKeys
 from server.metrics import Metrics
-from server.ports import Callers, Limits, Services
+from server.ports import Callers, Limits, Services, Traces
 from tests.support.engine import FakeWorker
 from tests.support.tokenizer import ByteTokenizer
 
@@ -50,6 +50,7 @@ def make_face(
     limits: Limits | None = None,
     base: ServedBase | None = None,
     callers: Callers | None = None,
+    traces: Traces | None = None,
 ) -> Face:
     """A ready application with its data under `folder`. Close `registry` when done."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
@@ -68,6 +69,7 @@ def make_face(
         uploads=folder / "uploads",
         adapter_root=root,
         callers=callers if callers is not None else NoKeys(),
+        traces=traces,
     )
     services.lifecycle.ready()
     return Face(create_app(services), services, worker, catalog, registry)

@@ -1,0 +1,180 @@
+"""Requests as OpenTelemetry traces: one span a request, and under it queue, adapter load, prefill and decode.
+
+Owns the only knowledge of OpenTelemetry in the house; imported where a collector is set, and nowhere else. The engine
+tells its events and does not know who listens. No prompt, no answer and no header becomes an attribute.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Span, SpanKind, StatusCode, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from engine.events import Admitted, Event, Finished, FirstToken, Preempted
+from server.ports import Asked
+from server.version import version
+
+Value = str | int | float | bool | Sequence[str]
+
+
+@dataclass(slots=True)
+class _Course:
+    """How far one sequence came, in nanoseconds since 1970; the engine's thread writes, the loop reads at the end."""
+
+    submitted: int
+    admitted: Admitted | None = None
+    admitted_at: int = 0
+    first_token_at: int | None = None
+    finished: Finished | None = None
+    finished_at: int | None = None
+    preempted_at: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Open:
+    """A request's span while it is answered, and what it asked of the engine."""
+
+    span: Span
+    context: Context
+    asked: Asked | None = None
+    courses: dict[str, _Course] = field(default_factory=dict)
+
+
+class Traces:
+    """The spans of one server. `observe` may be called on any thread; everything else runs on the event loop."""
+
+    def __init__(self, provider: TracerProvider) -> None:
+        self._provider = provider
+        self._tracer = provider.get_tracer("rootstock", version())
+        self._open: dict[str, _Open] = {}
+        self._courses: dict[str, _Course] = {}
+
+    def begin(self, request_id: str, headers: Mapping[str, str]) -> str:
+        """Open the span of one HTTP request, a child of the caller's `traceparent`; gives its trace's id."""
+        parent = TraceContextTextMapPropagator().extract(headers)
+        span = self._tracer.start_span("request", context=parent, kind=SpanKind.SERVER)
+        self._open[request_id] = _Open(span, set_span_in_context(span))
+        return format(span.get_span_context().trace_id, "032x")
+
+    def asked(self, request_id: str, asked: Asked) -> None:
+        """What a request is about to hand to the engine."""
+        one = self._open.get(request_id)
+        if one is None:
+            return
+        one.asked = asked
+        one.courses = {id: _Course(time.time_ns()) for id in asked.sequences}
+        self._courses |= one.courses
+
+    def observe(self, event: Event) -> None:
+        """An engine observer: note when things happened to the sequences that are traced."""
+        if not isinstance(event, Admitted | FirstToken | Preempted | Finished):
+            return
+        course = self._courses.get(event.request)
+        if course is None:
+            return
+        now = time.time_ns()
+        match event:
+            case Admitted():
+                course.admitted, course.admitted_at = event, now
+            case FirstToken():
+                course.first_token_at = now
+            case Preempted():
+                course.preempted_at.append(now)
+            case Finished():
+                course.finished, course.finished_at = event, now
+
+    def end(self, request_id: str, method: str, route: str, status: int) -> None:
+        """The answer is complete, or nobody waits for it: close the request's span, and make its children."""
+        one, now = self._open.pop(request_id), time.time_ns()
+        for id, course in one.courses.items():
+            del self._courses[id]
+            self._stages(one.context, course, now)
+        span = one.span
+        span.update_name(f"{method} {route}")
+        span.set_attributes({"http.request.method": method, "http.route": route, "http.response.status_code": status})
+        if one.asked is not None:
+            span.set_attributes(_generation(one.asked, [*one.courses.values()]))
+        if status >= 500:
+            span.set_attribute("error.type", str(status))
+            span.set_status(StatusCode.ERROR)
+        span.end(now)
+
+    def close(self) -> None:
+        """Send what is left. Waits for the collector, so it is called off the loop."""
+        self._provider.shutdown()
+
+    def _stages(self, parent: Context, course: _Course, now: int) -> None:
+        """The children of one sequence; a stage that an abort or an error cut short ends where the sequence did."""
+        end = course.finished_at or now
+        if course.admitted is None:
+            self._stage("queue", parent, course.submitted, end)
+            return
+        admitted = course.admitted
+        began = course.admitted_at - _ns(admitted.queue_s)
+        if admitted.load_s:
+            where = {"rootstock.adapter.id": admitted.adapter or "", "rootstock.adapter.tier": admitted.tier}
+            self._stage("adapter load", parent, began - _ns(admitted.load_s), began, where)
+        self._stage("queue", parent, began, course.admitted_at)
+        about = {"rootstock.prompt_tokens": admitted.prompt_tokens, "rootstock.cached_tokens": admitted.cached_tokens}
+        if course.first_token_at is None:
+            self._stage("prefill", parent, course.admitted_at, end, about, course.preempted_at)
+            return
+        self._stage("prefill", parent, course.admitted_at, course.first_token_at, about)
+        self._stage("decode", parent, course.first_token_at, end, preempted=course.preempted_at)
+
+    def _stage(
+        self,
+        name: str,
+        parent: Context,
+        began: int,
+        ended: int,
+        about: Mapping[str, Value] | None = None,
+        preempted: Sequence[int] = (),
+    ) -> None:
+        span = self._tracer.start_span(name, context=parent, start_time=began, attributes=about)
+        for at in preempted:
+            span.add_event("preempted", timestamp=at)
+        span.end(ended)
+
+
+def _ns(seconds: float) -> int:
+    return int(seconds * 1e9)
+
+
+def _generation(asked: Asked, courses: Sequence[_Course]) -> dict[str, Value]:
+    """The request in the names of OpenTelemetry's conventions for generative AI."""
+    attributes: dict[str, Value] = {
+        "gen_ai.operation.name": asked.operation,
+        "gen_ai.provider.name": "rootstock",
+        "gen_ai.request.model": asked.model,
+        "gen_ai.request.stream": asked.stream,
+        "gen_ai.request.choice.count": asked.choices,
+        "gen_ai.request.max_tokens": asked.max_tokens,
+        "gen_ai.request.temperature": asked.temperature,
+        "gen_ai.request.top_p": asked.top_p,
+        "gen_ai.response.model": asked.adapter or "base",
+    }
+    finished = [course.finished for course in courses if course.finished is not None]
+    if finished:
+        attributes["gen_ai.response.finish_reasons"] = [one.reason.value for one in finished]
+        attributes["gen_ai.usage.output_tokens"] = sum(one.generated_tokens for one in finished)
+    admitted = [course.admitted for course in courses[:: asked.choices] if course.admitted is not None]
+    if admitted:  # a prompt counts once, however many answers it has
+        attributes["gen_ai.usage.input_tokens"] = sum(one.prompt_tokens for one in admitted)
+        attributes["gen_ai.usage.cache_read.input_tokens"] = sum(one.cached_tokens for one in admitted)
+    return attributes
+
+
+def exported_to(endpoint: str, base: str) -> Traces:
+    """Traces that a thread of the SDK sends to the collector at `endpoint`, which OTLP's path is added to."""
+    resource = Resource.create({"service.name": "rootstock", "service.version": version(), "rootstock.base": base})
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    return Traces(provider)

@@ -1,0 +1,197 @@
+"""Traces: a request's span and its stages, from the real engine's events, read back from the SDK's own exporter."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanContext, SpanKind, StatusCode
+
+from adapters.manifest import AdapterId
+from engine.events import Admitted, Finished, FirstToken, Preempted
+from engine.sequence import FinishReason
+from server.collector import traces_of
+from server.ports import Asked
+from server.settings import SettingsError, read_settings
+from server.traces import Traces
+from tests.support.engine_fakes import Bench
+from tests.support.face import BASE, make_face
+from tests.support.http import serve
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+CANARY = "zebra"
+ONE = AdapterId(f"sha256:{1:064x}")
+
+
+@dataclass
+class Told:
+    """Traces into memory."""
+
+    traces: Traces
+    exporter: InMemorySpanExporter
+
+    @property
+    def spans(self) -> list[ReadableSpan]:
+        return list(self.exporter.get_finished_spans())
+
+    def named(self, name: str) -> list[ReadableSpan]:
+        return [span for span in self.spans if span.name == name]
+
+    def one(self, name: str) -> ReadableSpan:
+        (span,) = self.named(name)
+        return span
+
+
+@pytest.fixture
+def told() -> Iterator[Told]:
+    exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    traces = Traces(provider)
+    yield Told(traces, exporter)
+    traces.close()
+
+
+def context_of(span: ReadableSpan) -> SpanContext:
+    context = span.get_span_context()
+    assert context is not None
+    return context
+
+
+def asked(*sequences: str, choices: int = 1) -> Asked:
+    return Asked("chat", "pirate@prod", ONE, False, choices, 16, 0.5, 1.0, sequences)
+
+
+def answer(told: Told, asked: Asked, headers: dict[str, str] | None = None, status: int = 200) -> None:
+    """Open and close one request around whatever happened to its sequences before."""
+    told.traces.begin("r", headers or {})
+    told.traces.asked("r", asked)
+    for id in asked.sequences:
+        told.traces.observe(Admitted(id, ONE, "disk", 0.01, 0.02, 10, 4))
+        told.traces.observe(FirstToken(id, ONE, 0.05))
+        told.traces.observe(Finished(id, ONE, FinishReason.STOP, 7, 0.1))
+    told.traces.end("r", "POST", "/v1/chat/completions", status)
+
+
+def test_a_request_has_its_stages_in_order(told: Told) -> None:
+    answer(told, asked("r-0"))
+    root = told.one("POST /v1/chat/completions")
+    stages = [told.one(name) for name in ("adapter load", "queue", "prefill", "decode")]
+    assert root.kind is SpanKind.SERVER
+    for stage in stages:
+        assert stage.parent is not None and stage.parent.span_id == context_of(root).span_id
+    for before, after in zip(stages, stages[1:], strict=False):
+        assert before.end_time == after.start_time
+    load, queue = stages[:2]
+    assert (load.end_time or 0) - (load.start_time or 0) == pytest.approx(0.02e9, abs=1e3)
+    assert (queue.end_time or 0) - (queue.start_time or 0) == pytest.approx(0.01e9, abs=1e3)
+    assert load.attributes == {"rootstock.adapter.id": ONE, "rootstock.adapter.tier": "disk"}
+
+
+def test_attributes_go_by_the_conventions(told: Told) -> None:
+    answer(told, asked("r-0", "r-1", choices=2))
+    attributes = dict(told.one("POST /v1/chat/completions").attributes or {})
+    assert attributes == {
+        "http.request.method": "POST",
+        "http.route": "/v1/chat/completions",
+        "http.response.status_code": 200,
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "rootstock",
+        "gen_ai.request.model": "pirate@prod",
+        "gen_ai.request.stream": False,
+        "gen_ai.request.choice.count": 2,
+        "gen_ai.request.max_tokens": 16,
+        "gen_ai.request.temperature": 0.5,
+        "gen_ai.request.top_p": 1.0,
+        "gen_ai.response.model": ONE,
+        "gen_ai.response.finish_reasons": ("stop", "stop"),
+        "gen_ai.usage.input_tokens": 10,
+        "gen_ai.usage.cache_read.input_tokens": 4,
+        "gen_ai.usage.output_tokens": 14,
+    }
+
+
+def test_the_callers_trace_goes_on(told: Told) -> None:
+    answer(told, asked("r-0"), {"traceparent": PARENT})
+    root = told.one("POST /v1/chat/completions")
+    assert format(context_of(root).trace_id, "032x") == PARENT.split("-")[1]
+    assert root.parent is not None and format(root.parent.span_id, "016x") == PARENT.split("-")[2]
+
+
+@pytest.mark.parametrize("header", ["", "00-zz-zz-01", "0" * 5000, "00-" + "0" * 32 + "-" + "0" * 16 + "-01"])
+def test_an_odd_traceparent_begins_a_trace(header: str, told: Told) -> None:
+    answer(told, asked("r-0"), {"traceparent": header})
+    assert told.one("POST /v1/chat/completions").parent is None
+
+
+def test_a_caller_that_does_not_sample_is_not_sampled(told: Told) -> None:
+    answer(told, asked("r-0"), {"traceparent": PARENT[:-2] + "00"})
+    assert told.spans == []
+
+
+def test_a_request_that_leaves_the_queue_ends_there(told: Told) -> None:
+    told.traces.begin("r", {})
+    told.traces.asked("r", asked("r-0"))
+    told.traces.end("r", "POST", "/v1/completions", 499)
+    assert [span.name for span in told.spans] == ["queue", "POST /v1/completions"]
+    told.traces.observe(Finished("r-0", ONE, FinishReason.ABORT, 0, 0.1))  # the engine hears of it a step later
+    assert not told.traces._courses and not told.traces._open
+
+
+def test_failures_and_preemptions_show(told: Told) -> None:
+    told.traces.begin("r", {})
+    told.traces.asked("r", asked("r-0"))
+    told.traces.observe(Admitted("r-0", ONE, "device", 0.0, 0.0, 10, 0))
+    told.traces.observe(Preempted("r-0", ONE))
+    told.traces.observe(Finished("r-0", ONE, FinishReason.ERROR, 0, 0.1))
+    told.traces.end("r", "POST", "/v1/completions", 500)
+    assert told.one("POST /v1/completions").status.status_code is StatusCode.ERROR
+    assert [event.name for event in told.one("prefill").events] == ["preempted"]
+    assert not told.named("adapter load") and not told.named("decode")
+
+
+def test_the_engines_own_events_make_a_trace(told: Told) -> None:
+    """The real engine with an adapter on disk: what it tells is enough."""
+    bench = Bench(adapters={"a": 10})
+    told.traces.begin("r", {})
+    told.traces.asked("r", asked("r-0"))
+    bench.submit("r-0", adapter="a", max_tokens=3)
+    bench.run()
+    for event in bench.events:
+        told.traces.observe(event)
+    told.traces.end("r", "POST", "/v1/completions", 200)
+    assert [span.name for span in told.spans][-3:] == ["prefill", "decode", "POST /v1/completions"]
+    assert (told.one("POST /v1/completions").attributes or {})["gen_ai.usage.output_tokens"] == 3
+
+
+def test_h81_traces_hold_no_key_and_no_prompt(told: Told, tmp_path: Path) -> None:
+    """Over HTTP: every request is a trace but the probes', whatever comes of it, and none tells what was sent."""
+    face = make_face(tmp_path, traces=told.traces)
+    headers = {"authorization": f"Bearer sk-{CANARY}", "traceparent": PARENT, "tracestate": "vendor=1"}
+    body = {"model": BASE, "prompt": CANARY, "stop": [CANARY + "!"], "max_tokens": 3}
+    with serve(face.app) as live, live.client(**headers) as client:
+        client.get("/livez")
+        client.post("/v1/completions", json=body, params={"q": CANARY})
+        client.post("/v1/completions", json=body | {"stream": True})
+        client.post("/v1/completions", json=body | {"temperature": CANARY})
+        client.get(f"/v1/models/{CANARY}")
+    face.registry.close()
+    roots = [span for span in told.spans if span.kind is SpanKind.SERVER]
+    assert [span.name for span in roots] == [*["POST /v1/completions"] * 3, "GET /v1/models/{id:path}"]
+    assert [(span.attributes or {})["http.response.status_code"] for span in roots] == [200, 200, 400, 404]
+    assert CANARY not in "".join(span.to_json() for span in told.spans)
+
+
+def test_without_the_extra_the_setting_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = read_settings({"otlp_endpoint": "http://127.0.0.1:4318"})
+    monkeypatch.setitem(sys.modules, "server.traces", None)
+    with pytest.raises(SettingsError, match=r"--otlp-endpoint.*rootstock\[otel\]"):
+        traces_of(settings)
+
+
+def test_without_the_setting_nothing_is_traced_or_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "server.traces", None)
+    assert traces_of(read_settings({})) is None
