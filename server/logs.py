@@ -1,7 +1,7 @@
 """How the server logs: one line an event, JSON for machines or colours for a terminal.
 
-Owns the set-up of structlog and of the standard library's logging, which other rooms use. Called once,
-by `serve`; prompts and answers are never handed to it.
+Owns the set-up of structlog and of the standard library's logging, which other rooms and libraries use. Called once,
+by `serve`; prompts and answers are never handed to it, and what looks like one is taken out again.
 """
 
 import logging
@@ -9,6 +9,8 @@ import sys
 from typing import Any
 
 import structlog
+
+from server.redaction import redact
 
 _NOISY = ("httpx", "httpcore", "uvicorn.access", "alembic")
 
@@ -18,7 +20,6 @@ def set_up(level: str, format: str) -> None:
     pretty = format == "console" or (format == "auto" and sys.stderr.isatty())
     stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
     shared: list[Any] = [structlog.contextvars.merge_contextvars, structlog.stdlib.add_log_level, stamp]
-    last: list[Any] = [structlog.dev.ConsoleRenderer()] if pretty else [_traceback, structlog.processors.JSONRenderer()]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
@@ -26,13 +27,14 @@ def set_up(level: str, format: str) -> None:
         cache_logger_on_first_use=True,
     )
     remove = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    # A traceback becomes text first: the console's own would show the values of local variables.
+    last: list[Any] = [remove, structlog.processors.format_exc_info, redact]
+    last.append(structlog.dev.ConsoleRenderer() if pretty else structlog.processors.JSONRenderer())
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[remove, *last]))
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=last))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
-
-
-_traceback = structlog.processors.format_exc_info
+    logging.captureWarnings(True)
