@@ -7,6 +7,7 @@ import typer
 
 from bench import (
     compare,
+    connections,
     limits,
     make_adapters,
     make_base,
@@ -35,6 +36,7 @@ for name, command in (
     ("scale", scale.main),
     ("reuse", reuse.main),
     ("overhead", overhead.main),
+    ("connections", connections.main),
     ("step", step.main),
     ("limits", limits.main),
     ("training", training.main),

@@ -1,0 +1,165 @@
+"""`rootstock bench connections`: very many streams at once, their answers, the server's memory and its health.
+
+Owns the clients and the verdict. Starts a server over a tiny base unless it is given one, and knows it by HTTP only.
+"""
+
+import asyncio
+import resource
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import aiohttp
+import numpy as np
+import orjson
+import typer
+from rich.console import Console
+
+from bench import bytes_base, launch, memory, options, report
+from bench.api import Ask
+from bench.load import TIMEOUT_S, VLLM, Shape, asks
+from bench.probe import Watch, probing
+
+PROMPTS = 8
+"""How many different prompts there are: each is answered alone first, and every stream must repeat that answer."""
+
+FLAGS = (
+    "--dtype float32 --max-sequences {n} --max-waiting {n} --max-batch-tokens 2048 --kv-cache-memory 256MiB "
+    "--adapter-device-memory 8MiB --adapter-host-memory 8MiB"
+)
+
+
+@dataclass(slots=True)
+class Crowd:
+    """Streams under way: how many are open, and how many were at most."""
+
+    open: int = 0
+    most: int = 0
+
+    def enter(self) -> None:
+        self.open += 1
+        self.most = max(self.most, self.open)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One answer: its token ids, and seconds to the first of them."""
+
+    tokens: tuple[int, ...]
+    ttft_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one run saw. `most_open` streams had begun and not ended at one time; memory is the server's, in bytes."""
+
+    connections: int
+    most_open: int
+    wrong: int
+    wall_s: float
+    tokens_per_s: float
+    ttft_p50_ms: float
+    ttft_p99_ms: float
+    health_asked: int
+    health_failures: int
+    health_p50_ms: float
+    health_p99_ms: float
+    health_max_ms: float
+    resident_before: int | None
+    resident_peak: int | None
+
+
+async def measure(url: str, model: str, connections: int, shape: Shape, pid: int | None) -> Result:
+    """Answer each prompt alone, then open all streams together. Raises RuntimeError for an answer that is refused."""
+    asked = asks([model] * PROMPTS, shape, seed=5)
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+    async with aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
+        alone = [await _stream(session, ask, Crowd()) for ask in asked]
+        crowd = Crowd()
+        with probing(url, pid) as watch:
+            began = time.perf_counter()
+            streams = await asyncio.gather(
+                *(_stream(session, asked[number % PROMPTS], crowd) for number in range(connections))
+            )
+            wall_s = time.perf_counter() - began
+    wrong = sum(stream.tokens != alone[number % PROMPTS].tokens for number, stream in enumerate(streams))
+    return _result(streams, wrong, crowd, wall_s, watch)
+
+
+async def _stream(session: aiohttp.ClientSession, ask: Ask, crowd: Crowd) -> Stream:
+    """One streaming completion, to its end."""
+    began, first, tokens = time.perf_counter(), 0.0, list[int]()
+    async with session.post(VLLM.path, json=VLLM.body(ask)) as reply:
+        if reply.status != 200:
+            raise RuntimeError(f"A stream answered {reply.status}: {await reply.text()}")
+        crowd.enter()
+        async for line in reply.content:
+            if not line.startswith(b"data: {"):
+                continue
+            event = orjson.loads(line[len("data: ") :])
+            if "error" in event:
+                raise RuntimeError(f"A stream ended with an error: {event['error']}")
+            tokens += [token for choice in event["choices"] for token in choice.get("token_ids") or ()]
+            first = first or time.perf_counter() - began
+        crowd.open -= 1
+    return Stream(tuple(tokens), first)
+
+
+def _result(streams: Sequence[Stream], wrong: int, crowd: Crowd, wall_s: float, watch: Watch) -> Result:
+    ttft_ms = [1e3 * stream.ttft_s for stream in streams]
+    health = watch.latencies_ms or [float("nan")]
+    return Result(
+        connections=len(streams),
+        most_open=crowd.most,
+        wrong=wrong,
+        wall_s=wall_s,
+        tokens_per_s=sum(len(stream.tokens) for stream in streams) / wall_s,
+        ttft_p50_ms=float(np.percentile(ttft_ms, 50)),
+        ttft_p99_ms=float(np.percentile(ttft_ms, 99)),
+        health_asked=len(watch.latencies_ms),
+        health_failures=watch.failures,
+        health_p50_ms=float(np.percentile(health, 50)),
+        health_p99_ms=float(np.percentile(health, 99)),
+        health_max_ms=max(health),
+        resident_before=min(watch.resident[:1], default=None),
+        resident_peak=max(watch.resident, default=None),
+    )
+
+
+def main(
+    url: Annotated[str | None, typer.Option(help="A server that runs already.")] = None,
+    connections: Annotated[int, typer.Option(min=1, help="Streams that are open at once.")] = 1000,
+    prompt_tokens: options.PromptTokens = 16,
+    output_tokens: options.OutputTokens = 64,
+    vocab: Annotated[int, typer.Option(min=2, help="Prompts' token ids are drawn below it.")] = bytes_base.BYTES,
+    work_dir: options.WorkDir = options.WORK_DIR,
+    serve_flags: options.ServeFlags = "",
+) -> None:
+    """Open very many streams together. Fails when one answers wrongly, or when they were not open at once."""
+    _raise_file_limit()
+    shape = Shape(vocab, prompt_tokens, output_tokens)
+    setting = report.machine()
+    with ExitStack() as stack:
+        if url is None:
+            base = bytes_base.write(work_dir / "bytes-base")
+            flags = launch.flags(str(base), f"{FLAGS.format(n=connections)} {serve_flags}")
+            server = stack.enter_context(launch.serve(work_dir / "connections", flags))
+        else:
+            server = launch.Server(url, launch.base_id(url), None, memory.listener(url))
+        result = asyncio.run(measure(server.url, server.base_id, connections, shape, server.pid))
+    document = {"setting": setting, "shape": asdict(shape), "result": asdict(result)}
+    report.tell_json(Console(), work_dir / "connections.json", document)
+    if result.wrong or result.health_failures or result.most_open < connections:
+        raise typer.Exit(1)
+
+
+def _raise_file_limit() -> None:
+    """A connection is a file on both sides; the server that is started inherits the limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+if __name__ == "__main__":
+    typer.run(main)
