@@ -16,10 +16,11 @@ BIN := .venv/bin
 # What serving needs is installed first; what testing, training and measuring need comes on top.
 STAMP := .venv/.installed
 DEV_STAMP := .venv/.installed-dev
+PACKAGES := server engine training adapters loader native
 ADAPTER_FILES := README.md adapter_config.json adapter_model.safetensors
 DEMO_ADAPTERS := $(patsubst %/,%,$(dir $(wildcard demo/adapters/*/adapter_config.json)))
 
-.PHONY: help setup serve test lint format bench bench-step compare-training demo-adapters clean
+.PHONY: help setup serve test lint audit sbom format bench bench-step bench-connections compare-training demo-adapters clean
 
 help:  ## What can be typed here.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,6 +51,20 @@ lint: $(DEV_STAMP)  ## ruff, mypy --strict and the layering.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# What audits stands in an environment of its own: its pins would be held against ours.
+AUDIT_STAMP := .venv-audit/.installed
+$(AUDIT_STAMP): Makefile
+	test -x .venv-audit/bin/python || $(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install -q $(PIP_FLAGS) pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	@touch $@
+
+audit: $(DEV_STAMP) $(AUDIT_STAMP)  ## Search the code for risky constructs, and the pinned versions for known vulnerabilities.
+	$(BIN)/python -m bandit -q -c pyproject.toml -r $(PACKAGES)
+	$(BIN)/python .ci/audit.py .venv-audit/bin/pip-audit constraints.txt
+
+sbom: $(STAMP) $(AUDIT_STAMP)  ## Write sbom.json: everything that is installed in .venv, in CycloneDX's format.
+	.venv-audit/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --of JSON --output-reproducible -o sbom.json
+
 format: $(DEV_STAMP)  ## Apply ruff's fixes and format.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -59,6 +74,9 @@ bench: $(DEV_STAMP)  ## Measure base, one adapter, eight adapters, and the NF4 o
 
 bench-step: $(DEV_STAMP)  ## Measure a decode step against its bare matrix products.
 	$(BIN)/rootstock bench step $(BENCH_FLAGS)
+
+bench-connections: $(DEV_STAMP)  ## Open a thousand streams at once: are they right, and does the server stay responsive?
+	$(BIN)/rootstock bench connections $(BENCH_FLAGS)
 
 compare-training: $(DEV_STAMP)  ## Compare full, LoRA, QLoRA and DoRA on the README's task; goes on where it was.
 	$(BIN)/rootstock bench training $(BENCH_FLAGS)
@@ -72,4 +90,4 @@ demo-adapters: $(DEV_STAMP)  ## Train the demo adapters again, under runs/demo, 
 	done
 
 clean:  ## Remove the environment and the caches; data/ stays.
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-audit .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
