@@ -4,6 +4,7 @@ Owns the order in which blob store and registry change, so that every row has it
 rows gone first, then the bytes, once the last lease is back. Knows no engine: it is told through `on_forgotten`.
 """
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,13 +16,16 @@ from adapters.aliases import Alias
 from adapters.canary import Canary, Split
 from adapters.checkpoint import Checkpoint, read, read_directory
 from adapters.condition import Condition
-from adapters.errors import BaseMismatch
+from adapters.errors import BaseMismatch, RegistryUnusable, UnknownAdapter
 from adapters.evaluations import EvalFile, Score
-from adapters.manifest import AdapterId
+from adapters.labels import Labels
+from adapters.manifest import AdapterId, TrainedOn
 from adapters.naming import check_alias, check_name, parse_reference
 from adapters.provenance import ServedBase
 from adapters.registry import Registry, Version
 from adapters.store import BlobStore
+
+log = logging.getLogger(__name__)
 
 # Inside the class below, `list` is its method.
 Versions = list[Version]
@@ -31,13 +35,15 @@ AdapterIds = list[AdapterId]
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What a start found: `removed` blobs that no name points at, `missing` blobs that names do point at.
+    """What a start found: `removed` blobs that no name points at, `missing` blobs that names do point at, and
+    `corrupt` ones, which are in quarantine.
 
     `misfits` are the versions that the base cannot serve, each with the reason; they stay, and are refused.
     """
 
     removed: tuple[AdapterId, ...]
     missing: tuple[Version, ...]
+    corrupt: tuple[Version, ...]
     misfits: tuple[tuple[Version, str], ...]
     temporaries: int
 
@@ -109,6 +115,7 @@ class Catalog:
         self._uses: dict[AdapterId, int] = {}
         self._doomed: set[AdapterId] = set()
         self._resolved = _Resolved()
+        self._labels = Labels(registry, store)
 
     def add(
         self,
@@ -167,15 +174,16 @@ class Catalog:
 
         Raises AliasInvalid, UnknownAdapter, UnknownVersion, CanaryInvalid, ConditionFailed.
         """
-        with self._resolved.changing():
-            return self._registry.set_alias(name, check_alias(alias), number, condition, canary)
+        check_alias(alias)
+        with self._changing(name):
+            return self._registry.set_alias(name, alias, number, condition, canary)
 
     def roll_back(self, name: str, alias: str, condition: Condition | None = None) -> Version:
         """End the alias's canary, else put it back to where it pointed before.
 
         Raises NothingToRollBack, ConditionFailed.
         """
-        with self._resolved.changing():
+        with self._changing(name):
             return self._registry.roll_back(name, alias, condition)
 
     def alias(self, name: str, alias: str) -> Alias:
@@ -188,7 +196,7 @@ class Catalog:
 
     def delete_alias(self, name: str, alias: str, condition: Condition | None = None) -> None:
         """Raises UnknownAdapter when `name` has no such alias, ConditionFailed."""
-        with self._resolved.changing():
+        with self._changing(name):
             self._registry.delete_alias(name, alias, condition)
 
     def delete(self, name: str, condition: Condition | None = None) -> None:
@@ -196,7 +204,7 @@ class Catalog:
 
         Raises UnknownAdapter, ConditionFailed.
         """
-        with self._resolved.changing():
+        with self._changing(name):
             unused = self._registry.delete(name, condition)
         for id in unused:
             self._remove_if_unused(id)
@@ -245,18 +253,29 @@ class Catalog:
         served = {version.id for version in self._registry.every() if self.misfit(version) is None}
         return [id for id in remembered if id in served]
 
+    def quarantined(self) -> frozenset[AdapterId]:
+        """The blobs that were found damaged. Uploading such an adapter again repairs it."""
+        return self._store.quarantined()
+
     def sweep(self) -> Sweep:
-        """Put the disk in order after a crash. Call at start, before anything is added or leased."""
+        """Put the disk in order after a crash. Call at start, before anything is added or leased.
+
+        Raises RegistryUnusable, and removes nothing, when blobs have names but the registry has never had one: it was
+        lost, not emptied.
+        """
+        stored, corrupt, named = frozenset(self._store.ids()), self._store.quarantined(), self._registry.ids()
+        self._check_not_lost(stored | corrupt)
         temporaries = self._store.clear_temporaries()
-        stored, named = set(self._store.ids()), self._registry.ids()
-        orphans = sorted(stored - named)
+        orphans = sorted((stored | corrupt) - named)
         for id in orphans:
             self._store.delete(id)
-        lost, every = named - stored, self._registry.every()
+        self._labels.refresh()
+        lost, every = named - stored - corrupt, self._registry.every()
         reasons = [(version, self.misfit(version)) for version in every]
         return Sweep(
             removed=tuple(orphans),
             missing=tuple(version for version in every if version.id in lost),
+            corrupt=tuple(version for version in every if version.id in corrupt),
             misfits=tuple((version, reason) for version, reason in reasons if reason is not None),
             temporaries=temporaries,
         )
@@ -272,8 +291,31 @@ class Catalog:
         self.base.check(checkpoint.manifest)
         with self._holding(checkpoint.manifest.id):
             self._store.put(checkpoint)
-            with self._resolved.changing():
+            with self._changing(name):
                 return self._registry.add(name, checkpoint.manifest, alias, condition)
+
+    @contextmanager
+    def _changing(self, name: str) -> Iterator[None]:
+        """Around a write: what was resolved is asked for again, and the labels of the name's blobs follow."""
+        before = self._labelled(name)
+        with self._resolved.changing():
+            yield
+        self._labels.write(id for id, *_ in before ^ self._labelled(name))
+
+    def _labelled(self, name: str) -> set[tuple[AdapterId, int, tuple[str, ...], TrainedOn | None]]:
+        """What labels say of a name."""
+        try:
+            versions = self._registry.versions(name)
+        except UnknownAdapter:
+            return set()
+        return {(version.id, version.number, version.aliases, version.manifest.trained_on) for version in versions}
+
+    def _check_not_lost(self, blobs: Iterable[AdapterId]) -> None:
+        if self._registry.is_new() and any(self._store.label(id) is not None for id in blobs):
+            raise RegistryUnusable(
+                "The registry is empty, but the adapters on disk have names: it was lost. Restore it from a backup, or "
+                "stop and run `rootstock doctor --rebuild` on this data directory."
+            )
 
     @contextmanager
     def _holding(self, id: AdapterId) -> Iterator[None]:
@@ -304,7 +346,10 @@ class Catalog:
         self._remove_if_unused(id)
 
     def _remove_if_unused(self, id: AdapterId) -> None:
-        """Now, or when the last lease is back. The lock keeps `lease` and uploads from taking hold in between."""
+        """Now, or when the last lease is back. The lock keeps `lease` and uploads from taking hold in between.
+
+        The name is gone already, so trouble with the bytes is logged, and the next start removes them.
+        """
         with self._lock:
             if id in self._uses:
                 self._doomed.add(id)
@@ -312,7 +357,10 @@ class Catalog:
             self._doomed.discard(id)
             if self._registry.is_used(id):
                 return
-            self._store.delete(id)
+            try:
+                self._store.delete(id)
+            except OSError:
+                log.exception("the blob %s was not removed; the next start does it", id)
         self.on_forgotten(id)
 
 

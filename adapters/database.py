@@ -23,6 +23,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
+from adapters.disk import Disk
 from adapters.errors import RegistryUnusable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -33,58 +34,73 @@ _PRAGMAS = (
     "PRAGMA foreign_keys = ON",
     f"PRAGMA busy_timeout = {BUSY_MS}",
 )
+_DISK_TROUBLE = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_IOERR: errno.EIO,
+    sqlite3.SQLITE_CANTOPEN: errno.EIO,  # descriptors may have run out
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """What a database holds, as messages call it, and the folder of alembic's that makes its tables."""
+    """What a database holds, as messages call it; the folder of alembic's that makes its tables; how to mend it."""
 
     holds: str
     migrations: Path
+    mend: str = "Restore it from a backup, or move it away to start with an empty one."
+
+    @property
+    def damaged(self) -> str:
+        return f"The database of the {self.holds} is damaged, or no database. {self.mend}"
 
 
-REGISTRY = Schema("registry", MIGRATIONS)
+REGISTRY = Schema(
+    "registry",
+    MIGRATIONS,
+    "Restore it from a backup, or run `rootstock doctor` on this data directory: it says what is wrong, and with "
+    "--rebuild makes the registry anew from what stands beside the adapters.",
+)
 
 
 class Database:
     """Sessions on one database. Safe to use from many threads."""
 
-    def __init__(self, url: str, schema: Schema = REGISTRY) -> None:
+    def __init__(self, url: str, schema: Schema = REGISTRY, disk: Disk | None = None) -> None:
         """Opens and migrates. Raises RegistryUnusable when the file is damaged or a newer release wrote it."""
-        self._schema = schema
+        self._schema, self._disk = schema, disk or Disk()
         self._watching: list[PoolProxiedConnection] = []
         self._engine = create_engine(url)
         self._sqlite = self._engine.dialect.name == "sqlite"
         if self._sqlite:
             _tune_sqlite(self._engine)
         try:
-            self._migrate()
+            with _told_as_disk():
+                self._migrate()
         except DatabaseError as error:
             self.close()
-            raise RegistryUnusable(
-                f"The database of the {schema.holds} cannot be opened: it is damaged, or no database. Restore it from "
-                "a backup, or move it away to start with an empty one."
-            ) from error
-        except RegistryUnusable:
+            raise RegistryUnusable(self._schema.damaged) from error
+        except (RegistryUnusable, OSError):
             self.close()
             raise
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A session that sees one state of the database, and writes nothing."""
-        with self._engine.connect() as connection, connection.begin(), _session(connection) as session:
+        with _told_as_disk(), self._engine.connect() as connection, connection.begin(), _session(connection) as session:
             yield session
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """A session that commits at the end, or rolls back on an exception. Writers run one after the other.
 
-        Raises OSError with ENOSPC when the disk is full, as writing a file does.
+        Raises OSError when the disk is full or fails, as writing a file does.
         """
-        connecting = self._engine.connect().execution_options(rootstock_write=True)
-        with _full_disk(), connecting as connection, connection.begin(), _session(connection) as session:
-            yield session
-            session.flush()
+        with _told_as_disk(), self._engine.connect() as plain:
+            connection = plain.execution_options(rootstock_write=True)
+            with connection.begin() as transaction, _session(connection) as session:
+                yield session
+                session.flush()
+                self._disk.commit(transaction.commit)
 
     def close(self) -> None:
         for connection in self._watching:
@@ -111,10 +127,7 @@ class Database:
     def _check_sqlite(self, connection: Connection) -> None:
         verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
         if verdict != "ok":
-            raise RegistryUnusable(
-                f"The database of the {self._schema.holds} is damaged. Restore it from a backup, or move it away to "
-                "start with an empty one."
-            )
+            raise RegistryUnusable(self._schema.damaged)
 
     def _migrate(self) -> None:
         config = Config()
@@ -135,13 +148,16 @@ class Database:
 
 
 @contextmanager
-def _full_disk() -> Iterator[None]:
+def _told_as_disk() -> Iterator[None]:
+    """SQLite's words for a disk in trouble, as the OSError that writing a file would raise."""
     try:
         yield
     except OperationalError as error:
-        if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-            raise OSError(errno.ENOSPC, "the database's disk is full") from error
-        raise
+        code = getattr(error.orig, "sqlite_errorcode", None)
+        trouble = None if code is None else _DISK_TROUBLE.get(code & 0xFF)  # the high bits only say where it happened
+        if trouble is None:
+            raise
+        raise OSError(trouble, f"the database: {error.orig}") from error
 
 
 def _session(connection: Connection) -> Session:

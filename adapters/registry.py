@@ -16,6 +16,7 @@ from adapters.aliases import Alias, Pointers
 from adapters.canary import Canary, Split
 from adapters.condition import Condition, check
 from adapters.database import Database
+from adapters.disk import Disk
 from adapters.errors import UnknownAdapter, UnknownVersion, quoted
 from adapters.evaluations import EvalFile, Score
 from adapters.manifest import AdapterId, Manifest, TrainedOn
@@ -44,9 +45,9 @@ class Version:
 class Registry:
     """Safe to use from many threads. `url` is SQLAlchemy's: `sqlite:////data/registry.db`."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, disk: Disk | None = None) -> None:
         """Opens the database and brings its schema up to date. Raises RegistryUnusable when that cannot be done."""
-        self._database = Database(url)
+        self._database = Database(url, disk=disk)
         self._manifests: dict[AdapterId, Manifest] = {}
 
     def close(self) -> None:
@@ -199,6 +200,17 @@ class Registry:
             for id in unused:
                 self._manifests.pop(id, None)
             return unused
+
+    def named(self, id: AdapterId) -> list[Version]:
+        """Every version with this content, sorted by name."""
+        with self._database.reading() as session:
+            rows = session.scalars(select(VersionRow).where(VersionRow.adapter_id == id).order_by(VersionRow.name))
+            return self._versions(session, rows.all())
+
+    def is_new(self) -> bool:
+        """Whether it has never held a name."""
+        with self._database.reading() as session:
+            return not session.scalar(select(exists().where(NameRow.name.is_not(None))))
 
     def is_used(self, id: AdapterId) -> bool:
         with self._database.reading() as session:

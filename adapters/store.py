@@ -1,10 +1,12 @@
 """The adapters' bytes on disk, each in a directory named by its id.
 
-    <root>/sha256/ab/<64 hex digits>/{adapter_config.json, adapter_model.safetensors, manifest.json}
-    <root>/tmp/                       what is being written or removed
+    <root>/sha256/ab/<64 hex digits>/{adapter_config.json, adapter_model.safetensors, manifest.json, label.json}
+    <root>/quarantine/<64 hex digits>/    blobs that were found damaged, kept for whoever looks into it
+    <root>/tmp/                           what is being written or removed
 
 Owns durability: a blob is written aside, flushed and renamed into place, so it is there whole or not at all, after
-kill -9 and power loss too. Paths are made from validated digests only. Knows no names and no versions.
+kill -9 and power loss too. Paths are made from validated digests only. Knows no names and no versions; a label is
+bytes to it.
 """
 
 import hashlib
@@ -12,37 +14,39 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from adapters import config as config_file
 from adapters import header
 from adapters.checkpoint import Checkpoint
+from adapters.disk import Disk
 from adapters.errors import AdapterCorrupt, Fault, InvalidAdapter, UnknownAdapter, quoted
 from adapters.expected import expected_tensors
 from adapters.header import ITEM_BYTES, TensorSpec, chunks, read_header, write_header
 from adapters.identity import digest
-from adapters.manifest import AdapterId
+from adapters.manifest import AdapterId, Manifest
 from adapters.manifest_json import manifest_from_json, manifest_to_json
 from adapters.naming import is_id
 
 MANIFEST = "manifest.json"
+LABEL = "label.json"
 
 
 class BlobStore:
     """Safe to use from many threads. Raises OSError as it comes when the disk is full or fails."""
 
-    def __init__(self, root: Path) -> None:
-        self._blobs, self._tmp = root / "sha256", root / "tmp"
-        for directory in (self._blobs, self._tmp):
+    def __init__(self, root: Path, disk: Disk | None = None) -> None:
+        self._disk = disk or Disk()
+        self._blobs, self._quarantine, self._tmp = root / "sha256", root / "quarantine", root / "tmp"
+        self._mending = threading.Lock()  # so that a repaired blob is never taken for the damaged one it replaces
+        for directory in (self._blobs, self._quarantine, self._tmp):
             directory.mkdir(parents=True, exist_ok=True)
 
     def path(self, id: AdapterId) -> Path:
         """The blob's directory, which PEFT can load; it need not exist. Raises UnknownAdapter for a malformed id."""
-        if not is_id(id):
-            raise UnknownAdapter(f"{quoted(id)} is not an adapter id.")
-        digits = id.removeprefix("sha256:")
+        digits = _digits(id)
         return self._blobs / digits[:2] / digits
 
     def put(self, checkpoint: Checkpoint) -> AdapterId:
@@ -52,18 +56,16 @@ class BlobStore:
         """
         id = checkpoint.manifest.id
         target = self.path(id)
-        if target.exists():
+        self.quarantine_if_damaged(id)
+        if not target.exists():
+            written = self._tmp / secrets.token_hex(16)
+            written.mkdir()
             try:
-                self.verify(id)
-                return id
-            except (AdapterCorrupt, UnknownAdapter):
-                self.delete(id)
-        written = self._aside()
-        try:
-            self._write(checkpoint, written)
-            self._install(written, target)
-        finally:
-            shutil.rmtree(written, ignore_errors=True)
+                self._write(checkpoint, written)
+                self._install(written, target)
+            finally:
+                shutil.rmtree(written, ignore_errors=True)
+        self._discard(self._quarantined(id))
         return id
 
     def open(self, id: AdapterId) -> Checkpoint:
@@ -80,7 +82,7 @@ class BlobStore:
             expected = expected_tensors(manifest.grafts)
             tensors = read_header(directory / header.FILE, len(expected)).tensors
         except FileNotFoundError:
-            if directory.exists():
+            if directory.exists() or self._quarantined(id).exists():
                 raise _corrupt(id) from None
             raise UnknownAdapter(f"There is no adapter {id}.") from None
         except (ValueError, KeyError, TypeError, InvalidAdapter, AdapterCorrupt) as error:
@@ -99,56 +101,123 @@ class BlobStore:
         if found != id:
             raise _corrupt(id)
 
+    def quarantine_if_damaged(self, id: AdapterId) -> bool:
+        """Move the blob aside if its digest is wrong; whether it was. It is answered for with AdapterCorrupt then."""
+        with self._mending:
+            if not self.path(id).exists():
+                return False
+            try:
+                self.verify(id)
+            except AdapterCorrupt:
+                self._discard(self._quarantined(id))
+                return self._move(self.path(id), self._quarantined(id))
+            except UnknownAdapter:
+                pass  # deleted meanwhile
+        return False
+
     def delete(self, id: AdapterId) -> None:
         """Remove the blob, at once for readers of the directory; files that are open stay readable. Absent is fine."""
-        aside = self._tmp / secrets.token_hex(16)
-        target = self.path(id)
-        try:
-            os.rename(target, aside)
-        except FileNotFoundError:
-            return
-        _sync(target.parent)
-        shutil.rmtree(aside)
+        for directory in (self.path(id), self._quarantined(id)):
+            self._discard(directory)
 
     def ids(self) -> Iterator[AdapterId]:
-        for directory in sorted(self._blobs.glob("??/*")):
-            id = AdapterId(f"sha256:{directory.name}")
-            if is_id(id) and directory.is_dir():
-                yield id
+        """The blobs that are in place; whether they are intact is not asked."""
+        return _ids(self._blobs.glob("??/*"))
+
+    def quarantined(self) -> frozenset[AdapterId]:
+        """The blobs that were found damaged and have not been uploaded again."""
+        return frozenset(id for id in _ids(self._quarantine.iterdir()) if not self.path(id).exists())
+
+    def described(self, id: AdapterId) -> Manifest:
+        """What a blob says it is, in quarantine too; its bytes are not looked at. Raises AdapterCorrupt."""
+        try:
+            manifest = manifest_from_json(json.loads((self._home(id) / MANIFEST).read_bytes())["manifest"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _corrupt(id) from error
+        if manifest.id != id:
+            raise _corrupt(id)
+        return manifest
+
+    def label(self, id: AdapterId) -> bytes | None:
+        """What was last written beside the blob, in quarantine too."""
+        try:
+            return (self._home(id) / LABEL).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def set_label(self, id: AdapterId, content: bytes) -> None:
+        """Replace the label; a reader sees the old one or the new one. Without a blob there is nothing to label."""
+        written = self._tmp / secrets.token_hex(16)
+        home = self._home(id)
+        try:
+            self._write_file(written, content)
+            self._disk.rename(written, home / LABEL)
+            self._sync(home)
+        except FileNotFoundError:
+            return  # deleted meanwhile
+        finally:
+            written.unlink(missing_ok=True)
 
     def clear_temporaries(self) -> int:
         """Remove what a killed process left half done, and count it. Only while nothing is being written."""
         leftovers = list(self._tmp.iterdir())
         for leftover in leftovers:
-            shutil.rmtree(leftover)
-        return len(leftovers)
+            leftover.unlink() if leftover.is_file() else self._disk.remove(leftover)
+        replaced = [id for id in _ids(self._quarantine.iterdir()) if self.path(id).exists()]
+        for id in replaced:
+            self._discard(self._quarantined(id))
+        return len(leftovers) + len(replaced)
 
-    def _aside(self) -> Path:
+    def _quarantined(self, id: AdapterId) -> Path:
+        return self._quarantine / _digits(id)
+
+    def _home(self, id: AdapterId) -> Path:
+        """Where the blob is: in its place, or in quarantine."""
+        return path if (path := self.path(id)).exists() else self._quarantined(id)
+
+    def _discard(self, directory: Path) -> None:
         aside = self._tmp / secrets.token_hex(16)
-        aside.mkdir()
-        return aside
+        if self._move(directory, aside):
+            self._disk.remove(aside)
+
+    def _move(self, source: Path, target: Path) -> bool:
+        """Rename durably; whether there was anything to rename."""
+        if not source.exists():
+            return False
+        try:
+            self._disk.rename(source, target)
+        except FileNotFoundError:
+            return False
+        self._sync(source.parent)
+        self._sync(target.parent)
+        return True
 
     def _write(self, checkpoint: Checkpoint, into: Path) -> None:
         # Wide elements first, as safetensors itself orders them, so that every tensor is aligned in a mapped file.
         ordered = sorted(checkpoint.tensors.items(), key=lambda item: (-ITEM_BYTES[item[1].dtype], item[0]))
         head, moved = write_header(dict(ordered))
         weights = into / header.FILE
-        with weights.open("wb") as file:
-            file.write(head)
+        with self._disk.create(weights) as file:
+            self._disk.write(file, head)
             for _, spec in ordered:
                 for chunk in chunks(checkpoint.weights, spec):
-                    file.write(chunk)
-            _sync_file(file)
+                    self._disk.write(file, chunk)
+            file.flush()
+            self._disk.sync(file.fileno())
         self._check_copy(checkpoint, weights, moved)
         described = {
             "config_sha256": hashlib.sha256(checkpoint.config).hexdigest(),
             "manifest": manifest_to_json(checkpoint.manifest),
         }
-        for name, content in ((config_file.FILE, checkpoint.config), (MANIFEST, json.dumps(described).encode())):
-            with (into / name).open("wb") as file:
-                file.write(content)
-                _sync_file(file)
-        _sync(into)
+        self._write_file(into / config_file.FILE, checkpoint.config)
+        self._write_file(into / MANIFEST, json.dumps(described).encode())
+        self._sync(into)
+
+    def _write_file(self, path: Path, content: bytes) -> None:
+        with self._disk.create(path) as file:
+            self._disk.write(file, content)
+            file.flush()
+            self._disk.sync(file.fileno())
 
     def _check_copy(self, checkpoint: Checkpoint, weights: Path, tensors: dict[str, TensorSpec]) -> None:
         """What is stored under a digest must have it, whatever happened to the upload between reading and copying."""
@@ -159,29 +228,36 @@ class BlobStore:
 
     def _install(self, written: Path, target: Path) -> None:
         target.parent.mkdir(exist_ok=True)
-        _sync(self._blobs)
+        self._sync(self._blobs)
         try:
-            os.rename(written, target)
+            self._disk.rename(written, target)
         except OSError:
             # Another thread was faster: a directory cannot be renamed onto one with files in it.
             if not target.exists():
                 raise
-        _sync(target.parent)
+        self._sync(target.parent)
+
+    def _sync(self, directory: Path) -> None:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self._disk.sync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _corrupt(id: AdapterId) -> AdapterCorrupt:
     return AdapterCorrupt(f"The stored adapter {id} is damaged. Upload it again to repair it.")
 
 
-def _sync_file(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+def _digits(id: AdapterId) -> str:
+    """The only part of a path that comes from outside. Raises UnknownAdapter unless it is 64 hexadecimal digits."""
+    if not is_id(id):
+        raise UnknownAdapter(f"{quoted(id)} is not an adapter id.")
+    return id.removeprefix("sha256:")
 
 
-def _sync(directory: Path) -> None:
-    """Make renames inside a directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _ids(directories: Iterable[Path]) -> Iterator[AdapterId]:
+    for directory in sorted(directories):
+        id = AdapterId(f"sha256:{directory.name}")
+        if is_id(id) and directory.is_dir():
+            yield id

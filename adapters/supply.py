@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adapters.bank import Bank, Loaded, load, num_bytes
+from adapters.errors import AdapterCorrupt
 from adapters.manifest import AdapterId
 from adapters.mover import Arrival
 from adapters.store import BlobStore
@@ -51,13 +52,20 @@ class Supply:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _read(self, adapter: AdapterId, arrived: Callable[[Arrival], None]) -> None:
-        """The digest is checked on every read: what is served is what was uploaded."""
+        """The digest is checked on every read: what is served is what was uploaded. What is not goes to quarantine."""
         started = monotonic()
         try:
-            self._store.verify(adapter)
+            self._verify(adapter)
             on_cuda = self._bank.device.type == "cuda"
             self._host[adapter] = load(self._store.open(adapter), self._dtype, self._base_weight, pin=on_cuda)
         except Exception as error:  # whatever it is, it concerns this adapter's requests alone
             arrived(Arrival(adapter, monotonic() - started, error))
         else:
             arrived(Arrival(adapter, monotonic() - started))
+
+    def _verify(self, adapter: AdapterId) -> None:
+        try:
+            self._store.verify(adapter)
+        except AdapterCorrupt:
+            self._store.quarantine_if_damaged(adapter)
+            raise

@@ -4,6 +4,7 @@ Owns `create_app`. Knows every route; builds nothing of what they use. The table
 status codes is in `errors.py`.
 """
 
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -17,6 +18,8 @@ from server.ports import Services
 from server.routes import adapters, aliases, chat, completions, evals, models, ops, promote, residency, vllm
 from server.validation import bad_request
 from server.version import version
+
+_log = structlog.get_logger(__name__)
 
 _ROUTERS = (ops, models, completions, chat, adapters, aliases, promote, evals, residency, vllm)
 
@@ -71,10 +74,11 @@ async def _known_error(request: Request, error: Exception) -> Response:
 
 
 async def _disk(request: Request, error: Exception) -> Response:
-    """A full disk is told; any other trouble with it stays our bug."""
+    """A disk that is full or fails is told and logged; any other OSError stays our bug."""
     known = api_error(error)
     if known is None:
         raise error
+    _log.error("storage", exc_info=error)
     return _response(request, known)
 
 

@@ -121,6 +121,8 @@ def open_catalog(house: House, loop: asyncio.AbstractEventLoop, adapters: Mappin
     swept = catalog.sweep()
     for version in swept.missing:
         _log.error("adapter_blob_missing", name=version.name, version=version.number, id=version.id)
+    for version in swept.corrupt:
+        _log.error("adapter_corrupt", name=version.name, version=version.number, id=version.id)
     for version, reason in swept.misfits:
         _log.error("adapter_refused", name=version.name, version=version.number, reason=reason)
     if swept.removed or swept.temporaries:

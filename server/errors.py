@@ -7,6 +7,7 @@ ApiError                     any refusal: status, message, type, param, code, he
 ├── TooLarge            413  the body exceeds a byte limit
 ├── GenerationFailed    5xx  the engine ended an accepted request with an error
 ├── StorageFull         507  no room on disk
+├── StorageFailed       503  the disk failed, or file descriptors have run out; try again
 ├── NotReady            503  still loading; try again
 └── Draining            503  shutting down; another replica may answer
 ChatRefused             400  the base has no chat template, or it refuses these roles
@@ -132,6 +133,17 @@ class StorageFull(ApiError):
         )
 
 
+class StorageFailed(ApiError):
+    def __init__(self) -> None:
+        super().__init__(
+            503,
+            "The server could not read or write its disk, so nothing was stored. Its log has the reason. Try again.",
+            type="server_error",
+            code="storage_failed",
+            headers={"retry-after": "5"},
+        )
+
+
 class ClientGone(Exception):
     """The client closed the connection before the answer was complete."""
 
@@ -179,6 +191,7 @@ TABLE: tuple[tuple[type[Exception], Status], ...] = (
 
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FAILED = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.EROFS)
 
 
 def api_error(error: BaseException) -> ApiError | None:
@@ -187,6 +200,8 @@ def api_error(error: BaseException) -> ApiError | None:
         return error
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         return StorageFull()
+    if isinstance(error, OSError) and error.errno in _DISK_FAILED:
+        return StorageFailed()
     for kind, row in TABLE:
         if isinstance(error, kind):
             return ApiError(

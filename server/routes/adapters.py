@@ -99,6 +99,7 @@ async def card(services: Services, version: Version) -> dict[str, Any]:
 
 async def cards(services: Services, versions: list[Version]) -> list[dict[str, Any]]:
     """A pin is shown once the engine holds it, and for the name that asked for it."""
-    tiers, held = tiers_of(services.worker), services.worker.pins()
+    damaged, held = await in_thread(services.catalog.quarantined), services.worker.pins()
+    tiers = dict.fromkeys(damaged, "corrupt") | tiers_of(services.worker)
     pinned = {version.id for version in await in_thread(services.catalog.pinned)} & held
     return [adapter_card(services, version, tiers, version.id in pinned) for version in versions]

@@ -1,12 +1,7 @@
-"""The catalog: uploads, leases, deferred removal, sweeping, and kill -9 in the middle of it all."""
+"""The catalog: uploads, leases, deferred removal, sweeping. What kill -9 leaves is in tests/faults/test_kill.py."""
 
-import os
 import random
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
@@ -164,7 +159,7 @@ def test_twenty_threads_upload_under_one_name(tmp_path: Path, house: House) -> N
     assert house.consistent() and len(list(house.store.ids())) == 20
 
 
-def test_upload_delete_and_lease_race(house: House, sources: list[Path]) -> None:
+def test_d42_upload_delete_and_lease_race(house: House, sources: list[Path]) -> None:
     failures: list[BaseException] = []
 
     def work(seed: int) -> None:
@@ -190,44 +185,6 @@ def test_upload_delete_and_lease_race(house: House, sources: list[Path]) -> None
     assert failures == []
     assert house.consistent()
     assert not house.catalog._uses and not house.catalog._doomed
-
-
-UPLOADER = """
-import sys
-from itertools import cycle
-from pathlib import Path
-from tests.adapters.test_catalog import House
-house = House(Path(sys.argv[1]))
-house.catalog.sweep()
-print("ready", flush=True)
-for at, source in enumerate(cycle(sorted(Path(sys.argv[2]).iterdir()))):
-    house.catalog.add_directory(f"n{at % 3}", source, alias="prod")
-    if at % 2:
-        house.catalog.delete(f"n{at % 3}")
-"""
-
-
-def test_kill_9_leaves_every_row_its_blob(tmp_path: Path) -> None:
-    list(adapters(tmp_path / "sources", SHAPE, 6))
-    delays = random.Random(7)
-    survived = 0
-    for _ in range(4):
-        command = [sys.executable, "-c", UPLOADER, str(tmp_path / "data"), str(tmp_path / "sources")]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": os.getcwd()}) as process:
-            assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-            time.sleep(delays.uniform(0.05, 0.4))
-            process.send_signal(signal.SIGKILL)
-        house = House(tmp_path / "data")
-        found = house.catalog.sweep()
-        assert found.missing == ()
-        assert house.consistent()
-        for version in house.catalog.list():
-            house.store.verify(version.id)
-            assert house.catalog.resolve(f"{version.name}@prod").name == version.name
-        assert list((tmp_path / "data" / "blobs" / "tmp").iterdir()) == []
-        survived += len(house.catalog.list())
-        house.registry.close()
-    assert survived > 0
 
 
 def test_a_resolved_reference_follows_every_change(house: House, sources: list[Path]) -> None:

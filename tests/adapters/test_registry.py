@@ -196,7 +196,7 @@ def test_a_failed_write_leaves_nothing(registry: Registry) -> None:
 class TestUnusable:
     def test_no_database(self, tmp_path: Path) -> None:
         (tmp_path / "registry.db").write_bytes(b"not a database" * 1000)
-        with pytest.raises(RegistryUnusable, match="Restore it from a backup"):
+        with pytest.raises(RegistryUnusable, match="rootstock doctor"):
             Registry(url(tmp_path))
 
     def test_damaged(self, tmp_path: Path) -> None:

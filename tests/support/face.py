@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from safetensors.numpy import save
 
 from adapters.catalog import Catalog
+from adapters.disk import Disk
 from adapters.provenance import ServedBase
 from adapters.registry import Registry
 from adapters.store import BlobStore
@@ -51,12 +52,13 @@ def make_face(
     base: ServedBase | None = None,
     callers: Callers | None = None,
     traces: Traces | None = None,
+    disk: Disk | None = None,
 ) -> Face:
     """A ready application with its data under `folder`. Close `registry` when done."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
     worker = worker if worker is not None else FakeWorker()
-    registry = Registry(f"sqlite:///{folder / 'data' / 'registry.sqlite'}")
-    catalog = Catalog(registry, BlobStore(folder / "data" / "blobs"), base or served(), frozenset({BASE}))
+    registry = Registry(f"sqlite:///{folder / 'data' / 'registry.sqlite'}", disk)
+    catalog = Catalog(registry, BlobStore(folder / "data" / "blobs", disk), base or served(), frozenset({BASE}))
     root = folder / "root"
     root.mkdir(exist_ok=True)
     services = Services(

@@ -1,0 +1,30 @@
+"""G68: kill -9 at every fail-point of every change to the storage; the next start finds the old state or the new."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.storage import CHANGES
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def crashes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """For each change, what was found after a kill at each of its fail-points."""
+    command = [sys.executable, "-m", "tests.support.crashes", str(tmp_path_factory.mktemp("crashes"))]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240)
+    assert ended.returncode == 0, ended.stderr
+    found: dict[str, dict[str, str]] = json.loads(ended.stdout)
+    return found
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_g68_a_kill_leaves_the_old_state_or_the_new_one(change: str, crashes: dict[str, dict[str, str]]) -> None:
+    assert not {point: state for point, state in crashes[change].items() if state not in ("old", "new")}
+    states = list(crashes[change].values())
+    assert states[0] == "old" and states[-1] == "new"
+    assert states == sorted(states, reverse=True), "once a change is made, a later crash does not undo it"

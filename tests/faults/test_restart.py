@@ -1,0 +1,107 @@
+"""kill -9, and the next start: everything that was answered is still there, what was resident is warm again, and what
+the disk has spoilt meanwhile is found, told and repaired."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from adapters.manifest import AdapterId
+from adapters.registry import Registry
+from loader.base import load
+from loader.source import resolve
+from tests.support.adapters import write_adapter
+from tests.support.http import eventually
+from tests.support.models import tiny_model_dir
+from tests.support.served import served
+
+REFS = ("red", "red@prod")
+
+
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    """A client of the second server; `said` is what the first one answered. One bit of `blue` has flipped between."""
+
+    http: httpx.Client
+    said: dict[str, list[int]]
+    blue: Path
+
+
+@pytest.fixture(scope="module")
+def restarted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restarted]:
+    root = tmp_path_factory.mktemp("restart")
+    model = tiny_model_dir("llama", root)
+    shape = load(resolve(str(model), root), dtype="float32").shape
+    folders = [write_adapter(root / str(n), shape, seed=n, scale=0.3) for n in range(3)]
+    flags = ("--base", str(model), "--dtype", "float32", "--data-dir", str(root / "data"))
+    budgets = ("--kv-cache-memory=8MiB", "--adapter-device-memory=8MiB", "--adapter-host-memory=8MiB")
+    with served(*flags, *budgets, log=root / "first.log") as first, first.client() as http:
+        for folder, name in zip(folders, ("red", "red", "blue"), strict=True):
+            assert _upload(http, folder, name).status_code == 201
+        assert http.put("/v1/adapters/red/aliases/prod", json={"version": 1}).is_success
+        said = {ref: _said(_complete(http, ref)) for ref in REFS}
+        assert said["red"] != said["red@prod"]
+        blue, red = (http.get(f"/v1/adapters/{name}").json()["id"] for name in ("blue", "red"))
+        eventually(lambda: _noted(root / "data", red), within_s=30)
+        first.process.kill()
+        first.process.wait()
+    _flip(root / "data" / "adapters", blue)
+    with served(*flags, *budgets, log=root / "second.log") as second, second.client() as http:
+        yield Restarted(http, said, folders[2])
+
+
+def test_g68_a_killed_server_comes_back_as_it_was(restarted: Restarted) -> None:
+    http = restarted.http
+    eventually(lambda: http.get("/v1/adapters/red").json()["state"] == "device")
+    assert {ref: _said(_complete(http, ref)) for ref in REFS} == restarted.said
+    assert [version["version"] for version in http.get("/v1/adapters/red/versions").json()["data"]] == [1, 2]
+
+
+def test_d44_a_flipped_bit_is_found_told_and_repaired(restarted: Restarted) -> None:
+    http = restarted.http
+    for _ in range(2):
+        refused = _complete(http, "blue")
+        assert refused.status_code == 503 and refused.json()["error"]["code"] == "adapter_corrupt"
+        assert http.get("/v1/adapters/blue").json()["state"] == "corrupt"
+        assert _said(_complete(http, "red")) == restarted.said["red"], "the rest goes on"
+    assert 'code="adapter_corrupt"} 2.0' in http.get("/metrics").text
+    assert _upload(http, restarted.blue, "blue").status_code == 200
+    assert http.get("/v1/adapters/blue").json()["state"] == "disk"
+    assert _complete(http, "blue").status_code == 200
+
+
+def _flip(blobs: Path, id: str) -> None:
+    (weights,) = blobs.glob(f"sha256/??/{id.removeprefix('sha256:')}/adapter_model.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+
+
+def _upload(http: httpx.Client, folder: Path, name: str) -> httpx.Response:
+    files = {
+        "config": (folder / "adapter_config.json").read_bytes(),
+        "weights": (folder / "adapter_model.safetensors").read_bytes(),
+    }
+    return http.post("/v1/adapters", data={"name": name}, files=files)
+
+
+def _complete(http: httpx.Client, model: str) -> httpx.Response:
+    body = {"model": model, "prompt": [5, 9, 17], "max_tokens": 6, "temperature": 0, "return_token_ids": True}
+    return http.post("/v1/completions", json=body | {"ignore_eos": True})
+
+
+def _said(reply: httpx.Response) -> list[int]:
+    reply.raise_for_status()
+    ids: list[int] = reply.json()["choices"][0]["token_ids"]
+    return ids
+
+
+def _noted(data: Path, id: str) -> bool:
+    """Whether the registry on disk remembers that the adapter is resident."""
+    registry = Registry(f"sqlite:///{data / 'registry.sqlite'}")
+    try:
+        return AdapterId(id) in registry.residents()
+    finally:
+        registry.close()

@@ -1,0 +1,83 @@
+"""A disk that fails or kills at one chosen moment, for whoever takes an `adapters.disk.Disk`."""
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from adapters.disk import Disk
+
+Moment = Literal["before", "halfway", "after"]
+HALVES = frozenset({"write", "remove"})
+"""The calls that can be left half done; all others happen or do not."""
+
+
+class FaultyDisk(Disk):
+    """Its `at`-th call, counted from 0, meets `happen`: before it, halfway through it, or after it."""
+
+    def __init__(self, happen: Callable[[], None], at: int | None = None, moment: Moment = "before") -> None:
+        self.calls: list[str] = []
+        self.happen, self._at, self._moment = happen, at, moment
+
+    def arm(self, at: int | None) -> None:
+        """Count from here; with None, nothing happens any more."""
+        self.calls.clear()
+        self._at = at
+
+    def create(self, path: Path) -> BinaryIO:
+        made: list[BinaryIO] = []
+        self._call("create", lambda: made.append(super(FaultyDisk, self).create(path)))
+        return made[0]
+
+    def write(self, file: BinaryIO, content: bytes) -> None:
+        self._call("write", lambda: super(FaultyDisk, self).write(file, content), lambda: _write_half(file, content))
+
+    def sync(self, descriptor: int) -> None:
+        self._call("sync", lambda: super(FaultyDisk, self).sync(descriptor))
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._call("rename", lambda: super(FaultyDisk, self).rename(source, target))
+
+    def remove(self, tree: Path) -> None:
+        self._call("remove", lambda: super(FaultyDisk, self).remove(tree), lambda: _remove_half(tree))
+
+    def commit(self, transaction: Callable[[], None]) -> None:
+        self._call("commit", transaction)
+
+    def _call(self, name: str, call: Callable[[], None], half: Callable[[], None] | None = None) -> None:
+        chosen = len(self.calls) == self._at
+        self.calls.append(name)
+        if chosen and self._moment != "after":
+            if self._moment == "halfway":
+                assert half is not None, f"{name} has no half"
+                half()
+            self.happen()
+        call()
+        if chosen and self._moment == "after":
+            self.happen()
+
+
+def die() -> None:
+    """As the kernel kills: no handler runs, no buffer is flushed."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail(number: int) -> Callable[[], None]:
+    """What happens at a fault that the system reports: OSError with this errno."""
+
+    def happen() -> None:
+        raise OSError(number, os.strerror(number))
+
+    return happen
+
+
+def _write_half(file: BinaryIO, content: bytes) -> None:
+    file.write(content[: len(content) // 2])
+    file.flush()
+
+
+def _remove_half(tree: Path) -> None:
+    for path in sorted(tree.iterdir())[:1]:
+        path.unlink() if path.is_file() else shutil.rmtree(path)

@@ -1,0 +1,91 @@
+"""A catalog over a folder, the changes that may be interrupted, and what must hold after any interruption."""
+
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+
+from adapters.catalog import Catalog
+from adapters.disk import Disk
+from adapters.labels import decode
+from adapters.registry import Registry
+from adapters.store import BlobStore
+from tests.support.face import served, write_adapter
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+class Storage:
+    """Registry, store and catalog, without any server. `close` when done."""
+
+    def __init__(self, root: Path, disk: Disk | None = None) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        self.root = root
+        self.sources = root.parent / "sources"
+        self.registry = Registry(f"sqlite:///{root / 'registry.sqlite'}", disk)
+        self.store = BlobStore(root / "blobs", disk)
+        self.catalog = Catalog(self.registry, self.store, served(), frozenset())
+
+    def close(self) -> None:
+        self.registry.close()
+
+    def add(self, name: str, seed: int, alias: str | None = None) -> None:
+        self.catalog.add_directory(name, write_adapter(self.sources / str(seed), seed), alias)
+
+    def facts(self) -> object:
+        """What a client can see, and what is on disk for it."""
+        versions = [(v.name, v.number, v.id, v.aliases) for v in self.registry.every()]
+        return versions, self.registry.residents(), sorted(self.store.ids()), sorted(self.store.quarantined())
+
+    def check(self) -> None:
+        """After a start: each row has its blob and each blob its row (I6) and its label, without leftovers (I3)."""
+        swept = self.catalog.sweep()
+        assert not swept.missing, f"rows without blobs: {swept.missing}"
+        stored, corrupt = set(self.store.ids()), self.store.quarantined()
+        assert stored | corrupt == self.registry.ids(), "rows and blobs disagree"
+        assert not list((self.root / "blobs" / "tmp").iterdir()), "there are leftovers"
+        for id in stored | corrupt:
+            label = self.store.label(id)
+            assert label is not None, f"{id} has no label"
+            told = [(one.name, one.number, one.aliases) for one in decode(label)]
+            assert told == [(v.name, v.number, v.aliases) for v in self.registry.named(id)], "a label lags behind"
+        again = self.catalog.sweep()
+        assert not again.removed and not again.temporaries, "the second sweep finds what the first one left"
+
+
+def damage(storage: Storage, ref: str) -> None:
+    """Flip one bit of a stored adapter's weights."""
+    weights = storage.store.path(storage.catalog.resolve(ref).id) / WEIGHTS_FILE
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+
+
+def furnish(root: Path) -> None:
+    """Names that share a content, an alias, residents, a blob in quarantine and one about to go there."""
+    with closing(Storage(root)) as storage:
+        storage.add("pirate", 0, alias="prod")
+        storage.add("pirate", 1)
+        storage.add("sql", 0)
+        storage.add("broken", 2)
+        storage.add("rotten", 5)
+        for name in ("broken", "rotten"):
+            damage(storage, name)
+        storage.store.quarantine_if_damaged(storage.catalog.resolve("broken").id)
+        storage.catalog.remember_residents([storage.catalog.resolve("sql").id])
+
+
+CHANGES: Mapping[str, Callable[[Storage], None]] = {
+    "upload": lambda storage: storage.add("new", 3, alias="prod"),
+    "upload a version and move its alias": lambda storage: storage.add("pirate", 4, alias="prod"),
+    "move an alias": lambda storage: _ignore(storage.catalog.set_alias("pirate", "prod", 2)),
+    "delete": lambda storage: storage.catalog.delete("pirate"),
+    "note of an eviction": lambda storage: storage.catalog.remember_residents([]),
+    "quarantine": lambda storage: _ignore(
+        storage.store.quarantine_if_damaged(storage.catalog.resolve("rotten").id),
+    ),
+    "repair": lambda storage: storage.add("broken", 2),
+}
+
+
+def _ignore(result: object) -> None:
+    """A change is made for its effect."""
