@@ -20,7 +20,7 @@ from adapters.errors import BaseMismatch, RegistryUnusable, UnknownAdapter
 from adapters.evaluations import EvalFile, Score
 from adapters.labels import Labels
 from adapters.manifest import AdapterId, TrainedOn
-from adapters.naming import check_alias, check_name, parse_reference
+from adapters.naming import check_alias, check_name, check_slug, parse_reference
 from adapters.provenance import ServedBase
 from adapters.registry import Registry, Version
 from adapters.store import BlobStore
@@ -110,6 +110,7 @@ class Catalog:
     def __init__(self, registry: Registry, store: BlobStore, base: ServedBase, reserved: frozenset[str]) -> None:
         self.on_forgotten: Callable[[AdapterId], None] = _nobody
         self.base = base
+        self.grants = registry.grants
         self._registry, self._store, self._reserved = registry, store, reserved
         self._lock = threading.Lock()
         self._uses: dict[AdapterId, int] = {}
@@ -130,12 +131,12 @@ class Catalog:
         Raises NameInvalid, NameReserved, AliasInvalid, InvalidAdapter, UnsupportedMedia, BaseMismatch, and
         ConditionFailed when the newest version is not as `condition` asks; then nothing was changed.
         """
-        self._check_names(name, alias)
+        self.check_names(name, alias)
         return self._register(name, read(config, weights, self.base.shape), alias, condition)
 
     def add_directory(self, name: str, path: Path, alias: str | None = None) -> tuple[Version, bool]:
         """As `add`, from a directory that PEFT wrote."""
-        self._check_names(name, alias)
+        self.check_names(name, alias)
         return self._register(name, read_directory(path, self.base.shape), alias)
 
     def resolve(self, ref: str, key: str | None = None) -> Version:
@@ -206,6 +207,7 @@ class Catalog:
         """
         with self._changing(name):
             unused = self._registry.delete(name, condition)
+        self.grants.refresh()
         for id in unused:
             self._remove_if_unused(id)
 
@@ -280,8 +282,12 @@ class Catalog:
             temporaries=temporaries,
         )
 
-    def _check_names(self, name: str, alias: str | None) -> None:
-        check_name(name, self._reserved)
+    def check_names(self, name: str, alias: str | None) -> None:
+        """Raises NameInvalid, NameReserved, AliasInvalid. An owner's name may stand before the adapter's."""
+        owner, slash, bare = name.partition("/")
+        if slash:
+            check_slug(owner, "a tenant's name")
+        check_name(bare if slash else name, self._reserved)
         if alias is not None:
             check_alias(alias)
 

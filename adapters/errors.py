@@ -8,6 +8,7 @@ AdapterError
 ├── AliasInvalid         the alias is not a slug, or could be taken for a version or a digest
 ├── CanaryInvalid        a canary of the version that the alias points at anyway
 ├── NothingToRollBack    the alias has not pointed anywhere else
+├── NotOwner             it is lent to the tenant who would change it
 ├── BaseMismatch         trained on another base, or in another quantization, than is served
 ├── UnknownAdapter       no such name, alias or digest
 │   └── UnknownVersion   the name exists, that version of it does not
@@ -81,6 +82,10 @@ class UnknownAdapter(AdapterError):
 
 
 class UnknownVersion(UnknownAdapter):
+    pass
+
+
+class NotOwner(AdapterError):
     pass
 
 

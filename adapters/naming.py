@@ -1,4 +1,4 @@
-"""What adapters may be called, and how a request refers to one.
+"""What adapters and tenants may be called, and how a request refers to an adapter.
 
 Owns the grammar of names, aliases and references. Knows no registry: whether a name exists is not asked here.
 """
@@ -10,6 +10,7 @@ from adapters.errors import AliasInvalid, NameInvalid, NameReserved, UnknownAdap
 from adapters.manifest import AdapterId
 
 _SLUG = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
+_QUALIFIED = re.compile(rf"(?:{_SLUG.pattern}/)?{_SLUG.pattern}")
 _ID = re.compile(r"sha256:[0-9a-f]{64}")
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 _DEVICES = frozenset({"con", "prn", "aux", "nul"} | {f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10)})
@@ -18,7 +19,10 @@ _RULE = "1 to 64 of a-z A-Z 0-9 . _ - and begin with a letter or digit"
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """`name`, `name@3`, `name@alias` or `name@sha256:…`; at most one of the three selectors is set."""
+    """`name`, `name@3`, `name@alias` or `name@sha256:…`; at most one of the three selectors is set.
+
+    On a server with keys `name` is `tenant/name`.
+    """
 
     name: str
     number: int | None = None
@@ -52,6 +56,16 @@ def check_alias(alias: str) -> str:
     return alias
 
 
+def qualified(tenant: str, name: str) -> str:
+    """`name` as the registry has it: `tenant/name`, or bare for the tenant "" of a server without keys."""
+    return f"{tenant}/{name}" if tenant else name
+
+
+def owner_of(name: str) -> str:
+    """The tenant of a registered name."""
+    return name.rpartition("/")[0]
+
+
 def is_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
@@ -59,7 +73,7 @@ def is_id(text: str) -> bool:
 def parse_reference(text: str) -> Reference:
     """Raises UnknownAdapter when `text` cannot refer to anything, so that asking is no oracle for names."""
     name, at, selector = text.partition("@")
-    if not _SLUG.fullmatch(name):
+    if not _QUALIFIED.fullmatch(name):
         raise UnknownAdapter(f"There is no adapter {quoted(text)}.")
     if not at:
         return Reference(name)

@@ -19,10 +19,11 @@ from adapters.database import Database
 from adapters.disk import Disk
 from adapters.errors import UnknownAdapter, UnknownVersion, quoted
 from adapters.evaluations import EvalFile, Score
+from adapters.grants import Grants
 from adapters.manifest import AdapterId, Manifest, TrainedOn
 from adapters.manifest_json import manifest_from_json, manifest_to_json
 from adapters.naming import Reference
-from adapters.tables import AdapterRow, AliasRow, CanaryRow, NameRow, ResidentRow, VersionRow
+from adapters.tables import AdapterRow, AliasRow, CanaryRow, GrantRow, NameRow, ResidentRow, VersionRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,9 @@ class Version:
     canaries: tuple[tuple[str, float], ...] = ()
     score: Score | None = None
 
+    def renamed(self, name: str) -> "Version":
+        return replace(self, name=name)
+
 
 class Registry:
     """Safe to use from many threads. `url` is SQLAlchemy's: `sqlite:////data/registry.db`."""
@@ -49,6 +53,7 @@ class Registry:
         """Opens the database and brings its schema up to date. Raises RegistryUnusable when that cannot be done."""
         self._database = Database(url, disk=disk)
         self._manifests: dict[AdapterId, Manifest] = {}
+        self.grants = Grants(self._database)
 
     def close(self) -> None:
         self._database.close()
@@ -194,6 +199,7 @@ class Registry:
                 raise _unknown(name)
             check(condition, _newest_number(session, name))
             session.execute(delete(VersionRow).where(VersionRow.name == name))
+            session.execute(delete(GrantRow).where(GrantRow.name == name))
             session.get_one(NameRow, name).pinned = False
             unused = [AdapterId(id) for id in ids if not _is_used(session, id)]
             session.execute(delete(AdapterRow).where(AdapterRow.id.in_(unused)))

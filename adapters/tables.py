@@ -145,3 +145,12 @@ class ResidentRow(Table):
 
     position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id", ondelete="CASCADE"))
+
+
+class GrantRow(Table):
+    """`name` is lent to `tenant`, or to everybody where that is `*`."""
+
+    __tablename__ = "grants"
+
+    name: Mapped[str] = mapped_column(ForeignKey("names.name"), primary_key=True)
+    tenant: Mapped[str] = mapped_column(primary_key=True)

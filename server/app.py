@@ -15,13 +15,13 @@ from server.gauges import CanaryCollector, EngineCollector, ServerCollector
 from server.middleware import RequestLog
 from server.naming import Names
 from server.ports import Services
-from server.routes import adapters, aliases, chat, completions, evals, models, ops, promote, residency, vllm
+from server.routes import adapters, aliases, chat, completions, evals, models, ops, promote, residency, shares, vllm
 from server.validation import bad_request
 from server.version import version
 
 _log = structlog.get_logger(__name__)
 
-_ROUTERS = (ops, models, completions, chat, adapters, aliases, promote, evals, residency, vllm)
+_ROUTERS = (ops, models, completions, chat, adapters, aliases, promote, evals, residency, vllm, shares)
 
 
 def create_app(services: Services) -> FastAPI:
@@ -44,8 +44,8 @@ def create_app(services: Services) -> FastAPI:
 
 def _register_collectors(services: Services) -> None:
     registry, labels = services.metrics.registry, services.metrics.labels
-    registry.register(EngineCollector(services.worker, labels, Names(services.catalog)))
-    registry.register(CanaryCollector(services.catalog.splits, labels))
+    registry.register(EngineCollector(services.worker, labels, Names(services.whole)))
+    registry.register(CanaryCollector(services.whole.splits, labels))
     registry.register(ServerCollector(services.worker, services.lifecycle, services.base_id))
 
 

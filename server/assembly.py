@@ -16,9 +16,12 @@ from rich.console import Console
 
 from adapters.catalog import Catalog
 from adapters.errors import BaseMismatch
+from adapters.grants import EVERYBODY
 from adapters.manifest import AdapterId
+from adapters.naming import owner_of
 from adapters.provenance import ServedBase
 from adapters.registry import Registry
+from adapters.shelf import Shelf
 from adapters.store import BlobStore
 from engine.attention import FLASH_BLOCK
 from engine.build import EngineConfig, build
@@ -83,7 +86,8 @@ def build_house(settings: Settings, data: DataDir, callers: Callers, progress: P
     catalog = Catalog(registry, store, served, frozenset({base.id}))
     services = Services(
         worker=worker,
-        catalog=catalog,
+        whole=catalog,
+        catalog=Shelf(catalog),
         tokenizer=HubTokenizer(base.tokenizer, _vocab_size(base)),
         base_id=base.id,
         limits=Limits(
@@ -117,7 +121,7 @@ def open_catalog(house: House, loop: asyncio.AbstractEventLoop, adapters: Mappin
 
     Raises InvalidAdapter, BaseMismatch, NameInvalid and their kin for an adapter that cannot be served.
     """
-    catalog = house.services.catalog
+    catalog = house.services.whole
     swept = catalog.sweep()
     for version in swept.missing:
         _log.error("adapter_blob_missing", name=version.name, version=version.number, id=version.id)
@@ -137,6 +141,8 @@ def open_catalog(house: House, loop: asyncio.AbstractEventLoop, adapters: Mappin
             version, created = catalog.add_directory(name, folder)
         except BaseMismatch as error:
             raise BaseMismatch(f"--adapter {name}={folder}: {error.problem}", error.fix) from None
+        if not owner_of(name):
+            catalog.grants.grant(name, EVERYBODY)  # whoever starts the server means it for its users
         _log.info("adapter_added" if created else "adapter_known", name=name, version=version.number, id=version.id)
 
 

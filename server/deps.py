@@ -4,7 +4,7 @@ Knows FastAPI's dependencies; owns nothing else.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ParamSpec, TypeVar
 
 import anyio.to_thread
@@ -12,6 +12,7 @@ import structlog
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
 
+from adapters.shelf import Shelf
 from server.errors import NO_RETRY, ApiError, Unauthorized
 from server.ports import Callers, Services
 from server.principal import Principal, Scope
@@ -20,19 +21,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _INLINE_CHARACTERS = 4096  # about what a thread hop costs in tokenizing time
-
-
-def services(request: Request) -> Services:
-    found: Services = request.app.state.services
-    return found
-
-
-ServicesDep = Annotated[Services, Depends(services)]
-
-
-def accepting(services: ServicesDep) -> None:
-    """Refuse new work while the server loads or drains."""
-    services.lifecycle.check()
 
 
 _SCHEME = HTTPBearer(auto_error=False, description="A key of `rootstock keys create`, on servers that ask for one.")
@@ -54,6 +42,28 @@ async def principal(request: Request, _: Annotated[object, Security(_SCHEME)] = 
 
 
 PrincipalDep = Annotated[Principal, Depends(principal)]
+
+
+async def server(request: Request) -> Services:
+    """The server's services, for what is told to whoever asks."""
+    found: Services = request.app.state.services
+    return found
+
+
+ServerDep = Annotated[Services, Depends(server)]
+
+
+async def services(found: ServerDep, caller: PrincipalDep) -> Services:
+    """The services as the caller's tenant has them. A route that takes them cannot see past its caller's shelf."""
+    return replace(found, catalog=Shelf(found.whole, caller.tenant))
+
+
+ServicesDep = Annotated[Services, Depends(services)]
+
+
+async def accepting(services: ServicesDep) -> None:
+    """Refuse new work while the server loads or drains."""
+    services.lifecycle.check()
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,6 +180,7 @@ TABLE: tuple[tuple[type[Exception], Status], ...] = (
     (adapters.UnknownVersion, Status(404, "adapter_not_found", message=_NO_ADAPTER)),
     (adapters.UnknownAdapter, Status(404, "adapter_not_found", message=_NO_ADAPTER)),
     (adapters.ConditionFailed, Status(412, "precondition_failed", headers=NO_RETRY)),
+    (adapters.NotOwner, Status(403, "not_owner", "permission_error", headers=NO_RETRY)),
     (adapters.NameReserved, Status(409, "name_reserved", param="name", headers=NO_RETRY)),
     (adapters.NameInvalid, Status(400, "name_invalid", param="name")),
     (adapters.AliasInvalid, Status(400, "alias_invalid", param="alias")),

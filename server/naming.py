@@ -1,17 +1,19 @@
-"""The names that clients call adapters by, looked up from ids.
+"""The names that adapters go by in public, looked up from ids.
 
 Owns nothing: it reads the catalog anew each time, so a moved name is never shown stale.
 """
 
 from adapters.catalog import Catalog
 from adapters.manifest import AdapterId
+from adapters.naming import owner_of
 
 
 class Names:
-    """`names(id)` is the name whose newest version has this id, else the id itself."""
+    """`names(id)` is the name whose newest version has this id, else the id itself; so tenants' adapters go by ids."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
 
     def __call__(self, id: AdapterId) -> str:
-        return next((version.name for version in self._catalog.list() if version.id == id), id)
+        own = (version for version in self._catalog.list() if not owner_of(version.name))
+        return next((version.name for version in own if version.id == id), id)

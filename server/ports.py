@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 
 from adapters.catalog import Catalog
 from adapters.manifest import AdapterId
+from adapters.shelf import Shelf
 from engine.events import Event
 from engine.sequence import Output, Request
 from server.keys.ring import NoKeys
@@ -213,10 +214,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything a route may touch. `uploads` holds unfinished uploads; Without `adapter_root`, no server paths."""
+    """Everything a route may touch. `uploads` holds unfinished uploads; without `adapter_root`, no server paths.
+
+    `catalog` is what the caller's tenant sees of `whole`, which belongs to the server itself.
+    """
 
     worker: Worker
-    catalog: Catalog
+    whole: Catalog
+    catalog: Shelf
     tokenizer: Tokenizer
     base_id: str
     limits: Limits

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import anyio.to_thread
 
 from adapters import errors
-from adapters.catalog import Catalog, Lease
+from adapters.catalog import Lease
 from adapters.errors import AdapterError
 from adapters.manifest import AdapterId
+from adapters.shelf import Shelf
 from server.errors import BadRequest, ModelNotFound
 
 
@@ -58,7 +59,7 @@ def reference(model: str, adapter_id: str | None, base_id: str) -> str | None:
 
 
 async def target(
-    catalog: Catalog, base_id: str, model: str, adapter_id: str | None = None, key: str | None = None
+    catalog: Shelf, base_id: str, model: str, adapter_id: str | None = None, key: str | None = None
 ) -> Target:
     """Resolve and lease; `key` is what a canary's choice sticks to. The caller releases the target when the answer is
     complete.
@@ -70,14 +71,14 @@ async def target(
     return Target(model if adapter_id is None else ref, lease)
 
 
-def _lease(catalog: Catalog, base_id: str, ref: str, key: str | None) -> Lease:
+def _lease(catalog: Shelf, base_id: str, ref: str, key: str | None) -> Lease:
     try:
         return catalog.lease(ref, key)
     except AdapterError as error:
         raise _not_found(catalog, base_id, ref, error) from error
 
 
-def _not_found(catalog: Catalog, base_id: str, ref: str, error: AdapterError) -> Exception:
+def _not_found(catalog: Shelf, base_id: str, ref: str, error: AdapterError) -> Exception:
     """An unknown name, told with the nearest known ones; any other trouble stays what it is."""
     if not isinstance(error, errors.UnknownAdapter | errors.UnknownVersion | errors.NameInvalid | errors.AliasInvalid):
         return error

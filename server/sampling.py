@@ -49,7 +49,12 @@ def sampling_params(body: GenerationBody, wanted: Wanted, vocab_size: int) -> Sa
 
 
 def requests_for(
-    request_id: str, prompts: Sequence[Sequence[int]], params: SamplingParams, n: int, adapter: AdapterId | None
+    request_id: str,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    n: int,
+    adapter: AdapterId | None,
+    tenant: str,
 ) -> list[Request]:
     """`n` requests a prompt, in the order of the choices; the i-th answer to a prompt is seeded with `seed + i`."""
     return [
@@ -58,6 +63,7 @@ def requests_for(
             prompt=tuple(prompt),
             params=params if params.seed is None else replace(params, seed=_wrap(params.seed + answer)),
             adapter=adapter,
+            tenant=tenant,
         )
         for place, prompt in enumerate(prompts)
         for answer in range(n)

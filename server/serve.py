@@ -79,7 +79,7 @@ async def _run(settings: Settings, house: House, door: socket.socket, console: C
     services, worker = house.services, house.worker
     worker.start()
     open_catalog(house, asyncio.get_running_loop(), settings.adapters)
-    await worker.prefetch(services.catalog.residents())
+    await worker.prefetch(services.whole.residents())
     await restore_pins(services)
     server = uvicorn.Server(_config(house))
     serving = asyncio.create_task(server.serve(sockets=[door]))
@@ -94,7 +94,7 @@ async def _run(settings: Settings, house: House, door: socket.socket, console: C
     services.lifecycle.ready()
     _say_where(console, door, services.base_id)
     beating = asyncio.create_task(pulse(services.metrics.loop_lag))
-    await _until_stopped(serving, ResidentMemory(worker, services.catalog))
+    await _until_stopped(serving, ResidentMemory(worker, services.whole))
     beating.cancel()
     if shutdown.forced:
         return 1

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from adapters.condition import Condition
 from adapters.errors import UnknownAdapter
 from adapters.registry import Version
+from server.audit import note
 from server.cards import adapter_card, listing, tiers_of
 from server.deps import ServicesDep, accepting, in_thread, needs
 from server.errors import NO_RETRY, ApiError, BadRequest
@@ -47,6 +48,7 @@ async def upload_adapter(http: HttpRequest, services: ServicesDep) -> Response:
             if upload.eval is not None:
                 await in_thread(services.catalog.attach_eval, version, upload.eval)
         await follow_pins_if_possible(services)
+    note("adapter_uploaded", name=version.name, version=version.number, id=version.id, new=created)
     return JSONResponse(await card(services, version), status_code=201 if created else 200, headers=etag(version))
 
 
@@ -90,6 +92,7 @@ async def delete_adapter(services: Services, name: str, asked: Condition | None 
         path = f"/v1/adapters/{name}/merge"
         raise ApiError(409, f"This adapter is merged. DELETE {path} first.", headers=NO_RETRY)
     await in_thread(services.catalog.delete, name, asked)
+    note("adapter_deleted", name=name)
     await follow_pins_if_possible(services)
 
 
@@ -99,7 +102,7 @@ async def card(services: Services, version: Version) -> dict[str, Any]:
 
 async def cards(services: Services, versions: list[Version]) -> list[dict[str, Any]]:
     """A pin is shown once the engine holds it, and for the name that asked for it."""
-    damaged, held = await in_thread(services.catalog.quarantined), services.worker.pins()
+    damaged, held = await in_thread(services.whole.quarantined), services.worker.pins()
     tiers = dict.fromkeys(damaged, "corrupt") | tiers_of(services.worker)
-    pinned = {version.id for version in await in_thread(services.catalog.pinned)} & held
+    pinned = {version.id for version in await in_thread(services.whole.pinned)} & held
     return [adapter_card(services, version, tiers, version.id in pinned) for version in versions]

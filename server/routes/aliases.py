@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from adapters.aliases import Alias, Move
 from adapters.canary import Canary
+from server.audit import note
 from server.body import StrictRoute
 from server.deps import ServicesDep, accepting, in_thread, needs
 from server.etag import condition, etag
@@ -60,6 +61,7 @@ async def set_alias(name: str, alias: str, body: AliasBody, http: HttpRequest, s
     canary = None if body.canary is None else Canary(body.canary.version, body.canary.weight)
     wanted = condition(http)
     version = await in_thread(services.catalog.set_alias, name, alias, body.version, wanted, canary)
+    note("alias_set", name=name, alias=alias, version=version.number)
     return JSONResponse(await card(services, version), headers=etag(version))
 
 
@@ -67,6 +69,7 @@ async def set_alias(name: str, alias: str, body: AliasBody, http: HttpRequest, s
 async def delete_alias(name: str, alias: str, http: HttpRequest, services: ServicesDep) -> dict[str, Any]:
     """Remove an alias. The versions stay. If-Match makes it conditional."""
     await in_thread(services.catalog.delete_alias, name, alias, condition(http))
+    note("alias_deleted", name=name, alias=alias)
     return {"name": name, "alias": alias, "object": "alias", "deleted": True}
 
 
@@ -74,6 +77,7 @@ async def delete_alias(name: str, alias: str, http: HttpRequest, services: Servi
 async def roll_back(name: str, body: RollbackBody, http: HttpRequest, services: ServicesDep) -> Response:
     """End the alias's canary or, where it has none, put it back to where it pointed. If-Match makes it conditional."""
     version = await in_thread(services.catalog.roll_back, name, body.alias, condition(http))
+    note("alias_rolled_back", name=name, alias=body.alias, version=version.number)
     return JSONResponse(await card(services, version), headers=etag(version))
 
 

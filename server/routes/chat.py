@@ -14,7 +14,7 @@ from engine.sequence import Output
 from server.answer import Chunk, Job, answer
 from server.body import StrictRoute
 from server.chat_body import ChatBody
-from server.deps import ServicesDep, accepting, needs, off_loop
+from server.deps import PrincipalDep, ServicesDep, accepting, needs, off_loop
 from server.errors import BadRequest
 from server.logprobs import chat_logprobs
 from server.ports import Tokenizer
@@ -26,7 +26,7 @@ router = APIRouter(route_class=StrictRoute, dependencies=[Depends(accepting)], t
 
 
 @router.post("/v1/chat/completions", dependencies=[Depends(needs(Scope.INFER))])
-async def chat(body: ChatBody, http: HttpRequest, services: ServicesDep) -> Response:
+async def chat(body: ChatBody, http: HttpRequest, services: ServicesDep, caller: PrincipalDep) -> Response:
     """Continue a conversation with the base or an adapter."""
     if body.n > services.limits.max_choices:
         raise BadRequest(f"One request may ask for at most {services.limits.max_choices} choices.", "n")
@@ -39,7 +39,7 @@ async def chat(body: ChatBody, http: HttpRequest, services: ServicesDep) -> Resp
     key = body.sticks_to(http.state.request_id)
     chosen = await target(services.catalog, services.base_id, body.model, body.adapter_id, key)
     with chosen.released_on_error():
-        requests = requests_for(http.state.request_id, [prompt], params, body.n, chosen.adapter)
+        requests = requests_for(http.state.request_id, [prompt], params, body.n, chosen.adapter, caller.tenant)
         layout = ChatLayout(services.tokenizer, body, prompt, http.state.request_id, chosen.model)
         return await answer(http, services, chosen, Job(body, requests, layout, "messages"))
 

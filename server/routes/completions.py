@@ -15,7 +15,7 @@ from engine.sequence import Output
 from server.answer import Chunk, Job, answer
 from server.body import StrictRoute
 from server.completion_body import CompletionBody, Prompt
-from server.deps import ServicesDep, accepting, needs, off_loop
+from server.deps import PrincipalDep, ServicesDep, accepting, needs, off_loop
 from server.errors import BadRequest
 from server.logprobs import CompletionLogprobs, join_blocks
 from server.ports import Tokenizer
@@ -27,7 +27,7 @@ router = APIRouter(route_class=StrictRoute, dependencies=[Depends(accepting)], t
 
 
 @router.post("/v1/completions", dependencies=[Depends(needs(Scope.INFER))])
-async def complete(body: CompletionBody, http: HttpRequest, services: ServicesDep) -> Response:
+async def complete(body: CompletionBody, http: HttpRequest, services: ServicesDep, caller: PrincipalDep) -> Response:
     """Complete a prompt with the base or an adapter."""
     if len(body.prompt) * body.n > services.limits.max_choices:
         raise BadRequest(f"One request may ask for at most {services.limits.max_choices} choices.", "n")
@@ -39,7 +39,7 @@ async def complete(body: CompletionBody, http: HttpRequest, services: ServicesDe
     key = body.sticks_to(http.state.request_id)
     chosen = await target(services.catalog, services.base_id, body.model, body.adapter_id, key)
     with chosen.released_on_error():
-        requests = requests_for(http.state.request_id, prompts, params, body.n, chosen.adapter)
+        requests = requests_for(http.state.request_id, prompts, params, body.n, chosen.adapter, caller.tenant)
         layout = CompletionLayout(services.tokenizer, body, prompts, http.state.request_id, chosen.model)
         return await answer(http, services, chosen, Job(body, requests, layout, "prompt"))
 

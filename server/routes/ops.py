@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from server.deps import ServicesDep, needs
+from server.deps import ServerDep, needs
 from server.lifecycle import Phase
 from server.principal import Scope
 from server.version import version
@@ -25,7 +25,7 @@ HUNG_S = 300.0
 
 
 @router.get("/livez")
-async def live(services: ServicesDep) -> Response:
+async def live(services: ServerDep) -> Response:
     """200 while the engine's thread comes round, also during a drain; 503 calls for a restart."""
     worker = services.worker
     status = "dead" if not worker.alive else "hung" if worker.silent_s > HUNG_S else "alive"
@@ -33,7 +33,7 @@ async def live(services: ServicesDep) -> Response:
 
 
 @router.get("/readyz")
-async def ready(services: ServicesDep) -> Response:
+async def ready(services: ServerDep) -> Response:
     """200 when new requests are taken, 503 while loading or draining."""
     phase = services.lifecycle.phase
     taking = phase is Phase.READY and services.worker.alive
@@ -42,15 +42,15 @@ async def ready(services: ServicesDep) -> Response:
 
 
 @router.get("/health")
-async def health(services: ServicesDep) -> Response:
+async def health(services: ServerDep) -> Response:
     """vLLM's probe: an empty 200, or 503."""
     return Response(status_code=200 if services.worker.alive else 503)
 
 
 @router.get("/version")
-async def show_version(services: ServicesDep) -> dict[str, Any]:
+async def show_version(services: ServerDep) -> dict[str, Any]:
     """The server's version, the base it serves, and the quantization that adapters are held against."""
-    base = services.catalog.base
+    base = services.whole.base
     return {
         "version": version(),
         "base": services.base_id,
@@ -60,7 +60,7 @@ async def show_version(services: ServicesDep) -> dict[str, Any]:
 
 
 @router.get("/metrics", dependencies=[Depends(needs(Scope.ADMIN))])
-def metrics(services: ServicesDep) -> Response:
+def metrics(services: ServerDep) -> Response:
     """Prometheus' text format."""
     return Response(generate_latest(services.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 

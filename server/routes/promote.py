@@ -15,6 +15,7 @@ from adapters.condition import Condition
 from adapters.errors import UnknownAdapter
 from adapters.evaluations import Score
 from adapters.registry import Version
+from server.audit import note
 from server.body import StrictRoute
 from server.cards import score_card
 from server.deps import PrincipalDep, ServicesDep, accepting, in_thread, needs
@@ -76,6 +77,7 @@ async def promote(
         _check(compared, body)
         asked, before = asked or compared.condition, compared.before
     promoted = await in_thread(services.catalog.set_alias, name, body.alias, body.version, asked)
+    note("alias_set", name=name, alias=body.alias, version=promoted.number, forced=body.force)
     told = await card(services, promoted) | {"before": before and score_card(before)}
     return JSONResponse(told, headers=etag(promoted))
 

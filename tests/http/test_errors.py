@@ -31,7 +31,7 @@ def check(reply: httpx.Response) -> None:
 
 
 def test_there_are_routes(face: Face) -> None:
-    assert len(routes(face)) == 28
+    assert len(routes(face)) > 20
 
 
 def test_every_route_with_nothing(http: httpx.Client, face: Face) -> None:

@@ -12,6 +12,7 @@ from adapters.catalog import Catalog
 from adapters.disk import Disk
 from adapters.provenance import ServedBase
 from adapters.registry import Registry
+from adapters.shelf import Shelf
 from adapters.store import BlobStore
 from loader.shape import BaseShape, LinearShape
 from server.app import create_app
@@ -63,7 +64,8 @@ def make_face(
     root.mkdir(exist_ok=True)
     services = Services(
         worker=worker,
-        catalog=catalog,
+        whole=catalog,
+        catalog=Shelf(catalog),
         tokenizer=ByteTokenizer(),
         base_id=BASE,
         limits=limits if limits is not None else Limits(worker.max_model_len, idle_s=5),

@@ -1,0 +1,64 @@
+"""Which adapters others than their owners may use: each one's tenants by name, or everybody.
+
+Owns the grants in the registry's database, and the memory of them: every request asks. A grant is for a name with all
+its versions, those to come included, and goes with the name. Knows no HTTP and no keys.
+"""
+
+import threading
+
+from sqlalchemy import delete, exists, select
+
+from adapters.database import Database
+from adapters.errors import UnknownAdapter, quoted
+from adapters.tables import GrantRow, VersionRow
+
+EVERYBODY = "*"
+"""Stands where a tenant's name may stand, and is none."""
+
+
+class Grants:
+    """Safe to use from many threads. `allows` asks memory: one process owns the database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._lock = threading.Lock()
+        self._known = self._read()
+
+    def allows(self, name: str, tenant: str) -> bool:
+        """Whether `name` was lent to `tenant`. It takes the same time whether `name` is there or not."""
+        tenants = self._known.get(name, frozenset())
+        return tenant in tenants or EVERYBODY in tenants
+
+    def of(self, name: str) -> frozenset[str]:
+        """To whom `name` is lent."""
+        return self._known.get(name, frozenset())
+
+    def lent_to(self, tenant: str) -> frozenset[str]:
+        """The names that were lent to `tenant`."""
+        return frozenset(name for name in self._known if self.allows(name, tenant))
+
+    def grant(self, name: str, tenant: str) -> None:
+        """Twice is once. Raises UnknownAdapter."""
+        with self._lock, self._database.writing() as session:
+            if not session.scalar(select(exists().where(VersionRow.name == name))):
+                raise UnknownAdapter(f"There is no adapter {quoted(name)}.")
+            session.merge(GrantRow(name=name, tenant=tenant))
+        self.refresh()
+
+    def withdraw(self, name: str, tenant: str) -> None:
+        """What was not granted stays so."""
+        with self._lock, self._database.writing() as session:
+            session.execute(delete(GrantRow).where(GrantRow.name == name, GrantRow.tenant == tenant))
+        self.refresh()
+
+    def refresh(self) -> None:
+        """After a name was deleted, and its grants with it."""
+        with self._lock:
+            self._known = self._read()
+
+    def _read(self) -> dict[str, frozenset[str]]:
+        found: dict[str, set[str]] = {}
+        with self._database.reading() as session:
+            for row in session.scalars(select(GrantRow)):
+                found.setdefault(row.name, set()).add(row.tenant)
+        return {name: frozenset(tenants) for name, tenants in found.items()}

@@ -1,0 +1,161 @@
+"""What one tenant sees of the catalog, in that tenant's own words.
+
+Owns who may see and change which adapter, and how names are told. acme's adapter `sql` is registered as `acme/sql`;
+acme calls it `sql`, and those whom acme lends it to call it `acme/sql`. What was registered without an owner, by the
+server's own start or before there were keys, has a bare name; the tenant "" owns it, and others use it by that name if
+it was lent to them and they have none of their own. What a tenant may not see raises what an absent one raises, and no
+sooner or later: nothing is asked about it. Knows no keys and no HTTP.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from adapters.aliases import Alias
+from adapters.canary import Canary
+from adapters.catalog import Catalog, Lease
+from adapters.condition import Condition
+from adapters.errors import NotOwner, UnknownAdapter, UnknownVersion, quoted
+from adapters.evaluations import EvalFile, Score
+from adapters.grants import EVERYBODY
+from adapters.naming import check_slug, owner_of, qualified
+from adapters.provenance import ServedBase
+from adapters.registry import Version
+
+T = TypeVar("T")
+Versions = list[Version]  # inside the class, `list` is its method
+
+
+class Shelf:
+    """The catalog's methods for `tenant`, with names as that tenant spells them, going in and coming out.
+
+    Beside what the catalog raises, changing what belongs to others raises NotOwner if it was lent, else UnknownAdapter.
+    """
+
+    def __init__(self, catalog: Catalog, tenant: str = "") -> None:
+        self._catalog, self._tenant = catalog, tenant
+
+    @property
+    def base(self) -> ServedBase:
+        return self._catalog.base
+
+    def check_names(self, name: str, alias: str | None) -> None:
+        self._catalog.check_names(self._new(name), alias)
+
+    def add(
+        self, name: str, config: bytes, weights: Path, alias: str | None = None, condition: Condition | None = None
+    ) -> tuple[Version, bool]:
+        version, created = self._catalog.add(self._new(name), config, weights, alias, condition)
+        return self._told(version), created
+
+    def add_directory(self, name: str, path: Path, alias: str | None = None) -> tuple[Version, bool]:
+        version, created = self._catalog.add_directory(self._new(name), path, alias)
+        return self._told(version), created
+
+    def resolve(self, ref: str, key: str | None = None) -> Version:
+        return self._told(self._ask(ref, lambda full: self._catalog.resolve(full, key)))
+
+    def lease(self, ref: str, key: str | None = None) -> Lease:
+        lease = self._ask(ref, lambda full: self._catalog.lease(full, key))
+        lease.version = self._told(lease.version)
+        return lease
+
+    def list(self) -> Versions:
+        """The tenant's own and those lent to it; a name of its own hides the server's."""
+        lent = self._catalog.grants.lent_to(self._tenant)
+        told: dict[str, Version] = {}
+        for version in self._catalog.list():
+            own = owner_of(version.name) == self._tenant
+            if own or version.name in lent:
+                shown = self._told(version)
+                if own or shown.name not in told:
+                    told[shown.name] = shown
+        return sorted(told.values(), key=lambda version: version.name)
+
+    def versions(self, name: str) -> Versions:
+        return [self._told(version) for version in self._ask(name, self._catalog.versions)]
+
+    def alias(self, name: str, alias: str) -> Alias:
+        return replace(self._catalog.alias(self._own(name), alias), name=name)
+
+    def set_alias(
+        self, name: str, alias: str, number: int, condition: Condition | None = None, canary: Canary | None = None
+    ) -> Version:
+        return self._told(self._catalog.set_alias(self._own(name), alias, number, condition, canary))
+
+    def roll_back(self, name: str, alias: str, condition: Condition | None = None) -> Version:
+        return self._told(self._catalog.roll_back(self._own(name), alias, condition))
+
+    def delete_alias(self, name: str, alias: str, condition: Condition | None = None) -> None:
+        self._catalog.delete_alias(self._own(name), alias, condition)
+
+    def delete(self, name: str, condition: Condition | None = None) -> None:
+        self._catalog.delete(self._own(name), condition)
+
+    def attach_eval(self, version: Version, content: bytes) -> None:
+        self._catalog.attach_eval(version.renamed(self._own(version.name)), content)
+
+    def eval_file(self, version: Version) -> EvalFile | None:
+        """An owner's alone: to lend an adapter is not to lend what it is measured on."""
+        return self._catalog.eval_file(version.renamed(self._own(version.name)))
+
+    def remember_score(self, version: Version, score: Score) -> None:
+        self._catalog.remember_score(version.renamed(self._own(version.name)), score)
+
+    def set_pinned(self, name: str, pinned: bool) -> Version:
+        return self._told(self._catalog.set_pinned(self._own(name), pinned))
+
+    def misfit(self, version: Version) -> str | None:
+        return self._catalog.misfit(version)
+
+    def lend(self, name: str, tenant: str) -> None:
+        """Let another tenant, or EVERYBODY, use all versions of `name`. Raises NameInvalid."""
+        to = tenant if tenant == EVERYBODY else check_slug(tenant, "a tenant's name")
+        self._catalog.grants.grant(self._own(name), to)
+
+    def take_back(self, name: str, tenant: str) -> None:
+        """Raises UnknownAdapter when there is no such adapter."""
+        self._catalog.versions(self._own(name))
+        self._catalog.grants.withdraw(self._own(name), tenant)
+
+    def lent(self, name: str) -> frozenset[str]:
+        """To whom a tenant's own adapter is lent. Raises UnknownAdapter."""
+        self._catalog.versions(self._own(name))
+        return self._catalog.grants.of(self._own(name))
+
+    def _new(self, name: str) -> str:
+        """A name to register under: this tenant's, whoever's it may look like. Raises NameInvalid."""
+        prefix = qualified(self._tenant, "")
+        return prefix + check_slug(name.removeprefix(prefix), "an adapter name")
+
+    def _own(self, name: str) -> str:
+        """The registry's name of what this tenant may change."""
+        full = qualified(self._tenant, name) if "/" not in name else name
+        if owner_of(full) == self._tenant:
+            return full
+        if self._catalog.grants.allows(full, self._tenant):
+            raise NotOwner(f"{quoted(name)} was lent to you; only its owner changes it.")
+        raise UnknownAdapter(f"There is no adapter {quoted(name)}.")
+
+    def _ask(self, ref: str, ask: Callable[[str], T]) -> T:
+        """The answer for what `ref` means to this tenant."""
+        name = ref.partition("@")[0]
+        allowed = self._catalog.grants.allows(name, self._tenant)
+        if "/" in name:
+            if allowed or owner_of(name) == self._tenant:
+                return ask(ref)
+            raise UnknownAdapter(f"There is no adapter {quoted(ref)}.")
+        try:
+            return ask(qualified(self._tenant, ref))
+        except UnknownVersion:
+            raise
+        except UnknownAdapter:
+            if not (allowed and self._tenant):
+                raise
+            return ask(ref)
+
+    def _told(self, version: Version) -> Version:
+        """`version` under the name that this tenant calls it by."""
+        prefix = qualified(self._tenant, "")
+        return version.renamed(version.name.removeprefix(prefix)) if prefix else version

@@ -1,0 +1,155 @@
+"""One tenant's view of the catalog: its own words, what was lent to it, and nothing else, in no more time."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, event
+
+from adapters.errors import NameInvalid, NameReserved, NotOwner, UnknownAdapter, UnknownVersion
+from adapters.grants import EVERYBODY
+from adapters.shelf import Shelf
+from tests.adapters.test_catalog import RESERVED, SHAPE, House
+from tests.support.adapters import adapters
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    built = House(tmp_path / "data")
+    yield built
+    built.registry.close()
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> list[Path]:
+    return list(adapters(tmp_path / "sources", SHAPE, 3))
+
+
+def names(shelf: Shelf) -> list[str]:
+    return [version.name for version in shelf.list()]
+
+
+def test_two_tenants_use_one_name_for_two_things(house: House, sources: list[Path]) -> None:
+    acme, beta = Shelf(house.catalog, "acme"), Shelf(house.catalog, "beta")
+    mine, _ = acme.add_directory("sql", sources[0], alias="prod")
+    theirs, _ = beta.add_directory("sql", sources[1])
+    assert (mine.name, mine.number, theirs.name, theirs.number) == ("sql", 1, "sql", 1)
+    assert [version.name for version in house.catalog.list()] == ["acme/sql", "beta/sql"]
+    for spelled in ("sql", "sql@1", "sql@prod", f"sql@{mine.id}", "acme/sql", "acme/sql@prod"):
+        with acme.lease(spelled) as lease:
+            assert (lease.version.id, lease.version.name) == (mine.id, "sql")
+    assert acme.resolve("sql").id == mine.id and beta.resolve("sql").id == theirs.id
+    acme.set_alias("sql", "next", 1)
+    acme.delete_alias("sql", "next")
+    with pytest.raises(UnknownVersion):
+        beta.resolve("sql@prod")
+    acme.delete("sql")
+    assert names(acme) == [] and names(beta) == ["sql"]
+
+
+def test_what_is_not_lent_is_not_there(house: House, sources: list[Path]) -> None:
+    acme, beta = Shelf(house.catalog, "acme"), Shelf(house.catalog, "beta")
+    acme.add_directory("sql", sources[0])
+    for ask in (beta.resolve, beta.lease, beta.versions, beta.delete, beta.lent):
+        for name in ("acme/sql", "acme/nothing", "sql", "nobody/sql", "acme/sql/x", "/sql", "acme/"):
+            with pytest.raises(UnknownAdapter):
+                ask(name)
+    assert names(beta) == [] and names(acme) == ["sql"]
+
+
+def test_lent_by_name_to_all_and_taken_back(house: House, sources: list[Path]) -> None:
+    acme, beta, gamma = (Shelf(house.catalog, tenant) for tenant in ("acme", "beta", "gamma"))
+    acme.add_directory("sql", sources[0])
+    acme.lend("sql", "beta")
+    assert names(beta) == ["acme/sql"] and names(gamma) == []
+    acme.add_directory("sql", sources[1])
+    assert beta.resolve("acme/sql").number == 2, "versions to come are lent too"
+    with beta.lease("acme/sql@1") as lease:
+        assert lease.version.name == "acme/sql"
+    for change in (beta.delete, lambda name: beta.set_alias(name, "prod", 1), lambda name: beta.set_pinned(name, True)):
+        with pytest.raises(NotOwner):
+            change("acme/sql")
+    acme.lend("sql", EVERYBODY)
+    assert acme.lent("sql") == {"beta", EVERYBODY} and names(gamma) == ["acme/sql"]
+    acme.take_back("sql", EVERYBODY)
+    acme.take_back("sql", "beta")
+    acme.take_back("sql", "beta")
+    assert names(beta) == names(gamma) == [] and acme.lent("sql") == frozenset()
+    for shelf, name in ((beta, "acme/sql"), (acme, "nothing")):
+        with pytest.raises(UnknownAdapter):
+            shelf.lend(name, "gamma")
+    with pytest.raises(NameInvalid):
+        acme.lend("sql", "b/c")
+
+
+def test_grants_go_with_the_name_and_survive_a_restart(tmp_path: Path, house: House, sources: list[Path]) -> None:
+    acme, beta = Shelf(house.catalog, "acme"), Shelf(house.catalog, "beta")
+    acme.add_directory("sql", sources[0])
+    acme.lend("sql", "beta")
+    again = House(tmp_path / "data")
+    assert names(Shelf(again.catalog, "beta")) == ["acme/sql"]
+    again.registry.close()
+    acme.delete("sql")
+    acme.add_directory("sql", sources[0])
+    assert names(beta) == [], "the new one of that name was lent to nobody"
+
+
+def test_the_servers_own_are_used_by_their_bare_names(house: House, sources: list[Path]) -> None:
+    server, acme = Shelf(house.catalog), Shelf(house.catalog, "acme")
+    server.add_directory("pirate", sources[0])
+    server.add_directory("private", sources[1])
+    server.lend("pirate", EVERYBODY)
+    assert names(acme) == ["pirate"] and acme.resolve("pirate@1").name == "pirate"
+    for name in ("private", "private@1"):
+        with pytest.raises(UnknownAdapter):
+            acme.resolve(name)
+    with pytest.raises(UnknownAdapter):
+        acme.delete("pirate")
+    mine, _ = acme.add_directory("pirate", sources[2])
+    assert [version.id for version in acme.list()] == [mine.id], "its own hides the server's"
+    assert acme.resolve("pirate").id == mine.id != server.resolve("pirate").id
+
+
+@pytest.mark.parametrize("tenant", ["", "acme"])
+def test_nobody_registers_under_anothers_name(house: House, sources: list[Path], tenant: str) -> None:
+    shelf = Shelf(house.catalog, tenant)
+    for name in ("beta/sql", "a/b/c", "/sql", "sql/"):
+        with pytest.raises(NameInvalid):
+            shelf.add_directory(name, sources[0])
+    for name in RESERVED:
+        with pytest.raises(NameReserved):
+            shelf.add_directory(name, sources[0])
+    assert house.catalog.list() == []
+
+
+def test_h76_nothing_is_asked_about_what_is_hidden(house: House, sources: list[Path]) -> None:
+    """Time, counted in statements: what another tenant has costs what nothing costs."""
+    server, acme, beta = (Shelf(house.catalog, tenant) for tenant in ("", "acme", "beta"))
+    server.add_directory("private", sources[0])
+    acme.add_directory("sql", sources[1])
+    asks: tuple[Callable[[str], object], ...] = (beta.resolve, beta.versions, beta.lease, beta.delete, beta.lent)
+    for ask in asks:
+        for hidden, absent in (("acme/sql", "acme/sqk"), ("private", "privatf"), ("acme/sql@1", "acme/sqk@1")):
+            assert statements(ask, hidden) == statements(ask, absent), (ask, hidden)
+
+
+def statements(ask: Callable[[str], object], name: str) -> list[str]:
+    with seen() as found, pytest.raises(UnknownAdapter):
+        ask(name)
+    return found
+
+
+@contextmanager
+def seen() -> Iterator[list[str]]:
+    """The SQL of this process while the block runs."""
+    found: list[str] = []
+
+    def note(connection: object, cursor: object, statement: str, *rest: object) -> None:
+        found.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield found
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)

@@ -1,0 +1,263 @@
+"""Tenants over HTTP: what one has does not exist for another, on any route, until it is shared."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import structlog
+
+from adapters.grants import EVERYBODY
+from server.keys.store import KeyStore
+from server.principal import Scope
+from tests.support.face import BASE, Face, form, write_adapter
+from tests.support.http import LiveServer, serve
+from tests.support.keys import bearer, guarded_face, headers_of
+
+HIDDEN, ABSENT = "zz-hidden", "zz-absent"
+SECRET_PROMPT = "the launch code is 0000"
+
+
+class Tenants:
+    """A server with keys, and a client for each tenant that is named."""
+
+    def __init__(self, face: Face, store: KeyStore, live: LiveServer) -> None:
+        self.face, self.store, self.live = face, store, live
+
+    def client(self, tenant: str, *scopes: Scope) -> httpx.Client:
+        return self.live.client(**headers_of(self.store, tenant, *scopes))
+
+
+@pytest.fixture(scope="module")
+def tenants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tenants]:
+    with guarded_face(tmp_path_factory.mktemp("tenants")) as (face, store), serve(face.app) as live:
+        yield Tenants(face, store, live)
+
+
+@pytest.fixture(scope="module")
+def a(tenants: Tenants) -> Iterator[httpx.Client]:
+    with tenants.client("acme") as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def b(tenants: Tenants) -> Iterator[httpx.Client]:
+    with tenants.client("beta") as client:
+        yield client
+
+
+def push(http: httpx.Client, name: str, seed: int = 0, **fields: str) -> httpx.Response:
+    return http.post("/v1/adapters", data={"name": name, **fields}, files=form(seed))
+
+
+def answering(http: httpx.Client, model: str) -> str:
+    reply = http.post("/v1/completions", json={"model": model, "prompt": "x", "max_tokens": 1})
+    assert reply.status_code == 200, reply.text
+    return reply.headers["x-rootstock-adapter"]
+
+
+def told(reply: httpx.Response) -> tuple[int, bytes, dict[str, str]]:
+    """All that a client sees, but for what is another one each time."""
+    return reply.status_code, reply.content, dict(reply.headers) | {"x-request-id": "", "date": ""}
+
+
+def everything(http: httpx.Client, name: str) -> list[httpx.Response]:
+    """Every way to ask for, or to change, an adapter that is named."""
+    quoted = name.replace("/", "%2F")
+    body = {"model": name, "prompt": "x", "max_tokens": 1}
+    chat = {"model": name, "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+    replies = [
+        http.post("/v1/completions", json=body),
+        http.post("/v1/completions", json=body | {"stream": True}),
+        http.post("/v1/completions", json=body | {"model": f"{BASE}:{name}"}),
+        http.post("/v1/completions", json=body | {"model": BASE, "adapter_id": name}),
+        http.post("/v1/chat/completions", json=chat),
+        http.post("/v1/unload_lora_adapter", json={"lora_name": name}),
+    ]
+    for method in ("GET", "DELETE"):
+        replies += [http.request(method, f"/v1/models/{path}") for path in (name, f"{name}@1", f"{name}@prod")]
+    for path in (name, quoted):
+        for suffix in ("", "@1", "@prod", "/versions", "/shares", "/aliases/prod", "/eval"):
+            replies.append(http.get(f"/v1/adapters/{path}{suffix}"))
+        for method, suffix in (
+            ("DELETE", ""),
+            ("DELETE", "/aliases/prod"),
+            ("DELETE", "/pin"),
+            ("POST", "/pin"),
+            ("DELETE", "/merge"),
+            ("POST", "/merge"),
+            ("PUT", "/public"),
+            ("DELETE", "/public"),
+            ("PUT", "/shares/beta"),
+            ("DELETE", "/shares/beta"),
+        ):
+            replies.append(http.request(method, f"/v1/adapters/{path}{suffix}"))
+        replies.append(http.put(f"/v1/adapters/{path}/aliases/prod", json={"version": 1}))
+        replies.append(http.post(f"/v1/adapters/{path}/promote", json={"version": 1}))
+        replies.append(http.post(f"/v1/adapters/{path}/rollback", json={}))
+        replies.append(http.put(f"/v1/adapters/{path}/eval", content=b"{}"))
+    return replies
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_h76_anothers_adapter_is_an_absent_one(
+    tenants: Tenants, a: httpx.Client, b: httpx.Client, loaded: bool
+) -> None:
+    assert push(a, HIDDEN, alias="prod").status_code in (200, 201)
+    if loaded:
+        assert a.post(f"/v1/adapters/{HIDDEN}/pin").json()["state"] == "device"
+        answering(a, HIDDEN)
+    for hidden, absent in (
+        (f"acme/{HIDDEN}", f"acme/{ABSENT}"),
+        (HIDDEN, ABSENT),
+        (f"acme/{HIDDEN}", f"nobody/{ABSENT}"),
+    ):
+        for one, other in zip(everything(b, hidden), everything(b, absent), strict=True):
+            assert told(one) == told(other), one.request.url
+            assert one.status_code in (400, 404, 405, 409), (one.request.method, one.request.url, one.status_code)
+    for path in ("/v1/models", "/v1/adapters"):
+        assert HIDDEN not in b.get(path).text
+    near = b.post("/v1/completions", json={"model": f"{HIDDEN}x", "prompt": "x"})
+    assert HIDDEN not in near.json()["error"]["message"].replace(f"{HIDDEN}x", ""), "no hint at what is hidden"
+    assert a.get(f"/v1/adapters/{HIDDEN}").json()["aliases"] == ["prod"], "and nothing was changed"
+    if loaded:
+        a.delete(f"/v1/adapters/{HIDDEN}/pin")
+
+
+def test_each_has_its_own_of_one_name(a: httpx.Client, b: httpx.Client) -> None:
+    mine, theirs = push(a, "sql", 1).json(), push(b, "sql", 2).json()
+    assert (mine["name"], theirs["name"], theirs["version"]) == ("sql", "sql", 1)
+    assert (answering(a, "sql"), answering(b, "sql")) == (mine["id"], theirs["id"])
+    assert answering(a, "acme/sql") == answering(a, f"{BASE}:acme/sql@1") == mine["id"]
+    assert "sql" in [card["id"] for card in a.get("/v1/models").json()["data"]]
+    assert a.delete("/v1/models/sql").status_code == 200
+    assert answering(b, "sql") == theirs["id"]
+
+
+def test_shared_adapters_are_used_and_not_changed(a: httpx.Client, b: httpx.Client, tenants: Tenants) -> None:
+    id = push(a, "lent", 3, alias="prod").json()["id"]
+    shared = a.put("/v1/adapters/lent/shares/beta").json()
+    assert (shared["tenants"], shared["public"]) == (["beta"], False)
+    assert answering(b, "acme/lent@prod") == id
+    assert b.get("/v1/adapters/acme/lent").json()["name"] == "acme/lent"
+    assert b.get("/v1/adapters/acme/lent@1").headers["etag"] == '"1"'
+    assert [card["version"] for card in b.get("/v1/adapters/acme/lent/versions").json()["data"]] == [1]
+    assert "acme/lent" in [card["id"] for card in b.get("/v1/models").json()["data"]]
+    refused = b.delete("/v1/models/acme/lent")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "not_owner")
+    with tenants.client("gamma") as c:
+        assert c.get("/v1/adapters/acme/lent").status_code == 404
+        assert a.put("/v1/adapters/lent/public").json()["public"] is True
+        assert answering(c, "acme/lent") == id
+        assert a.delete("/v1/adapters/lent/public").json()["tenants"] == ["beta"]
+        assert c.get("/v1/adapters/acme/lent").status_code == 404
+    assert a.delete("/v1/adapters/lent/shares/beta").json()["tenants"] == []
+    assert b.get("/v1/adapters/acme/lent").status_code == 404
+    assert a.get("/v1/adapters/lent/shares").json()["tenants"] == []
+
+
+def test_d43_what_two_tenants_uploaded_outlives_one_of_them(tenants: Tenants, a: httpx.Client, b: httpx.Client) -> None:
+    mine, theirs = push(a, "twin", 43), push(b, "twin", 43)
+    id = mine.json()["id"]
+    assert (mine.status_code, theirs.status_code, theirs.json()["id"]) == (201, 201, id)
+    assert a.delete("/v1/adapters/twin").status_code == 200
+    assert id not in tenants.face.worker.forgotten
+    assert answering(b, "twin") == id and b.get("/v1/adapters/twin").status_code == 200
+    assert b.delete("/v1/adapters/twin").status_code == 200
+    assert tenants.face.worker.forgotten == [] and not tenants.face.registry.is_used(id)
+
+
+def test_h78_the_key_decides_whatever_else_is_said(tenants: Tenants, a: httpx.Client, b: httpx.Client) -> None:
+    push(a, "own", 4)
+    said = {"x-tenant": "acme", "tenant": "acme", "openai-organization": "acme", "x-forwarded-user": "acme"}
+    assert b.get("/v1/adapters/own", headers=said).status_code == 404
+    assert b.get("/v1/adapters/own?tenant=acme").status_code == 404
+    body = {"model": "own", "prompt": "x", "tenant": "acme"}
+    refused = b.post("/v1/completions", json=body)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tenant")
+    assert push(b, "own", 5, tenant="acme").status_code == 422
+    assert push(b, "acme/own", 5).status_code == 400
+    answering(a, BASE)
+    assert tenants.face.worker.seen[-1].tenant == "acme", "the engine is told whose request it is"
+    answering(b, BASE)
+    assert tenants.face.worker.seen[-1].tenant == "beta"
+
+
+def test_h77_a_key_that_only_reads_changes_nothing(tenants: Tenants, a: httpx.Client) -> None:
+    push(a, "kept", 6)
+    with tenants.client("acme", Scope.READ, Scope.INFER) as reader:
+        assert push(reader, "more").status_code == 403
+        changes = (
+            ("DELETE", ""),
+            ("PUT", "/public"),
+            ("PUT", "/shares/beta"),
+            ("PUT", "/aliases/prod"),
+            ("POST", "/pin"),
+        )
+        for method, suffix in changes:
+            assert reader.request(method, f"/v1/adapters/kept{suffix}", json={"version": 1}).status_code == 403
+        assert reader.get("/v1/adapters/kept").status_code == 200
+        assert answering(reader, "kept")
+
+
+def test_h80_public_labels_name_no_tenant_and_stay_few(tenants: Tenants, a: httpx.Client) -> None:
+    push(a, "measured", 7)
+    answering(a, "measured")
+    a.get("/v1/adapters/measured")
+    text = a.get("/metrics").text
+    assert "rootstock_http_requests_total" in text
+    assert "acme" not in text and "beta" not in text and "measured" not in text
+
+
+def test_h81_the_log_has_the_tenant_and_the_key_but_no_secret_and_no_prompt(tenants: Tenants) -> None:
+    key, text = tenants.store.create("acme", "default", tuple(Scope))
+    with logged() as log, tenants.live.client(**bearer(text)) as http:
+        push(http, "logged", 8, alias="prod")
+        body = {"model": "logged", "prompt": SECRET_PROMPT, "max_tokens": 2}
+        for stream in (False, True):
+            assert http.post("/v1/completions", json=body | {"stream": stream}).status_code == 200
+        message = {"role": "user", "content": SECRET_PROMPT}
+        http.post("/v1/chat/completions", json={"model": "logged", "messages": [message], "max_tokens": 2})
+        http.post("/v1/completions", json=body | {"model": SECRET_PROMPT})
+        http.post("/v1/completions", json=body | {"temperature": SECRET_PROMPT})
+        http.get(f"/v1/models/x?key={text}")
+        http.put("/v1/adapters/logged/aliases/next", json={"version": 1})
+        http.put("/v1/adapters/logged/shares/beta")
+        http.delete("/v1/adapters/logged")
+        http.get("/v1/models", headers=bearer(f"{text[:-1]}~"))
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    assert text.partition("_")[2][:-1] not in log.getvalue() and SECRET_PROMPT not in log.getvalue()
+    audit = {line["event"]: line for line in lines if line["event"] != "request"}
+    for event in ("adapter_uploaded", "alias_set", "adapter_shared", "adapter_deleted"):
+        assert (audit[event]["tenant"], audit[event]["key"], audit[event]["name"]) == ("acme", key.id, "logged"), event
+    requests = [line for line in lines if line["event"] == "request"]
+    assert {line.get("key") for line in requests if line["status"] != 401} == {key.id}
+    assert ["key" in line for line in requests if line["status"] == 401] == [False], "nor whose it was not"
+
+
+@contextmanager
+def logged() -> Iterator[io.StringIO]:
+    """All that the server logs while the block runs, debug lines too, as JSON."""
+    before, text = structlog.get_config(), io.StringIO()
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, structlog.processors.JSONRenderer(default=str)],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
+        logger_factory=structlog.PrintLoggerFactory(text),
+    )
+    try:
+        yield text
+    finally:
+        structlog.configure(**before)
+
+
+def test_adapters_of_the_servers_start_are_everybodys_to_use(tenants: Tenants, tmp_path: Path, a: httpx.Client) -> None:
+    whole = tenants.face.services.whole
+    version, _ = whole.add_directory("servers-own", write_adapter(tmp_path / "own", 9))
+    assert a.get("/v1/adapters/servers-own").status_code == 404
+    whole.grants.grant("servers-own", EVERYBODY)
+    assert answering(a, "servers-own") == version.id
+    assert a.delete("/v1/adapters/servers-own").status_code == 404
