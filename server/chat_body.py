@@ -10,6 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from server.fields import GenerationBody, Strict
 from server.ports import Message
 
+MAX_PARTS = 2048
+
 
 class TextPart(Strict):
     type: Literal["text"]
@@ -26,6 +28,8 @@ class ChatMessage(Strict):
     @classmethod
     def _text_only(cls, value: Any) -> Any:
         parts = value if isinstance(value, list) else []
+        if len(parts) > MAX_PARTS:
+            raise ValueError(f"must hold at most {MAX_PARTS} parts")
         if any(isinstance(part, dict) and part.get("type") not in ("text", None) for part in parts):
             raise ValueError("only parts of type `text` are served")
         return value

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from server.fields import GenerationBody, TokenId
 
 Prompt = str | list[int]
+MAX_PROMPTS = 256
 
 
 class CompletionBody(GenerationBody):
@@ -18,7 +19,7 @@ class CompletionBody(GenerationBody):
     `logprobs` is the number of alternatives beside each token; `max_tokens: 0` only goes with `echo`.
     """
 
-    prompt: Annotated[list[str] | list[list[TokenId]], Field(min_length=1, max_length=256)]
+    prompt: Annotated[list[str] | list[list[TokenId]], Field(min_length=1, max_length=MAX_PROMPTS)]
     max_tokens: Annotated[int, Field(ge=0, lt=1 << 31)] = 16
     echo: bool = False
     logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
@@ -31,6 +32,8 @@ class CompletionBody(GenerationBody):
             return [value]
         if not isinstance(value, list) or not value:
             raise ValueError("must be a string, a list of strings, a list of token ids, or a list of such lists")
+        if len(value) > MAX_PROMPTS and not isinstance(value[0], int):
+            raise ValueError(f"must hold at most {MAX_PROMPTS} prompts")
         if isinstance(value[0], int) and not isinstance(value[0], bool):
             value = [value]
         kinds = {type(item) for item in value}

@@ -51,7 +51,7 @@ def stream(ids: Sequence[int], stop: Sequence[str] = (), prompt: Sequence[int] =
 @pytest.mark.parametrize(
     "text", ["héllo", "日本語 text", "👩‍👩‍👧‍👦 family", "a\u0301", "\N{REPLACEMENT CHARACTER} itself"]
 )
-def test_characters_of_many_bytes_are_never_split(text: str) -> None:
+def test_e52_characters_of_many_bytes_are_never_split(text: str) -> None:
     pieces, _ = stream(encode(text))
     assert "".join(pieces) == text
     assert all(piece in text for piece in pieces)
@@ -82,7 +82,7 @@ def test_the_prompt_is_context_and_not_text() -> None:
         (("d",), "hello worl", "d"),
     ],
 )
-def test_stop_strings_across_tokens(stop: tuple[str, ...], shown: str, by: str | None) -> None:
+def test_e52_stop_strings_across_tokens(stop: tuple[str, ...], shown: str, by: str | None) -> None:
     pieces, stopped_by = stream(encode("hello world"), stop)
     assert "".join(pieces) == shown and stopped_by == by
 
@@ -103,7 +103,7 @@ def test_nothing_follows_a_stop_string_not_even_the_rest_of_its_token() -> None:
     assert text.finish().text == ""
 
 
-def test_a_stop_string_of_many_bytes() -> None:
+def test_e52_a_stop_string_of_many_bytes() -> None:
     pieces, stopped_by = stream(encode("price: 5€ or"), ["€"])
     assert "".join(pieces) == "price: 5" and stopped_by == "€"
 

@@ -149,7 +149,7 @@ def test_seed_repeats_and_differs(client: openai.OpenAI, target: Target) -> None
     assert say(1) != say(2)
 
 
-def test_stop_is_cut_exactly(client: openai.OpenAI, target: Target) -> None:
+def test_e52_stop_is_cut_exactly(client: openai.OpenAI, target: Target) -> None:
     whole = client.completions.create(model=target.base, prompt="Once", max_tokens=12, temperature=0).choices[0].text
     stop = whole[4:6]
     reply = client.completions.create(model=target.base, prompt="Once", max_tokens=12, temperature=0, stop=[stop])

@@ -53,7 +53,7 @@ def test_a_chat_is_the_templates_text() -> None:
         "<|im_end|>" * 50,
     ],
 )
-def test_special_text_in_a_message_stays_text(content: str) -> None:
+def test_e59_special_text_in_a_message_stays_text(content: str) -> None:
     made = tokenizer()
     start, end = made.encode("<|im_start|>")[0], made.encode("<|im_end|>")[0]
     ids = made.encode_chat(user(content))

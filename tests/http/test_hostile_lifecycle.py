@@ -1,0 +1,135 @@
+"""Names and lifecycles that go wrong elsewhere: cases D37 to D42. After each, tests/support/manners.py's invariants."""
+
+import json
+import threading
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.engine import FakeWorker
+from tests.support.face import BASE, Face, form, make_face
+from tests.support.http import LiveServer, eventually, serve
+from tests.support.manners import check_after, check_reply, refused
+
+
+def push(http: httpx.Client, name: str, seed: int = 0, **fields: str) -> httpx.Response:
+    return http.post("/v1/adapters", data={"name": name, **fields}, files=form(seed))
+
+
+PATHS = ["../x", "a/b", ".", "..", "", "%2e%2e", "a%00b", "x" * 300, "a\x01b", "a b", "-x", "a\\b", "C:x"]
+TWINS = ["p\u0430y", "n\u00e9", unicodedata.normalize("NFD", "n\u00e9"), "\u202eabc", "a\u200bb", "\uff41"]
+
+
+@pytest.mark.parametrize("name", PATHS, ids=ascii)
+def test_d37_names_that_are_paths(name: str, http: httpx.Client, face: Face) -> None:
+    refused(push(http, name), http, face, code="name_invalid")
+    refused(push(http, "fine", alias=name or "7"), http, face, code="alias_invalid")
+    assert "fine" not in [card["name"] for card in http.get("/v1/adapters").json()["data"]]
+
+
+@pytest.mark.parametrize("name", ["con", "NUL.txt", "Com1"])
+def test_d37_names_of_devices(name: str, http: httpx.Client, face: Face) -> None:
+    refused(push(http, name), http, face, status=409, code="name_reserved")
+
+
+@pytest.mark.parametrize("name", TWINS, ids=ascii)
+def test_d38_names_that_look_like_others(name: str, http: httpx.Client, face: Face) -> None:
+    refused(push(http, name), http, face, code="name_invalid")
+    reply = http.post("/v1/completions", json={"model": name, "prompt": "x"})
+    refused(reply, http, face, status=404, code="model_not_found")
+
+
+@pytest.mark.parametrize("name", [BASE, BASE.upper()])
+def test_d39_names_that_mean_something_else(name: str, http: httpx.Client, face: Face) -> None:
+    reply = push(http, name)
+    refused(reply, http, face, status=409, code="name_reserved")
+    assert reply.headers["x-should-retry"] == "false"
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[tuple[Face, LiveServer]]:
+    """A server whose tokens take 10 ms each."""
+    face = make_face(tmp_path, FakeWorker(delay_s=0.01))
+    with serve(face.app) as live:
+        yield face, live
+    face.registry.close()
+
+
+def text_of(reply: httpx.Response) -> str:
+    """The rest of a stream, which must end as streams end."""
+    events = [line.removeprefix("data: ") for line in reply.iter_lines() if line.startswith("data: ")]
+    assert events[-1] == "[DONE]", events[-1]
+    return "".join(choice["text"] for event in events[:-1] for choice in json.loads(event)["choices"])
+
+
+def test_d40_streams_outlive_the_name_they_run_on(slow: tuple[Face, LiveServer]) -> None:
+    face, live = slow
+    body = {"model": "gone", "prompt": "x", "max_tokens": 80, "stream": True, "seed": 1}
+    with live.client() as http, ThreadPoolExecutor(20) as pool:
+        id = push(http, "gone").json()["id"]
+        whole = http.post("/v1/completions", json=body | {"stream": False}).json()["choices"][0]["text"]
+
+        def stream() -> str:
+            with live.client() as own, own.stream("POST", "/v1/completions", json=body) as reply:
+                assert reply.headers["x-rootstock-adapter"] == id
+                return text_of(reply)
+
+        streams = [pool.submit(stream) for _ in range(20)]
+        eventually(lambda: len(face.worker.running) == 20)
+        assert http.delete("/v1/adapters/gone").status_code == 200
+        assert http.post("/v1/completions", json=body).status_code == 404
+        assert list(face.catalog._store.ids()) == [id], "the streams still hold the bytes"
+        assert {each.result() for each in streams} == {whole}
+        eventually(lambda: not list(face.catalog._store.ids()))
+        check_after(http, face)
+
+
+def test_d41_a_stream_keeps_its_version_when_the_alias_moves(slow: tuple[Face, LiveServer]) -> None:
+    face, live = slow
+    body = {"model": "m@prod", "prompt": "x", "max_tokens": 40, "seed": 1}
+    with live.client() as http, live.client() as other:
+        old, new = push(http, "m", 1, alias="prod").json()["id"], push(http, "m", 2).json()["id"]
+        whole = http.post("/v1/completions", json=body).json()["choices"][0]["text"]
+        with http.stream("POST", "/v1/completions", json=body | {"stream": True}) as reply:
+            eventually(lambda: bool(face.worker.running))
+            assert other.post("/v1/adapters/m/promote", json={"version": 2}).status_code == 200
+            after = other.post("/v1/completions", json=body)
+            assert after.headers["x-rootstock-adapter"] == new
+            assert after.json()["choices"][0]["text"] != whole
+            assert reply.headers["x-rootstock-adapter"] == old
+            assert text_of(reply) == whole
+        check_after(http, face)
+
+
+def test_d42_a_use_that_races_a_delete_is_answered_or_404(live: LiveServer, face: Face) -> None:
+    over = threading.Event()
+    body = {"model": "raced", "prompt": "x", "max_tokens": 1}
+
+    def use() -> Counter[int]:
+        with live.client() as http:
+            replies = [http.post("/v1/completions", json=body) for _ in range(60)]
+        for reply in replies:
+            check_reply(reply)
+        return Counter(reply.status_code for reply in replies)
+
+    def churn() -> None:
+        with live.client() as http:
+            while not over.is_set():
+                assert push(http, "raced", 400).status_code == 201
+                assert http.delete("/v1/adapters/raced").status_code == 200
+
+    with ThreadPoolExecutor(5) as pool:
+        churning = pool.submit(churn)
+        counts = sum((users.result() for users in [pool.submit(use) for _ in range(4)]), Counter[int]())
+        over.set()
+        churning.result()
+    assert set(counts) <= {200, 404} and sum(counts.values()) == 240
+    assert counts[200] and counts[404], "both happened, so there was a race"
+    with live.client() as http:
+        check_after(http, face)
+    assert set(face.catalog._store.ids()) == face.registry.ids()

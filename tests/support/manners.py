@@ -1,0 +1,45 @@
+"""What must hold after every hostile request: the invariants I4, I5, I7 and I8.
+
+I4 the next request is answered; I5 nothing is left running, and no adapter held; I7 an error has OpenAI's envelope and
+repeats neither paths nor code nor what was sent; I8 what the client caused is no 5xx.
+"""
+
+import re
+
+import httpx
+
+from tests.support.face import BASE, Face
+from tests.support.http import eventually
+
+_INSIDE = re.compile(r"Traceback|\.py\b|/tmp/|/home/|site-packages|sqlite")
+
+
+def check_reply(reply: httpx.Response, sent: str | None = None) -> None:
+    """`reply`, good or bad, keeps I7 and I8, and does not repeat `sent`."""
+    assert reply.status_code < 500, ("I8", reply.text)
+    assert re.fullmatch("[0-9a-f]{32}", reply.headers["x-request-id"])
+    if reply.status_code < 400:
+        return
+    error = reply.json()["error"]
+    assert {"message", "type", "param", "code"} <= error.keys() and error["message"], "I7"
+    assert not _INSIDE.search(reply.text) and len(reply.content) < 2000, "I7"
+    assert sent is None or sent not in reply.text, "I7"
+
+
+def check_after(http: httpx.Client, face: Face) -> None:
+    """The server is as it was: I4 and I5."""
+    reply = http.post("/v1/completions", json={"model": BASE, "prompt": "x", "max_tokens": 1})
+    assert reply.status_code == 200, ("I4", reply.text)
+    eventually(lambda: not face.worker.running)
+    eventually(lambda: face.services.lifecycle.in_flight == 0)
+    eventually(lambda: not face.catalog._uses and not face.catalog._doomed)
+
+
+def refused(
+    reply: httpx.Response, http: httpx.Client, face: Face, *, status: int = 400, code: str | None = None
+) -> None:
+    """`reply` is this refusal, and the server is as it was."""
+    assert reply.status_code == status, reply.text
+    assert code is None or reply.json()["error"]["code"] == code, reply.text
+    check_reply(reply)
+    check_after(http, face)
