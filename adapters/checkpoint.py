@@ -4,7 +4,7 @@ Owns the comparison of what the config and the base call for with what the file 
 changes or keeps the weights: `Checkpoint` says where they lie.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,7 +36,11 @@ class Checkpoint:
     tensors: Mapping[str, TensorSpec]
 
 
-def read_directory(path: Path, shape: BaseShape) -> Checkpoint:
+Reader = Callable[[bytes, Path, BaseShape], Checkpoint]
+"""`read`, or what reads as it does elsewhere."""
+
+
+def read_directory(path: Path, shape: BaseShape, reader: Reader | None = None) -> Checkpoint:
     """As `read`, from a directory that PEFT's save_pretrained wrote; its other files are not looked at."""
     config, weights = path / config_file.FILE, path / header.FILE
     if not weights.is_file():
@@ -50,7 +54,7 @@ def read_directory(path: Path, shape: BaseShape) -> Checkpoint:
         raise InvalidAdapter([Fault(name, "there is no such file in the directory", fix) for name in missing])
     with config.open("rb") as file:
         raw = file.read(config_file.MAX_BYTES + 1)
-    return read(raw, weights, shape)
+    return (reader or read)(raw, weights, shape)
 
 
 def read(config: bytes, weights: Path, shape: BaseShape) -> Checkpoint:

@@ -1,0 +1,40 @@
+"""The process that reads one upload and ends: `python -m adapters.reading MEMORY SECONDS`, question in, verdict out.
+
+Owns its own limits, which it sets before it sees a byte of the upload: address space, processor time, and no file
+written. Imports no torch; it is ready in the time that numpy takes.
+"""
+
+import resource
+import sys
+
+OUT_OF_MEMORY = 3
+"""The exit code that says so."""
+
+
+def main(memory: int, seconds: int) -> None:
+    """Limits are raised by nobody afterwards: the hard ones are set too."""
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        verdict = _read(sys.stdin.buffer.read())
+    except MemoryError:
+        sys.exit(OUT_OF_MEMORY)
+    sys.stdout.buffer.write(verdict)
+
+
+def _read(question: bytes) -> bytes:
+    """Imported here, under the limits."""
+    from adapters.checkpoint import read
+    from adapters.errors import InvalidAdapter
+    from adapters.verdict import checkpoint_to_json, question_from_json, refusal_to_json
+
+    try:
+        return checkpoint_to_json(read(*question_from_json(question)))
+    except InvalidAdapter as error:
+        return refusal_to_json(error)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,62 @@
+"""What the reader says of an upload, as JSON: a checkpoint, or every fault. And the question it answers.
+
+Owns that encoding, between a server and the process that reads for it. Both are of the same release, so anything
+unexpected is our bug.
+"""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from adapters.checkpoint import Checkpoint
+from adapters.errors import Fault, InvalidAdapter, UnsupportedMedia
+from adapters.header import TensorSpec
+from adapters.manifest import TrainedOn
+from adapters.manifest_json import manifest_from_json, manifest_to_json
+from loader.shape import BaseShape, LinearShape
+
+
+def question_to_json(config: bytes, weights: Path, shape: BaseShape) -> bytes:
+    """latin-1 carries any bytes through JSON: whether the config is UTF-8 is for the reader to judge."""
+    asked = {"config": config.decode("latin-1"), "weights": str(weights), "shape": asdict(shape)}
+    return json.dumps(asked).encode()
+
+
+def question_from_json(text: bytes) -> tuple[bytes, Path, BaseShape]:
+    asked = json.loads(text)
+    shape = asked["shape"]
+    linears = {path: LinearShape(**linear) for path, linear in shape["linears"].items()}
+    shape = BaseShape(shape["base_id"], shape["num_layers"], linears, shape["refused"])
+    return asked["config"].encode("latin-1"), Path(asked["weights"]), shape
+
+
+def checkpoint_to_json(checkpoint: Checkpoint) -> bytes:
+    record = checkpoint.manifest.trained_on
+    told = {
+        "manifest": manifest_to_json(checkpoint.manifest),
+        "trained_on": record and asdict(record),
+        "config": checkpoint.config.decode(),
+        "tensors": {name: [spec.dtype, spec.shape, spec.start, spec.stop] for name, spec in checkpoint.tensors.items()},
+    }
+    return json.dumps(told).encode()
+
+
+def refusal_to_json(error: InvalidAdapter) -> bytes:
+    faults = [[fault.where, fault.problem, fault.fix] for fault in error.faults]
+    return json.dumps({"unsupported": isinstance(error, UnsupportedMedia), "faults": faults}).encode()
+
+
+def verdict_from_json(text: bytes, weights: Path) -> Checkpoint:
+    """The checkpoint that was found in `weights`. Raises the InvalidAdapter or UnsupportedMedia that was told."""
+    told: dict[str, Any] = json.loads(text)
+    if "faults" in told:
+        kind = UnsupportedMedia if told["unsupported"] else InvalidAdapter
+        raise kind(Fault(*fault) for fault in told["faults"])
+    manifest, record = manifest_from_json(told["manifest"]), told["trained_on"]
+    tensors = {
+        name: TensorSpec(dtype, tuple(shape), start, stop)
+        for name, (dtype, shape, start, stop) in told["tensors"].items()
+    }
+    manifest = replace(manifest, trained_on=record and TrainedOn(**record))
+    return Checkpoint(manifest, told["config"].encode(), weights, tensors)
