@@ -14,7 +14,7 @@ from types import TracebackType
 
 from adapters.aliases import Alias
 from adapters.canary import Canary, Split
-from adapters.checkpoint import Checkpoint, read, read_directory
+from adapters.checkpoint import Checkpoint, Reader, read, read_directory
 from adapters.condition import Condition
 from adapters.errors import BaseMismatch, RegistryUnusable, UnknownAdapter
 from adapters.evaluations import EvalFile, Score
@@ -105,13 +105,23 @@ class _Resolved:
 
 
 class Catalog:
-    """Safe to use from many threads. `on_forgotten` is called, on whichever thread, after a blob was removed."""
+    """Safe to use from many threads. `on_forgotten` is called, on whichever thread, after a blob was removed.
 
-    def __init__(self, registry: Registry, store: BlobStore, base: ServedBase, reserved: frozenset[str]) -> None:
+    `reader` judges what strangers upload: `ReadApart` in a process of its own, `read` in this one.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        store: BlobStore,
+        base: ServedBase,
+        reserved: frozenset[str],
+        reader: Reader = read,
+    ) -> None:
         self.on_forgotten: Callable[[AdapterId], None] = _nobody
         self.base = base
         self.grants = registry.grants
-        self._registry, self._store, self._reserved = registry, store, reserved
+        self._registry, self._store, self._reserved, self._reader = registry, store, reserved, reader
         self._lock = threading.Lock()
         self._uses: dict[AdapterId, int] = {}
         self._doomed: set[AdapterId] = set()
@@ -132,12 +142,12 @@ class Catalog:
         ConditionFailed when the newest version is not as `condition` asks; then nothing was changed.
         """
         self.check_names(name, alias)
-        return self._register(name, read(config, weights, self.base.shape), alias, condition)
+        return self._register(name, self._reader(config, weights, self.base.shape), alias, condition)
 
     def add_directory(self, name: str, path: Path, alias: str | None = None) -> tuple[Version, bool]:
         """As `add`, from a directory that PEFT wrote."""
         self.check_names(name, alias)
-        return self._register(name, read_directory(path, self.base.shape), alias)
+        return self._register(name, read_directory(path, self.base.shape, self._reader), alias)
 
     def resolve(self, ref: str, key: str | None = None) -> Version:
         """`name` (its newest version), `name@3`, `name@alias` or `name@sha256:…`.

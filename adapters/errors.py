@@ -13,6 +13,15 @@ AdapterError
 ├── UnknownAdapter       no such name, alias or digest
 │   └── UnknownVersion   the name exists, that version of it does not
 ├── ConditionFailed      what the caller asked to be true of a name or alias is not
+├── UploadError          a resumable upload cannot go on as was asked
+│   ├── UnknownUpload    there is none of this id, or it is another tenant's
+│   ├── UploadBusy       a request is at work on it already
+│   ├── UploadOver       it has ended, well or badly
+│   ├── WrongOffset      the bytes do not follow those that are there; carries where they must begin
+│   ├── UploadIncomplete bytes are missing still; carries how many are there
+│   ├── UploadOverflow   more bytes than were declared
+│   ├── DigestMismatch   the bytes are not those that were announced
+│   └── TooManyUploads   the tenant has too many open, or too large ones
 ├── AdapterCorrupt       stored bytes no longer match their digest
 └── RegistryUnusable     the database is damaged, or was written by a newer release
 """
@@ -98,6 +107,50 @@ class BaseMismatch(AdapterError):
 
 
 class ConditionFailed(AdapterError):
+    pass
+
+
+class UploadError(AdapterError):
+    pass
+
+
+class UnknownUpload(UploadError):
+    def __init__(self) -> None:
+        super().__init__("There is no such upload. It may have expired; begin a new one.")
+
+
+class UploadBusy(UploadError):
+    def __init__(self) -> None:
+        super().__init__("Another request is at work on this upload. Try again in a moment.")
+
+
+class UploadOver(UploadError):
+    pass
+
+
+class WrongOffset(UploadError):
+    def __init__(self, offset: int) -> None:
+        self.offset = offset
+        super().__init__(f"This upload has {offset} bytes: the next ones begin at offset {offset}.")
+
+
+class UploadIncomplete(UploadError):
+    def __init__(self, offset: int, size: int) -> None:
+        self.offset = offset
+        super().__init__(f"This upload has {offset} of {size} bytes. Send the others before finishing it.")
+
+
+class UploadOverflow(UploadError):
+    def __init__(self, size: int) -> None:
+        super().__init__(f"This upload was declared to have {size} bytes, and more were sent. Send no more than that.")
+
+
+class DigestMismatch(UploadError):
+    def __init__(self) -> None:
+        super().__init__("The bytes that arrived are not those of the digest. Send the file again, from the beginning.")
+
+
+class TooManyUploads(UploadError):
     pass
 
 

@@ -15,13 +15,26 @@ from server.gauges import CanaryCollector, EngineCollector, ServerCollector
 from server.middleware import RequestLog
 from server.naming import Names
 from server.ports import Services
-from server.routes import adapters, aliases, chat, completions, evals, models, ops, promote, residency, shares, vllm
+from server.routes import (
+    adapters,
+    aliases,
+    chat,
+    completions,
+    evals,
+    models,
+    ops,
+    promote,
+    residency,
+    shares,
+    uploads,
+    vllm,
+)
 from server.validation import bad_request
 from server.version import version
 
 _log = structlog.get_logger(__name__)
 
-_ROUTERS = (ops, models, completions, chat, adapters, aliases, promote, evals, residency, vllm, shares)
+_ROUTERS = (ops, models, completions, chat, uploads, adapters, aliases, promote, evals, residency, vllm, shares)
 
 
 def create_app(services: Services) -> FastAPI:

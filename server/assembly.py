@@ -14,6 +14,7 @@ import structlog
 import torch
 from rich.console import Console
 
+from adapters.apart import ReadApart
 from adapters.catalog import Catalog
 from adapters.errors import BaseMismatch
 from adapters.grants import EVERYBODY
@@ -23,6 +24,7 @@ from adapters.provenance import ServedBase
 from adapters.registry import Registry
 from adapters.shelf import Shelf
 from adapters.store import BlobStore
+from adapters.uploads import UploadLimits, Uploads
 from engine.attention import FLASH_BLOCK
 from engine.build import EngineConfig, build
 from engine.events import Event, Observer
@@ -39,6 +41,7 @@ from loader.source import Source, resolve
 from server.collector import traces_of
 from server.datadir import DataDir
 from server.metrics import Metrics
+from server.naming import RESERVED
 from server.ports import Callers, Limits, Services, Traces
 from server.settings import Settings
 from server.tokens import HubTokenizer
@@ -83,7 +86,8 @@ def build_house(settings: Settings, data: DataDir, callers: Callers, progress: P
         settings.quantization,
         settings.allow_quantization_mismatch,
     )
-    catalog = Catalog(registry, store, served, frozenset({base.id}))
+    reader = ReadApart(settings.validation_memory, settings.validation_timeout)
+    catalog = Catalog(registry, store, served, RESERVED | {base.id}, reader)
     services = Services(
         worker=worker,
         whole=catalog,
@@ -98,6 +102,7 @@ def build_house(settings: Settings, data: DataDir, callers: Callers, progress: P
         ),
         metrics=metrics,
         uploads=data.uploads,
+        resumable=Uploads(data.uploads / "resumable", _upload_limits(settings)),
         adapter_root=settings.adapter_root,
         callers=callers,
         traces=traces,
@@ -177,6 +182,10 @@ def _available(device: str) -> Available:
 
 def _on_cuda(device: str) -> bool:
     return device != "cpu" and torch.cuda.is_available()
+
+
+def _upload_limits(settings: Settings) -> UploadLimits:
+    return UploadLimits(settings.max_uploads, settings.max_pending_bytes, settings.upload_expiry)
 
 
 def _engine_config(settings: Settings, memory: MemoryPlan, max_model_len: int) -> EngineConfig:

@@ -7,6 +7,7 @@ repeated keys and lone surrogates; here each is a 400. Knows nothing of what the
 import asyncio
 import json
 import re
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -18,6 +19,9 @@ from starlette.responses import Response
 from server.deps import Needs, principal
 from server.errors import ApiError, BadRequest, TooLarge
 
+PACE_BYTES = 1024
+"""Any line is faster than this in a few seconds."""
+
 MAX_FIELDS = 2048
 """More than any object that is taken may have; each one too many would cost a complaint of its own."""
 
@@ -25,6 +29,7 @@ MAX_BRACKETS = 1 << 17
 """Those within strings too: a context is full long before. The parser cannot be interrupted while it makes lists."""
 
 _INLINE_BYTES = 16 << 10
+
 _SUSPECT = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
 _ODD = re.compile("[\ud800-\udfff\0]")
 
@@ -88,8 +93,8 @@ async def read_bounded(request: Request, limit: int, flag: str | None, idle_s: f
     """The whole body. Raises 413 before reading a body declared too large, 408 when the peer stalls."""
     check_declared(request, limit, flag)
     parts, size = [], 0
-    chunks = request.stream()
-    while (chunk := await next_chunk(chunks, idle_s)) is not None:
+    chunks = Chunks(request, idle_s)
+    while (chunk := await chunks.next()) is not None:
         size += len(chunk)
         if size > limit:
             raise TooLarge(limit, flag)
@@ -97,16 +102,32 @@ async def read_bounded(request: Request, limit: int, flag: str | None, idle_s: f
     return b"".join(parts)
 
 
-async def next_chunk(chunks: Any, idle_s: float) -> bytes | None:
-    """The next piece of a body, None at its end. Raises 408 after `idle_s` seconds of silence."""
-    try:
-        async with asyncio.timeout(idle_s):
-            chunk: bytes = await anext(chunks)
-            return chunk
-    except StopAsyncIteration:
-        return None
-    except TimeoutError:
-        raise ApiError(408, f"No part of the body arrived for {idle_s:g} seconds.", code="body_timeout") from None
+class Chunks:
+    """The pieces of a body, for as long as they keep coming: `PACE_BYTES` in every `idle_s` seconds, or its end.
+
+    A peer that sends a byte now and then would otherwise hold its connection for ever.
+    """
+
+    def __init__(self, request: Request, idle_s: float) -> None:
+        self._stream, self._idle_s = request.stream(), idle_s
+        self._left, self._since = idle_s, 0
+
+    async def next(self) -> bytes | None:
+        """The next piece, None at the end. Raises 408 when the peer is too slow."""
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self._left):
+                chunk = await anext(self._stream)
+        except StopAsyncIteration:
+            return None
+        except TimeoutError:
+            told = f"Less than {PACE_BYTES} bytes of the body arrived in {self._idle_s:g} seconds."
+            raise ApiError(408, told, code="body_timeout") from None
+        self._since += len(chunk)
+        self._left -= time.monotonic() - began  # what this server does in between is not the peer's fault
+        if self._since >= PACE_BYTES:
+            self._left, self._since = self._idle_s, 0
+        return chunk
 
 
 def check_declared(request: Request, limit: int, flag: str | None) -> None:

@@ -53,7 +53,7 @@ class DataDir:
         return descriptor
 
     def clear_uploads(self) -> None:
-        """Remove what a killed server left of its uploads. Call it under the lock."""
+        """Remove what a killed server left of its forms; resumable uploads go on. Call it under the lock."""
         if self.uploads.is_dir():
             for left in self.uploads.glob("*.part"):
                 left.unlink(missing_ok=True)

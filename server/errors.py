@@ -181,6 +181,14 @@ TABLE: tuple[tuple[type[Exception], Status], ...] = (
     (adapters.UnknownAdapter, Status(404, "adapter_not_found", message=_NO_ADAPTER)),
     (adapters.ConditionFailed, Status(412, "precondition_failed", headers=NO_RETRY)),
     (adapters.NotOwner, Status(403, "not_owner", "permission_error", headers=NO_RETRY)),
+    (adapters.UnknownUpload, Status(404, "upload_not_found", headers=NO_RETRY)),
+    (adapters.UploadBusy, Status(409, "upload_busy", headers={"retry-after": "1"})),
+    (adapters.UploadOver, Status(409, "upload_over", headers=NO_RETRY)),
+    (adapters.WrongOffset, Status(416, "offset_invalid", headers=NO_RETRY)),
+    (adapters.UploadIncomplete, Status(409, "upload_incomplete", headers=NO_RETRY)),
+    (adapters.UploadOverflow, Status(413, "body_too_large", headers=NO_RETRY)),
+    (adapters.DigestMismatch, Status(400, "digest_mismatch", param="digest")),
+    (adapters.TooManyUploads, Status(429, "too_many_uploads", "rate_limit_error", headers={"retry-after": "60"})),
     (adapters.NameReserved, Status(409, "name_reserved", param="name", headers=NO_RETRY)),
     (adapters.NameInvalid, Status(400, "name_invalid", param="name")),
     (adapters.AliasInvalid, Status(400, "alias_invalid", param="alias")),
@@ -211,10 +219,15 @@ def api_error(error: BaseException) -> ApiError | None:
                 type=row.type,
                 param=row.param,
                 code=row.code,
-                headers=row.headers,
+                headers={**row.headers, **_offset(error)},
                 faults=_faults(error),
             )
     return None
+
+
+def offset_headers(offset: int) -> dict[str, str]:
+    """How far an upload has come; `range` is OCI's spelling of it, which has none for nothing."""
+    return {"upload-offset": str(offset)} | ({"range": f"0-{offset - 1}"} if offset else {})
 
 
 def internal() -> ApiError:
@@ -225,6 +238,13 @@ def internal() -> ApiError:
         type="server_error",
         code="internal_error",
     )
+
+
+def _offset(error: BaseException) -> dict[str, str]:
+    """Where an upload is to go on, for errors that are about just that."""
+    if isinstance(error, adapters.WrongOffset | adapters.UploadIncomplete):
+        return offset_headers(error.offset)
+    return {}
 
 
 def _faults(error: BaseException) -> list[dict[str, str]] | None:

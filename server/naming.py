@@ -7,6 +7,9 @@ from adapters.catalog import Catalog
 from adapters.manifest import AdapterId
 from adapters.naming import owner_of
 
+RESERVED = frozenset({"uploads"})
+"""Words that stand in a path where an adapter's name may stand."""
+
 
 class Names:
     """`names(id)` is the name whose newest version has this id, else the id itself; so tenants' adapters go by ids."""

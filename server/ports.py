@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+import anyio
+
 from adapters.catalog import Catalog
 from adapters.manifest import AdapterId
 from adapters.shelf import Shelf
+from adapters.uploads import Uploads
 from engine.events import Event
 from engine.sequence import Output, Request
 from server.keys.ring import NoKeys
@@ -212,11 +215,15 @@ class Limits:
     idle_s: float = 30.0
 
 
+_READERS = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything a route may touch. `uploads` holds unfinished uploads; without `adapter_root`, no server paths.
+    """Everything a route may touch. `uploads` holds forms while they arrive; without `adapter_root`, no server paths.
 
-    `catalog` is what the caller's tenant sees of `whole`, which belongs to the server itself.
+    `catalog` is what the caller's tenant sees of `whole`, which belongs to the server itself. `readers` bounds how many
+    uploads are judged at once.
     """
 
     worker: Worker
@@ -227,9 +234,11 @@ class Services:
     limits: Limits
     metrics: Metrics
     uploads: Path
+    resumable: Uploads
     adapter_root: Path | None = None
     callers: Callers = field(default_factory=NoKeys)
     traces: Traces | None = None
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     started: int = field(default_factory=lambda: int(time.time()))
     pinning: asyncio.Lock = field(default_factory=asyncio.Lock)
+    readers: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_READERS))

@@ -76,6 +76,15 @@ class Settings(BaseSettings):
     max_upload_bytes: Annotated[ByteSize, Field(gt=0, description="Largest adapter that may be uploaded.")] = ByteSize(
         2048 * _MIB
     )
+    validation_memory: Annotated[ByteSize, Field(ge=128 * _MIB, description="Memory to read one upload.")] = ByteSize(
+        512 * _MIB
+    )
+    validation_timeout: Annotated[float, Field(gt=0, description="Seconds to read one upload.")] = 120.0
+    max_uploads: Annotated[int, Field(ge=1, description="Resumable uploads that a tenant may have open.")] = 16
+    max_pending_bytes: Annotated[
+        ByteSize, Field(gt=0, description="What a tenant's open uploads may come to, as declared.")
+    ] = ByteSize(8192 * _MIB)
+    upload_expiry: Annotated[float, Field(gt=0, description="Seconds until a resumable upload is forgotten.")] = 86400.0
     max_body_bytes: Annotated[ByteSize, Field(gt=0, description="Largest JSON body.")] = ByteSize(4 * _MIB)
     idle_timeout: Annotated[float, Field(gt=0, description="Seconds a client may neither send nor read.")] = 30.0
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="Lowest level shown.")] = (

@@ -17,7 +17,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
-from server.body import check_declared, check_encoding, next_chunk
+from server.body import Chunks, check_declared, check_encoding
 from server.deps import in_thread
 from server.errors import ApiError, BadRequest, ClientGone, TooLarge
 from server.form import CONFIG_BYTES, FIELDS, Form
@@ -76,11 +76,11 @@ def _form(http: HttpRequest, limits: Limits) -> Form:
 
 async def _pour(http: HttpRequest, form: Form, file: BinaryIO, limits: Limits) -> None:
     """Whatever a body holds, between its parts too, counts against the limit."""
-    chunks = http.stream()
+    chunks = Chunks(http, limits.idle_s)
     pending = bytearray()
     received = 0
     try:
-        while (chunk := await next_chunk(chunks, limits.idle_s)) is not None:
+        while (chunk := await chunks.next()) is not None:
             received += len(chunk)
             if received > limits.max_upload_bytes + CONFIG_BYTES + _WRITE_BYTES:
                 raise TooLarge(limits.max_upload_bytes, _FLAG)

@@ -14,7 +14,7 @@ from adapters.errors import UnknownAdapter
 from adapters.registry import Version
 from server.audit import note
 from server.cards import adapter_card, listing, tiers_of
-from server.deps import ServicesDep, accepting, in_thread, needs
+from server.deps import ServicesDep, accepting, in_thread, judging, needs
 from server.errors import NO_RETRY, ApiError, BadRequest
 from server.etag import condition, etag
 from server.evaluation import read_eval
@@ -42,8 +42,8 @@ async def upload_adapter(http: HttpRequest, services: ServicesDep) -> Response:
         async with receive_upload(http, services.uploads, services.limits) as upload:
             if upload.eval is not None:
                 await in_thread(read_eval, upload.eval, services.tokenizer, services.limits.max_model_len)
-            version, created = await in_thread(
-                services.catalog.add, upload.name, upload.config, upload.weights, upload.alias, asked
+            version, created = await judging(
+                services, services.catalog.add, upload.name, upload.config, upload.weights, upload.alias, asked
             )
             if upload.eval is not None:
                 await in_thread(services.catalog.attach_eval, version, upload.eval)

@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from adapters.errors import UnknownAdapter
 from server.body import StrictRoute
-from server.deps import ServicesDep, accepting, in_thread, needs
+from server.deps import ServicesDep, accepting, in_thread, judging, needs
 from server.errors import ApiError
 from server.fields import Strict
 from server.pins import follow_pins_if_possible
@@ -57,7 +57,7 @@ async def load_lora_adapter(body: LoadBody, services: ServicesDep) -> Response:
             "An adapter of this name is loaded already. Send `load_inplace: true` to add a version to it.",
             "lora_name",
         )
-    await in_thread(services.catalog.add_directory, body.lora_name, path)
+    await judging(services, services.catalog.add_directory, body.lora_name, path)
     await follow_pins_if_possible(services)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 

@@ -15,9 +15,9 @@ ODD = "zq-9f1"  # what must not come back
 
 
 def routes(face: Face) -> list[tuple[str, str]]:
-    """Every method and path that the application documents."""
+    """Every method and path that the application documents; HEAD is a GET without a body to look at."""
     paths = face.app.openapi()["paths"]
-    return [(method.upper(), path) for path, methods in paths.items() for method in methods]
+    return [(method.upper(), path) for path, methods in paths.items() for method in methods if method != "head"]
 
 
 def check(reply: httpx.Response) -> None:

@@ -57,7 +57,8 @@ def test_h75_every_route_but_the_probes_asks_for_a_key(
                 continue
             assert reply.status_code == 401, (method, path)
             assert reply.headers["www-authenticate"].startswith("Bearer")
-            bodies.add(reply.content)
+            if method != "HEAD":
+                bodies.add(reply.content)
     assert len(bodies) == 1
     assert http.get("/health/../v1/models").status_code == 401
     assert http.get("/v1/nothing").status_code == 404

@@ -9,15 +9,18 @@ from fastapi import FastAPI
 from safetensors.numpy import save
 
 from adapters.catalog import Catalog
+from adapters.checkpoint import Reader, read
 from adapters.disk import Disk
 from adapters.provenance import ServedBase
 from adapters.registry import Registry
 from adapters.shelf import Shelf
 from adapters.store import BlobStore
+from adapters.uploads import UploadLimits, Uploads
 from loader.shape import BaseShape, LinearShape
 from server.app import create_app
 from server.keys.ring import NoKeys
 from server.metrics import Metrics
+from server.naming import RESERVED
 from server.ports import Callers, Limits, Services, Traces
 from tests.support.engine import FakeWorker
 from tests.support.tokenizer import ByteTokenizer
@@ -39,6 +42,7 @@ class Face:
     worker: FakeWorker
     catalog: Catalog
     registry: Registry
+    store: BlobStore
 
 
 def served(quantization: str | None = None, allow: bool = False, weights: str = WEIGHTS) -> ServedBase:
@@ -54,12 +58,15 @@ def make_face(
     callers: Callers | None = None,
     traces: Traces | None = None,
     disk: Disk | None = None,
+    uploads: UploadLimits | None = None,
+    reader: Reader = read,
 ) -> Face:
     """A ready application with its data under `folder`. Close `registry` when done."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
     worker = worker if worker is not None else FakeWorker()
     registry = Registry(f"sqlite:///{folder / 'data' / 'registry.sqlite'}", disk)
-    catalog = Catalog(registry, BlobStore(folder / "data" / "blobs", disk), base or served(), frozenset({BASE}))
+    store = BlobStore(folder / "data" / "blobs", disk)
+    catalog = Catalog(registry, store, base or served(), RESERVED | {BASE}, reader)
     root = folder / "root"
     root.mkdir(exist_ok=True)
     services = Services(
@@ -71,12 +78,13 @@ def make_face(
         limits=limits if limits is not None else Limits(worker.max_model_len, idle_s=5),
         metrics=Metrics(),
         uploads=folder / "uploads",
+        resumable=Uploads(folder / "uploads" / "resumable", uploads or UploadLimits()),
         adapter_root=root,
         callers=callers if callers is not None else NoKeys(),
         traces=traces,
     )
     services.lifecycle.ready()
-    return Face(create_app(services), services, worker, catalog, registry)
+    return Face(create_app(services), services, worker, catalog, registry, store)
 
 
 def adapter_config(rank: int = 2) -> bytes:

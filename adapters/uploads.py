@@ -1,0 +1,221 @@
+"""Resumable uploads: begun, continued at an offset, finished under a digest, or forgotten.
+
+Owns what may be done with an upload and by whom, and the limits of each tenant. The flow is that of the OCI
+distribution specification's blob uploads. Knows no HTTP; what becomes of a finished file is told by its caller.
+"""
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from adapters.errors import (
+    AdapterError,
+    ConditionFailed,
+    DigestMismatch,
+    TooManyUploads,
+    UnknownUpload,
+    UploadBusy,
+    UploadIncomplete,
+    UploadOver,
+    UploadOverflow,
+    WrongOffset,
+)
+from adapters.registry import Version
+from adapters.sessions import Order, Session, SessionDisk
+
+Add = Callable[[Session, bytes, Path], tuple[Version, bool]]
+"""Makes a version of a session's config and weights, as `Catalog.add` does."""
+
+
+@dataclass(frozen=True, slots=True)
+class UploadLimits:
+    """Of one tenant: uploads that are open, and the bytes they are declared to have. Each lives `age_s` seconds."""
+
+    most_open: int = 16
+    most_bytes: int = 8 << 30
+    age_s: float = 86400.0
+
+
+class Writer:
+    """Appends to one upload; what was written stays, however the request ends."""
+
+    def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
+        self._file, self.offset, self.size = file, offset, size
+
+    def write(self, data: bytes) -> None:
+        """Raises UploadOverflow, and then nothing of `data` was written."""
+        if self.offset + len(data) > self.size:
+            raise UploadOverflow(self.size)
+        self._file.write(data)
+        self._file.flush()
+        self.offset += len(data)
+
+
+class Uploads:
+    """Safe to use from many threads. One tenant's upload does not exist for another."""
+
+    def __init__(self, root: Path, limits: UploadLimits, now: Callable[[], float] = time.time) -> None:
+        """Takes up what an earlier server left; what was being judged when it died is to be finished again."""
+        self._disk, self._limits, self._now = SessionDisk(root), limits, now
+        self._lock = threading.Lock()
+        self._busy: set[str] = set()
+        self._sessions: dict[str, Session] = {}
+        for session in list(self._disk.load()):
+            self._note(replace(session, state="pending") if session.open else session)
+
+    def begin(self, order: Order) -> tuple[Session, bool]:
+        """An upload for this order, and whether it is new: one that is open and announces the same is continued.
+
+        Raises TooManyUploads.
+        """
+        self.collect()
+        with self._lock:
+            mine = [session for session in self._sessions.values() if session.tenant == order.tenant]
+            same = next((each for each in mine if self._continues(each, order)), None)
+            if same is not None:
+                return same, False
+            self._check_room([session for session in mine if session.open], order.size)
+            self._forget_surplus(mine)
+            session = self._disk.create(order, self._now())
+            self._sessions[session.id] = session
+            return session, True
+
+    def find(self, tenant: str, id: str) -> tuple[Session, int]:
+        """The upload, and how many of its bytes are there. Raises UnknownUpload."""
+        session = self._get(tenant, id)
+        return session, self._offset(session)
+
+    def of(self, tenant: str) -> list[tuple[Session, int]]:
+        """A tenant's uploads as `find` gives them, oldest first."""
+        self.collect()
+        mine = [session for session in list(self._sessions.values()) if session.tenant == tenant]
+        return [(session, self._offset(session)) for session in sorted(mine, key=lambda session: session.created)]
+
+    @contextmanager
+    def writing(self, tenant: str, id: str, offset: int) -> Iterator[Writer]:
+        """Bytes from `offset` on, which is where those that are there end; durable when the block has ended.
+
+        Raises UnknownUpload, UploadBusy, UploadOver, WrongOffset.
+        """
+        with self._claimed(tenant, id) as session:
+            there = self._disk.offset(id)
+            if offset != there:
+                raise WrongOffset(there)
+            with self._disk.weights(id).open("ab") as file:
+                try:
+                    yield Writer(file, there, session.size)
+                finally:
+                    os.fsync(file.fileno())
+
+    def finish(self, tenant: str, id: str, digest: str, add: Add) -> tuple[Version, bool]:
+        """Hand the file on if it is whole and has this SHA-256. Whatever is wrong with it ends the upload.
+
+        Raises UnknownUpload, UploadBusy, UploadOver, UploadIncomplete, DigestMismatch, and what `add` raises; after
+        ConditionFailed, and after errors that are not the file's, the upload is as it was.
+        """
+        with self._claimed(tenant, id) as session:
+            there = self._disk.offset(id)
+            if there < session.size:
+                raise UploadIncomplete(there, session.size)
+            self._note(replace(session, state="validating"))
+            try:
+                if _sha256(self._disk.weights(id)) != digest:
+                    raise DigestMismatch()
+                version, created = add(session, self._disk.config(id), self._disk.weights(id))
+            except BaseException as error:
+                fault = isinstance(error, AdapterError) and not isinstance(error, ConditionFailed)
+                self._note(replace(session, state="failed", reason=str(error)) if fault else session)
+                raise
+            self._note(replace(session, state="ready", version=version.number))
+            return version, created
+
+    def cancel(self, tenant: str, id: str) -> None:
+        """Raises UnknownUpload, UploadBusy."""
+        with self._lock:
+            self._remove(self._get(tenant, id).id)
+
+    def collect(self) -> int:
+        """Forget what is too old, and count it. An upload that is at work is left alone."""
+        with self._lock:
+            old = [session.id for session in self._sessions.values() if self._expired(session)]
+            idle = [id for id in old if id not in self._busy]
+            for id in idle:
+                self._remove(id)
+            return len(idle)
+
+    def _get(self, tenant: str, id: str) -> Session:
+        session = self._sessions.get(id)
+        if session is None or session.tenant != tenant or self._expired(session):
+            raise UnknownUpload()
+        return session
+
+    def _offset(self, session: Session) -> int:
+        return session.size if session.state == "ready" else self._disk.offset(session.id)
+
+    def _expired(self, session: Session) -> bool:
+        return self._now() - session.created > self._limits.age_s
+
+    def expires(self, session: Session) -> float:
+        return session.created + self._limits.age_s
+
+    @contextmanager
+    def _claimed(self, tenant: str, id: str) -> Iterator[Session]:
+        """One request at a time, on an upload that is not over."""
+        with self._lock:
+            session = self._get(tenant, id)
+            if id in self._busy:
+                raise UploadBusy()
+            if not session.open:
+                raise UploadOver(f"This upload is over: it is {session.state}. Begin a new one.")
+            self._busy.add(id)
+        try:
+            yield session
+        finally:
+            with self._lock:
+                self._busy.discard(id)
+
+    def _continues(self, session: Session, order: Order) -> bool:
+        same = (session.name, session.alias, session.size, session.digest)
+        if order.digest is None or not session.open or same != (order.name, order.alias, order.size, order.digest):
+            return False
+        return self._disk.config(session.id) == order.config
+
+    def _check_room(self, open: list[Session], size: int) -> None:
+        if len(open) >= self._limits.most_open:
+            raise TooManyUploads(f"{len(open)} uploads are open, which is the limit. Finish or delete some of them.")
+        declared = sum(session.size for session in open)
+        if declared + size > self._limits.most_bytes:
+            raise TooManyUploads(
+                f"The open uploads are declared to have {declared} bytes, and this one {size}; together they may have "
+                f"{self._limits.most_bytes}. Finish or delete some of them."
+            )
+
+    def _forget_surplus(self, mine: list[Session]) -> None:
+        """Of those that are over, as many are remembered as may be open."""
+        over = sorted((session for session in mine if not session.open), key=lambda session: session.created)
+        for session in over[: max(0, len(over) - self._limits.most_open + 1)]:
+            self._remove(session.id)
+
+    def _note(self, session: Session) -> None:
+        """The record first, then the bytes go; after a crash in between, the next start takes them away."""
+        self._disk.save(session)
+        self._sessions[session.id] = session
+        if not session.open:
+            self._disk.drop_bytes(session.id)
+
+    def _remove(self, id: str) -> None:
+        if id in self._busy:
+            raise UploadBusy()
+        del self._sessions[id]
+        self._disk.remove(id)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"

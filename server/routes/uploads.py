@@ -1,0 +1,133 @@
+"""/v1/adapters/uploads: uploads in pieces that survive cut connections and restarts, in the flow of OCI registries.
+
+Owns those routes: begin, PATCH, look, finish with PUT, cancel. What a tenant may do with an upload is decided in
+`adapters/uploads.py`; the finished file is judged by the catalog.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+from pydantic import Field
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from adapters.registry import Version
+from adapters.sessions import Order, Session
+from server.body import StrictRoute, check_declared, check_encoding
+from server.cards import listing
+from server.chunk import appending, declared_offset, pour
+from server.deps import PrincipalDep, ServicesDep, accepting, in_thread, judging, needs
+from server.errors import BadRequest, TooLarge, offset_headers
+from server.etag import condition, etag
+from server.fields import Strict
+from server.form import CONFIG_BYTES
+from server.pins import follow_pins_if_possible
+from server.ports import Services
+from server.principal import Scope
+from server.routes.adapters import card
+
+_FLAG = "--max-upload-bytes"
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+READ, WRITE = Depends(needs(Scope.READ)), Depends(needs(Scope.WRITE))
+
+router = APIRouter(route_class=StrictRoute, tags=["uploads"])
+
+
+class OrderBody(Strict):
+    name: Annotated[str, Field(max_length=512)]
+    alias: Annotated[str | None, Field(max_length=512, description="A word to point at the new version.")] = None
+    config: Annotated[str, Field(max_length=CONFIG_BYTES, description="The text of adapter_config.json.")]
+    size: Annotated[int, Field(ge=1, lt=1 << 60, description="Bytes of adapter_model.safetensors.")]
+    digest: Annotated[
+        str | None, Field(pattern=_DIGEST.pattern, description="SHA-256 of those bytes; an upload of them goes on.")
+    ] = None
+
+
+@router.post("/v1/adapters/uploads", dependencies=[WRITE, Depends(accepting)], status_code=201)
+async def begin_upload(body: OrderBody, services: ServicesDep, caller: PrincipalDep) -> Response:
+    """Begin an upload, or go on with the one that was begun with the same words. 201 when it is new, else 200."""
+    if body.size > services.limits.max_upload_bytes:
+        raise TooLarge(services.limits.max_upload_bytes, _FLAG)
+    services.catalog.check_names(body.name, body.alias)
+    order = Order(caller.tenant, body.name, body.alias, body.config.encode(), body.size, body.digest)
+    session, created = await in_thread(services.resumable.begin, order)
+    _, offset = await in_thread(services.resumable.find, caller.tenant, session.id)
+    return _shown(services, session, offset, 201 if created else 200)
+
+
+@router.get("/v1/adapters/uploads", dependencies=[READ])
+async def list_uploads(services: ServicesDep, caller: PrincipalDep) -> dict[str, Any]:
+    """The caller's uploads, oldest first."""
+    found = await in_thread(services.resumable.of, caller.tenant)
+    return listing(upload_card(services, session, offset) for session, offset in found)
+
+
+@router.get("/v1/adapters/uploads/{id}", dependencies=[READ])
+@router.head("/v1/adapters/uploads/{id}", dependencies=[READ])
+async def show_upload(id: str, services: ServicesDep, caller: PrincipalDep) -> Response:
+    """How far an upload has come, and what became of it."""
+    session, offset = await in_thread(services.resumable.find, caller.tenant, id)
+    return _shown(services, session, offset, 200)
+
+
+@router.patch("/v1/adapters/uploads/{id}", dependencies=[WRITE, Depends(accepting)], status_code=202)
+async def continue_upload(id: str, http: HttpRequest, services: ServicesDep, caller: PrincipalDep) -> Response:
+    """Append bytes at Upload-Offset, or at the beginning of Content-Range; 416 when they do not follow the others."""
+    check_encoding(http)
+    session, _ = await in_thread(services.resumable.find, caller.tenant, id)
+    offset = declared_offset(http)
+    with services.lifecycle.answering():
+        async with appending(services.resumable, caller.tenant, id, offset) as writer:
+            check_declared(http, session.size - offset, _FLAG)
+            await pour(http, writer, services.limits.idle_s)
+    return _shown(services, session, writer.offset, 202)
+
+
+@router.put("/v1/adapters/uploads/{id}", dependencies=[WRITE, Depends(accepting)], status_code=201)
+async def finish_upload(
+    id: str, digest: str, http: HttpRequest, services: ServicesDep, caller: PrincipalDep
+) -> Response:
+    """Make a version of an upload whose bytes are all there. 201 when it is new, 200 when its content was there."""
+    if not _DIGEST.fullmatch(digest):
+        raise BadRequest("`digest` is sha256: and the 64 hexadecimal digits of the weights file.", "digest")
+    asked = condition(http)
+
+    def add(session: Session, config: bytes, weights: Path) -> tuple[Version, bool]:
+        return services.catalog.add(session.name, config, weights, session.alias, asked)
+
+    with services.lifecycle.answering():
+        version, created = await judging(services, services.resumable.finish, caller.tenant, id, digest, add)
+        await follow_pins_if_possible(services)
+    return JSONResponse(await card(services, version), status_code=201 if created else 200, headers=etag(version))
+
+
+@router.delete("/v1/adapters/uploads/{id}", dependencies=[WRITE])
+async def cancel_upload(id: str, services: ServicesDep, caller: PrincipalDep) -> dict[str, Any]:
+    """Forget an upload and its bytes. A version that was made of it stays."""
+    await in_thread(services.resumable.cancel, caller.tenant, id)
+    return {"id": id, "object": "upload", "deleted": True}
+
+
+def upload_card(services: Services, session: Session, offset: int) -> dict[str, Any]:
+    """`state` is pending, validating, ready or failed; `reason` says why it failed."""
+    return {
+        "id": session.id,
+        "object": "upload",
+        "name": session.name,
+        "alias": session.alias,
+        "size": session.size,
+        "offset": offset,
+        "state": session.state,
+        "reason": session.reason,
+        "version": session.version,
+        "created": int(session.created),
+        "expires": int(services.resumable.expires(session)),
+    }
+
+
+def _shown(services: Services, session: Session, offset: int, status: int) -> Response:
+    headers = offset_headers(offset) | {"location": f"/v1/adapters/uploads/{session.id}", "cache-control": "no-store"}
+    return JSONResponse(upload_card(services, session, offset), status_code=status, headers=headers)

@@ -1,0 +1,214 @@
+"""Resumable uploads over HTTP: the flow, its refusals, and what outlives a cut connection and a restart."""
+
+import hashlib
+import random
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from adapters.uploads import UploadLimits, Uploads
+from server.ports import Limits
+from tests.support.face import BASE, Face, adapter_config, adapter_weights, make_face
+from tests.support.http import LiveServer, eventually, serve
+
+ROUTE = "/v1/adapters/uploads"
+
+
+def order(weights: bytes, name: str = "up", **changes: Any) -> dict[str, Any]:
+    return {"name": name, "config": adapter_config().decode(), "size": len(weights)} | changes
+
+
+def sha256(weights: bytes) -> str:
+    return f"sha256:{hashlib.sha256(weights).hexdigest()}"
+
+
+def begun(http: httpx.Client, weights: bytes, **changes: Any) -> str:
+    reply = http.post(ROUTE, json=order(weights, **changes))
+    assert reply.status_code == 201, reply.text
+    return reply.headers["location"]
+
+
+def send(http: httpx.Client, at: str, data: bytes, offset: int) -> httpx.Response:
+    return http.patch(at, content=data, headers={"upload-offset": str(offset)})
+
+
+def finish(http: httpx.Client, at: str, weights: bytes, **headers: str) -> httpx.Response:
+    return http.put(at, params={"digest": sha256(weights)}, headers=headers)
+
+
+def offset(http: httpx.Client, at: str) -> int:
+    return int(http.head(at).headers["upload-offset"])
+
+
+def code(reply: httpx.Response) -> tuple[int, str]:
+    return reply.status_code, reply.json()["error"]["code"]
+
+
+def test_the_whole_flow(http: httpx.Client, face: Face) -> None:
+    weights = adapter_weights(300)
+    at = begun(http, weights, name="flow", alias="prod")
+    first = send(http, at, weights[:100], 0)
+    assert (first.status_code, first.headers["upload-offset"], first.headers["range"]) == (202, "100", "0-99")
+    ranged = http.patch(at, content=weights[100:200], headers={"content-range": "100-199"})
+    assert (ranged.status_code, ranged.json()["offset"]) == (202, 200)
+    assert http.head(at).headers["upload-offset"] == "200"
+    assert http.get(at).json()["state"] == "pending"
+    assert code(finish(http, at, weights)) == (409, "upload_incomplete")
+    assert send(http, at, weights[200:], 200).status_code == 202
+    done = finish(http, at, weights)
+    assert (done.status_code, done.json()["aliases"], done.headers["etag"]) == (201, ["prod"], '"1"')
+    shown = http.get(at).json()
+    assert (shown["state"], shown["offset"], shown["version"]) == ("ready", len(weights), 1)
+    assert code(send(http, at, b"x", len(weights))) == code(finish(http, at, weights)) == (409, "upload_over")
+    again = begun(http, weights, name="flow")
+    send(http, again, weights, 0)
+    assert finish(http, again, weights).status_code == 200
+    assert not list(face.services.uploads.glob("resumable/*/weights"))
+
+
+def test_the_same_order_goes_on_where_it_was(http: httpx.Client) -> None:
+    """So a reply that was lost, or a client that was killed, leaves no second upload behind."""
+    weights = adapter_weights(301)
+    at = begun(http, weights, name="again", digest=sha256(weights))
+    send(http, at, weights[:50], 0)
+    again = http.post(ROUTE, json=order(weights, "again", digest=sha256(weights)))
+    assert (again.status_code, again.headers["location"], again.headers["upload-offset"]) == (200, at, "50")
+    other = http.post(ROUTE, json=order(weights, "again", digest=sha256(b"other")))
+    assert other.status_code == 201 and other.headers["location"] != at
+
+
+def test_a_cut_connection_keeps_what_arrived(live: LiveServer, http: httpx.Client) -> None:
+    weights = random.Random(1).randbytes(3 << 20)
+    at = begun(http, weights, name="cut")
+    host, port = live.url.removeprefix("http://").split(":")
+    head = f"PATCH {at} HTTP/1.1\r\nhost: x\r\nupload-offset: 0\r\ncontent-length: {len(weights)}\r\n\r\n"
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(head.encode() + weights[: 2 << 20])
+        eventually(lambda: offset(http, at) >= 1 << 20)
+    eventually(lambda: send(http, at, weights[offset(http, at) :], offset(http, at)).status_code == 202)
+    assert code(finish(http, at, weights)) == (422, "invalid_adapter"), "the digest was that of the whole"
+
+
+def test_failures_are_remembered_with_their_reason(http: httpx.Client, face: Face) -> None:
+    weights = adapter_weights(303)[:-8]
+    at = begun(http, weights, name="bad")
+    send(http, at, weights, 0)
+    refused = finish(http, at, weights)
+    assert code(refused) == (422, "invalid_adapter") and refused.json()["error"]["faults"]
+    shown = http.get(at).json()
+    assert shown["state"] == "failed" and "adapter_model.safetensors" in shown["reason"]
+    assert not (face.services.uploads / "resumable" / shown["id"] / "weights").exists()
+    assert http.get("/v1/adapters/bad").status_code == 404
+
+
+def test_a_condition_that_fails_leaves_the_upload_as_it_was(http: httpx.Client) -> None:
+    weights = adapter_weights(304)
+    at = begun(http, weights, name="conditional")
+    send(http, at, weights, 0)
+    assert code(finish(http, at, weights, **{"if-match": "*"})) == (412, "precondition_failed")
+    assert finish(http, at, weights, **{"if-none-match": "*"}).status_code == 201
+
+
+def test_orders_that_are_refused_before_a_byte_is_sent(http: httpx.Client) -> None:
+    weights = adapter_weights()
+    for changes, expected in (
+        ({"size": 0}, (400, "validation_error")),
+        ({"size": 1 << 50}, (413, "body_too_large")),
+        ({"name": "../x"}, (400, "name_invalid")),
+        ({"name": BASE}, (409, "name_reserved")),
+        ({"name": "uploads"}, (409, "name_reserved")),
+        ({"alias": "7"}, (400, "alias_invalid")),
+        ({"digest": "sha256:../.."}, (400, "validation_error")),
+        ({"tenant": "other"}, (400, "validation_error")),
+    ):
+        assert code(http.post(ROUTE, json=order(weights) | changes)) == expected
+    assert code(http.post(ROUTE, content=b"{", headers={"content-type": "application/json"})) == (400, "json_invalid")
+
+
+def test_headers_that_say_no_place(http: httpx.Client) -> None:
+    at = begun(http, adapter_weights(), name="place")
+    for headers in (
+        {}, {"upload-offset": "-1"}, {"upload-offset": "0", "content-range": "0-0"}, {"content-range": "5-1"},
+        {"content-range": "bytes 0-9/10"},
+    ):  # fmt: skip
+        assert code(http.patch(at, content=b"x", headers=headers)) == (400, "offset_missing")
+    for digest in ("", "sha256:../../etc", "md5:0"):
+        assert http.put(at, params={"digest": digest}).status_code == 400
+    assert http.put(at).status_code == 400
+
+
+def test_cancelling(http: httpx.Client, face: Face) -> None:
+    at = begun(http, adapter_weights(), name="cancelled")
+    listed = [upload["id"] for upload in http.get(ROUTE).json()["data"]]
+    assert at.rpartition("/")[2] in listed
+    assert http.delete(at).json()["deleted"]
+    for reply in (http.get(at), http.delete(at), send(http, at, b"x", 0), finish(http, at, b"x")):
+        assert code(reply) == (404, "upload_not_found")
+    assert not (face.services.uploads / "resumable" / at.rpartition("/")[2]).exists()
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[tuple[Face, httpx.Client]]:
+    """A server with narrow limits: two uploads of 3000 bytes together, and half a second of patience."""
+    limits = Limits(4096, max_upload_bytes=2000, idle_s=0.5)
+    face = make_face(tmp_path, limits=limits, uploads=UploadLimits(most_open=2, most_bytes=3000))
+    with serve(face.app) as live, live.client() as client:
+        yield face, client
+    face.registry.close()
+
+
+def test_quotas_hold_before_bytes_are_read(small: tuple[Face, httpx.Client]) -> None:
+    _, http = small
+    first = begun(http, b"x" * 2000)
+    refused = http.post(ROUTE, json=order(b"x" * 1001))
+    assert code(refused) == (429, "too_many_uploads") and refused.headers["retry-after"]
+    begun(http, b"x" * 1000)
+    assert code(http.post(ROUTE, json=order(b"x"))) == (429, "too_many_uploads")
+    http.delete(first)
+    begun(http, b"x" * 100)
+
+
+def test_more_bytes_than_declared_are_413(small: tuple[Face, httpx.Client]) -> None:
+    _, http = small
+    at = begun(http, b"x" * 100)
+    assert code(send(http, at, b"x" * 101, 0)) == (413, "body_too_large")
+    chunked = http.patch(at, content=iter([b"x" * 60] * 2), headers={"upload-offset": "0"})
+    assert code(chunked) == (413, "body_too_large")
+    assert offset(http, at) <= 100
+
+
+def test_a_server_that_comes_back_knows_its_uploads(tmp_path: Path) -> None:
+    weights = adapter_weights(305)
+    face = make_face(tmp_path)
+    with serve(face.app) as live, live.client() as http:
+        at = begun(http, weights, name="survivor")
+        send(http, at, weights[:77], 0)
+    face.registry.close()
+    (tmp_path / "uploads" / "resumable" / "half-made").mkdir()
+    back = make_face(tmp_path)
+    with serve(back.app) as live, live.client() as http:
+        assert http.head(at).headers["upload-offset"] == "77"
+        send(http, at, weights[77:], 77)
+        assert finish(http, at, weights).status_code == 201
+    back.registry.close()
+    assert not (tmp_path / "uploads" / "resumable" / "half-made").exists()
+
+
+def test_old_uploads_are_forgotten_and_other_tenants_see_nothing(tmp_path: Path) -> None:
+    from adapters.errors import UnknownUpload
+    from adapters.sessions import Order
+
+    clock = [1000.0]
+    uploads = Uploads(tmp_path, UploadLimits(age_s=10), lambda: clock[0])
+    session, _ = uploads.begin(Order("a", "x", None, b"{}", 5))
+    with pytest.raises(UnknownUpload):
+        uploads.find("b", session.id)
+    assert uploads.of("b") == [] and uploads.find("a", session.id) == (session, 0)
+    clock[0] += 11
+    with pytest.raises(UnknownUpload):
+        uploads.find("a", session.id)
+    assert uploads.collect() == 1 and list(tmp_path.iterdir()) == []
