@@ -22,13 +22,13 @@ def push(
     url: Url = LOCAL,
     as_json: Json = False,
 ) -> None:
-    """Upload an adapter. The same bytes twice are one version."""
+    """Upload an adapter, unless the server has it. What is cut off goes on; the same bytes twice are one version."""
     from server.commands.http import Server
+    from server.commands.push import push as send
 
     weights = _weights(folder)
-    fields = {"name": name or folder.resolve().name} | ({"alias": alias} if alias else {})
-    with _Bar(weights.stat().st_size, quiet=as_json) as advance:
-        card, created = Server(url).upload(fields, folder, advance)
+    with _Bar(weights.stat().st_size, quiet=as_json) as reached:
+        card, created = send(Server(url), folder, name or folder.resolve().name, alias, reached)
     if as_json:
         print_json(card)
         return
@@ -206,5 +206,5 @@ class _Bar:
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
 
-    def __call__(self, count: int) -> None:
-        self._progress.advance(self._task, count)
+    def __call__(self, offset: int) -> None:
+        self._progress.update(self._task, completed=offset)

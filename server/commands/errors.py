@@ -9,5 +9,18 @@ class CommandFailed(Exception):
     exit_code = 1
 
 
+class Refused(CommandFailed):
+    """The server's own refusal: its status and its code."""
+
+    def __init__(self, message: str, status: int, code: str | None) -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
+
+    @property
+    def passing(self) -> bool:
+        """Whether the same request may succeed a little later."""
+        return self.status in (408, 502, 503, 504) or self.code in ("upload_busy", "queue_full")
+
+
 class Unreachable(CommandFailed):
     exit_code = 3

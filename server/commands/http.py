@@ -5,14 +5,13 @@ error envelope; prints nothing.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
 
-from server.commands.errors import CommandFailed, Unreachable
+from server.commands.errors import CommandFailed, Refused, Unreachable
 
 _PATIENT = httpx.Timeout(10.0, read=600.0, write=600.0)
 
@@ -33,12 +32,15 @@ class Server:
         with self._client() as client:
             return _content(client.put(path, content=content))
 
-    def upload(self, fields: Mapping[str, str], folder: Path, watch: Callable[[int], None]) -> tuple[Any, bool]:
-        """Send a PEFT directory; `watch` hears how many bytes have been read. The card, and whether it is new."""
-        config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
-        with self._client() as client, config.open("rb") as config_file, weights.open("rb") as weights_file:
-            files = {"config": (config.name, config_file), "weights": (weights.name, Watched(weights_file, watch))}
-            reply = client.post("/v1/adapters", data=dict(fields), files=files)  # type: ignore[arg-type]
+    def send(self, path: str, pieces: Iterator[bytes], headers: Mapping[str, str]) -> Any:
+        """PATCH bytes as they are read. The reply's JSON; raises as `call` does."""
+        with self._client() as client:
+            return _content(client.patch(path, content=pieces, headers=dict(headers)))
+
+    def finish(self, path: str) -> tuple[Any, bool]:
+        """PUT without a body. The reply's JSON, and whether something was made; raises as `call` does."""
+        with self._client() as client:
+            reply = client.put(path)
             return _content(reply), reply.status_code == 201
 
     def stream(self, path: str, body: Mapping[str, object]) -> Iterator[dict[str, Any]]:
@@ -70,27 +72,6 @@ class Server:
             raise Unreachable(f"The connection to {self._url} failed: {type(error).__name__}.") from error
 
 
-class Watched:
-    """A file that tells how far it has been read."""
-
-    def __init__(self, file: Any, watch: Callable[[int], None]) -> None:
-        self._file, self._watch = file, watch
-
-    def read(self, size: int = -1) -> bytes:
-        data: bytes = self._file.read(size)
-        self._watch(len(data))
-        return data
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return int(self._file.seek(offset, whence))
-
-    def tell(self) -> int:
-        return int(self._file.tell())
-
-    def fileno(self) -> int:
-        return int(self._file.fileno())
-
-
 def _content(reply: httpx.Response) -> Any:
     try:
         content = reply.json()
@@ -98,11 +79,11 @@ def _content(reply: httpx.Response) -> Any:
         raise CommandFailed(
             f"The server answered {reply.status_code} without JSON. Is it a Rootstock server?"
         ) from None
-    _raise_error(content)
+    _raise_error(content, reply.status_code)
     return content
 
 
-def _raise_error(content: Any) -> None:
+def _raise_error(content: Any, status: int = 200) -> None:
     error = content.get("error") if isinstance(content, dict) else None
     if error is not None:
-        raise CommandFailed(str(error.get("message", "The server refused.")))
+        raise Refused(str(error.get("message", "The server refused.")), status, error.get("code"))

@@ -72,15 +72,16 @@ class Parcel:
         except CommandFailed as error:
             words = ["rootstock", "adapters", "push", str(folder), "--name", self.name, "--url", self.url]
             again = shlex.join([*words, *(["--alias", self.alias] if self.alias else [])])
-            told = f"{error}\nThe adapter is in {folder}. To push it again: {again}"
-            raise type(error)(told) from None
+            error.args = (f"{error}\nThe adapter is in {folder}. To push it again: {again}",)
+            raise
 
     def _deliver(self, folder: Path) -> str:
         from server.commands.http import Server
+        from server.commands.push import push
 
         server = Server(self.url)
         _wait_until_ready(server, READY_S)
-        card, created = server.upload({"name": self.name}, folder, _unwatched)
+        card, created = push(server, folder, self.name, None, _unwatched)
         version = f"{card['name']}@{card['version']}"
         # The first request loads it: once that is answered, the alias cannot lead anybody to a version that fails.
         server.call("POST", "/v1/completions", {"model": version, "prompt": "Hello", "max_tokens": 1})

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from tests.support.face import BASE, Face, write_adapter
@@ -23,11 +22,9 @@ def rootstock(*words: str, stdin: str = "", url: str = "") -> subprocess.Complet
 
 def test_help_needs_no_torch() -> None:
     script = RUN.replace("main()", "\ntry:\n    main()\nexcept SystemExit:\n    print('torch' in sys.modules)")
-    began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", script, "--help"], capture_output=True, text=True, timeout=60, cwd=ROOT
     )
-    assert time.monotonic() - began < 10
     assert "serve" in done.stdout and "adapters" in done.stdout
     assert done.stdout.rstrip().endswith("False")
 

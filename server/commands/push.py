@@ -1,0 +1,157 @@
+"""Sending an adapter to a server: not at all if it is there, in pieces that survive a cut, and to the end.
+
+Owns the order of the requests and the patience between them. Draws nothing: a watcher is told how far it has come.
+"""
+
+import hashlib
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from server.commands.errors import CommandFailed, Refused, Unreachable
+from server.commands.http import Server
+
+T = TypeVar("T")
+Watch = Callable[[int], None]
+
+CHUNK_BYTES = 16 << 20
+_PIECE_BYTES = 256 << 10
+_LONGEST_WAIT_S = 8.0
+
+
+@dataclass(slots=True)
+class Patience:
+    """Between attempts: half a second, doubled each time, until `most_s` seconds have passed without progress."""
+
+    most_s: float = 120.0
+    sleep: Callable[[float], None] = time.sleep
+    _spent: float = field(default=0.0, init=False)
+    _next: float = field(default=0.5, init=False)
+
+    def progress(self) -> None:
+        self._spent, self._next = 0.0, 0.5
+
+    def wait(self, error: CommandFailed) -> None:
+        """Before the next attempt. Raises `error` when it will not change by itself, or has lasted too long."""
+        passing = isinstance(error, Unreachable) or (isinstance(error, Refused) and error.passing)
+        if not passing or self._spent >= self.most_s:
+            raise error
+        pause = self._next * random.uniform(0.5, 1.0)  # so that many who were cut off together do not come together
+        self.sleep(pause)
+        self._spent += pause
+        self._next = min(self._next * 2, _LONGEST_WAIT_S)
+
+    def until_answered(self, attempt: Callable[[], T]) -> T:
+        while True:
+            try:
+                return attempt()
+            except CommandFailed as error:
+                self.wait(error)
+
+
+def push(
+    server: Server, folder: Path, name: str, alias: str | None, watch: Watch, patience: Patience | None = None
+) -> tuple[Any, bool]:
+    """The adapter's card, and whether it is new. `watch` hears how many bytes the server has.
+
+    Raises CommandFailed with the server's own words, Unreachable when it stays away.
+    """
+    patience = patience or Patience()
+    present = patience.until_answered(lambda: _present(server, folder, name))
+    if present is not None:
+        if alias is not None and alias not in present["aliases"]:
+            path = f"/v1/adapters/{_segment(name)}/aliases/{_segment(alias)}"
+            present = patience.until_answered(lambda: server.call("PUT", path, {"version": present["version"]}))
+        return present, False
+    order = _order(folder, name, alias)
+    begun = patience.until_answered(lambda: server.call("POST", "/v1/adapters/uploads", order))
+    at = f"/v1/adapters/uploads/{begun['id']}"
+    _send(server, at, folder / "adapter_model.safetensors", begun["offset"], watch, patience)
+    return _finish(server, at, name, str(order["digest"]), patience)
+
+
+def _present(server: Server, folder: Path, name: str) -> Any:
+    """The card of this content under this name, if the server has it with the same record of its base."""
+    from adapters.standalone import manifest_of
+
+    manifest = manifest_of(folder)
+    if manifest is None:
+        return None  # the server says what is wrong with it
+    try:
+        card = server.call("GET", f"/v1/adapters/{_segment(name)}@{manifest.id}")
+    except Refused as error:
+        if error.status == 404:
+            return None
+        raise
+    record = manifest.trained_on
+    same = record is None or (card["base_weights"], card["base_quantization"]) == (record.weights, record.quantization)
+    return card if same else None
+
+
+def _order(folder: Path, name: str, alias: str | None) -> Mapping[str, object]:
+    weights = folder / "adapter_model.safetensors"
+    try:
+        config = (folder / "adapter_config.json").read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise CommandFailed(f"{folder / 'adapter_config.json'} is not UTF-8.") from None
+    with weights.open("rb") as file:
+        digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    return {"name": name, "alias": alias, "config": config, "size": weights.stat().st_size, "digest": digest}
+
+
+def _send(server: Server, at: str, weights: Path, offset: int, watch: Watch, patience: Patience) -> None:
+    """From `offset` to the end; after a failure, from where the server says it is."""
+    size = weights.stat().st_size
+    watch(offset)
+    while offset < size:
+        try:
+            length = min(CHUNK_BYTES, size - offset)
+            headers = {"upload-offset": str(offset), "content-length": str(length)}
+            reached = server.send(at, _pieces(weights, offset, length, watch), headers)["offset"]
+        except CommandFailed as error:
+            if not (isinstance(error, Refused) and error.status == 416):
+                patience.wait(error)
+            reached = patience.until_answered(lambda: server.call("GET", at))["offset"]
+        if reached > offset:
+            patience.progress()
+        offset = reached
+        watch(offset)
+
+
+def _pieces(weights: Path, offset: int, length: int, watch: Watch) -> Iterator[bytes]:
+    with weights.open("rb") as file:
+        file.seek(offset)
+        end = offset + length
+        while offset < end:
+            piece = file.read(min(_PIECE_BYTES, end - offset))
+            if not piece:
+                raise CommandFailed(f"{weights} became shorter while it was being sent.")
+            yield piece
+            offset += len(piece)
+            watch(offset)
+
+
+def _finish(server: Server, at: str, name: str, digest: str, patience: Patience) -> tuple[Any, bool]:
+    """The server reads it now. An answer that was lost is found at the upload."""
+
+    def attempt() -> tuple[Any, bool]:
+        try:
+            return server.finish(f"{at}?digest={digest}")
+        except Refused as error:
+            if error.code != "upload_over":
+                raise
+        upload = server.call("GET", at)
+        if upload["state"] == "failed":
+            raise CommandFailed(upload["reason"])
+        return server.call("GET", f"/v1/adapters/{_segment(name)}@{upload['version']}"), True
+
+    return patience.until_answered(attempt)
+
+
+def _segment(text: str) -> str:
+    """One path segment, however odd."""
+    return quote(text, safe="@:")
