@@ -20,9 +20,9 @@ from tests.support.adapters import (
     write_adapter,
     write_safetensors,
 )
+from tests.support.broken_files import Q0, poisoned, without
 
 SHAPE = llama_shape()
-Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
 def refused(path: Path) -> str:
@@ -104,79 +104,6 @@ class TestIdentity:
 
         found = read_directory(write_adapter(tmp_path, SHAPE, change=plain), SHAPE)
         assert found.manifest.id == "sha256:7ae6e8bafe6c3ae28ef27d073e64f26f555ce50f06f201578b92e760bc8a557a"
-
-
-def ones(*shape: int) -> Any:
-    return replaced(f"{Q0}.lora_A.weight", np.ones(shape, np.float32))
-
-
-def without(name: str) -> Any:
-    return lambda tensors: {key: value for key, value in tensors.items() if key != name}
-
-
-def plus(name: str, *shape: int) -> Any:
-    return lambda tensors: tensors | {name: np.ones(shape, np.float32)}
-
-
-def replaced(name: str, value: Any) -> Any:
-    return lambda tensors: tensors | {name: value}
-
-
-def renamed(old: str, new: str) -> Any:
-    return lambda tensors: {key.replace(old, new): value for key, value in tensors.items()}
-
-
-def poisoned(value: float, dtype: str = "float32") -> Any:
-    def change(tensors: Tensors) -> Tensors:
-        bad = tensors[f"{Q0}.lora_B.weight"].copy()
-        bad[-1, -1] = value if dtype != "bfloat16" else np.float32(value).view(np.uint32) >> 16
-        return tensors | {f"{Q0}.lora_B.weight": bad}
-
-    return change
-
-
-WEIGHT_FAULTS: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "missing B": (without(f"{Q0}.lora_B.weight"), ("1 of 8 tensors are missing", "q_proj.lora_B")),
-    "missing half": (
-        lambda tensors: {key: value for key, value in tensors.items() if "lora_A" in key},
-        ("4 of 8 tensors are missing",),
-    ),
-    "base head": (plus("base_model.model.lm_head.weight", 64, 32), ("belong to the base", "save_embedding_layers")),
-    "base layer": (plus(f"{Q0}.base_layer.weight", 32, 32), ("belong to the base",)),
-    "bias": (plus(f"{Q0}.bias", 32), ("belong to the base",)),
-    "other adapter": (plus(f"{Q0}.lora_A.victim.weight", 4, 32), ("with an adapter's name inside", "victim")),
-    "modules to save": (plus("base_model.model.lm_head.modules_to_save.weight", 64, 32), ("of modules_to_save",)),
-    "lora bias": (plus(f"{Q0}.lora_B.bias", 32), ("not named as PEFT names them",)),
-    "embedding": (plus("base_model.model.model.embed_tokens.lora_embedding_A", 4, 64), ("adapted embedding",)),
-    "experts": (plus(f"{Q0[:32]}1.mlp.experts.gate_up_proj.lora_A.weight", 4, 32), ("it is fused",)),
-    "other layer": (plus(Q0.replace("layers.0", "layers.9") + ".lora_A.weight", 4, 32), ("does not have",)),
-    "magnitude": (plus(f"{Q0}.lora_magnitude_vector", 32), ("the config does not call for", "use_dora")),
-    "wrong prefix": (renamed("base_model.model.", ""), ("8 of 8 tensors are missing", "not named as PEFT")),
-    "empty name": (plus("", 1), ("belong to the base",)),
-    "path as name": (plus("../../etc/passwd", 1), ("belong to the base",)),
-    "rank": (ones(8, 32), ("expected shape [4, 32], got [8, 32]", "rank is 8")),
-    "transposed": (ones(32, 4), ("got [32, 4]", "transposed")),
-    "hidden size": (ones(4, 48), ("got [4, 48]", "trained on 'tiny-llama'")),
-    "one dimension": (ones(128), ("got [128]",)),
-    "int64": (replaced(f"{Q0}.lora_A.weight", np.ones((4, 32), np.int64)), ("dtype I64, expected F32",)),
-    "float64": (replaced(f"{Q0}.lora_A.weight", np.ones((4, 32))), ("dtype F64",)),
-    "nan": (poisoned(float("nan")), ("1 elements are infinite", "q_proj.lora_B")),
-    "infinity": (poisoned(float("-inf")), ("1 elements are infinite",)),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", WEIGHT_FAULTS)
-def test_names_faults_of_weights(tmp_path: Path, case: str) -> None:
-    change, words = WEIGHT_FAULTS[case]
-    message = refused(write_adapter(tmp_path, SHAPE, change=change))
-    for word in words:
-        assert word in message
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_refuses_non_finite_halves(tmp_path: Path, dtype: str, value: float) -> None:
-    assert "infinite" in refused(write_adapter(tmp_path, SHAPE, dtype=dtype, change=poisoned(value, dtype)))
 
 
 def test_finds_non_finite_values_beyond_the_first_chunk(tmp_path: Path) -> None:

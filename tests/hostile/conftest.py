@@ -1,0 +1,36 @@
+"""One server a file, over the fake engine and a real catalog, and a canary that nothing may harm."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+
+from adapters.provenance import ServedBase
+from tests.support.adapters import write_adapter
+from tests.support.door import SHAPE, Door
+from tests.support.face import WEIGHTS, make_face
+from tests.support.http import serve
+from tests.support.invariants import Invariants
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> None:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    folder = tmp_path_factory.mktemp("door")
+    face = make_face(folder / "server", base=ServedBase(SHAPE, lambda: WEIGHTS))
+    canary, _ = face.catalog.add_directory("canary", write_adapter(folder / "canary", SHAPE, seed=99))
+    with serve(face.app) as live, live.client() as http:
+        yield Door(face, live, http, Invariants(face, http, folder / "server", canary))
+    face.registry.close()
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that would be taken."""
+    return write_adapter(tmp_path_factory.mktemp("good"), SHAPE)
