@@ -4,6 +4,7 @@ Owns the rules of the form: which parts, once each, how large. Wraps python-mult
 sockets and no files.
 """
 
+import re
 from typing import TYPE_CHECKING
 
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 CONFIG_BYTES = 1 << 20
 FIELDS = "the fields `name` and optionally `alias`, the files `config` and `weights`, and optionally `eval`"
 
+_ODD = re.compile(r"[^A-Za-z0-9._-]")
 _TEXT_BYTES = 1024
 _PICKLED = (
     "Only safetensors weights are taken, never pickles. Convert the file: "
@@ -96,7 +98,9 @@ class Form:
         field = options.get(b"name", b"").decode("ascii", "replace")
         filename = options.get(b"filename", b"").decode("ascii", "replace")
         if field not in self._limits:
-            raise ApiError(422, f"The form has a part that is not taken. It takes {FIELDS}.", code="form_invalid")
+            named = _ODD.sub("", field)[:64] or "?"
+            told = f"The form has a part `{named}`, which is not taken. It takes {FIELDS}."
+            raise ApiError(422, told, param=named, code="form_invalid")
         if field in self._values:
             raise ApiError(422, f"The form has `{field}` twice.", param=field, code="form_invalid")
         if field == "weights" and filename.lower().endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt")):

@@ -13,7 +13,7 @@ import httpx
 from adapters.registry import Version
 from tests.support.face import BASE, Face
 
-_INSIDE = re.compile(r"Traceback|\.py\b|/tmp/|/home/|site-packages|sqlite")
+_INSIDE = re.compile(r'Traceback|\.py\\?", line|/tmp/|/home/|site-packages|sqlite')
 _BLOB = re.compile(r"data/blobs/sha256/[0-9a-f]{2}/[0-9a-f]{64}/(adapter_config|adapter_model|manifest|label)\.\w+")
 _UPLOAD = re.compile(r"uploads/resumable/[0-9a-f]{32}/(session\.json|config|weights)")
 _OTHERS = re.compile(r"data/registry\.sqlite(-wal|-shm)?")
