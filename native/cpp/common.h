@@ -118,6 +118,7 @@ inline Int padded(Int count) { return (count + LANES - 1) / LANES * LANES; }
 
 constexpr int ROWS = 4;     // rows of activations and
 constexpr int COLUMNS = 3;  // of weights in one tile: their sums fill most of 16 registers
+constexpr int LONE_COLUMNS = 4;  // beside a single row: a sum waits for its last addition, so several go on side by side
 constexpr int MOST_ROWS = 8;  // in a tile of one column, for weights that are widened on the way: once for all rows
 
 // sums[m][n] += x[m] . w[n] for a tile, lane by lane; `depth` is a multiple of LANES. The order of additions of
@@ -131,7 +132,7 @@ inline void tile(const float* x, Int x_stride, const W* w, Int w_stride, Int dep
         Vec b[N];
         for (int n = 0; n < N; ++n) {
             // Rows are short, and the processor's own prefetching stops at each row's end.
-            if constexpr (std::is_same_v<W, BFloat16>) __builtin_prefetch(w + (n + COLUMNS) * w_stride + k);
+            if constexpr (std::is_same_v<W, BFloat16>) __builtin_prefetch(w + (n + N) * w_stride + k);
             b[n] = load(w + n * w_stride + k);
         }
         for (int m = 0; m < M; ++m) {
@@ -146,7 +147,7 @@ inline void tile(const float* x, Int x_stride, const W* w, Int w_stride, Int dep
 // sums[m][n] += x[m] . w[n] for M rows and all n < n_count.
 template <int M, class W>
 inline void some_rows(const float* x, Int x_stride, const W* w, Int w_stride, Int n_count, Int depth, Vec* sums, Int ss) {
-    constexpr int N = M <= ROWS ? COLUMNS : M <= 6 ? 2 : 1;
+    constexpr int N = M == 1 ? LONE_COLUMNS : M <= ROWS ? COLUMNS : M <= 6 ? 2 : 1;
     Int n = 0;
     for (; n + N <= n_count; n += N) tile<M, N>(x, x_stride, w + n * w_stride, w_stride, depth, sums + n, ss);
     for (; n < n_count; ++n) tile<M, 1>(x, x_stride, w + n * w_stride, w_stride, depth, sums + n, ss);

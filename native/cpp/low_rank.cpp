@@ -7,6 +7,7 @@ namespace {
 constexpr Int RANKS = 12;     // rows of A that are taken together
 constexpr Int OUTPUTS = 256;  // outputs that one thread takes at a time
 constexpr Int TAKEN = 32;     // rows of x that share a reading of A or B
+constexpr int WIDE = 8;       // vectors of outputs that a single row takes at a time: whole cache lines of B
 
 // One adapter at one linear layer: A [rank, inputs] and B [rank, outputs]. Rank 0 where it does not touch the layer.
 struct Part {
@@ -62,7 +63,10 @@ void expand_tile(const float* h, Int h_stride, const BFloat16* b, Int outputs, I
     Vec acc[M][N] = {};
     for (Int r = 0; r < ranks; ++r) {
         Vec wide[N];
-        for (int n = 0; n < N; ++n) wide[n] = load(b + r * outputs + n * LANES);
+        for (int n = 0; n < N; ++n) {
+            __builtin_prefetch(b + r * outputs + (N + n) * LANES);  // the next tile's: each rank is a row of its own
+            wide[n] = load(b + r * outputs + n * LANES);
+        }
         for (int m = 0; m < M; ++m)
             for (int n = 0; n < N; ++n) acc[m][n] += h[m * h_stride + r] * wide[n];
     }
@@ -70,34 +74,32 @@ void expand_tile(const float* h, Int h_stride, const BFloat16* b, Int outputs, I
         for (int n = 0; n < N; ++n) store(y + m * outputs + n * LANES, acc[m][n]);
 }
 
+// y[t] = B h[t] for all rows of the task and N vectors of outputs from `out`.
+template <int N>
+void expand_vectors(const Task& task, const float* h, Int h_stride, Int outputs, Int out, float* y) {
+    const BFloat16* b = task.part->b + out;
+    Int t = task.start;
+    if constexpr (N <= 2)  // wider ones have no registers for more rows
+        for (; t + ROWS <= task.stop; t += ROWS)
+            expand_tile<ROWS, N>(h + t * h_stride, h_stride, b, outputs, task.part->rank, y + t * outputs + out);
+    for (; t < task.stop; ++t)
+        expand_tile<1, N>(h + t * h_stride, h_stride, b, outputs, task.part->rank, y + t * outputs + out);
+}
+
 // y[t] = B h[t] for the task's outputs.
 void expand(const Task& task, const float* h, Int h_stride, Int outputs, float* y) {
     const Int ranks = task.part->rank;
-    for (Int out = task.first; out < task.last;) {
-        const BFloat16* b = task.part->b + out;
-        const bool two = task.last - out >= 2 * LANES;
-        if (task.last - out < LANES) {
-            for (Int t = task.start; t < task.stop; ++t) {
-                float value = 0;
-                for (Int r = 0; r < ranks; ++r) value += h[t * h_stride + r] * float(b[r * outputs]);
-                y[t * outputs + out] = value;
-            }
-            ++out;
-            continue;
+    Int out = task.first;
+    if (task.stop - task.start == 1)
+        for (; task.last - out >= WIDE * LANES; out += WIDE * LANES) expand_vectors<WIDE>(task, h, h_stride, outputs, out, y);
+    for (; task.last - out >= 2 * LANES; out += 2 * LANES) expand_vectors<2>(task, h, h_stride, outputs, out, y);
+    for (; task.last - out >= LANES; out += LANES) expand_vectors<1>(task, h, h_stride, outputs, out, y);
+    for (; out < task.last; ++out)
+        for (Int t = task.start; t < task.stop; ++t) {
+            float value = 0;
+            for (Int r = 0; r < ranks; ++r) value += h[t * h_stride + r] * float(task.part->b[r * outputs + out]);
+            y[t * outputs + out] = value;
         }
-        Int t = task.start;
-        for (; t + ROWS <= task.stop; t += ROWS) {
-            const float* from = h + t * h_stride;
-            float* to = y + t * outputs + out;
-            two ? expand_tile<ROWS, 2>(from, h_stride, b, outputs, ranks, to) : expand_tile<ROWS, 1>(from, h_stride, b, outputs, ranks, to);
-        }
-        for (; t < task.stop; ++t) {
-            const float* from = h + t * h_stride;
-            float* to = y + t * outputs + out;
-            two ? expand_tile<1, 2>(from, h_stride, b, outputs, ranks, to) : expand_tile<1, 1>(from, h_stride, b, outputs, ranks, to);
-        }
-        out += two ? 2 * LANES : LANES;
-    }
 }
 
 }  // namespace
