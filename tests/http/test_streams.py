@@ -71,7 +71,7 @@ def test_stream_headers(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(("path", "body"), BOTH)
-def test_a_failure_in_mid_stream_is_an_error_event_without_done(
+def test_f66_a_failure_in_mid_stream_is_an_error_event_without_done(
     path: str, body: dict[str, object], tmp_path: Path
 ) -> None:
     face = make_face(tmp_path, FakeWorker(fail_after=3))
@@ -87,7 +87,7 @@ def test_a_failure_in_mid_stream_is_an_error_event_without_done(
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("n", [1, 3])
-def test_a_client_that_hangs_up_aborts_its_requests(stream: bool, n: int, slow: tuple[Face, LiveServer]) -> None:
+def test_f61_a_client_that_hangs_up_aborts_its_requests(stream: bool, n: int, slow: tuple[Face, LiveServer]) -> None:
     face, live = slow
     body = json.dumps(COMPLETION | {"max_tokens": 5000, "stream": stream, "n": n}).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
@@ -119,7 +119,7 @@ def test_a_hangup_gives_the_adapter_back(slow: tuple[Face, LiveServer]) -> None:
         eventually(lambda: not list(store.ids()))
 
 
-def test_a_client_that_does_not_read_is_cut_off(tmp_path: Path) -> None:
+def test_f62_a_client_that_does_not_read_is_cut_off(tmp_path: Path) -> None:
     face = make_face(tmp_path, FakeWorker(max_model_len=10_000_000), Limits(10_000_000, idle_s=0.5))
     with serve(face.app) as live:
         body = json.dumps(COMPLETION | {"max_tokens": 1_000_000, "stream": True}).encode()
@@ -156,3 +156,26 @@ def test_a_stalled_body_is_408(tmp_path: Path) -> None:
             connection.settimeout(5)
             assert b" 408 " in connection.recv(4096)
     face.registry.close()
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        "Content-Length: 5\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 5",
+        "Content-Length: 5\r\nContent-Length: 6",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+        "Content-Length: -1",
+    ],
+)
+def test_f65_conflicting_lengths_are_400_and_what_follows_is_not_a_request(lengths: str, live: LiveServer) -> None:
+    hidden = "0\r\n\r\nGET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{lengths}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", int(live.url.rsplit(":", 1)[1]))) as connection:
+        connection.settimeout(20)
+        connection.sendall((head + hidden).encode())
+        answered = b""
+        while piece := connection.recv(65536):
+            answered += piece
+    assert answered.startswith(b"HTTP/1.1 400") and answered.count(b"HTTP/1.1") == 1
+    assert b"alive" not in answered

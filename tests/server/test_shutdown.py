@@ -70,7 +70,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
     made.close()
 
 
-def test_running_requests_finish_and_new_ones_are_refused(running: Running) -> None:
+def test_g67_running_requests_finish_and_new_ones_are_refused(running: Running) -> None:
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(running.ask, 40)
         time.sleep(0.5)
@@ -93,7 +93,7 @@ def test_an_idle_server_leaves_at_once(running: Running) -> None:
     assert time.monotonic() - began < 5
 
 
-def test_a_second_signal_does_not_wait(running: Running) -> None:
+def test_g67_a_second_signal_does_not_wait(running: Running) -> None:
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(running.ask, 400)
         time.sleep(0.5)
@@ -104,7 +104,7 @@ def test_a_second_signal_does_not_wait(running: Running) -> None:
         assert answer.exception() is not None or answer.result().status_code >= 500
 
 
-def test_the_drain_ends_when_its_time_is_up(tmp_path: Path) -> None:
+def test_g67_the_drain_ends_when_its_time_is_up(tmp_path: Path) -> None:
     running = Running(tmp_path, 0.5)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(running.ask, 400)
