@@ -74,8 +74,9 @@ class Result:
 async def measure(url: str, model: str, connections: int, shape: Shape, pid: int | None) -> Result:
     """Answer each prompt alone, then open all streams together. Raises RuntimeError for an answer that is refused."""
     asked = asks([model] * PROMPTS, shape, seed=5)
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)  # a kept one may be closed before it is used again
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-    async with aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
+    async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as session:
         alone = [await _stream(session, ask, Crowd()) for ask in asked]
         crowd = Crowd()
         with probing(url, pid) as watch:
