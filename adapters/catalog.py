@@ -174,6 +174,10 @@ class Catalog:
         """The newest version of each name, sorted by name."""
         return self._registry.newest()
 
+    def every(self) -> Versions:
+        """Every version of every name."""
+        return self._registry.every()
+
     def versions(self, name: str) -> Versions:
         """Oldest first. Raises UnknownAdapter."""
         return self._registry.versions(name)

@@ -3,7 +3,8 @@
 Owns the choice of parts and their sizes. The only place that knows all of them.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from adapters.bank import Bank
 from adapters.residency import Residency
@@ -12,6 +13,7 @@ from adapters.supply import Supply
 from engine.blocks import BlockPool
 from engine.engine import Engine, Limits
 from engine.events import Observer, ignore
+from engine.fairness import VirtualCounters
 from engine.kv_cache import KVCache
 from engine.runner import ModelRunner
 from engine.scheduler import Scheduler
@@ -34,6 +36,7 @@ class EngineConfig:
     max_batch_tokens: int = 512
     max_sequences: int = 64
     max_waiting: int = 512
+    tenant_weights: Mapping[str, float] = field(default_factory=dict)
 
 
 def build(base: Base, store: BlobStore, config: EngineConfig, observe: Observer = ignore) -> Engine:
@@ -45,7 +48,12 @@ def build(base: Base, store: BlobStore, config: EngineConfig, observe: Observer 
     supply = Supply(store, bank, base.adapter_dtype, base.weight)
     return Engine(
         runner=ModelRunner(base, cache, bank),
-        scheduler=Scheduler(pool, config.max_batch_tokens, config.max_sequences),
+        scheduler=Scheduler(
+            pool,
+            config.max_batch_tokens,
+            config.max_sequences,
+            counters=VirtualCounters(weights=config.tenant_weights),
+        ),
         pool=pool,
         tiers=AdapterTiers(residency, supply, observe),
         decode=base.decode,

@@ -273,6 +273,10 @@ class OutputStream(AsyncIterator[Output]):
         self._finished = True
         self._leave()
 
+    def unread(self) -> list[Output]:
+        """Take what has come and nobody has read; after `aclose`, that is all that will ever come."""
+        return [self._outputs.get_nowait() for _ in range(self._outputs.qsize())]
+
 
 def _nothing() -> None:
     """The job that only wakes the thread."""

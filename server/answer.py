@@ -13,11 +13,13 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from engine.errors import PromptTooLong
-from engine.sequence import Admission, Output, Request, TokenLogprob
-from server.errors import BadRequest, api_error, internal
+from engine.sequence import Admission, FinishReason, Output, Request, TokenLogprob
+from server.errors import BadRequest, GenerationFailed, api_error, internal
 from server.fields import GenerationBody
 from server.generation import Generation, Indexed, while_connected
+from server.meter import Claim, Reading
 from server.ports import Asked, Services
+from server.principal import Principal
 from server.resolve import Target
 from server.stream import EventStream
 
@@ -53,12 +55,27 @@ class Job:
     layout: Layout
     prompt_field: str
 
+    @property
+    def firsts(self) -> range:
+        """The first request of each prompt: OpenAI counts a prompt once, however many answers it has."""
+        return range(0, len(self.requests), self.body.n)
 
-async def answer(http: HttpRequest, services: Services, target: Target, job: Job) -> Response:
-    """The response to `job`. It releases `target` when the last byte has been produced or the client is gone."""
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(self.requests[index].prompt) for index in self.firsts)
+
+
+async def answer(http: HttpRequest, services: Services, caller: Principal, target: Target, job: Job) -> Response:
+    """The response to `job`. It releases `target` when the last byte has been produced or the client is gone.
+
+    Raises RateLimited before anything has begun.
+    """
+    most = sum(request.params.max_tokens for request in job.requests)
+    claim = Claim(http.state.request_id, target.version, job.prompt_tokens, most)
+    reading = services.meter.admit(caller, claim)
     if services.traces is not None:
         services.traces.asked(http.state.request_id, _asked(target, job))
-    turn = _Turn(services, target, job)
+    turn = _Turn(services, target, job, reading)
     try:
         if not job.body.stream:
             body, headers = await while_connected(http, turn.whole())
@@ -87,15 +104,16 @@ def _asked(target: Target, job: Job) -> Asked:
 class _Turn:
     """One answer in the making."""
 
-    def __init__(self, services: Services, target: Target, job: Job) -> None:
-        self._services, self._target, self._job = services, target, job
+    def __init__(self, services: Services, target: Target, job: Job, reading: Reading) -> None:
+        self._services, self._target, self._job, self._reading = services, target, job, reading
         self._answering = services.lifecycle.answering()
         self._answering.__enter__()
         self._generation: Generation | None = None
         self._first: Indexed | None = None
         self._rest: AsyncIterator[Indexed] | None = None
         self._admissions: dict[int, Admission] = {}
-        self._generated = 0
+        self._reasons: dict[int, FinishReason] = {}
+        self._failed = False
         self._closed = False
 
     async def begin(self) -> None:
@@ -105,7 +123,7 @@ class _Turn:
         except PromptTooLong as error:
             raise BadRequest(str(error), self._job.prompt_field, "context_length_exceeded") from error
         self._rest = aiter(self._generation)
-        self._first = self._noted(await anext(self._rest))
+        self._first = await self._next()
 
     async def whole(self) -> tuple[Chunk, dict[str, str]]:
         await self.begin()
@@ -144,11 +162,12 @@ class _Turn:
             if self._generation is not None:
                 await self._generation.aclose()
         finally:
+            self._settle()
             self._target.release()
             self._answering.__exit__(None, None, None)
 
     def headers(self) -> dict[str, str]:
-        headers = {"x-rootstock-adapter": self._target.adapter or "base"}
+        headers = self._reading.headers() | {"x-rootstock-adapter": self._target.adapter or "base"}
         if self._admissions:
             admission = next(iter(self._admissions.values()))
             headers |= {
@@ -160,28 +179,54 @@ class _Turn:
         return headers
 
     async def _outputs(self) -> AsyncIterator[Indexed]:
-        assert self._first is not None and self._rest is not None
-        yield self._first
-        async for item in self._rest:
-            yield self._noted(item)
+        item = self._first
+        while item is not None:
+            yield item
+            item = await self._next()
 
-    def _noted(self, item: Indexed) -> Indexed:
-        index, output = item
+    async def _next(self) -> Indexed | None:
+        """The next output, noted; None after the last."""
+        assert self._rest is not None
+        try:
+            index, output = await anext(self._rest)
+        except StopAsyncIteration:
+            return None
+        except GenerationFailed:
+            self._failed = True
+            raise
         if output.admission is not None:
             self._admissions[index] = output.admission
-        self._generated += len(output.token_ids)
-        return item
+        if output.finish_reason is not None:
+            self._reasons[index] = output.finish_reason
+        return index, output
+
+    def _settle(self) -> None:
+        """Tell what was used, once, however it ended."""
+        if self._generation is None:
+            self._reading.refuse()
+        else:
+            self._reading.end(self._cached(), self._generation.tokens, self._finish_reason())
+
+    def _finish_reason(self) -> str:
+        """One word for all choices; whoever has not ended when the answer is closed was aborted."""
+        if self._failed:
+            return FinishReason.ERROR.value
+        if len(self._reasons) < len(self._job.requests):
+            return FinishReason.ABORT.value
+        reasons = set(self._reasons.values())
+        return reasons.pop().value if len(reasons) == 1 else "mixed"
+
+    def _cached(self) -> int:
+        return sum(self._admissions[index].cached_tokens for index in self._job.firsts if index in self._admissions)
 
     def _usage(self) -> Chunk:
-        """OpenAI counts a prompt once, however many answers it has."""
-        firsts = range(0, len(self._job.requests), self._job.body.n)
-        prompt = sum(len(self._job.requests[index].prompt) for index in firsts)
-        cached = sum(self._admissions[index].cached_tokens for index in firsts if index in self._admissions)
+        assert self._generation is not None
+        prompt, generated = self._job.prompt_tokens, self._generation.tokens
         return {
             "prompt_tokens": prompt,
-            "completion_tokens": self._generated,
-            "total_tokens": prompt + self._generated,
-            "prompt_tokens_details": {"cached_tokens": cached},
+            "completion_tokens": generated,
+            "total_tokens": prompt + generated,
+            "prompt_tokens_details": {"cached_tokens": self._cached()},
         }
 
 

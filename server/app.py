@@ -27,6 +27,7 @@ from server.routes import (
     residency,
     shares,
     uploads,
+    usage,
     vllm,
 )
 from server.validation import bad_request
@@ -34,7 +35,7 @@ from server.version import version
 
 _log = structlog.get_logger(__name__)
 
-_ROUTERS = (ops, models, completions, chat, uploads, adapters, aliases, promote, evals, residency, vllm, shares)
+_ROUTERS = (ops, models, completions, chat, uploads, adapters, aliases, promote, evals, residency, vllm, shares, usage)
 
 
 def create_app(services: Services) -> FastAPI:

@@ -40,6 +40,7 @@ from loader.progress import Progress
 from loader.source import Source, resolve
 from server.collector import traces_of
 from server.datadir import DataDir
+from server.meter import Meter
 from server.metrics import Metrics
 from server.naming import RESERVED
 from server.ports import Callers, Limits, Services, Traces
@@ -60,7 +61,9 @@ class House:
     registry: Registry
 
 
-def build_house(settings: Settings, data: DataDir, callers: Callers, progress: Progress, console: Console) -> House:
+def build_house(
+    settings: Settings, data: DataDir, callers: Callers, meter: Meter, progress: Progress, console: Console
+) -> House:
     """Raises LoaderError when the base cannot be served here, RegistryUnusable, and SettingsError."""
     traces = traces_of(settings)
     source = resolve(settings.base, data.root, progress)
@@ -106,6 +109,7 @@ def build_house(settings: Settings, data: DataDir, callers: Callers, progress: P
         adapter_root=settings.adapter_root,
         callers=callers,
         traces=traces,
+        meter=meter,
     )
     return House(services, worker, registry)
 
@@ -198,6 +202,7 @@ def _engine_config(settings: Settings, memory: MemoryPlan, max_model_len: int) -
         max_batch_tokens=settings.max_batch_tokens,
         max_sequences=settings.max_sequences,
         max_waiting=settings.max_waiting,
+        tenant_weights={name: own.weight / settings.quota.weight for name, own in settings.tenant_quotas().items()},
     )
 
 

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from server.commands import adapters, bench, chat, keys, merge, offline, plan, train
+from server.commands import adapters, bench, chat, keys, merge, offline, plan, train, usage
 from server.commands.flags import with_settings_flags
 from server.version import version
 
@@ -26,6 +26,7 @@ _app.command()(chat.chat)
 _app.command()(train.train)
 _app.command()(plan.plan)
 _app.command(context_settings=bench.ANYTHING)(bench.bench)
+_app.command()(usage.usage)
 
 
 @_app.command("version")

@@ -28,6 +28,14 @@ class DataDir:
         return self.root / "uploads"
 
     @property
+    def usage(self) -> Path:
+        return self.root / "usage.sqlite"
+
+    @property
+    def usage_url(self) -> str:
+        return f"sqlite:///{self.usage.absolute()}"
+
+    @property
     def registry_url(self) -> str:
         return f"sqlite:///{(self.root / 'registry.sqlite').absolute()}"
 

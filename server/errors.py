@@ -5,6 +5,8 @@ ApiError                     any refusal: status, message, type, param, code, he
 ├── Unauthorized        401  no key, or none that is valid now
 ├── ModelNotFound       404  no such base, adapter, version or alias
 ├── TooLarge            413  the body exceeds a byte limit
+├── RateLimited         429  this tenant has used up what it may in a minute, or at once
+├── QuotaExceeded       403  this tenant may store no more
 ├── GenerationFailed    5xx  the engine ended an accepted request with an error
 ├── StorageFull         507  no room on disk
 ├── StorageFailed       503  the disk failed, or file descriptors have run out; try again
@@ -19,6 +21,7 @@ Knows the adapters' and the engine's errors by name; never puts a request's own 
 import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -89,6 +92,27 @@ class TooLarge(ApiError):
             413,
             f"The request body is larger than {limit} bytes. Send less{other}.",
             code="body_too_large",
+        )
+
+
+class RateLimited(ApiError):
+    """`retry_s` is when it may be sent again; None when it never can as it is."""
+
+    def __init__(self, message: str, retry_s: float | None, headers: Mapping[str, str]) -> None:
+        again = NO_RETRY if retry_s is None else {"retry-after": str(max(1, ceil(retry_s)))}
+        super().__init__(
+            429, message, type="rate_limit_error", code="rate_limit_exceeded", headers={**headers, **again}
+        )
+
+
+class QuotaExceeded(ApiError):
+    def __init__(self, message: str) -> None:
+        super().__init__(
+            403,
+            f"{message} Delete adapters, or ask the operator for a larger quota.",
+            type="insufficient_quota",
+            code="quota_exceeded",
+            headers=NO_RETRY,
         )
 
 

@@ -27,6 +27,7 @@ class Generation:
         self._queue: asyncio.Queue[Indexed | BaseException | None] = asyncio.Queue(maxsize=max(16, len(streams)))
         self._pumps: list[asyncio.Task[None]] = []
         self._open = len(streams)
+        self._tokens = 0
 
     @classmethod
     async def start(cls, worker: Worker, requests: Sequence[Request]) -> "Generation":
@@ -43,7 +44,7 @@ class Generation:
     async def __aiter__(self) -> AsyncIterator[Indexed]:
         """Outputs as they come. Raises GenerationFailed when the engine ends a request with an error."""
         if len(self._streams) == 1:
-            async for output in _whole(self._streams[0]):
+            async for output in self._whole(self._streams[0]):
                 yield 0, output
             return
         self._pumps = [asyncio.create_task(self._pump(index, stream)) for index, stream in enumerate(self._streams)]
@@ -56,15 +57,33 @@ class Generation:
             else:
                 yield item
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens the engine has handed over; once closed, with those that nobody came to read."""
+        return self._tokens
+
     async def aclose(self) -> None:
         for pump in self._pumps:
             pump.cancel()
         await asyncio.gather(*self._pumps, return_exceptions=True)
         await _close_all(self._streams)
+        self._tokens += sum(len(output.token_ids) for stream in self._streams for output in stream.unread())
+
+    async def _whole(self, stream: OutputStream) -> AsyncIterator[Output]:
+        """The outputs up to the finish reason that every accepted request has.
+
+        Raises GenerationFailed, EngineStopped.
+        """
+        async for output in stream:
+            self._tokens += len(output.token_ids)
+            yield _checked(output)
+            if output.finish_reason is not None:
+                return
+        raise GenerationFailed("The engine dropped this request.", "generation_failed")
 
     async def _pump(self, index: int, stream: OutputStream) -> None:
         try:
-            async for output in _whole(stream):
+            async for output in self._whole(stream):
                 await self._queue.put((index, output))
         except Exception as error:
             await self._queue.put(error)
@@ -94,15 +113,6 @@ async def _hangup(request: HttpRequest) -> None:
 
 async def _close_all(streams: Sequence[OutputStream]) -> None:
     await asyncio.gather(*(stream.aclose() for stream in streams), return_exceptions=True)
-
-
-async def _whole(stream: OutputStream) -> AsyncIterator[Output]:
-    """The outputs up to the finish reason that every accepted request has. Raises GenerationFailed, EngineStopped."""
-    async for output in stream:
-        yield _checked(output)
-        if output.finish_reason is not None:
-            return
-    raise GenerationFailed("The engine dropped this request.", "generation_failed")
 
 
 def _checked(output: Output) -> Output:

@@ -21,6 +21,7 @@ from engine.events import Event
 from engine.sequence import Output, Request
 from server.keys.ring import NoKeys
 from server.lifecycle import Lifecycle
+from server.meter import Meter
 from server.metrics import Metrics
 from server.principal import Principal
 
@@ -33,6 +34,10 @@ class OutputStream(Protocol):
     async def __anext__(self) -> Output: ...
 
     async def aclose(self) -> None: ...
+
+    def unread(self) -> Sequence[Output]:
+        """Take what has come and nobody has read; after `aclose`, that is all that will ever come."""
+        ...
 
 
 class Resident(Protocol):
@@ -238,6 +243,7 @@ class Services:
     adapter_root: Path | None = None
     callers: Callers = field(default_factory=NoKeys)
     traces: Traces | None = None
+    meter: Meter = field(default_factory=Meter)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     started: int = field(default_factory=lambda: int(time.time()))
     pinning: asyncio.Lock = field(default_factory=asyncio.Lock)

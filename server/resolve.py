@@ -31,6 +31,11 @@ class Target:
     def adapter(self) -> AdapterId | None:
         return None if self.lease is None else self.lease.version.id
 
+    @property
+    def version(self) -> str:
+        """What runs, as `name@version`; "" for the base."""
+        return "" if self.lease is None else f"{self.lease.version.name}@{self.lease.version.number}"
+
     @contextmanager
     def released_on_error(self) -> Iterator[None]:
         """Until an answer has taken the target over, an error lets go of it."""

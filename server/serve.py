@@ -24,12 +24,16 @@ from server.door import bind, opens_to_others
 from server.keys.errors import Unguarded
 from server.keys.opening import open_keys
 from server.keys.ring import KeyRing, NoKeys
+from server.meter import Meter
 from server.pins import restore_pins
 from server.ports import Callers
 from server.pulse import pulse
+from server.quotas.keeper import Quotas
 from server.screen import loading
 from server.settings import Settings
 from server.shutdown import Shutdown
+from server.usage.ledger import Ledger
+from server.usage.writer import LedgerWriter
 from server.version import version
 from server.warm import ResidentMemory
 
@@ -45,10 +49,14 @@ def serve(settings: Settings) -> int:
     lock = data.lock()
     try:
         data.clear_uploads()
-        with bind(settings.host, settings.port) as door, _callers(settings, data) as callers:
+        with (
+            bind(settings.host, settings.port) as door,
+            _callers(settings, data) as callers,
+            _meter(settings, data) as meter,
+        ):
             _check_guarded(door, settings, callers)
             with loading(console) as progress:
-                house = build_house(settings, data, callers, progress, console)
+                house = build_house(settings, data, callers, meter, progress, console)
             with contextlib.closing(house.registry), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 return runner.run(_run(settings, house, door, console))
     finally:
@@ -63,6 +71,20 @@ def _callers(settings: Settings, data: DataDir) -> Iterator[Callers]:
         return
     with contextlib.closing(open_keys(data, settings.keys_pepper_file)) as store:
         yield KeyRing(store, settings.keys)
+
+
+@contextlib.contextmanager
+def _meter(settings: Settings, data: DataDir) -> Iterator[Meter]:
+    """At the end what was recorded is on disk. Raises RegistryUnusable for a damaged ledger."""
+    quotas = Quotas(settings.quota, settings.tenant_quotas())
+    if settings.usage_ledger == "off":
+        yield Meter(quotas)
+        return
+    with (
+        contextlib.closing(Ledger(data.usage_url)) as ledger,
+        contextlib.closing(LedgerWriter(ledger)) as writer,
+    ):
+        yield Meter(quotas, writer)
 
 
 def _check_guarded(door: socket.socket, settings: Settings, callers: Callers) -> None:

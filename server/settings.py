@@ -17,8 +17,12 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from server.quotas.quota import Quota
+
 DEFAULT_FILE = Path("rootstock.toml")
 _MIB = 1 << 20
+TABLES = frozenset({"quota", "tenants"})
+"""Settings that no flag spells: tables of the file, or JSON in the environment."""
 _FREE = "default: from what is free"
 
 
@@ -100,7 +104,18 @@ class Settings(BaseSettings):
             description="OpenTelemetry collector (OTLP over HTTP) that is sent traces; needs the extra `otel`.",
         ),
     ] = None
+    usage_ledger: Annotated[
+        Literal["on", "off"], Field(description="Write down what every request used, for `rootstock usage`.")
+    ] = "on"
+    quota: Annotated[Quota, Field(description="What each tenant may use; a table.")] = Quota()
+    tenants: Annotated[dict[str, Quota], Field(description="What single tenants may use instead; tables.")] = Field(
+        default_factory=dict
+    )
     config: Annotated[Path | None, Field(description="Settings file; default: ./rootstock.toml.")] = None
+
+    def tenant_quotas(self) -> dict[str, Quota]:
+        """The whole quota of every tenant that has a table of its own."""
+        return {tenant: self.quota.overridden(own) for tenant, own in self.tenants.items()}
 
     @field_validator("adapters", mode="before")
     @classmethod
@@ -145,4 +160,6 @@ def read_settings(flags: Mapping[str, object]) -> Settings:
 
 def _spelled(loc: tuple[int | str, ...]) -> str:
     name = str(loc[0])
+    if name in TABLES:
+        return f"[{'.'.join(map(str, loc[:-1]))}] {loc[-1]} in the settings file (or ROOTSTOCK_{name.upper()}, as JSON)"
     return f"--{name.replace('_', '-')} (or ROOTSTOCK_{name.upper()}, or `{name}` in the settings file)"

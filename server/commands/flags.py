@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from pydantic.fields import FieldInfo
 
-from server.settings import Settings
+from server.settings import TABLES, Settings
 
 _MANY = {"adapters": "--adapter"}  # given once for each adapter
 
@@ -21,7 +21,7 @@ def with_settings_flags(run: Callable[[dict[str, object]], None]) -> Callable[..
     def callback(**flags: object) -> None:
         run(flags)
 
-    parameters = [_parameter(field, info) for field, info in Settings.model_fields.items()]
+    parameters = [_parameter(field, info) for field, info in Settings.model_fields.items() if field not in TABLES]
     callback.__doc__ = run.__doc__
     callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -14,13 +14,14 @@ from adapters.errors import UnknownAdapter
 from adapters.registry import Version
 from server.audit import note
 from server.cards import adapter_card, listing, tiers_of
-from server.deps import ServicesDep, accepting, in_thread, judging, needs
+from server.deps import PrincipalDep, ServicesDep, accepting, in_thread, judging, needs
 from server.errors import NO_RETRY, ApiError, BadRequest
 from server.etag import condition, etag
 from server.evaluation import read_eval
 from server.pins import follow_pins_if_possible
 from server.ports import Services
 from server.principal import Scope
+from server.storing import declared_bytes, storing
 from server.upload import FORM, receive_upload
 
 router = APIRouter(tags=["adapters"])
@@ -32,14 +33,18 @@ router = APIRouter(tags=["adapters"])
     openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}},
     status_code=201,
 )
-async def upload_adapter(http: HttpRequest, services: ServicesDep) -> Response:
+async def upload_adapter(http: HttpRequest, services: ServicesDep, caller: PrincipalDep) -> Response:
     """Add a version to an adapter, or a new adapter. 201 when it is new, 200 when the same bytes were there.
 
     If-Match names the version that must be the newest one; `If-None-Match: *` asks that there be none.
     """
     asked = condition(http)
     with services.lifecycle.answering():
-        async with receive_upload(http, services.uploads, services.limits) as upload:
+        async with (
+            storing(declared_bytes(http, services.limits.max_upload_bytes), services, caller) as room,
+            receive_upload(http, services.uploads, services.limits) as upload,
+        ):
+            room.check_name(upload.name)
             if upload.eval is not None:
                 await in_thread(read_eval, upload.eval, services.tokenizer, services.limits.max_model_len)
             version, created = await judging(

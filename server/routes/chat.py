@@ -41,7 +41,7 @@ async def chat(body: ChatBody, http: HttpRequest, services: ServicesDep, caller:
     with chosen.released_on_error():
         requests = requests_for(http.state.request_id, [prompt], params, body.n, chosen.adapter, caller.tenant)
         layout = ChatLayout(services.tokenizer, body, prompt, http.state.request_id, chosen.model)
-        return await answer(http, services, chosen, Job(body, requests, layout, "messages"))
+        return await answer(http, services, caller, chosen, Job(body, requests, layout, "messages"))
 
 
 class ChatLayout:

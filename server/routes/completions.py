@@ -41,7 +41,7 @@ async def complete(body: CompletionBody, http: HttpRequest, services: ServicesDe
     with chosen.released_on_error():
         requests = requests_for(http.state.request_id, prompts, params, body.n, chosen.adapter, caller.tenant)
         layout = CompletionLayout(services.tokenizer, body, prompts, http.state.request_id, chosen.model)
-        return await answer(http, services, chosen, Job(body, requests, layout, "prompt"))
+        return await answer(http, services, caller, chosen, Job(body, requests, layout, "prompt"))
 
 
 def _encode(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[list[int]]:

@@ -27,6 +27,7 @@ from server.pins import follow_pins_if_possible
 from server.ports import Services
 from server.principal import Scope
 from server.routes.adapters import card
+from server.storing import storing
 
 _FLAG = "--max-upload-bytes"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -53,7 +54,9 @@ async def begin_upload(body: OrderBody, services: ServicesDep, caller: Principal
         raise TooLarge(services.limits.max_upload_bytes, _FLAG)
     services.catalog.check_names(body.name, body.alias)
     order = Order(caller.tenant, body.name, body.alias, body.config.encode(), body.size, body.digest)
-    session, created = await in_thread(services.resumable.begin, order)
+    async with storing(body.size, services, caller) as room:
+        room.check_name(body.name)
+        session, created = await in_thread(services.resumable.begin, order)
     _, offset = await in_thread(services.resumable.find, caller.tenant, session.id)
     return _shown(services, session, offset, 201 if created else 200)
 

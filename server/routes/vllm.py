@@ -9,17 +9,19 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 from pydantic import Field
+from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse, Response
 
 from adapters.errors import UnknownAdapter
 from server.body import StrictRoute
-from server.deps import ServicesDep, accepting, in_thread, judging, needs
+from server.deps import PrincipalDep, ServicesDep, accepting, in_thread, judging, needs
 from server.errors import ApiError
 from server.fields import Strict
 from server.pins import follow_pins_if_possible
 from server.ports import Services
 from server.principal import Scope
 from server.routes.adapters import delete_adapter
+from server.storing import declared_bytes, storing
 
 router = APIRouter(route_class=StrictRoute, dependencies=[Depends(accepting)], tags=["vllm"])
 
@@ -45,7 +47,7 @@ class VllmError(ApiError):
 
 
 @router.post("/v1/load_lora_adapter", response_class=PlainTextResponse, dependencies=[Depends(needs(Scope.ADMIN))])
-async def load_lora_adapter(body: LoadBody, services: ServicesDep) -> Response:
+async def load_lora_adapter(body: LoadBody, http: HttpRequest, services: ServicesDep, caller: PrincipalDep) -> Response:
     """Add an adapter from a directory under `--adapter-root`."""
     if body.is_3d_lora_weight:
         raise VllmError(400, "BadRequestError", "Fused expert weights cannot carry adapters here.", "is_3d_lora_weight")
@@ -57,7 +59,9 @@ async def load_lora_adapter(body: LoadBody, services: ServicesDep) -> Response:
             "An adapter of this name is loaded already. Send `load_inplace: true` to add a version to it.",
             "lora_name",
         )
-    await judging(services, services.catalog.add_directory, body.lora_name, path)
+    async with storing(declared_bytes(http, services.limits.max_body_bytes), services, caller) as room:
+        room.check_name(body.lora_name)
+        await judging(services, services.catalog.add_directory, body.lora_name, path)
     await follow_pins_if_possible(services)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 

@@ -4,6 +4,7 @@ the disk has spoilt meanwhile is found, told and repaired."""
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -22,10 +23,14 @@ REFS = ("red", "red@prod")
 
 @dataclass(frozen=True, slots=True)
 class Restarted:
-    """A client of the second server; `said` is what the first one answered. One bit of `blue` has flipped between."""
+    """A client of the second server; `said` is what the first one answered, `used` what it wrote down of that.
+
+    One bit of `blue` has flipped between.
+    """
 
     http: httpx.Client
     said: dict[str, list[int]]
+    used: list[dict[str, Any]]
     blue: Path
 
 
@@ -45,11 +50,13 @@ def restarted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restarted]:
         assert said["red"] != said["red@prod"]
         blue, red = (http.get(f"/v1/adapters/{name}").json()["id"] for name in ("blue", "red"))
         eventually(lambda: _noted(root / "data", red), within_s=30)
+        eventually(lambda: len(_used(http)) == len(REFS), within_s=30)
+        used = _used(http)
         first.process.kill()
         first.process.wait()
     _flip(root / "data" / "adapters", blue)
     with served(*flags, *budgets, log=root / "second.log") as second, second.client() as http:
-        yield Restarted(http, said, folders[2])
+        yield Restarted(http, said, used, folders[2])
 
 
 def test_g68_a_killed_server_comes_back_as_it_was(restarted: Restarted) -> None:
@@ -57,6 +64,16 @@ def test_g68_a_killed_server_comes_back_as_it_was(restarted: Restarted) -> None:
     eventually(lambda: http.get("/v1/adapters/red").json()["state"] == "device")
     assert {ref: _said(_complete(http, ref)) for ref in REFS} == restarted.said
     assert [version["version"] for version in http.get("/v1/adapters/red/versions").json()["data"]] == [1, 2]
+
+
+def test_i86_a_killed_server_has_told_every_request_once(restarted: Restarted) -> None:
+    truth = [(3, len(tokens)) for tokens in restarted.said.values()]
+    assert [(row["prompt_tokens"], row["generated_tokens"]) for row in restarted.used] == truth
+    reply = _complete(restarted.http, "red")
+    eventually(lambda: _used(restarted.http)[-1]["id"] == reply.headers["x-request-id"])
+    rows = _used(restarted.http)
+    assert rows[: len(truth)] == restarted.used
+    assert len({row["id"] for row in rows}) == len(rows)
 
 
 def test_d44_a_flipped_bit_is_found_told_and_repaired(restarted: Restarted) -> None:
@@ -70,6 +87,11 @@ def test_d44_a_flipped_bit_is_found_told_and_repaired(restarted: Restarted) -> N
     assert _upload(http, restarted.blue, "blue").status_code == 200
     assert http.get("/v1/adapters/blue").json()["state"] == "disk"
     assert _complete(http, "blue").status_code == 200
+
+
+def _used(http: httpx.Client) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = http.get("/v1/usage").raise_for_status().json()["data"]
+    return rows
 
 
 def _flip(blobs: Path, id: str) -> None:

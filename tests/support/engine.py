@@ -6,6 +6,7 @@ compared. Tokens are bytes (see `tests/support/tokenizer.py`).
 
 import asyncio
 import hashlib
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -55,6 +56,7 @@ class FakeWorker:
     aborted: list[str] = field(default_factory=list)
     pinned: set[AdapterId] = field(default_factory=set)
     forgotten: list[AdapterId] = field(default_factory=list)
+    handed: Counter[str] = field(default_factory=Counter)  # tokens handed over, by request
     prefetched: list[AdapterId] = field(default_factory=list)
     merged: AdapterId | None = None
     stopped: bool = False
@@ -117,6 +119,7 @@ class FakeStream:
             return self._ended()
         await asyncio.sleep(self._worker.delay_s)
         output = next(self._outputs)
+        self._worker.handed[self._request.id] += len(output.token_ids)
         if output.finish_reason is not None:
             self._over = True
             self._worker.running.pop(self._request.id, None)
@@ -128,6 +131,9 @@ class FakeStream:
             self._over = True
             return Output(finish_reason=FinishReason.ABORT)
         raise StopAsyncIteration
+
+    def unread(self) -> Sequence[Output]:
+        return ()
 
     async def aclose(self) -> None:
         if self._worker.running.pop(self._request.id, None) is not None:

@@ -19,6 +19,7 @@ from adapters.uploads import UploadLimits, Uploads
 from loader.shape import BaseShape, LinearShape
 from server.app import create_app
 from server.keys.ring import NoKeys
+from server.meter import Meter
 from server.metrics import Metrics
 from server.naming import RESERVED
 from server.ports import Callers, Limits, Services, Traces
@@ -60,6 +61,7 @@ def make_face(
     disk: Disk | None = None,
     uploads: UploadLimits | None = None,
     reader: Reader = read,
+    meter: Meter | None = None,
 ) -> Face:
     """A ready application with its data under `folder`. Close `registry` when done."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
@@ -82,6 +84,7 @@ def make_face(
         adapter_root=root,
         callers=callers if callers is not None else NoKeys(),
         traces=traces,
+        meter=meter if meter is not None else Meter(),
     )
     services.lifecycle.ready()
     return Face(create_app(services), services, worker, catalog, registry, store)

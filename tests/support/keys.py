@@ -8,7 +8,9 @@ from server.datadir import DataDir
 from server.keys.opening import open_keys
 from server.keys.ring import KeyRing
 from server.keys.store import KeyStore
+from server.meter import Meter
 from server.principal import Scope
+from tests.support.engine import FakeWorker
 from tests.support.face import Face, make_face
 
 EVERY_SCOPE = tuple(Scope)
@@ -24,10 +26,12 @@ def stored_keys(folder: Path) -> Iterator[KeyStore]:
 
 
 @contextmanager
-def guarded_face(folder: Path) -> Iterator[tuple[Face, KeyStore]]:
+def guarded_face(
+    folder: Path, meter: Meter | None = None, worker: FakeWorker | None = None
+) -> Iterator[tuple[Face, KeyStore]]:
     """A face whose callers need keys, and the store to make them with, as another process would have it open."""
     with stored_keys(folder / "keys") as own, stored_keys(folder / "keys") as others:
-        made = make_face(folder, callers=KeyRing(own, "on"))
+        made = make_face(folder, worker, callers=KeyRing(own, "on"), meter=meter)
         try:
             yield made, others
         finally:

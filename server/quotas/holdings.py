@@ -1,0 +1,18 @@
+"""What a tenant has in the store, for the quotas on it.
+
+Knows names as the registry has them, `tenant/name`.
+"""
+
+from collections.abc import Iterable
+
+from adapters.naming import owner_of
+from adapters.registry import Version
+from server.cards import stored_bytes
+from server.quotas.keeper import Holdings
+
+
+def holdings(versions: Iterable[Version], tenant: str) -> Holdings:
+    """Every content counts once, however many names and versions share it."""
+    own = [version for version in versions if owner_of(version.name) == tenant]
+    sizes = {version.id: stored_bytes(version.manifest) for version in own}
+    return Holdings({version.name for version in own}, sum(sizes.values()))

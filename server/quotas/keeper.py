@@ -1,0 +1,159 @@
+"""Holding tenants to their quotas: what is taken when a request comes in, and given back when it ends.
+
+Owns the counts, and what a caller is told of them. Knows neither keys nor routes; everything runs on the event loop.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import ceil
+from time import monotonic
+
+from server.errors import QuotaExceeded, RateLimited
+from server.quotas.bucket import Bucket
+from server.quotas.quota import Quota
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What a tenant has in the store: its adapters' names, and their bytes, every content counted once."""
+
+    names: Set[str]
+    bytes: int
+
+
+@dataclass(slots=True)
+class _Account:
+    """One tenant's counts."""
+
+    quota: Quota
+    buckets: dict[str, Bucket]
+    running: int = 0
+    uploading: int = 0  # bytes
+
+
+@dataclass(slots=True)
+class Pass:
+    """One request that was let in. Close it once."""
+
+    _account: _Account
+    _tokens: int
+    _closed: bool = field(default=False)
+
+    def headers(self) -> dict[str, str]:
+        """OpenAI's `x-ratelimit-*`."""
+        return _headers(self._account)
+
+    def close(self, used: int) -> None:
+        """The request has ended and `used` that many tokens. Twice is once."""
+        if not self._closed:
+            self._closed = True
+            self._account.running -= 1
+            if (tokens := self._account.buckets.get("tokens")) is not None:
+                tokens.give_back(self._tokens - used)
+
+    def cancel(self) -> None:
+        """The request was not accepted after all, and counts for nothing."""
+        if not self._closed and (requests := self._account.buckets.get("requests")) is not None:
+            requests.give_back(1)
+        self.close(0)
+
+
+class Quotas:
+    """`default` holds for every tenant; `tenants` are the full quotas of those that have others."""
+
+    def __init__(
+        self,
+        default: Quota | None = None,
+        tenants: Mapping[str, Quota] | None = None,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._default, self._tenants, self._clock = default or Quota(), dict(tenants or {}), clock
+        self._accounts: dict[str, _Account] = {}
+
+    def admit(self, tenant: str, tokens: int) -> Pass:
+        """Count one request that may use up to `tokens` tokens. Raises RateLimited, and then nothing was counted."""
+        account = self._account(tenant)
+        most = account.quota.concurrent_requests
+        if most is not None and account.running >= most:
+            raise RateLimited(f"{account.running} requests are running already, of {most} at once.", 1, {})
+        wanted = {"requests": 1, "tokens": tokens}
+        self._check(account, wanted)
+        for name, count in wanted.items():
+            if name in account.buckets:
+                account.buckets[name].take(count)
+        account.running += 1
+        return Pass(account, tokens)
+
+    def holds_storage(self, tenant: str) -> bool:
+        """Whether what the tenant has stored matters, and `upload` asks for it."""
+        quota = self._quota(tenant)
+        return quota.adapters is not None or quota.stored_bytes is not None
+
+    @contextmanager
+    def upload(self, tenant: str, held: Holdings, declared: int) -> Iterator[None]:
+        """One upload of up to `declared` bytes, whose room is kept until it ends. Raises RateLimited, QuotaExceeded.
+
+        To be entered before any of the bytes are read.
+        """
+        account = self._account(tenant)
+        most = account.quota.stored_bytes
+        if most is not None and held.bytes + account.uploading + declared > most:
+            raise QuotaExceeded(f"The tenant's adapters take {held.bytes} bytes, and may take {most}.")
+        self._check(account, {"uploads": 1})
+        if "uploads" in account.buckets:
+            account.buckets["uploads"].take(1)
+        account.uploading += declared
+        try:
+            yield
+        finally:
+            account.uploading -= declared
+
+    def check_name(self, tenant: str, held: Holdings, name: str) -> None:
+        """Raises QuotaExceeded when `name` would be one adapter too many. A new version of an old name never is."""
+        most = self._quota(tenant).adapters
+        if most is not None and name not in held.names and len(held.names) >= most:
+            raise QuotaExceeded(f"The tenant has {len(held.names)} adapters, and may have {most}.")
+
+    def _check(self, account: _Account, wanted: Mapping[str, int]) -> None:
+        for name, count in wanted.items():
+            bucket = account.buckets.get(name)
+            if bucket is None or bucket.has(count):
+                continue
+            never = count > bucket.limit
+            fix = "Ask for less: lower max_tokens, or shorten the prompt." if never else "Retry later."
+            message = f"This asks for {count} {name} of {bucket.limit} a minute, and {bucket.remaining} are left. {fix}"
+            raise RateLimited(message, None if never else bucket.wait_s(count), _headers(account))
+
+    def _account(self, tenant: str) -> _Account:
+        if tenant not in self._accounts:
+            quota = self._quota(tenant)
+            rates = {
+                "requests": quota.requests_per_minute,
+                "tokens": quota.tokens_per_minute,
+                "uploads": quota.uploads_per_minute,
+            }
+            buckets = {name: Bucket(rate, self._clock) for name, rate in rates.items() if rate is not None}
+            self._accounts[tenant] = _Account(quota, buckets)
+        return self._accounts[tenant]
+
+    def _quota(self, tenant: str) -> Quota:
+        return self._tenants.get(tenant, self._default)
+
+
+def _headers(account: _Account) -> dict[str, str]:
+    headers = {}
+    for name in ("requests", "tokens"):
+        if (bucket := account.buckets.get(name)) is not None:
+            headers[f"x-ratelimit-limit-{name}"] = str(bucket.limit)
+            headers[f"x-ratelimit-remaining-{name}"] = str(bucket.remaining)
+            headers[f"x-ratelimit-reset-{name}"] = _duration(bucket.reset_s)
+    return headers
+
+
+def _duration(seconds: float) -> str:
+    """As OpenAI writes it: `120ms`, `1.5s`, `6m0s`."""
+    if seconds < 1:
+        return f"{ceil(seconds * 1000)}ms"
+    minutes, rest = divmod(seconds, 60)
+    return f"{int(minutes)}m{rest:.0f}s" if minutes else f"{rest:.3g}s"

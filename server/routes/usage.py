@@ -1,0 +1,51 @@
+"""GET /v1/usage: what requests used, from the ledger.
+
+Owns the route, and who may see whose rows. The same rows come from `rootstock usage` on the data directory.
+"""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query
+
+from server.deps import PrincipalDep, ServicesDep, in_thread, needs
+from server.errors import NO_RETRY, ApiError, BadRequest
+from server.principal import Scope
+from server.usage.ledger import Wanted
+from server.usage.table import as_json, read_time
+
+router = APIRouter(tags=["usage"])
+
+Time = Annotated[str | None, Query(max_length=40, description="ISO 8601; UTC unless it says otherwise.")]
+
+
+@router.get("/v1/usage", dependencies=[Depends(needs(Scope.READ))])
+async def usage(
+    services: ServicesDep,
+    caller: PrincipalDep,
+    since: Time = None,
+    until: Time = None,
+    tenant: Annotated[str | None, Query(max_length=128, description="Another tenant's; takes the scope admin.")] = None,
+    after: Annotated[int, Query(ge=0, lt=1 << 63, description="The `next` of the page before.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
+) -> dict[str, Any]:
+    """Rows in the order they were written; `next` is null on the last page. Without `admin`, the caller's tenant's."""
+    ledger = services.meter.ledger
+    if ledger is None:
+        message = "This server keeps no usage. Start it with --usage-ledger on."
+        raise ApiError(404, message, code="no_ledger", headers=NO_RETRY)
+    if not caller.may(Scope.ADMIN):
+        if tenant not in (None, caller.tenant):
+            message = "Another tenant's usage takes a key with the scope `admin`."
+            raise ApiError(403, message, type="permission_error", code="scope_missing", headers=NO_RETRY)
+        tenant = caller.tenant
+    wanted = Wanted(_time(since, "since"), _time(until, "until"), tenant)
+    rows = await in_thread(ledger.page, wanted, after, limit)
+    following = rows[-1][0] if len(rows) == limit else None
+    return {"object": "list", "data": [as_json(row) for _, row in rows], "next": following}
+
+
+def _time(text: str | None, param: str) -> float | None:
+    try:
+        return None if text is None else read_time(text)
+    except (ValueError, OverflowError):
+        raise BadRequest("Write a time as 2026-11-25 or 2026-11-25T18:00:00Z.", param) from None

@@ -1,0 +1,86 @@
+"""What every accepted request used: one row each, appended and never changed.
+
+Owns the ledger's database. It is a file of its own beside the registry's, so that a row a request never queues behind
+the registry's writers, and so that it can be archived or removed by itself. Knows no HTTP and no threads.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.dialects.sqlite import insert
+
+from adapters.database import Database, Schema
+from server.usage.tables import UsageRow
+
+_SCHEMA = Schema("usage ledger", Path(__file__).parent / "migrations")
+_PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """One request. `id` is the server's own request id, `adapter` a `name@version`, or "" for the base.
+
+    `started` and `ended` are seconds since 1970. `finish_reason` is the engine's, or `mixed` where several choices of
+    one request ended in different ways.
+    """
+
+    id: str
+    tenant: str
+    project: str
+    key: str
+    adapter: str
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    finish_reason: str
+    started: float
+    ended: float
+
+
+COLUMNS = tuple(field.name for field in fields(Usage))
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Rows that ended in [since, until), in seconds since 1970; of one tenant, or with None of all."""
+
+    since: float | None = None
+    until: float | None = None
+    tenant: str | None = None
+
+
+class Ledger:
+    """Safe to use from many threads, and to read while another process writes."""
+
+    def __init__(self, url: str) -> None:
+        """Raises RegistryUnusable when the file is damaged or a newer release wrote it."""
+        self._database = Database(url, _SCHEMA)
+
+    def close(self) -> None:
+        self._database.close()
+
+    def append(self, rows: Sequence[Usage]) -> None:
+        """Write rows in one transaction. A request that has its row already keeps that one. Raises OSError."""
+        with self._database.writing() as session:
+            session.execute(insert(UsageRow).on_conflict_do_nothing(), [asdict(row) for row in rows])
+
+    def page(self, wanted: Wanted, after: int = 0, limit: int = _PAGE) -> list[tuple[int, Usage]]:
+        """The first rows behind place `after`, in the order they were written, each with its own place."""
+        query = select(UsageRow).where(UsageRow.place > after).order_by(UsageRow.place).limit(limit)
+        if wanted.since is not None:
+            query = query.where(UsageRow.ended >= wanted.since)
+        if wanted.until is not None:
+            query = query.where(UsageRow.ended < wanted.until)
+        if wanted.tenant is not None:
+            query = query.where(UsageRow.tenant == wanted.tenant)
+        with self._database.reading() as session:
+            return [(row.place, Usage(*(getattr(row, name) for name in COLUMNS))) for row in session.scalars(query)]
+
+    def rows(self, wanted: Wanted) -> Iterator[Usage]:
+        """All of them, a page at a time."""
+        after = 0
+        while page := self.page(wanted, after):
+            yield from (row for _, row in page)
+            after = page[-1][0]

@@ -1,0 +1,103 @@
+"""Quotas as a client meets them: OpenAI's headers on every answer, 429 with a time, 403 where time does not help."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from pydantic import ByteSize
+
+from server.meter import Meter
+from server.quotas.keeper import Quotas
+from server.quotas.quota import Quota
+from tests.support.engine import FakeWorker
+from tests.support.face import BASE, form
+from tests.support.http import serve
+from tests.support.keys import guarded_face, headers_of
+
+COMPLETION = {"model": BASE, "prompt": "Once", "max_tokens": 12, "ignore_eos": True}
+QUOTAS = {
+    "flood": Quota(requests_per_minute=3),
+    "wordy": Quota(requests_per_minute=100, tokens_per_minute=60),
+    "full": Quota(adapters=1),
+    "heavy": Quota(stored_bytes=ByteSize(10)),
+    "eager": Quota(uploads_per_minute=1),
+}
+
+
+class Stopped:
+    """A clock that stands, so that nothing refills while the test runs."""
+
+    def __call__(self) -> float:
+        return 0.0
+
+
+@pytest.fixture(scope="module")
+def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, httpx.Client]]:
+    """One client a tenant; `free` has no quota."""
+    folder = tmp_path_factory.mktemp("quotas")
+    meter = Meter(Quotas(None, QUOTAS, clock=Stopped()))
+    with guarded_face(folder, meter, FakeWorker(room=5)) as (face, store), serve(face.app) as live:
+        made = {tenant: live.client(**headers_of(store, tenant)) for tenant in (*QUOTAS, "free")}
+        yield made
+        for client in made.values():
+            client.close()
+
+
+def complete(client: httpx.Client, **options: object) -> httpx.Response:
+    return client.post("/v1/completions", json=COMPLETION | options)
+
+
+def test_i83_a_flood_is_told_when_to_come_back_and_others_are_served(clients: dict[str, httpx.Client]) -> None:
+    for left in ("2", "1", "0"):
+        assert complete(clients["flood"]).headers["x-ratelimit-remaining-requests"] == left
+    refused = complete(clients["flood"])
+    assert refused.status_code == 429
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+    assert refused.headers["retry-after"] == "20"
+    assert refused.headers["x-ratelimit-limit-requests"] == "3"
+    assert refused.headers["x-ratelimit-reset-requests"] == "1m0s"
+    assert complete(clients["free"]).status_code == 200
+
+
+def test_tokens_are_counted_with_max_tokens_and_put_right(clients: dict[str, httpx.Client]) -> None:
+    """The prompt has 4 tokens."""
+    streamed = complete(clients["wordy"], stream=True)
+    assert streamed.headers["x-ratelimit-remaining-tokens"] == str(60 - 4 - 12), "the headers go out before the end"
+    whole = complete(clients["wordy"], max_tokens=20, stop=[*"abcdefghijklmno"])
+    used = whole.json()["usage"]["total_tokens"]
+    assert used < 24
+    assert whole.headers["x-ratelimit-remaining-tokens"] == str(60 - 16 - used)
+    assert whole.headers["x-ratelimit-limit-tokens"] == "60"
+    never = complete(clients["wordy"], max_tokens=100)
+    assert never.status_code == 429 and never.headers["x-should-retry"] == "false"
+    assert "retry-after" not in never.headers
+
+
+def test_what_the_engine_refuses_is_not_counted(clients: dict[str, httpx.Client]) -> None:
+    before = complete(clients["wordy"], max_tokens=1).headers["x-ratelimit-remaining-requests"]
+    assert complete(clients["wordy"], n=6, max_tokens=1).status_code == 429
+    after = complete(clients["wordy"], max_tokens=1).headers["x-ratelimit-remaining-requests"]
+    assert int(before) - int(after) == 1
+
+
+def test_without_a_quota_there_are_no_headers(clients: dict[str, httpx.Client]) -> None:
+    assert not [name for name in complete(clients["free"]).headers if name.startswith("x-ratelimit")]
+
+
+def test_i85_whoever_fills_the_store_is_refused_and_nobody_else(clients: dict[str, httpx.Client]) -> None:
+    def upload(tenant: str, name: str, seed: int) -> httpx.Response:
+        return clients[tenant].post("/v1/adapters", data={"name": name}, files=form(seed))
+
+    assert upload("full", "one", 0).status_code == 201
+    assert upload("full", "one", 1).status_code == 201, "a version more is no adapter more"
+    for tenant in ("full", "heavy"):
+        refused = upload(tenant, "two", 2)
+        assert refused.status_code == 403, refused.text
+        assert refused.json()["error"]["code"] == "quota_exceeded"
+        assert refused.headers["x-should-retry"] == "false"
+    assert upload("eager", "one", 0).status_code == 201
+    late = upload("eager", "one", 1)
+    assert late.status_code == 429 and late.headers["retry-after"] == "60"
+    assert upload("free", "one", 0).status_code == 201
+    assert clients["full"].delete("/v1/adapters/one").status_code == 200
+    assert upload("full", "two", 2).status_code == 201

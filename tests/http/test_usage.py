@@ -1,0 +1,122 @@
+"""The ledger against the truth: what the engine handed over, request by request, however each of them ended."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from server.keys.store import KeyStore
+from server.meter import Meter
+from server.principal import Scope
+from server.usage.ledger import Ledger, Usage, Wanted
+from server.usage.writer import LedgerWriter
+from tests.support.engine import FakeWorker
+from tests.support.face import BASE, Face, form
+from tests.support.http import LiveServer, eventually, serve
+from tests.support.keys import guarded_face, headers_of
+
+COMPLETION = {"model": BASE, "prompt": "Once", "max_tokens": 12, "ignore_eos": True}
+
+
+@dataclass
+class House:
+    """A face with a ledger, and what a test looks at."""
+
+    face: Face
+    live: LiveServer
+    keys: KeyStore
+    ledger: Ledger
+
+    def client(self, tenant: str, *scopes: Scope) -> httpx.Client:
+        return self.live.client(**headers_of(self.keys, tenant, *scopes))
+
+    def rows(self, count: int) -> list[Usage]:
+        """Once there are `count`."""
+        eventually(lambda: len(self.ledger.page(Wanted())) >= count)
+        return list(self.ledger.rows(Wanted()))
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'usage.sqlite'}")
+    writer = LedgerWriter(ledger)
+    worker = FakeWorker(room=50, max_model_len=100_000)
+    with guarded_face(tmp_path, Meter(writer=writer), worker) as (face, keys), serve(face.app) as live:
+        yield House(face, live, keys, ledger)
+    writer.close()
+    ledger.close()
+
+
+def test_i86_rows_equal_true_tokens_after_ends_aborts_errors_and_refusals(house: House) -> None:
+    worker = house.face.worker
+    with house.client("acme") as http:
+        whole = http.post("/v1/completions", json=COMPLETION | {"n": 2, "seed": 1})
+        streamed = http.post("/v1/completions", json=COMPLETION | {"stream": True})
+        worker.fail_after = 3
+        failed = http.post("/v1/completions", json=COMPLETION)
+        worker.fail_after, worker.room = None, 0
+        assert http.post("/v1/completions", json=COMPLETION).status_code == 429
+        worker.room, worker.delay_s = 50, 0.02
+        with http.stream("POST", "/v1/completions", json=COMPLETION | {"max_tokens": 5000, "stream": True}) as hung_up:
+            next(hung_up.iter_lines())
+        rows = {row.id: row for row in house.rows(4)}
+    replies = [whole, streamed, failed, hung_up]
+    assert set(rows) == {reply.headers["x-request-id"] for reply in replies}, "one each, and none for a refusal"
+    assert [rows[reply.headers["x-request-id"]].finish_reason for reply in replies] == [
+        "length", "length", "error", "abort",
+    ]  # fmt: skip
+    assert {id: row.generated_tokens for id, row in rows.items()} == handed(worker)
+    assert all(row.prompt_tokens == 4 and row.started <= row.ended for row in rows.values())
+    assert whole.json()["usage"]["completion_tokens"] == rows[whole.headers["x-request-id"]].generated_tokens
+
+
+def handed(worker: FakeWorker) -> dict[str, int]:
+    """What each HTTP request was given: a request of the engine is called after it, and numbered."""
+    told: Counter[str] = Counter()
+    for id, tokens in worker.handed.items():
+        told[id.rpartition("-")[0]] += tokens
+    return dict(told)
+
+
+def test_i86_a_retry_is_a_request_of_its_own_and_a_clients_id_is_no_key(house: House) -> None:
+    with house.client("acme") as http:
+        for _ in range(3):
+            http.post("/v1/completions", json=COMPLETION, headers={"x-request-id": "mine"})
+    rows = house.rows(3)
+    assert len({row.id for row in rows}) == 3 and "mine" not in {row.id for row in rows}
+
+
+def test_rows_say_whose_and_on_what(house: House) -> None:
+    with house.client("acme") as http:
+        http.post("/v1/adapters", data={"name": "sql"}, files=form()).raise_for_status()
+        http.post("/v1/completions", json=COMPLETION | {"model": "sql"}).raise_for_status()
+    (row,) = house.rows(1)
+    assert (row.tenant, row.project, row.adapter) == ("acme", "default", "sql@1")
+    assert row.key == house.keys.every()[0].id
+
+
+def test_a_tenant_sees_its_own_rows_and_an_admin_all(house: House) -> None:
+    def seen(http: httpx.Client, **query: Any) -> list[str]:
+        reply = http.get("/v1/usage", params=query)
+        reply.raise_for_status()
+        return [row["tenant"] for row in reply.json()["data"]]
+
+    for tenant in ("a", "b", "a"):
+        with house.client(tenant) as http:
+            http.post("/v1/completions", json=COMPLETION).raise_for_status()
+    house.rows(3)
+    with house.client("a", Scope.READ) as http:
+        assert seen(http) == seen(http, tenant="a") == ["a", "a"]
+        assert http.get("/v1/usage", params={"tenant": "b"}).status_code == 403
+        assert http.get("/v1/usage", params={"since": "yesterday"}).status_code == 400
+        assert seen(http, until="2020-01-01") == [] and seen(http, since="2020-01-01T00:00:00Z") == ["a", "a"]
+    with house.client("x", Scope.READ, Scope.ADMIN) as http:
+        assert seen(http) == ["a", "b", "a"] and seen(http, tenant="b") == ["b"]
+        page = http.get("/v1/usage", params={"limit": 2}).json()
+        assert seen(http, after=page["next"], limit=2) == ["a"]
+    with house.client("a", Scope.INFER) as http:
+        assert http.get("/v1/usage").status_code == 403

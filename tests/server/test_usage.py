@@ -1,0 +1,141 @@
+"""The ledger: one row a request, whatever happens, and never two."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from adapters.errors import RegistryUnusable
+from server.commands.errors import CommandFailed
+from server.commands.usage import usage
+from server.usage.ledger import COLUMNS, Ledger, Usage, Wanted
+from server.usage.table import as_json, read_time, write_csv
+from server.usage.writer import LedgerWriter
+from tests.support.http import eventually
+from tests.support.served import run
+
+ROW = Usage("r0", "acme", "web", "k1", "sql@3", 10, 4, 7, "stop", 1000.0, 1001.5)
+EVERY = Wanted()
+
+
+def url(path: Path) -> str:
+    return f"sqlite:///{path}"
+
+
+def test_i86_a_request_has_one_row_however_often_it_is_written(tmp_path: Path) -> None:
+    ledger = Ledger(url(tmp_path / "usage.sqlite"))
+    ledger.append([ROW, ROW])
+    ledger.append([replace(ROW, generated_tokens=99), replace(ROW, id="r1")])
+    assert list(ledger.rows(EVERY)) == [ROW, replace(ROW, id="r1")]
+    ledger.close()
+
+
+def test_rows_are_found_by_tenant_and_time_and_in_pages(tmp_path: Path) -> None:
+    ledger = Ledger(url(tmp_path / "usage.sqlite"))
+    rows = [replace(ROW, id=str(n), tenant="ab"[n % 2], ended=1000.0 + n) for n in range(10)]
+    ledger.append(rows)
+    assert list(ledger.rows(Wanted(tenant="a"))) == rows[::2]
+    assert list(ledger.rows(Wanted(since=1003, until=1006))) == rows[3:6]
+    page = ledger.page(EVERY, limit=4)
+    assert [row for _, row in page] == rows[:4]
+    assert [row for _, row in ledger.page(EVERY, after=page[-1][0], limit=4)] == rows[4:8]
+    ledger.close()
+
+
+class FullDisk(Ledger):
+    """Refuses the first writes."""
+
+    def __init__(self, path: Path, refusals: int) -> None:
+        super().__init__(url(path))
+        self.refusals = refusals
+
+    def append(self, rows: "list[Usage] | tuple[Usage, ...]") -> None:  # type: ignore[override]
+        if self.refusals:
+            self.refusals -= 1
+            raise OSError(28, "no space left on device")
+        super().append(rows)
+
+
+@pytest.mark.parametrize("refusals", [0, 3])
+def test_i86_what_was_recorded_is_there_after_a_close_and_a_full_disk(tmp_path: Path, refusals: int) -> None:
+    ledger = FullDisk(tmp_path / "usage.sqlite", refusals)
+    writer = LedgerWriter(ledger, retry_s=0.01)
+    rows = [replace(ROW, id=str(n)) for n in range(100)]
+    for row in rows:
+        writer.record(row)
+    eventually(lambda: ledger.refusals == 0)
+    writer.close()
+    assert list(ledger.rows(EVERY)) == rows
+    ledger.close()
+
+
+KILLED = """
+import os, signal, sys
+from dataclasses import replace
+from server.usage.ledger import Ledger, Wanted
+from server.usage.writer import LedgerWriter
+from tests.server.test_usage import ROW, url
+from pathlib import Path
+
+ledger = Ledger(url(Path(sys.argv[1])))
+writer = LedgerWriter(ledger)
+for n in range(2000):
+    writer.record(replace(ROW, id=str(n)))
+    if n == 1000:
+        while len(ledger.page(Wanted())) < 1000: pass
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_i86_a_killed_writer_leaves_whole_rows_and_nothing_twice(tmp_path: Path) -> None:
+    """And the same requests told once more, as a retry of the writer would, change nothing."""
+    path = tmp_path / "usage.sqlite"
+    root = Path(__file__).parents[2]
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], cwd=root, check=False, timeout=60,
+                            env=os.environ | {"PYTHONPATH": str(root)})  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL
+    ledger = Ledger(url(path))
+    rows = list(ledger.rows(EVERY))
+    assert len(rows) >= 1000 and rows == [replace(ROW, id=str(n)) for n in range(len(rows))]
+    everything = [replace(ROW, id=str(n)) for n in range(2000)]
+    ledger.append(everything)
+    assert list(ledger.rows(EVERY)) == everything
+    ledger.close()
+
+
+def test_a_damaged_ledger_is_told_as_one(tmp_path: Path) -> None:
+    path = tmp_path / "usage.sqlite"
+    path.write_bytes(b"no database" * 1000)
+    with pytest.raises(RegistryUnusable, match="usage ledger"):
+        Ledger(url(path))
+
+
+def test_rows_are_shown_with_times_in_utc() -> None:
+    out = io.StringIO()
+    write_csv([ROW], out)
+    assert list(csv.DictReader(io.StringIO(out.getvalue()))) == [
+        {name: str(value) for name, value in as_json(ROW).items()}
+    ]
+    assert as_json(ROW)["ended"] == "1970-01-01T00:16:41.500Z"
+    assert read_time("1970-01-01T00:16:40Z") == read_time("1970-01-01T01:16:40+01:00") == 1000
+    assert read_time("1970-01-02") == 86400
+
+
+def test_the_command_reads_a_data_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(CommandFailed, match="no usage ledger"):
+        usage(data_dir=tmp_path)
+    ledger = Ledger(url(tmp_path / "usage.sqlite"))
+    ledger.append([ROW, replace(ROW, id="r1", tenant="other")])
+    ledger.close()
+    usage(data_dir=tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == ",".join(COLUMNS) and len(lines) == 3
+    told = run("usage", "--data-dir", str(tmp_path), "--tenant", "acme", "--format", "json", "--since", "1970-01-01")
+    assert json.loads(told.stdout) == [as_json(ROW)]
