@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from bench import header, launch, make_adapters, options
 from bench.arrivals import Closed, Span
 from bench.conduct import Session, conduct
 from bench.measure import BASE, Cell
+from bench.terminal import terminal
 from bench.workload import Mix, Popularity
 
 
@@ -75,7 +75,7 @@ def main(
             f"{targets[0].base_id}, {prompt_tokens} prompt and {output_tokens} output tokens, "
             f"adapters r={rank} on all linear layers"
         )
-        conduct(Console(), Session("compare", title, work_dir, rounds, header.vocab_size(base)), targets, cells)
+        conduct(terminal(), Session("compare", title, work_dir, rounds, header.vocab_size(base)), targets, cells)
 
 
 def _flags(precision: str, more: str) -> list[str]:

@@ -17,11 +17,11 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from bench import header, options, report
 from bench.header import Linear
+from bench.terminal import terminal
 
 BF16 = 2.0
 NF4 = 0.5 + 4 / 64
@@ -103,7 +103,7 @@ def main(
                 *(f"{1e3 * step:.1f} ms" for step in steps),
                 *(f"{rows / step:.0f}" for step in steps),
             )
-    console = Console()
+    console = terminal()
     console.print(table)
     setting = report.machine()
     console.print(f"{setting['processor']}, {setting['cores']} cores, load {setting['load']:.2f}")

@@ -16,10 +16,10 @@ from typing import Annotated, Any
 
 import orjson
 import typer
-from rich.console import Console
 
 from bench import header, launch, options, report, scrape
 from bench.load import Shape, asks, closed_loop
+from bench.terminal import terminal
 
 PROMPT_TOKENS = 8
 SUM, COUNT = "rootstock_step_seconds_sum", "rootstock_step_seconds_count"
@@ -75,4 +75,4 @@ def main(
         shape = Shape(header.vocab_size(server.base), PROMPT_TOKENS, output_tokens)
         rounds_ = list(over_http(server.url, server.base_id, shape, concurrency, rounds))
     found = shares(rounds_, median((first, bare())))
-    report.tell_json(Console(), work_dir / "overhead.json", {"setting": setting, "shares": found, "rounds": rounds_})
+    report.tell_json(terminal(), work_dir / "overhead.json", {"setting": setting, "shares": found, "rounds": rounds_})

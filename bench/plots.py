@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 WIDTH = 0.8
 """Of a group of bars, where 1 is the distance from one group to the next."""
+INCHES_A_ROW = 0.17
+INCHES_A_GROUP = 1.0
+SMALLEST = (8.0, 4.5)
+"""Inches; a picture grows with what it shows."""
 
 
 def write(directory: Path, stem: str, title: str, rows: Sequence[Row]) -> list[Path]:
@@ -24,8 +28,12 @@ def write(directory: Path, stem: str, title: str, rows: Sequence[Row]) -> list[P
     from matplotlib import pyplot
 
     written = []
+    size = (
+        max(SMALLEST[0], INCHES_A_GROUP * len({(row.traffic, row.arrivals) for row in rows})),
+        max(SMALLEST[1], INCHES_A_ROW * len(rows)),
+    )
     for name, columns, draw in _pictures(rows):
-        figure, axes = pyplot.subplots(1, columns, figsize=(8, 4.5), layout="constrained", squeeze=False)
+        figure, axes = pyplot.subplots(1, columns, figsize=size, layout="constrained", squeeze=False)
         for each in axes.flat:
             each.spines[["top", "right"]].set_visible(False)
         draw(list(axes.flat), rows)
@@ -48,7 +56,7 @@ def _pictures(rows: Sequence[Row]) -> Iterator[tuple[str, int, Callable[[list["A
 
 
 def _throughput(axes: list["Axes"], rows: Sequence[Row]) -> None:
-    """Bars of output tokens per second, one colour a server, whiskers from slowest to fastest round. 0 is the base."""
+    """Bars of output tokens per second, one colour a server, whiskers from slowest to fastest round."""
     groups = list(dict.fromkeys((row.traffic, row.arrivals) for row in rows))
     _bars(
         axes[0],

@@ -13,7 +13,6 @@ from statistics import median
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from bench import header, launch, make_adapters, options
@@ -22,6 +21,7 @@ from bench.compare import traffics
 from bench.conduct import Session, conduct
 from bench.measure import Record
 from bench.report import ratios
+from bench.terminal import terminal
 
 SERVE = "import sys; from server.cli import main; sys.argv[0] = 'rootstock'; main()"
 SIDES = ("base", "head")
@@ -107,7 +107,7 @@ def main(
     work_dir: options.WorkDir = options.WORK_DIR,
 ) -> None:
     """Serve two commits side by side, measure them in turn, and fail where HEAD is slower than the threshold allows."""
-    console, commits = Console(), {}
+    console, commits = terminal(), {}
     with ExitStack() as stack:
         servers = {}
         for side, commit in zip(SIDES, (base, head), strict=True):

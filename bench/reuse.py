@@ -11,10 +11,10 @@ from statistics import median
 
 import httpx
 import typer
-from rich.console import Console
 
 from bench import header, launch, make_adapters, options, report, scrape
 from bench.load import Run, Shape, asks, closed_loop
+from bench.terminal import terminal
 
 LONG_PROMPT = 1000
 CACHED = "rootstock_cached_tokens_total"
@@ -37,20 +37,22 @@ def merged(url: str, base_id: str, shape: Shape, rounds: int, concurrency: int) 
 def shared(url: str, vocab: int, rounds: int) -> dict[str, float]:
     """Seconds to the first token of a long prompt: new, again, and the same under another adapter; medians.
 
-    `cached_tokens_of_other` counts what the other adapter's requests found in the cache: 0 is the promise.
+    Beside them, how many prompt tokens each kind found in the cache: for another adapter 0 is the promise.
     """
     ttft: dict[str, list[float]] = {"new": [], "again": [], "other_adapter": []}
-    found = 0.0
+    cached = dict.fromkeys(ttft, 0.0)
     for round_ in range(rounds):
         for kind, own in ttft.items():
             before = scrape.total(url, CACHED)
             model = "a1" if kind == "other_adapter" else "a0"
             own.append(_one(url, model, Shape(vocab, LONG_PROMPT, 2), seed=100 + round_).traces[0].ttft_s)
-            if kind == "other_adapter":
-                found += scrape.total(url, CACHED) - before
+            cached[kind] += scrape.total(url, CACHED) - before
     ratios = [again / new for again, new in zip(ttft["again"], ttft["new"], strict=True)]
-    medians = {f"ttft_s_{kind}": median(own) for kind, own in ttft.items()}
-    return medians | {"again_of_new": median(ratios), "cached_tokens_of_other": found}
+    return (
+        {f"ttft_s_{kind}": median(own) for kind, own in ttft.items()}
+        | {f"cached_tokens_{kind}": tokens for kind, tokens in cached.items()}
+        | {"again_of_new": median(ratios)}
+    )
 
 
 def _one(url: str, model: str, shape: Shape, seed: int) -> Run:
@@ -88,4 +90,4 @@ def main(
             "merged": merged(server.url, server.base_id, Shape(vocab), rounds, concurrency),
             "prefix": shared(server.url, vocab, rounds),
         }
-    report.tell_json(Console(), work_dir / "reuse.json", found)
+    report.tell_json(terminal(), work_dir / "reuse.json", found)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
-from rich.console import Console
 
 from bench import header, launch, make_adapters, options
 from bench.api import Dialect
@@ -17,6 +16,7 @@ from bench.arrivals import Arrivals, Closed, Poisson, Replay, Span
 from bench.conduct import Session, conduct
 from bench.connect import connect
 from bench.measure import BASE, Cell, HttpTarget
+from bench.terminal import terminal
 from bench.workload import Mix
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ def main(
         sets = {LISTED: sorted(frozenset.intersection(*(target.adapters for target in targets)))}
     cells = list(_cells(sets, counts, mixes, comings, prompt, output, requests))
     title = f"{prompt_tokens} prompt and {output_tokens} output tokens"
-    conduct(Console(), Session("run", title, work_dir, rounds, vocab), targets, cells)
+    conduct(terminal(), Session("run", title, work_dir, rounds, vocab), targets, cells)
 
 
 def parse_arrivals(text: str) -> Arrivals:

@@ -15,11 +15,11 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
 
 from bench import header, launch, make_adapters, options, report, scrape
 from bench.api import Ask
 from bench.load import Run, Shape, asks, closed_loop
+from bench.terminal import terminal
 from bench.workload import Popularity, assign
 
 FEW = 5
@@ -160,7 +160,7 @@ def main(
     serve_flags: options.ServeFlags = "",
 ) -> None:
     """Measure few against many adapters, pauses during loads, and the first token of a cold adapter."""
-    console, data_dir, flags = Console(), work_dir / "scale", launch.flags(base, serve_flags)
+    console, data_dir, flags = terminal(), work_dir / "scale", launch.flags(base, serve_flags)
     found: dict[str, Any] = {"setting": report.machine() | {"count": count, "rank": rank, "concurrency": concurrency}}
     with launch.serve(data_dir, flags) as server:
         if server.base is None:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from bench.conduct import show
+from bench.terminal import terminal
 
 
 def main(
     journal: Annotated[list[Path], typer.Argument(exists=True, help="JSON lines of earlier runs, put together.")],
 ) -> None:
     """Print the table of earlier runs again, and draw their pictures."""
-    show(Console(), journal)
+    show(terminal(), journal)

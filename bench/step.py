@@ -8,9 +8,9 @@ from typing import Annotated
 
 import orjson
 import typer
-from rich.console import Console
 
 from bench import options
+from bench.terminal import terminal
 
 
 def main(
@@ -30,7 +30,7 @@ def main(
     if as_json:
         typer.echo(orjson.dumps(found))
         return
-    console = Console()
+    console = terminal()
     step, as_torch, as_house = found["step_ms"], found["torch_ms"], found["house_ms"]
     console.print(f"decode step of {rows} base requests at {context} tokens: {step:.1f} ms")
     console.print(f"bare products: {as_torch:.1f} ms as torch multiplies, {as_house:.1f} ms as the server multiplies")

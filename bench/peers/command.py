@@ -21,6 +21,7 @@ from bench.peers.llama_cpp import LlamaCpp
 from bench.peers.openvino import OpenVino
 from bench.peers.peer import Grafts, Peer, Unavailable
 from bench.peers.vllm import Vllm
+from bench.terminal import terminal
 
 PEERS: tuple[Peer, ...] = (
     Vllm("vllm", adapters=True),
@@ -75,7 +76,7 @@ def main(
     work_dir: options.WorkDir = options.WORK_DIR,
 ) -> None:
     """Measure base, one and several adapters on ours and on every peer that can be installed here."""
-    console, peers = Console(), chosen(peer or [])
+    console, peers = terminal(), chosen(peer or [])
     with ExitStack() as stack:
         server = stack.enter_context(launch.serve(work_dir / "peers-ours", launch.flags(model, serve_flags)))
         if server.base is None:

@@ -71,7 +71,7 @@ def test_the_same_prompt_is_sent_new_again_and_to_another_adapter() -> None:
     prompts = [request["prompt"] for request in server.requests]
     assert prompts[0] == prompts[1] == prompts[2]
     assert len(prompts[0]) == reuse.LONG_PROMPT
-    assert found["cached_tokens_of_other"] == 0
+    assert found["cached_tokens_other_adapter"] == 0
     assert found["again_of_new"] == pytest.approx(found["ttft_s_again"] / found["ttft_s_new"])
 
 

@@ -1,0 +1,13 @@
+"""Where results are told: a terminal, or a file that is as wide as a table.
+
+Owns that choice.
+"""
+
+from rich.console import Console
+
+WIDE = 180
+
+
+def terminal() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDE)
