@@ -1,0 +1,86 @@
+"""`python -m tests.fuzz.api --examples N`: the OpenAPI description against the application, in process.
+
+Owns the requests that schemathesis makes of the description, half of them for an adapter that is there, and the checks
+on what comes back. The engine is the fake one, so an answer's text says nothing; its status and its manners do.
+"""
+
+import argparse
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis import Case
+from schemathesis.checks import CHECKS, load_all_checks
+from starlette.testclient import TestClient
+
+from tests.support.face import Face, form, make_face
+
+NAME = "fuzzed"
+_CHECKS = ("not_a_server_error", "unsupported_method", "allow_header_conformance", "use_after_free")
+_INSIDE = ("Traceback", ".py", "site-packages")
+
+
+@schemathesis.serializer("application/jsonl")
+def _plain(context: object, value: object) -> bytes:
+    return str(value).encode(errors="replace")
+
+
+def fuzz(face: Face, examples: int) -> Counter[tuple[str, int]]:
+    """`examples` requests of each operation; how often each had which status. Raises what a check raises."""
+    load_all_checks()
+    checks = [CHECKS.get_one(name) for name in _CHECKS]
+    schema = schemathesis.openapi.from_asgi("/openapi.json", face.app)
+    seen: Counter[tuple[str, int]] = Counter()
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        health = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
+
+        @settings(max_examples=examples, deadline=None, suppress_health_check=health, database=None)
+        @given(case=operation.as_strategy(), known=st.booleans())
+        def request(case: Case, known: bool) -> None:
+            if known:
+                _upload(face)
+                _aim(case)
+            reply = case.call()
+            seen[case.operation.label, reply.status_code] += 1
+            case.validate_response(reply, checks=checks)
+            assert not any(word in reply.text for word in _INSIDE) or reply.status_code < 400, reply.text
+
+        request()
+    return seen
+
+
+def _upload(face: Face) -> None:
+    """Two versions and an alias of the adapter that requests are aimed at, unless one of them deleted it."""
+    client = TestClient(face.app)
+    if client.get(f"/v1/adapters/{NAME}@2").status_code == 200:
+        return
+    for seed in (1, 2):
+        client.post("/v1/adapters", data={"name": NAME, "alias": "prod"}, files=form(seed)).raise_for_status()
+
+
+def _aim(case: Case) -> None:
+    for parameter in ("name", "id"):
+        if parameter in case.path_parameters:
+            case.path_parameters[parameter] = NAME
+    if "alias" in case.path_parameters:
+        case.path_parameters["alias"] = "prod"
+    if isinstance(case.body, dict) and "model" in case.body:
+        case.body["model"] = f"{NAME}@prod"
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description="Send what the OpenAPI description allows, and what it does not.")
+    options.add_argument("--examples", type=int, default=200, help="requests of each operation")
+    with tempfile.TemporaryDirectory() as folder:
+        face = make_face(Path(folder))
+        for (label, status), count in sorted(fuzz(face, options.parse_args().examples).items()):
+            print(f"{label}\t{status}\t{count}")
+        face.registry.close()
+
+
+if __name__ == "__main__":
+    main()
