@@ -8,12 +8,14 @@ import argparse
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis import Case
 from schemathesis.checks import CHECKS, load_all_checks
+from schemathesis.core.result import Ok
 from starlette.testclient import TestClient
 
 from tests.support.face import Face, form, make_face
@@ -31,16 +33,17 @@ def _plain(context: object, value: object) -> bytes:
 def fuzz(face: Face, examples: int) -> Counter[tuple[str, int]]:
     """`examples` requests of each operation; how often each had which status. Raises what a check raises."""
     load_all_checks()
-    checks = [CHECKS.get_one(name) for name in _CHECKS]
+    checks: list[Any] = [CHECKS.get_one(name) for name in _CHECKS]
     schema = schemathesis.openapi.from_asgi("/openapi.json", face.app)
     seen: Counter[tuple[str, int]] = Counter()
     for found in schema.get_all_operations():
+        assert isinstance(found, Ok), "the description is our own"
         operation = found.ok()
         health = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 
         @settings(max_examples=examples, deadline=None, suppress_health_check=health, database=None)
         @given(case=operation.as_strategy(), known=st.booleans())
-        def request(case: Case, known: bool) -> None:
+        def request(case: Case[Any], known: bool) -> None:
             if known:
                 _upload(face)
                 _aim(case)
@@ -62,7 +65,7 @@ def _upload(face: Face) -> None:
         client.post("/v1/adapters", data={"name": NAME, "alias": "prod"}, files=form(seed)).raise_for_status()
 
 
-def _aim(case: Case) -> None:
+def _aim(case: Case[Any]) -> None:
     for parameter in ("name", "id"):
         if parameter in case.path_parameters:
             case.path_parameters[parameter] = NAME
