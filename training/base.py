@@ -27,7 +27,10 @@ from training.quiet import libraries_quiet
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A base without gradients. `dtype` is its dense weights'; products are in bf16 where `autocast` is set."""
+    """A base without gradients. `dtype` is its dense weights'; products are in bf16 where `autocast` is set.
+
+    `size` counts its parameters: later they may be spread over several processes.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
@@ -36,6 +39,7 @@ class Loaded:
     device: torch.device
     quantization: str | None
     source: Source
+    size: int
 
     @property
     def precision(self) -> str:
@@ -43,11 +47,12 @@ class Loaded:
         return "bfloat16" if self.autocast else "float32"
 
 
-def load(config: TrainConfig, source: Source) -> Loaded:
+def load(config: TrainConfig, source: Source, *, spread: bool = False) -> Loaded:
     """Load the base in `source` (see `loader.source.resolve`) for the method in `config`.
 
     Adapters train on a base in bf16 with products under autocast; where the device cannot multiply bf16, all is in
     fp32. A full fine-tune keeps its weights in fp32 either way: in bf16 most updates are too small to change them.
+    A dense base that will be `spread` waits in host memory for training.sharding.shard: it may fit no single GPU.
     Raises UnsupportedBase, or ConfigInvalid for a device that cannot do what is asked.
     """
     device = training_device(config)
@@ -59,13 +64,13 @@ def load(config: TrainConfig, source: Source) -> Loaded:
         from loader.quantize import config_for
 
         options["quantization_config"] = config_for(config.quantized, dtype)
-    if config.quantized is not None or device.type != "cpu":
+    if config.quantized is not None or not (spread or device.type == "cpu"):
         options["device_map"] = {"": device}
     model = _classifier(config, source, options) if config.objective == "reward" else _causal(source, options)
     model.requires_grad_(False)
     if config.quantized is not None:
         keep_trainable(model)
-    return Loaded(model, tokenizer, dtype, autocast, device, config.quantized, source)
+    return Loaded(model, tokenizer, dtype, autocast, device, config.quantized, source, model.num_parameters())
 
 
 def _causal(source: Source, options: dict[str, Any]) -> PreTrainedModel:
@@ -132,7 +137,7 @@ def surprises(loaded: Loaded) -> Iterator[str]:
         yield "This CPU has no instructions for bfloat16: float32 would be faster. Leave precision at auto."
     fused = [weight for weight in loaded.model.parameters() if weight.dim() >= 3]
     if fused and loaded.quantization is not None:
-        share = sum(map(torch.Tensor.numel, fused)) / loaded.model.num_parameters()
+        share = sum(map(torch.Tensor.numel, fused)) / loaded.size
         kept = f"The base's experts are fused into single weights: {share:.0%} of it stays in {loaded.dtype}"
         yield f"{kept.replace('torch.', '')}, not in {loaded.quantization}, and takes no adapter."
 

@@ -4,16 +4,17 @@ Owns the reading of the launcher's environment. Imports no torch.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 
 from training.errors import ConfigInvalid
 
-_SHARDING = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+FSDP = "ACCELERATE_USE_FSDP"
+"""What a launcher sets when one base is to be spread over the processes."""
+_NOT_DONE = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed is not supported: it takes over model, optimizer and checkpoints.",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM is not supported: it has models of its own.",
+    "FSDP_OFFLOAD_PARAMS": "fsdp_offload_params is not supported: a part of the base stays on each GPU.",
 }
-"""What a launcher sets when it would spread one model over several processes."""
 
 
 def is_first() -> bool:
@@ -30,15 +31,19 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def check_launcher(environment: Mapping[str, str]) -> None:
-    """Refuse launchers that spread one model's weights: the first process measures and writes a whole model alone.
+def takes_over_fsdp(environment: MutableMapping[str, str]) -> bool:
+    """Whether the launcher asks for FSDP, which training/sharding.py does; accelerate is not told of it.
 
-    Unrefused, it would wait forever for the others' parts. Raises ConfigInvalid.
+    Accelerate would spread the adapters as well, and on a CPU nothing. Raises ConfigInvalid for what is not done.
     """
-    for variable, name in _SHARDING.items():
-        if environment.get(variable, "false").lower() in ("true", "1"):
-            fault = (
-                f"{name} spreads a model over the processes; here each process holds the whole base. Launch with "
-                "deploy/accelerate/several-gpus.yaml, and choose method: qlora if the base is large."
-            )
-            raise ConfigInvalid("The launcher", [fault])
+    faults = [fault for variable, fault in _NOT_DONE.items() if _is_set(environment, variable)]
+    if faults:
+        fix = "Launch with deploy/accelerate/fsdp.yaml or several-gpus.yaml."
+        raise ConfigInvalid("The launcher's configuration", [f"{fault} {fix}" for fault in faults])
+    asked = _is_set(environment, FSDP)
+    environment.pop(FSDP, None)
+    return asked and processes() > 1
+
+
+def _is_set(environment: MutableMapping[str, str], variable: str) -> bool:
+    return environment.get(variable, "false").lower() in ("true", "1")

@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from training import launched
 from training.base import Loaded
 from training.config import TrainConfig
 from training.data.examples import Example, Prepared
@@ -61,9 +62,10 @@ def look_at_base(model: nn.Module, note: Path, measure: Callable[[nn.Module], Lo
         return Look(**{**written, "answers": tuple(Answer(**answer) for answer in written["answers"])})
     with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
         found = measure(model)
-    scratch = note.with_suffix(".new")
-    scratch.write_text(json.dumps(asdict(found)), encoding="utf-8")
-    scratch.replace(note)
+    if launched.is_first():
+        scratch = note.with_suffix(".new")
+        scratch.write_text(json.dumps(asdict(found)), encoding="utf-8")
+        scratch.replace(note)
     return found
 
 

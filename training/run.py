@@ -34,6 +34,7 @@ from training.reference import reference
 from training.report import Report
 from training.reward_folder import check_base, read_card
 from training.serving import ServingPath
+from training.sharding import check_shardable, shard
 from training.trainers.common import Job, Outcome
 from training.trainers.weights import trainable
 from training.watch import Watch
@@ -57,11 +58,13 @@ def train(config: TrainConfig, *, data_dir: Path, resume: bool | None, watch: Wa
 
     `resume` goes on with an interrupted run (True), begins anew (False), or refuses to choose (None). `serve` is the
     serving path for the parity gate, None to leave it out. Under a launcher every process runs this; the first one
-    alone measures and writes.
+    alone writes, and measures alone unless the base is spread over all.
     Raises TrainingError or LoaderError. After GateFailed the folder is there, to be looked at, not to be pushed.
     """
     again: Again = "ask" if resume is None else "resume" if resume else "fresh"
-    launched.check_launcher(os.environ)
+    sharded = launched.takes_over_fsdp(os.environ)
+    if sharded:
+        check_shardable(config)
     check_extras(config)
     device = training_device(config)
     check_device(config, device.type)
@@ -79,7 +82,7 @@ def train(config: TrainConfig, *, data_dir: Path, resume: bool | None, watch: Wa
         watch.note(note)
     predicted = predicted_bytes(config, source, prepared, device, watch)
     with _work(config, prepared, base, again, device) as work:
-        made = _made(config, source, base, prepared, work, watch, gated=serve is not None)
+        made = _made(config, source, base, prepared, work, watch, gated=serve is not None, sharded=sharded)
         if not launched.is_first():
             return config.output
         verdict = _verdict(config, made, work, serve, watch)
@@ -92,28 +95,38 @@ def train(config: TrainConfig, *, data_dir: Path, resume: bool | None, watch: Wa
 
 
 def _made(
-    config: TrainConfig, source: Source, base: TrainedBase, prepared: Prepared, work: Workdir, watch: Watch, gated: bool
+    config: TrainConfig,
+    source: Source,
+    base: TrainedBase,
+    prepared: Prepared,
+    work: Workdir,
+    watch: Watch,
+    *,
+    gated: bool,
+    sharded: bool,
 ) -> Made:
     """Load, graft, train, measure and write the weights. The model lives no longer than this."""
     watch.stage(f"loading {source.id}")
-    loaded = load(config, source)
+    loaded = load(config, source, spread=sharded)
     for note in surprises(loaded):
         watch.note(note)
     model = graft(loaded.model, config)
+    if sharded:
+        watch.note(shard(model, loaded))
     job = Job(model, loaded, prepared, config, work.path, watch)
 
     def look(model: torch.nn.Module) -> measure.Look:
         return measure.look(model, loaded, prepared, config)
 
     before = measure.Look()
-    if launched.is_first():
+    if launched.is_first() or sharded:
         watch.stage("measuring the base")
         before = measure.look_at_base(model, work.path / "base.json", look)
     watch.stage(_told(config, prepared))
     peak.begin()
     outcome = _trainer(config)(job)
     measured = peak.peak_bytes()
-    if not launched.is_first():
+    if not launched.is_first() and not sharded:
         return Made(outcome, measure.compared(before, before), None, loaded.precision, 0, measured)
     dtype = file_dtype(config, source)
     round_weights(model, config, dtype)
@@ -123,7 +136,8 @@ def _made(
     if gated and config.gate.enabled and config.objective != "reward" and isinstance(model, PeftModel):
         said = reference(model, rows_of(_sequences(prepared), config.gate.examples), autocast=loaded.autocast)
     count = sum(weight.numel() for weight in trainable(model).values())
-    _write_weights(job, base, work.result, dtype)
+    if launched.is_first():
+        _write_weights(job, base, work.result, dtype)
     return Made(outcome, figures, said, loaded.precision, count, measured)
 
 

@@ -112,8 +112,7 @@ def rate(job: Job) -> float:
     """The learning rate: the config's, else the default for the method, the objective and the base's size."""
     if job.config.optimizer.learning_rate is not None:
         return job.config.optimizer.learning_rate
-    size = job.loaded.model.num_parameters()
-    return learning_rate(job.config.method, job.config.objective, size)
+    return learning_rate(job.config.method, job.config.objective, job.loaded.size)
 
 
 def optimizers(job: Job) -> tuple[torch.optim.Optimizer | None, None]:
