@@ -60,6 +60,7 @@ MAY_IMPORT_TORCH = {
     "training.reward_model",
     "training.run",
     "training.score",
+    "training.sharding",
     "training.trainers.common",
     "training.trainers.dpo",
     "training.trainers.recorder",
