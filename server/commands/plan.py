@@ -16,11 +16,12 @@ from server.commands.options import BaseOption, Json, print_json
 
 if TYPE_CHECKING:
     from training.config import TrainConfig
+    from training.memory.compute import Compute
     from training.memory.plan import MemoryPlan
     from training.memory.serving import ServingPlan
     from training.memory.suggestions import Suggestion
 
-GB = 1e9
+GB = GIGA = 1e9
 SHOWN = 8
 
 
@@ -62,6 +63,7 @@ def plan(
     """Tell the memory that a training run takes at its peak, part by part, and what would fit instead."""
     from loader.anatomy import anatomy_of
     from loader.configs import read
+    from training.memory.compute import compute
     from training.memory.grafts import grafts_of
     from training.memory.serving import serving_plan
     from training.memory.suggestions import Run, suggestions, until_it_fits
@@ -81,6 +83,7 @@ def plan(
     anatomy = anatomy_of(found.values)
     run = Run(config, sequence, cuda=not cpu)
     made, instead = run.plan(anatomy), suggestions(run, anatomy)
+    work = None if objective in (Objective.grpo, Objective.rloo) else compute(config, anatomy, made.trainable)
     path = until_it_fits(run, anatomy, limit) if limit is not None else ()
     quantized = config.quantized is not None
     grafts = grafts_of(config, anatomy)
@@ -91,9 +94,9 @@ def plan(
         bars = [(f"{method.value}, as asked", made), *((each.change, each.plan) for each in instead[:SHOWN])]
         draw(bars, limit, _title(found.id, config), png)
     if as_json:
-        print_json(_as_json(found.id, made, limit, instead, path, served))
+        print_json(_as_json(found.id, made, work, limit, instead, path, served))
     else:
-        typer.echo("\n".join(_text(found.id, config, made, limit, instead, path, served)))
+        typer.echo("\n".join(_text(found.id, config, made, work, limit, instead, path, served)))
 
 
 def _config(**values: Any) -> "TrainConfig":
@@ -137,6 +140,7 @@ def _text(
     base: str,
     config: "TrainConfig",
     made: "MemoryPlan",
+    work: "Compute | None",
     limit: int | None,
     instead: Sequence["Suggestion"],
     path: Sequence["Suggestion"],
@@ -148,6 +152,9 @@ def _text(
     lines.append(f"  {'total':<22}{_gb(made.total_bytes)}{_verdict(made.total_bytes, limit)}")
     if made.pageable:
         lines.append(f"  and {_gb(made.pageable).strip()} of optimizer states that the driver may move to the host")
+    if work is not None:
+        beside = "" if config.method == "full" else f", {work.share:.0%} of a full fine-tune's"
+        lines += ["", f"Compute: {work.flops / GIGA:.1f} GFLOP a token in products with weights{beside}"]
     if instead:
         lines += ["", "With one change:"]
         lines += [f"  {_gb(each.plan.total_bytes)}  {each.change}" for each in instead[:SHOWN]]
@@ -191,6 +198,7 @@ def _gb(count: int, digits: int = 2) -> str:
 def _as_json(
     base: str,
     made: "MemoryPlan",
+    work: "Compute | None",
     limit: int | None,
     instead: Sequence["Suggestion"],
     path: Sequence["Suggestion"],
@@ -206,6 +214,8 @@ def _as_json(
         "total_bytes": made.total_bytes,
         "tensor_bytes": made.tensor_bytes,
         "pageable_bytes": made.pageable,
+        "flops_per_token": None if work is None else work.flops,
+        "share_of_full_flops": None if work is None else work.share,
         "limit_bytes": limit,
         "fits": None if limit is None else made.total_bytes <= limit,
         "instead": [_change(each) for each in instead],

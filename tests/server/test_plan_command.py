@@ -92,6 +92,16 @@ def test_the_serving_half() -> None:
     assert made["fits"] is True and made["to_fit"] == []
 
 
+def test_the_compute_is_told_beside_a_full_fine_tunes() -> None:
+    assert 0.78 < told("--base", "llama-2-7b")["share_of_full_flops"] < 0.80
+    assert "80% of a full fine-tune's" in plan("--base", "llama-2-7b").stdout
+    assert (
+        "Compute: 49.7 GFLOP a token in products with weights\n"
+        in plan("--base", "llama-2-7b", "--method", "full").stdout
+    )
+    assert "Compute" not in plan("--base", "llama-2-7b", "--objective", "rloo").stdout
+
+
 def test_text_tells_the_parts_the_verdict_and_the_way_out() -> None:
     ended = plan("--base", "llama-2-7b", "--method", "full", "--objective", "dpo", "--gpu", "80GiB")
     assert ended.returncode == 0, ended.stderr

@@ -34,6 +34,8 @@ SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_
 CHECKPOINTS = "checkpoints"
 TRAINED = "trained.safetensors"
 TENSORBOARD = "tensorboard"
+PROJECT = "rootstock"
+"""Where wandb and trackio put the run, unless their own variables say otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ def arguments(job: Job) -> dict[str, Any]:
         "disable_tqdm": True,
         # TensorBoard gets a folder that outlives the checkpoints; see `fit`.
         "report_to": [tracker for tracker in config.track if tracker != "tensorboard"] or "none",
+        "project": PROJECT,
         "run_name": config.output.name,
         "eval_strategy": "steps" if evaluates else "no",
         "eval_steps": eval_every if evaluates else None,
