@@ -64,7 +64,11 @@ def claimed(config: TrainConfig, contents: Mapping[str, str], again: Again) -> I
     """
     check_output(config.output, again)
     work = Workdir(config.output, work_folder(config.output))
-    work.path.mkdir(parents=True, exist_ok=True)
+    try:
+        work.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fault = f"output: {config.output} cannot be written: {error.strerror}. Choose another folder with --output."
+        raise ConfigInvalid("The config", [fault]) from None
     with (work.path / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -45,6 +45,15 @@ def test_an_output_that_appears_during_the_run_is_not_overwritten(tmp_path: Path
         assert work.result.exists()
 
 
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(ConfigInvalid, match=r"output: .* cannot be written: Not a directory\. Choose another folder"),
+        claimed(config(tmp_path / "file" / "out"), DATA, "ask"),
+    ):
+        pass
+
+
 def test_an_interrupted_run_asks_what_to_do(tmp_path: Path) -> None:
     interrupted(tmp_path / "out")
     with pytest.raises(OutputInTheWay, match="--resume to go on with it, or --fresh"):

@@ -20,7 +20,7 @@ from training.reading import parse_config
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
 TOKENS, RANK = 32, 1
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 128,
     "hidden_size": 128,
     "intermediate_size": 512,
@@ -55,7 +55,7 @@ def counted(model: Any, *, checkpointing: bool = False, reference: Any = None) -
             with torch.no_grad():
                 reference(input_ids=ids, use_cache=False)
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-    return counter.get_total_flops() / TOKENS
+    return int(counter.get_total_flops()) / TOKENS
 
 
 def config(**values: Any) -> Any:
