@@ -159,7 +159,7 @@ class Command:
 def main(
     config: Annotated[Path, typer.Option(help="The task: a config of `rootstock train`.")] = Path("demo/reports.yaml"),
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each method.")] = 3,
-    sweep_seeds: Annotated[int, typer.Option(min=0, help="Seeds of each point of a sweep.")] = 2,
+    sweep_seeds: Annotated[int, typer.Option(min=0, help="Seeds of each point of a sweep.")] = 1,
     minutes: Annotated[float | None, typer.Option(help="Begin no run after so long; go on later.")] = None,
     out: Annotated[Path, typer.Option(help="Where the raw results, the table and the plot go.")] = Path("docs"),
     data_dir: Annotated[Path, typer.Option(help="Where the converted base is kept.")] = Path("data"),

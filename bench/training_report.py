@@ -83,6 +83,7 @@ def markdown(results: Sequence[Result], wanted: int) -> str:
         "Figures are means over seeds, with the least and the most in brackets. Forgotten is the rise of the loss "
         "on a general text. Processor time, over all cores, is the whole command's, memory the peak of its process.",
         "",
+        *_on_a_busy_machine(results),
         "![The same as a picture](training-compared.png)",
     ]
     for group in (METHOD, *ORDER):
@@ -90,6 +91,20 @@ def markdown(results: Sequence[Result], wanted: int) -> str:
         if rows:
             lines += ["", f"## By {group}", "", *_table(group, rows)]
     return "\n".join(lines) + "\n"
+
+
+def _on_a_busy_machine(results: Sequence[Result]) -> list[str]:
+    """What not to read from the figures, where other work shared the cores."""
+    loads = [float(result["machine"]["load"]) for result in results]
+    cores = int(results[0]["machine"]["cores"])
+    if max(loads) <= 2 * cores:
+        return []
+    return [
+        f"**The machine was busy**: its load average was {min(loads):.0f} to {max(loads):.0f} on {cores} cores as runs "
+        "ended. The seconds of training tell more about that than about the methods, processor time less so; "
+        "scores, losses and bytes do not depend on it.",
+        "",
+    ]
 
 
 def _table(group: str, rows: Mapping[str, Sequence[Result]]) -> list[str]:
@@ -137,7 +152,7 @@ def _bars(axes: Any, rows: Mapping[str, Sequence[Result]], figure: Figure, *, ti
         values = [figure.of(result) for result in own]
         axes.bar(place, mean(values), 0.7, color=COLOR, alpha=0.35)
         axes.plot([place] * len(values), values, "o", color=COLOR, markersize=4)
-    axes.set_xticks(range(len(rows)), [label.replace(" (", "\n(") for label in rows], fontsize=8)
+    axes.set_xticks(range(len(rows)), [label.replace(" (", "\n(") for label in rows], fontsize=7)
     if title:
         axes.set_title(figure.title, loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)

@@ -51,7 +51,7 @@ class Fake:
 def measured(label: str, seed: int, score: float, group: str = "method") -> dict[str, Any]:
     found = report(score)
     found.pop("samples")
-    machine = {"processor": "abacus", "cores": 2}
+    machine = {"processor": "abacus", "cores": 2, "load": 1.9}
     run = {"key": f"{label}{seed}", "group": group, "label": label, "seed": seed}
     return run | {"wall_s": 20.0, "cpu_s": 30.0, "report": found, "machine": machine}
 
@@ -116,5 +116,12 @@ def test_the_page_shows_means_and_spread_and_the_default_in_each_sweep(tmp_path:
     assert "| full | 1 | 0.80 | 0.200 | +0.100 | 12 | 30 | 1,500 | 2.00 |" in text
     assert "| LoRA | 2 | 0.95 (0.90 to 1.00) |" in text
     assert text.index("| 16 | 2 | 0.95 (0.90 to 1.00) |") < text.index("| 64 | 1 | 0.70 |")
-    assert "4 of 23 runs" in text
+    assert "4 of 23 runs" in text and "busy" not in text
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_of_a_busy_machine_says_so(tmp_path: Path) -> None:
+    run = measured("LoRA", 1, 0.9)
+    run["machine"]["load"] = 9.2
+    page, _ = training_report.write(tmp_path, [measured("full", 1, 0.9), run], wanted=2)
+    assert "load average was 2 to 9 on 2 cores" in page.read_text(encoding="utf-8")
