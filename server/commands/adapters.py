@@ -1,4 +1,4 @@
-"""`rootstock adapters`: push, ls, show, rm, alias, canary, eval, promote, rollback, pin, unpin, merge, unmerge.
+"""`rootstock adapters`: push, ls, show, rm, alias, canary, eval, promote, rollback, share, pin, merge, and their ends.
 
 Owns those commands. All of them are HTTP calls; nothing here touches the disk of the server.
 """
@@ -9,7 +9,10 @@ from typing import Annotated
 import typer
 
 from server.commands.errors import CommandFailed
-from server.commands.options import LOCAL, AdapterName, AliasOption, Json, Url, print_cards, print_json
+from server.commands.options import LOCAL, AdapterName, AliasOption, ApiKey, Json, Url, print_cards, print_json
+
+ToTenant = Annotated[str | None, typer.Option("--with", metavar="TENANT", help="The tenant who may use it.")]
+Public = Annotated[bool, typer.Option("--public", help="Every tenant of the server.")]
 
 app = typer.Typer(no_args_is_help=True, help="Upload and manage the adapters of a running server.")
 
@@ -20,6 +23,7 @@ def push(
     name: Annotated[str | None, typer.Option("--name", help="The adapter's name; the directory's by default.")] = None,
     alias: Annotated[str | None, typer.Option("--alias", help="A word to point at this version, as `prod`.")] = None,
     url: Url = LOCAL,
+    key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
     """Upload an adapter, unless the server has it. What is cut off goes on; the same bytes twice are one version."""
@@ -28,7 +32,7 @@ def push(
 
     weights = _weights(folder)
     with _Bar(weights.stat().st_size, quiet=as_json) as reached:
-        card, created = send(Server(url), folder, name or folder.resolve().name, alias, reached)
+        card, created = send(Server(url, key), folder, name or folder.resolve().name, alias, reached)
     if as_json:
         print_json(card)
         return
@@ -37,27 +41,27 @@ def push(
 
 
 @app.command()
-def ls(url: Url = LOCAL, as_json: Json = False) -> None:
+def ls(url: Url = LOCAL, key: ApiKey = None, as_json: Json = False) -> None:
     """List the newest version of every adapter."""
     from server.commands.http import Server
 
-    cards = Server(url).call("GET", "/v1/adapters")["data"]
+    cards = Server(url, key).call("GET", "/v1/adapters")["data"]
     print_json(cards) if as_json else print_cards(cards)
 
 
 @app.command()
-def show(name: AdapterName, url: Url = LOCAL, as_json: Json = False) -> None:
+def show(name: AdapterName, url: Url = LOCAL, key: ApiKey = None, as_json: Json = False) -> None:
     """Show every version of an adapter."""
     from server.commands.http import Server
 
-    cards = Server(url).call("GET", f"/v1/adapters/{_segment(name)}/versions")["data"]
+    cards = Server(url, key).call("GET", f"/v1/adapters/{_segment(name)}/versions")["data"]
     print_json(cards) if as_json else print_cards(cards)
 
 
 @app.command()
-def rm(name: AdapterName, url: Url = LOCAL, as_json: Json = False) -> None:
+def rm(name: AdapterName, url: Url = LOCAL, key: ApiKey = None, as_json: Json = False) -> None:
     """Delete an adapter with all its versions. Requests that run on it finish."""
-    _act("DELETE", f"/v1/adapters/{_segment(name)}", url, as_json, f"{name} deleted")
+    _act("DELETE", f"/v1/adapters/{_segment(name)}", url, key, as_json, f"{name} deleted")
 
 
 @app.command()
@@ -66,11 +70,12 @@ def alias(
     word: Annotated[str, typer.Argument(metavar="ALIAS", help="The word, as `prod`.")],
     version: Annotated[int, typer.Argument(metavar="VERSION", min=1, help="The version's number.")],
     url: Url = LOCAL,
+    key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
     """Point an alias at a version; requests that run keep theirs."""
     path = f"/v1/adapters/{_segment(name)}/aliases/{_segment(word)}"
-    _act("PUT", path, url, as_json, f"{name}@{word} is now {name}@{version}", {"version": version})
+    _act("PUT", path, url, key, as_json, f"{name}@{word} is now {name}@{version}", {"version": version})
 
 
 @app.command()
@@ -80,17 +85,18 @@ def canary(
     weight: Annotated[float, typer.Option("--weight", help="Its share of the alias's traffic.")] = 0.1,
     alias: AliasOption = "prod",
     url: Url = LOCAL,
+    key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
     """Give a version a share of an alias's traffic, or end that without VERSION. A user keeps to one version."""
     from server.commands.http import Server
 
     path = f"/v1/adapters/{_segment(name)}/aliases/{_segment(alias)}"
-    stable = Server(url).call("GET", path)["version"]
+    stable = Server(url, key).call("GET", path)["version"]
     tried = None if version is None else {"version": version, "weight": weight}
     share = "all traffic" if version is None else f"{1 - weight:.1%} of traffic, {name}@{version} {weight:.1%}"
     told = f"{name}@{alias}: {name}@{stable} has {share}"
-    _act("PUT", path, url, as_json, told, {"version": stable, "canary": tried})
+    _act("PUT", path, url, key, as_json, told, {"version": stable, "canary": tried})
 
 
 @app.command()
@@ -100,13 +106,14 @@ def promote(
     alias: AliasOption = "prod",
     force: Annotated[bool, typer.Option("--force", help="Measure nothing; move the alias.")] = False,
     url: Url = LOCAL,
+    key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
     """Move an alias to a version, unless it does worse on its eval file than the one the alias points at."""
     from server.commands.http import Server
 
     body = {"version": version, "alias": alias, "force": force}
-    card = Server(url).call("POST", f"/v1/adapters/{_segment(name)}/promote", body)
+    card = Server(url, key).call("POST", f"/v1/adapters/{_segment(name)}/promote", body)
     if as_json:
         print_json(card)
         return
@@ -121,6 +128,7 @@ def attach_eval(
     name: AdapterName,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL with prompt and completion, or messages.")],
     url: Url = LOCAL,
+    key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
     """Give an adapter's newest version, or NAME@3, the rows that `promote` measures it on."""
@@ -128,49 +136,85 @@ def attach_eval(
 
     if not file.is_file():
         raise CommandFailed(f"There is no file {file}.")
-    reply = Server(url).put(f"/v1/adapters/{_segment(name)}/eval", file.read_bytes())
+    reply = Server(url, key).put(f"/v1/adapters/{_segment(name)}/eval", file.read_bytes())
     told = f"{reply['name']}@{reply['version']} carries {reply['rows']} eval rows"
     print_json(reply) if as_json else typer.echo(told)
 
 
 @app.command()
-def rollback(name: AdapterName, alias: AliasOption = "prod", url: Url = LOCAL, as_json: Json = False) -> None:
+def rollback(
+    name: AdapterName, alias: AliasOption = "prod", url: Url = LOCAL, key: ApiKey = None, as_json: Json = False
+) -> None:
     """End an alias's canary or, where it has none, put the alias back to where it pointed before."""
     from server.commands.http import Server
 
-    card = Server(url).call("POST", f"/v1/adapters/{_segment(name)}/rollback", {"alias": alias})
+    card = Server(url, key).call("POST", f"/v1/adapters/{_segment(name)}/rollback", {"alias": alias})
     print_json(card) if as_json else typer.echo(f"{name}@{alias} is {name}@{card['version']} again")
 
 
 @app.command()
-def pin(name: AdapterName, url: Url = LOCAL, as_json: Json = False) -> None:
+def share(
+    name: AdapterName,
+    to: ToTenant = None,
+    public: Public = False,
+    url: Url = LOCAL,
+    key: ApiKey = None,
+    as_json: Json = False,
+) -> None:
+    """Let another tenant, or all of them, use an adapter of yours. Only you change it."""
+    _act("PUT", _shared(name, to, public), url, key, as_json, f"{name} is shared with {to or 'every tenant'}")
+
+
+@app.command()
+def unshare(
+    name: AdapterName,
+    to: ToTenant = None,
+    public: Public = False,
+    url: Url = LOCAL,
+    key: ApiKey = None,
+    as_json: Json = False,
+) -> None:
+    """Take back what `share` gave. Requests that run on it finish."""
+    _act("DELETE", _shared(name, to, public), url, key, as_json, f"{name} is not shared with {to or 'everybody'}")
+
+
+@app.command()
+def pin(name: AdapterName, url: Url = LOCAL, key: ApiKey = None, as_json: Json = False) -> None:
     """Keep an adapter on the device."""
-    _act("POST", f"/v1/adapters/{_segment(name)}/pin", url, as_json, f"{name} pinned")
+    _act("POST", f"/v1/adapters/{_segment(name)}/pin", url, key, as_json, f"{name} pinned")
 
 
 @app.command()
-def unpin(name: AdapterName, url: Url = LOCAL, as_json: Json = False) -> None:
+def unpin(name: AdapterName, url: Url = LOCAL, key: ApiKey = None, as_json: Json = False) -> None:
     """Let an adapter be evicted again."""
-    _act("DELETE", f"/v1/adapters/{_segment(name)}/pin", url, as_json, f"{name} unpinned")
+    _act("DELETE", f"/v1/adapters/{_segment(name)}/pin", url, key, as_json, f"{name} unpinned")
 
 
 @app.command()
-def merge(name: AdapterName, url: Url = LOCAL, as_json: Json = False) -> None:
+def merge(name: AdapterName, url: Url = LOCAL, key: ApiKey = None, as_json: Json = False) -> None:
     """Serve an adapter from merged weights of its own, at the price of the base."""
-    _act("POST", f"/v1/adapters/{_segment(name)}/merge", url, as_json, f"{name} merged")
+    _act("POST", f"/v1/adapters/{_segment(name)}/merge", url, key, as_json, f"{name} merged")
 
 
 @app.command()
-def unmerge(name: AdapterName, url: Url = LOCAL, as_json: Json = False) -> None:
+def unmerge(name: AdapterName, url: Url = LOCAL, key: ApiKey = None, as_json: Json = False) -> None:
     """Drop the merged weights; the adapter is served like any other again."""
-    _act("DELETE", f"/v1/adapters/{_segment(name)}/merge", url, as_json, f"{name} unmerged")
+    _act("DELETE", f"/v1/adapters/{_segment(name)}/merge", url, key, as_json, f"{name} unmerged")
 
 
-def _act(method: str, path: str, url: str, as_json: bool, told: str, body: dict[str, object] | None = None) -> None:
+def _act(
+    method: str, path: str, url: str, key: str | None, as_json: bool, told: str, body: dict[str, object] | None = None
+) -> None:
     from server.commands.http import Server
 
-    reply = Server(url).call(method, path, body)
+    reply = Server(url, key).call(method, path, body)
     print_json(reply) if as_json else typer.echo(told)
+
+
+def _shared(name: str, to: str | None, public: bool) -> str:
+    if (to is None) == (not public):
+        raise typer.BadParameter("Give either --with TENANT or --public.")
+    return f"/v1/adapters/{_segment(name)}/" + ("public" if to is None else f"shares/{_segment(to)}")
 
 
 def _segment(text: str) -> str:

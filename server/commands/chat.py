@@ -5,12 +5,15 @@ Owns the loop and the history. Talks HTTP; knows no model.
 
 import sys
 from collections.abc import Iterator
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from server.commands.errors import CommandFailed
-from server.commands.options import LOCAL, Url
+from server.commands.options import LOCAL, ApiKey, Url
+
+if TYPE_CHECKING:
+    from server.commands.http import Server
 
 _HELP = "/model NAME changes the model, /reset forgets the conversation, /quit leaves."
 
@@ -21,9 +24,12 @@ def chat(
     temperature: Annotated[float, typer.Option("--temperature", min=0, max=2, help="0 is greedy.")] = 0.7,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 512,
     url: Url = LOCAL,
+    key: ApiKey = None,
 ) -> None:
     """Talk to a running server. Reads one line a turn; piped input works too."""
-    talk = _Talk(url, model, system, temperature, max_tokens)
+    from server.commands.http import Server
+
+    talk = _Talk(Server(url, key), model, system, temperature, max_tokens)
     for line in _lines():
         try:
             if not talk.turn(line):
@@ -37,10 +43,8 @@ def chat(
 class _Talk:
     """One conversation."""
 
-    def __init__(self, url: str, model: str, system: str | None, temperature: float, max_tokens: int) -> None:
-        from server.commands.http import Server
-
-        self._server, self._model = Server(url), model
+    def __init__(self, server: "Server", model: str, system: str | None, temperature: float, max_tokens: int) -> None:
+        self._server, self._model = server, model
         self._options = {"temperature": temperature, "max_tokens": max_tokens, "stream": True}
         self._opening = [{"role": "system", "content": system}] if system else []
         self._history = list(self._opening)

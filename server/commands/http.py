@@ -17,10 +17,11 @@ _PATIENT = httpx.Timeout(10.0, read=600.0, write=600.0)
 
 
 class Server:
-    """One server by its URL."""
+    """One server by its URL, called with `key` where it asks for one."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None = None) -> None:
         self._url = url.rstrip("/")
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
 
     def call(self, method: str, path: str, body: Mapping[str, object] | None = None) -> Any:
         """The reply's JSON. Raises CommandFailed with the server's own message, Unreachable when there is no reply."""
@@ -60,7 +61,7 @@ class Server:
     @contextmanager
     def _client(self) -> Iterator[httpx.Client]:
         try:
-            with httpx.Client(base_url=self._url, timeout=_PATIENT) as client:
+            with httpx.Client(base_url=self._url, headers=self._headers, timeout=_PATIENT) as client:
                 yield client
         except httpx.ConnectError:
             raise Unreachable(

@@ -11,6 +11,10 @@ from typing import Annotated, Any
 import typer
 
 Url = Annotated[str, typer.Option("--url", envvar="ROOTSTOCK_URL", help="The server to talk to.")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option("--api-key", envvar="ROOTSTOCK_API_KEY", help="Better in the environment: flags are seen by others."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 AdapterDir = Annotated[Path, typer.Argument(metavar="DIR", help="A directory that PEFT saved.")]
 AdapterName = Annotated[str, typer.Argument(metavar="NAME", help="The adapter's name.")]

@@ -5,7 +5,7 @@ Owns the order: read it as the server will, upload, wait until a request runs on
 
 import shlex
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,11 +33,15 @@ def check(folder: Path, base: str, data: Path, quantization: str | None) -> None
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """Where an adapter goes: a server's `url`, and its `name` and perhaps `alias` there."""
+    """Where an adapter goes: a server's `url`, its `name` and perhaps `alias` there, and the `key` that opens it.
+
+    The key is never printed, and stands in no config: cards tell configs.
+    """
 
     url: str
     name: str
     alias: str | None
+    key: str | None = field(default=None, repr=False)
 
     def check_address(self, quantization: str | None) -> None:
         """What can be known before hours are spent on training: that the names are valid and a server answers, which
@@ -52,7 +56,9 @@ class Parcel:
         if self.alias is not None:
             check_alias(self.alias)
         try:
-            about = Server(self.url).call("GET", "/version")
+            server = Server(self.url, self.key)
+            about = server.call("GET", "/version")
+            server.call("GET", "/v1/models")  # tells whether the key is valid
         except Unreachable as error:
             raise Unreachable(
                 f"{error} Or train without --push, and upload later: rootstock adapters push DIR."
@@ -79,7 +85,7 @@ class Parcel:
         from server.commands.http import Server
         from server.commands.push import push
 
-        server = Server(self.url)
+        server = Server(self.url, self.key)
         _wait_until_ready(server, READY_S)
         card, created = push(server, folder, self.name, None, _unwatched)
         version = f"{card['name']}@{card['version']}"
@@ -90,13 +96,14 @@ class Parcel:
             server.call("PUT", path, {"version": card["version"]})
         model = f"{self.name}@{self.alias}" if self.alias else self.name
         told = f"{version} {'added' if created else 'was there already'}, and answers at {self.url}"
-        return f"{told}. Try it:\n{curl(self.url, model)}"
+        return f"{told}. Try it:\n{curl(self.url, model, keyed=self.key is not None)}"
 
 
-def curl(url: str, model: str) -> str:
-    """The shortest line that talks to an adapter."""
+def curl(url: str, model: str, keyed: bool = False) -> str:
+    """The shortest line that talks to an adapter; a key is taken from the environment, where it is not shown."""
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
-    return f"curl {url.rstrip('/')}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
+    key = ' -H "authorization: Bearer $ROOTSTOCK_API_KEY"' if keyed else ""
+    return f"curl {url.rstrip('/')}/v1/chat/completions{key} -H 'content-type: application/json' -d '{body}'"
 
 
 def _wait_until_ready(server: "Server", most_s: float) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.commands.options import DataDirOption, data_folder, print_json
+from server.commands.options import ApiKey, DataDirOption, data_folder, print_json
 from server.commands.parcel import Parcel, check
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def train(
         bool | None, typer.Option("--resume/--fresh", help="Go on with an interrupted run, or begin anew.")
     ] = None,
     data_dir: DataDirOption = None,
+    key: ApiKey = None,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON for scripts.")] = False,
 ) -> None:
     """Train an adapter, prove that it behaves in the server as in the trainer, and make it callable."""
@@ -47,7 +48,7 @@ def train(
     if dry_run:
         _describe(told, checked, data, as_json)
         return
-    parcel = None if told.push is None else Parcel(told.push.url, told.push_name, told.push.alias)
+    parcel = None if told.push is None else Parcel(told.push.url, told.push_name, told.push.alias, key)
     if parcel is not None:
         parcel.check_address(told.quantized)
     folder = _run(told, data, resume)

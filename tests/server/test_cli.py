@@ -12,10 +12,12 @@ RUN = "import sys; from server.cli import main; sys.argv[0] = 'rootstock'; main(
 ROOT = Path(__file__).parents[2]
 
 
-def rootstock(*words: str, stdin: str = "", url: str = "") -> subprocess.CompletedProcess[str]:
+def rootstock(*words: str, stdin: str = "", url: str = "", key: str = "") -> subprocess.CompletedProcess[str]:
     environment = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "COLUMNS": "200", "NO_PROXY": "*"}
     if url:
         environment["ROOTSTOCK_URL"] = url
+    if key:
+        environment["ROOTSTOCK_API_KEY"] = key
     command = [sys.executable, "-c", RUN, *words]
     return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, cwd=ROOT, env=environment)
 
