@@ -115,7 +115,7 @@ def huge(tensors: Tensors) -> Tensors:
 
 
 @pytest.mark.parametrize("scored", [False, True])
-def test_an_adapter_that_overflows_fails_its_own_requests_alone(
+def test_b25_an_adapter_that_overflows_fails_its_own_requests_alone(
     house: House, tmp_path: Path, reference: PreTrainedModel, scored: bool
 ) -> None:
     bad = house.add(write_adapter(tmp_path / "bad", house.base.shape, change=huge))
