@@ -5,9 +5,16 @@ Owns that logger. Who did it is bound to the request's log context: the tenant a
 
 import structlog
 
+from adapters.registry import Version
+
 _log = structlog.get_logger("audit")
 
 
 def note(event: str, **what: str | int | bool | None) -> None:
     """Say that `event` happened; call it after it has. Names and numbers only, never a body."""
     _log.info(event, **what)
+
+
+def note_upload(version: Version, created: bool) -> None:
+    """`created` is False when the name had this content already."""
+    note("adapter_uploaded", name=version.name, version=version.number, id=version.id, new=created)

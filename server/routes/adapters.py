@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from adapters.condition import Condition
 from adapters.errors import UnknownAdapter
 from adapters.registry import Version
-from server.audit import note
+from server.audit import note, note_upload
 from server.cards import adapter_card, listing, tiers_of
 from server.deps import PrincipalDep, ServicesDep, accepting, in_thread, judging, needs
 from server.errors import NO_RETRY, ApiError, BadRequest
@@ -53,7 +53,7 @@ async def upload_adapter(http: HttpRequest, services: ServicesDep, caller: Princ
             if upload.eval is not None:
                 await in_thread(services.catalog.attach_eval, version, upload.eval)
         await follow_pins_if_possible(services)
-    note("adapter_uploaded", name=version.name, version=version.number, id=version.id, new=created)
+    note_upload(version, created)
     return JSONResponse(await card(services, version), status_code=201 if created else 200, headers=etag(version))
 
 

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from adapters.registry import Version
 from adapters.sessions import Order, Session
+from server.audit import note_upload
 from server.body import StrictRoute, check_declared, check_encoding
 from server.cards import listing
 from server.chunk import appending, declared_offset, pour
@@ -104,6 +105,7 @@ async def finish_upload(
     with services.lifecycle.answering():
         version, created = await judging(services, services.resumable.finish, caller.tenant, id, digest, add)
         await follow_pins_if_possible(services)
+    note_upload(version, created)
     return JSONResponse(await card(services, version), status_code=201 if created else 200, headers=etag(version))
 
 

@@ -13,6 +13,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse, Response
 
 from adapters.errors import UnknownAdapter
+from server.audit import note_upload
 from server.body import StrictRoute
 from server.deps import PrincipalDep, ServicesDep, accepting, in_thread, judging, needs
 from server.errors import ApiError
@@ -61,8 +62,9 @@ async def load_lora_adapter(body: LoadBody, http: HttpRequest, services: Service
         )
     async with storing(declared_bytes(http, services.limits.max_body_bytes), services, caller) as room:
         room.check_name(body.lora_name)
-        await judging(services, services.catalog.add_directory, body.lora_name, path)
+        version, created = await judging(services, services.catalog.add_directory, body.lora_name, path)
     await follow_pins_if_possible(services)
+    note_upload(version, created)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 
