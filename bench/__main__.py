@@ -3,6 +3,9 @@
 Owns the list. Imports nothing of the house, and nothing that takes long to import.
 """
 
+import sys
+
+import httpx
 import typer
 
 from bench import (
@@ -20,6 +23,7 @@ from bench import (
     step,
     training,
 )
+from bench.errors import BenchError
 from bench.peers.command import main as peers
 
 app = typer.Typer(
@@ -46,5 +50,14 @@ for name, command in (
 ):
     app.command(name)(command)
 
+
+def main() -> None:
+    try:
+        app(prog_name="rootstock bench")
+    except (BenchError, httpx.HTTPError) as error:
+        typer.secho(str(error), err=True, fg="red")
+        sys.exit(1)
+
+
 if __name__ == "__main__":
-    app(prog_name="rootstock bench")
+    main()

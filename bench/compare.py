@@ -40,6 +40,7 @@ def traffics(
 def main(
     url: Annotated[str | None, typer.Option(help="Measure this server instead of starting some.")] = None,
     base_dir: Annotated[Path | None, typer.Option(help="With --url: the directory of the base it serves.")] = None,
+    minutes: options.Minutes = None,
     work_dir: options.WorkDir = options.WORK_DIR,
     precision: Annotated[list[str] | None, typer.Option(help="bf16, nf4 or fp4; repeat for several.")] = None,
     serve_flags: options.ServeFlags = "",
@@ -75,7 +76,9 @@ def main(
             f"{targets[0].base_id}, {prompt_tokens} prompt and {output_tokens} output tokens, "
             f"adapters r={rank} on all linear layers"
         )
-        conduct(terminal(), Session("compare", title, work_dir, rounds, header.vocab_size(base)), targets, cells)
+        conduct(
+            terminal(), Session("compare", title, work_dir, rounds, header.vocab_size(base), minutes), targets, cells
+        )
 
 
 def _flags(precision: str, more: str) -> list[str]:

@@ -16,13 +16,15 @@ from bench.measure import Cell, Record, Target, measure
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """`name` is the files' and `title` the table's and the pictures'; `vocab` bounds the prompts' token ids."""
+    """`name` is the files' and `title` the table's and the pictures'; `vocab` bounds the prompts' token ids; after
+    `minutes` no measurement is begun."""
 
     name: str
     title: str
     work_dir: Path
     rounds: int
     vocab: int
+    minutes: float | None = None
 
 
 def conduct(console: Console, session: Session, targets: Sequence[Target], cells: Sequence[Cell]) -> list[Record]:
@@ -41,7 +43,7 @@ def conduct(console: Console, session: Session, targets: Sequence[Target], cells
     for left_out in unable(targets, cells):
         console.print(left_out, style="yellow", markup=False)
     with console.status("warming up"):
-        for record in measure(targets, cells, session.rounds, session.vocab, failed):
+        for record in measure(targets, cells, session.rounds, session.vocab, failed, session.minutes):
             journal.add(record)
             records.append(record)
             console.print(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 
+from bench.errors import BenchError
 from bench.measure import HttpTarget
 
 START_S = 600.0
@@ -39,7 +40,7 @@ def serve(data_dir: Path, flags: Sequence[str], command: Sequence[str] = ()) -> 
 
     `command` stands for `rootstock` where it is given.
 
-    Raises RuntimeError with the end of the log when the server does not become ready.
+    Raises BenchError with the end of the log when the server does not become ready.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     log = data_dir / "bench.log"
@@ -75,7 +76,7 @@ def target(name: str, server: Server, adapters: Sequence[Path] = ()) -> HttpTarg
 
 
 def upload(url: str, name: str, directory: Path) -> None:
-    """Upload the adapter in `directory` as `name`. Raises RuntimeError with the server's reason when it is refused."""
+    """Upload the adapter in `directory` as `name`. Raises BenchError with the server's reason when it is refused."""
     config, weights = directory / "adapter_config.json", directory / "adapter_model.safetensors"
     with config.open("rb") as config_file, weights.open("rb") as weights_file:
         reply = httpx.post(
@@ -85,15 +86,15 @@ def upload(url: str, name: str, directory: Path) -> None:
             timeout=START_S,
         )
     if reply.is_error:
-        raise RuntimeError(f"Uploading {name} answered {reply.status_code}: {reply.text}")
+        raise BenchError(f"Uploading {name} answered {reply.status_code}: {reply.text}")
 
 
 def rootstock() -> str:
-    """The command of this environment. Raises RuntimeError where it is not installed."""
+    """The command of this environment. Raises BenchError where it is not installed."""
     beside = Path(sys.executable).with_name("rootstock")
     found = str(beside) if beside.exists() else shutil.which("rootstock")
     if found is None:
-        raise RuntimeError("The command `rootstock` is not installed. Run `make setup`.")
+        raise BenchError("The command `rootstock` is not installed. Run `make setup`.")
     return found
 
 
@@ -105,7 +106,7 @@ def free_port() -> int:
 
 
 def wait_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Until `url` answers with success. Raises RuntimeError with the end of `log` when the process ends before."""
+    """Until `url` answers with success. Raises BenchError with the end of `log` when the process ends before."""
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -115,7 +116,9 @@ def wait_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
             pass  # Nobody listens yet.
         time.sleep(0.2)
     tail = log.read_text(errors="replace")[-2000:]
-    raise RuntimeError(f"The server did not become ready. The end of {log}:\n{tail}")
+    ended = process.poll()
+    how = f"still starts after {START_S:.0f} s" if ended is None else f"ended with {ended}"
+    raise BenchError(f"The server {how}. The end of {log}:\n{tail}")
 
 
 def _base_directory(data_dir: Path, flags: Sequence[str]) -> Path | None:

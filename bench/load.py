@@ -15,6 +15,7 @@ import httpx
 import orjson
 
 from bench.api import Api, Ask, Vllm
+from bench.errors import BenchError
 
 TIMEOUT_S = 600.0
 SPECIAL_IDS = 256
@@ -73,7 +74,7 @@ def random_prompt(generator: random.Random, vocab: int, length: int) -> tuple[in
 async def closed_loop(url: str, requests: Sequence[Ask], concurrency: int, api: Api = VLLM) -> Run:
     """Send `requests` from `concurrency` clients that start together and each wait for their answer.
 
-    Raises RuntimeError when an answer is not what was asked for: a wrong answer has no speed.
+    Raises BenchError when an answer is not what was asked for: a wrong answer has no speed.
     """
     queue = iter(requests)
     async with _connected(url, api, concurrency) as client:
@@ -86,7 +87,7 @@ async def closed_loop(url: str, requests: Sequence[Ask], concurrency: int, api: 
 async def open_loop(url: str, requests: Sequence[Ask], due_s: Sequence[float], api: Api = VLLM) -> Run:
     """Send each request when it is due, seconds from now, whatever became of those before it.
 
-    Raises RuntimeError as `closed_loop` does.
+    Raises BenchError as `closed_loop` does.
     """
     async with _connected(url, api, len(requests)) as client:
         started = time.perf_counter()
@@ -117,24 +118,24 @@ async def complete(client: httpx.AsyncClient, ask: Ask, api: Api) -> Trace:
     async with client.stream("POST", api.path, json=api.body(ask)) as response:
         if response.status_code != httpx.codes.OK:
             detail = (await response.aread()).decode(errors="replace")
-            raise RuntimeError(f"{ask.model} answered {response.status_code}: {detail}")
+            raise BenchError(f"{ask.model} answered {response.status_code}: {detail}")
         async for event in _events(response):
             usage = event.get("usage") or usage
             if count := api.tokens(event):
                 arrivals.append((time.perf_counter() - started, count))
     tokens = usage.get("completion_tokens", sum(count for _, count in arrivals))
     if not arrivals or (api.exact and tokens != ask.output_tokens):
-        raise RuntimeError(f"{ask.model} sent {tokens} tokens where {ask.output_tokens} were asked for.")
+        raise BenchError(f"{ask.model} sent {tokens} tokens where {ask.output_tokens} were asked for.")
     gaps = tuple((now - before) / count for (before, _), (now, count) in pairwise(arrivals) for _ in range(count))
     return Trace(arrivals[0][0], gaps, tokens)
 
 
 async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    """The server-sent events of an answer. Raises RuntimeError at one that tells an error."""
+    """The server-sent events of an answer. Raises BenchError at one that tells an error."""
     async for line in response.aiter_lines():
         if not line.startswith("data: ") or line == "data: [DONE]":
             continue
         event: dict[str, Any] = orjson.loads(line[len("data: ") :])
         if "error" in event:
-            raise RuntimeError(f"The stream ended with an error: {event['error']}")
+            raise BenchError(f"The stream ended with an error: {event['error']}")
         yield event

@@ -6,8 +6,9 @@ Owns the order and the line that each measurement leaves. Knows what a target mu
 import asyncio
 import os
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import httpx
@@ -16,9 +17,12 @@ import numpy as np
 from bench import memory
 from bench.api import Api, Ask
 from bench.arrivals import Arrivals, Closed, Replay, Span
+from bench.errors import BenchError
 from bench.load import VLLM, Run, closed_loop, open_loop, random_prompt
 from bench.workload import Mix, assign
 
+WARMING = Span(2, 2)
+"""Answers while warming up: as short as can be, since prompts and adapters are what has to be met once."""
 BASE = "base"
 """How traffic without adapters is called; ratios are taken against it."""
 
@@ -73,7 +77,7 @@ class Target(Protocol):
     def pid(self) -> int | None: ...
 
     def run(self, requests: Sequence[Ask], arrivals: Arrivals, seed: int) -> Run:
-        """Answer all requests. Raises RuntimeError or httpx.HTTPError where one is not answered as asked."""
+        """Answer all requests. Raises BenchError or httpx.HTTPError where one is not answered as asked."""
         ...
 
 
@@ -131,21 +135,27 @@ def measure(
     rounds: int,
     vocab: int,
     failed: Callable[[Target, Cell, Exception], None],
+    minutes: float | None = None,
 ) -> Iterator[Record]:
-    """One unmeasured round to warm up, then `rounds` rounds; a record for each cell of each target as it ends.
+    """A round of short answers to warm up, then `rounds` rounds; a record for each cell of each target as it ends.
 
     A target is asked only for cells whose adapters it has. One that fails is told to `failed` and asked no more.
+    After `minutes` nothing more is begun.
     """
+    began = time.monotonic()
     standing = list(targets)
     for round_ in range(rounds + 1):
-        for index, cell in enumerate(cells):
+        for index, whole in enumerate(cells):
+            cell = whole if round_ > 0 else replace(whole, output=WARMING)
             for target in tuple(standing):
                 if not target.adapters.issuperset(cell.models):
                     continue
+                if minutes is not None and time.monotonic() - began > 60 * minutes:
+                    return
                 seed = 1000 * round_ + index
                 try:
                     run = target.run(cell.asks(target.base_id, vocab, seed), cell.arrivals, seed)
-                except (RuntimeError, httpx.HTTPError) as error:
+                except (BenchError, httpx.HTTPError) as error:
                     standing.remove(target)
                     failed(target, cell, error)
                     continue

@@ -13,6 +13,7 @@ WORK_DIR = Path("data/bench")
 Base = Annotated[str, typer.Option(help="As --base of `rootstock serve`.")]
 ServeFlags = Annotated[str, typer.Option(help="More flags for `rootstock serve`, as one string.")]
 Rounds = Annotated[int, typer.Option(min=1, help="One more comes before them, to warm up.")]
+Minutes = Annotated[float | None, typer.Option(help="Begin no measurement after so long.")]
 Clients = Annotated[int, typer.Option("--concurrency", min=1, help="Clients in a closed loop.")]
 SomeClients = Annotated[
     list[int] | None, typer.Option("--concurrency", min=1, help="Clients in a closed loop; repeat for several.")

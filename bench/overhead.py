@@ -18,6 +18,7 @@ import orjson
 import typer
 
 from bench import header, launch, options, report, scrape
+from bench.errors import BenchError
 from bench.load import Shape, asks, closed_loop
 from bench.terminal import terminal
 
@@ -51,7 +52,7 @@ def bare_step_s(base: str, rows: int, context: int, steps: int) -> float:
     sizes = ["--rows", str(rows), "--context", str(context), "--steps", str(steps)]
     ended = subprocess.run([*command, *sizes], capture_output=True, text=True)
     if ended.returncode:
-        raise RuntimeError(f"bench step ended with {ended.returncode}: {ended.stderr[-2000:]}")
+        raise BenchError(f"bench step ended with {ended.returncode}: {ended.stderr[-2000:]}")
     told: dict[str, Any] = orjson.loads(ended.stdout)
     return float(told["step_ms"]) / 1e3
 

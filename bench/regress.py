@@ -19,6 +19,7 @@ from bench import header, launch, make_adapters, options
 from bench.arrivals import Span
 from bench.compare import traffics
 from bench.conduct import Session, conduct
+from bench.errors import BenchError
 from bench.measure import Record
 from bench.report import ratios
 from bench.terminal import terminal
@@ -56,7 +57,7 @@ def verdicts(records: Sequence[Record]) -> list[Verdict]:
 
 @contextmanager
 def worktree(repository: Path, commit: str, target: Path) -> Iterator[Path]:
-    """The sources of `commit` in `target` until the block ends. Raises RuntimeError with git's reason."""
+    """The sources of `commit` in `target` until the block ends. Raises BenchError with git's reason."""
     _git(repository, "worktree", "add", "--detach", "--force", str(target), commit)
     try:
         yield target
@@ -67,7 +68,7 @@ def worktree(repository: Path, commit: str, target: Path) -> Iterator[Path]:
 def _git(repository: Path, *arguments: str) -> str:
     ended = subprocess.run(["git", "-C", str(repository), *arguments], capture_output=True, text=True)
     if ended.returncode:
-        raise RuntimeError(f"git {' '.join(arguments)}: {ended.stderr.strip()}")
+        raise BenchError(f"git {' '.join(arguments)}: {ended.stderr.strip()}")
     return ended.stdout.strip()
 
 

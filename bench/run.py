@@ -43,6 +43,7 @@ def main(
     output_tokens: Annotated[str, typer.Option(help="64, or 16-128 to draw evenly.")] = "64",
     rounds: options.Rounds = 3,
     vocab: Annotated[int, typer.Option(min=512, help="Prompts are token ids below it; read from --base-dir.")] = 32000,
+    minutes: options.Minutes = None,
     work_dir: options.WorkDir = options.WORK_DIR,
 ) -> None:
     """Send a workload to servers by URL, and tell throughput, latencies and memory."""
@@ -59,7 +60,7 @@ def main(
         sets = {LISTED: sorted(frozenset.intersection(*(target.adapters for target in targets)))}
     cells = list(_cells(sets, counts, mixes, comings, prompt, output, requests))
     title = f"{prompt_tokens} prompt and {output_tokens} output tokens"
-    conduct(terminal(), Session("run", title, work_dir, rounds, vocab), targets, cells)
+    conduct(terminal(), Session("run", title, work_dir, rounds, vocab, minutes), targets, cells)
 
 
 def parse_arrivals(text: str) -> Arrivals:

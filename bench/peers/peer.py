@@ -4,10 +4,11 @@ Owns the contract, the environment, and the way in which a peer says that it can
 """
 
 import importlib.util
+import os
 import subprocess
 import sys
 import venv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,18 +52,20 @@ class Environment:
         find = "import sys, importlib.util as u; sys.exit(not all(u.find_spec(name) for name in sys.argv[1:]))"
         return self.python.exists() and not subprocess.run([self.python, "-c", find, *modules]).returncode
 
-    def pip(self, *arguments: str, log: Path) -> None:
-        """Raises Unavailable with the end of what pip said."""
+    def pip(self, *arguments: str, log: Path, settings: Mapping[str, str] | None = None) -> None:
+        """`settings` are added to its environment. Raises Unavailable with the end of what pip said."""
         assert self.directory is not None, "packages of peers do not belong into our own environment"
         if not self.python.exists():
             venv.create(self.directory, with_pip=True)
-        self.check([self.python, "-m", "pip", *arguments], log)
+        self.check([self.python, "-m", "pip", *arguments], log, settings)
 
-    def check(self, command: Sequence[str | Path], log: Path) -> None:
+    def check(self, command: Sequence[str | Path], log: Path, settings: Mapping[str, str] | None = None) -> None:
         """Run `command`, its output into `log`. Raises Unavailable with the end of it when it fails."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
-            ended = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
+            ended = subprocess.run(
+                command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | dict(settings or {})
+            )
         if ended.returncode:
             told = log.read_text(errors="replace")[-600:]
             raise Unavailable(f"{Path(command[0]).name} ended with {ended.returncode}; the end of {log}:\n{told}")

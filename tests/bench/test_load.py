@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from bench.api import OpenAI
+from bench.errors import BenchError
 from bench.load import Shape, asks, closed_loop, open_loop
 from tests.support.fake_openai import FakeServer, running
 
@@ -38,12 +39,12 @@ def test_every_token_is_counted_however_they_are_chunked(chunk: int) -> None:
 
 def test_an_answer_with_too_few_tokens_has_no_speed() -> None:
     fake = FakeServer([BASE], short=frozenset({"base"}))
-    with running(fake) as url, pytest.raises(RuntimeError, match="6 tokens where 7"):
+    with running(fake) as url, pytest.raises(BenchError, match="6 tokens where 7"):
         asyncio.run(closed_loop(url, asks(["base"], SHAPE, seed=0), concurrency=1))
 
 
 def test_a_refusal_is_told_with_its_reason() -> None:
-    with running(FakeServer([BASE])) as url, pytest.raises(RuntimeError, match="404.*no model a9"):
+    with running(FakeServer([BASE])) as url, pytest.raises(BenchError, match="404.*no model a9"):
         asyncio.run(closed_loop(url, asks(["a9"], SHAPE, seed=0), concurrency=1))
 
 

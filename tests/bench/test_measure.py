@@ -64,3 +64,9 @@ def test_requests_are_drawn_by_seed() -> None:
 def test_a_trace_decides_the_lengths() -> None:
     cell = Cell(BASE, Replay("trace", (Line(0, 3, 2), Line(1, 5, 4))), 2)
     assert [(len(ask.prompt), ask.output_tokens) for ask in cell.asks("base", 1000, 0)] == [(3, 2), (5, 4)]
+
+
+def test_nothing_is_begun_after_the_time() -> None:
+    target = FakeTarget("ours", BOTH)
+    assert not list(measure([target], [BASE_CELL, MIXED], 2, 1000, no_failure, minutes=-1))
+    assert not target.asked

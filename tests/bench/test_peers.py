@@ -12,6 +12,7 @@ from rich.console import Console
 
 from bench.api import Ask
 from bench.arrivals import Closed, Poisson
+from bench.errors import BenchError
 from bench.measure import Target
 from bench.peers.command import PEERS, chosen, started
 from bench.peers.loops import line
@@ -38,11 +39,11 @@ def test_a_library_is_measured_through_its_pipe(tmp_path: Path) -> None:
         run = target.run([Ask("", (1, 2), 3), Ask("a0", (1, 2), 3), Ask("", (3,), 3)], Closed(2), seed=0)
         assert [trace.tokens for trace in run.traces] == [3, 3, 3]
         assert all(gap > 0 for trace in run.traces for gap in trace.gaps_s)
-        with pytest.raises(RuntimeError, match="lib: MemoryError: no room"):
+        with pytest.raises(BenchError, match="lib: MemoryError: no room"):
             target.run([Ask("bad", (1,), 2)], Closed(1), seed=0)
-        with pytest.raises(RuntimeError, match="1 tokens where 2"):
+        with pytest.raises(BenchError, match="1 tokens where 2"):
             target.run([Ask("short", (1,), 2)], Closed(1), seed=0)
-        with pytest.raises(RuntimeError, match="closed loop only"):
+        with pytest.raises(BenchError, match="closed loop only"):
             target.run([Ask("", (1,), 2)], Poisson(1), seed=0)
     assert target.process.poll() is not None, "it ends with the block"
 

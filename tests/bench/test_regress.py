@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench.arrivals import Closed
+from bench.errors import BenchError
 from bench.load import Run, Trace
 from bench.measure import Cell, Record, record
 from bench.regress import serving, verdicts, worktree
@@ -43,7 +44,7 @@ def test_a_commit_is_checked_out_and_removed_again(tmp_path: Path) -> None:
     with worktree(clone, "HEAD~1", target) as sources:
         assert (sources / "file").read_text() == "old"
     assert not target.exists()
-    with pytest.raises(RuntimeError, match="nothing"), worktree(clone, "nothing", target):
+    with pytest.raises(BenchError, match="nothing"), worktree(clone, "nothing", target):
         pass
 
 

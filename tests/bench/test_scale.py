@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+import orjson
 import pytest
 
 from bench import make_adapters, overhead, reuse, scale, scrape
@@ -26,6 +27,7 @@ def test_few_and_many_are_asked_for_in_turn() -> None:
     server = fake(40)
     with running(server) as url:
         found = scale.resident(setting(url, 40))
+    assert orjson.dumps(found), "it ends in a file"
     assert set(found["tokens_per_s"]) == {"zipf 5", "zipf 40", "uniform 5", "uniform 40"}
     assert all(ratio > 0 for ratio in found["many_of_few"].values())
     uniform_few = [request["model"] for request in server.requests[8:12]]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from bench.api import Ask
 from bench.arrivals import Arrivals
+from bench.errors import BenchError
 from bench.load import Run, Trace
 
 
@@ -24,7 +25,7 @@ class FakeTarget:
     def run(self, requests: Sequence[Ask], arrivals: Arrivals, seed: int) -> Run:
         self.log.append(self.name)
         if self.fails_at in {ask.model for ask in requests}:
-            raise RuntimeError("out of memory")
+            raise BenchError("out of memory")
         rate = self.rates[len(self.asked) % len(self.rates)]
         self.asked.append(requests[0].model)
         return Run(10 / rate, (Trace(ttft_s=0.5, gaps_s=(0.01, 0.03), tokens=10),))
