@@ -100,6 +100,11 @@ class Bank:
         self.changes += 1
         self._tables.pop(adapter, None)
 
+    def clear(self) -> None:
+        """Drop whatever is there."""
+        for adapter in list(self._placed):
+            self.drop(adapter)
+
     def get(self, adapter: AdapterId) -> Loaded:
         return self._placed[adapter]
 

@@ -158,9 +158,13 @@ class BlobStore:
         finally:
             written.unlink(missing_ok=True)
 
+    def temporaries(self) -> list[Path]:
+        """What is being written or removed, or was when a process was killed."""
+        return list(self._tmp.iterdir())
+
     def clear_temporaries(self) -> int:
         """Remove what a killed process left half done, and count it. Only while nothing is being written."""
-        leftovers = list(self._tmp.iterdir())
+        leftovers = self.temporaries()
         for leftover in leftovers:
             leftover.unlink() if leftover.is_file() else self._disk.remove(leftover)
         replaced = [id for id in _ids(self._quarantine.iterdir()) if self.path(id).exists()]

@@ -3,7 +3,7 @@
 Owns the choice of parts and their sizes. The only place that knows all of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from adapters.bank import Bank
@@ -41,23 +41,35 @@ class EngineConfig:
 
 def build(base: Base, store: BlobStore, config: EngineConfig, observe: Observer = ignore) -> Engine:
     """An engine over `base` that reads adapters from `store`. Allocates the KV cache."""
-    pool = BlockPool(config.num_blocks, config.block_size)
+    return maker(base, store, config, observe)()
+
+
+def maker(base: Base, store: BlobStore, config: EngineConfig, observe: Observer = ignore) -> Callable[[], Engine]:
+    """Makes engines, one to take over from another: each begins empty, on the same KV cache and wrapped linears."""
     cache = KVCache(kv_spec(base.model.config.to_dict()), config.num_blocks, config.block_size, base.dtype, base.device)
     bank = Bank(base.device, base.kernels, tuple(base.shape.linears))
-    residency = Residency(config.adapter_device_bytes, config.adapter_host_bytes, max_fetches=MAX_FETCHES)
-    supply = Supply(store, bank, base.adapter_dtype, base.weight)
-    return Engine(
-        runner=ModelRunner(base, cache, bank),
-        scheduler=Scheduler(
-            pool,
-            config.max_batch_tokens,
-            config.max_sequences,
-            counters=VirtualCounters(weights=config.tenant_weights),
-        ),
-        pool=pool,
-        tiers=AdapterTiers(residency, supply, observe),
-        decode=base.decode,
-        eos=base.eos_token_ids,
-        limits=Limits(config.max_model_len, config.max_waiting),
-        observe=observe,
-    )
+    runner = ModelRunner(base, cache, bank)
+
+    def make() -> Engine:
+        runner.unmerge()
+        bank.clear()
+        pool = BlockPool(config.num_blocks, config.block_size)
+        residency = Residency(config.adapter_device_bytes, config.adapter_host_bytes, max_fetches=MAX_FETCHES)
+        supply = Supply(store, bank, base.adapter_dtype, base.weight)
+        return Engine(
+            runner=runner,
+            scheduler=Scheduler(
+                pool,
+                config.max_batch_tokens,
+                config.max_sequences,
+                counters=VirtualCounters(weights=config.tenant_weights),
+            ),
+            pool=pool,
+            tiers=AdapterTiers(residency, supply, observe),
+            decode=base.decode,
+            eos=base.eos_token_ids,
+            limits=Limits(config.max_model_len, config.max_waiting),
+            observe=observe,
+        )
+
+    return make

@@ -4,6 +4,7 @@ EngineError
 ├── PromptTooLong      the prompt and max_tokens do not fit the context or the KV cache
 ├── QueueFull          the waiting queue is at its bound; try again later
 ├── EngineStopped      the engine is draining or has stopped
+├── EngineRestarting   the engine has failed, and the next one is being made
 ├── AdapterTooLarge    the adapter alone exceeds the device budget
 └── MergeRefused       another adapter is merged already
 """
@@ -30,6 +31,10 @@ class QueueFull(EngineError):
 
 
 class EngineStopped(EngineError):
+    pass
+
+
+class EngineRestarting(EngineError):
     pass
 
 

@@ -103,6 +103,15 @@ class AdapterTiers:
             else:
                 self._warm += [] if adapter in self._warm else [adapter]
 
+    def furnish(self, pinned: Collection[AdapterId], resident: Sequence[AdapterId]) -> None:
+        """Begin with what another engine had. What cannot be served any more is only logged."""
+        for adapter in pinned:
+            try:
+                self.pin(adapter)
+            except (AdapterError, AdapterTooLarge) as error:
+                log.warning("adapter %s is not pinned again: %s", adapter, error)
+        self.prefetch(resident)
+
     def forget(self, adapter: AdapterId) -> None:
         """Drop an adapter that was deleted and that nobody uses."""
         self._warm = [other for other in self._warm if other != adapter]

@@ -1,7 +1,8 @@
 """The bridge between the event loop and the engine's own thread.
 
 Owns the thread, its inbox, and each request's outbox on the loop. Everything that touches the engine runs on its
-thread, between steps; the loop never waits for a step.
+thread, between steps; the loop never waits for a step. Also its supervisor: an engine that fails as a whole is put
+away with all it held, and another one takes over, unless that happens too often.
 """
 
 import asyncio
@@ -16,7 +17,8 @@ from typing import TypeVar
 
 from adapters.manifest import AdapterId
 from engine.engine import Delivery, Engine
-from engine.errors import EngineStopped
+from engine.errors import EngineRestarting, EngineStopped
+from engine.restarts import Restarts
 from engine.sequence import FinishReason, Output, Request
 
 log = logging.getLogger(__name__)
@@ -56,10 +58,18 @@ class EngineStats:
 
 
 class EngineWorker:
-    """Runs one engine on one thread. Start it on the loop that will submit to it."""
+    """Runs one engine on one thread. Start it on the loop that will submit to it.
 
-    def __init__(self, engine: Engine) -> None:
+    `remake` gives the engine that takes over from one that failed; without it, the thread ends with its engine.
+    """
+
+    def __init__(
+        self, engine: Engine, remake: Callable[[], Engine] | None = None, restarts: Restarts | None = None
+    ) -> None:
         self._engine = engine
+        self._remake = remake
+        self._restarts = restarts or Restarts()
+        self._restarting = False
         self._inbox: SimpleQueue[Job] = SimpleQueue()
         self._outputs: dict[str, asyncio.Queue[Output]] = {}
         self._thread = Thread(target=self._run, name="engine", daemon=True)
@@ -96,6 +106,16 @@ class EngineWorker:
         return self._thread.is_alive()
 
     @property
+    def restarting(self) -> bool:
+        """Whether an engine has failed and the next one is not there yet."""
+        return self._restarting
+
+    @property
+    def restarts(self) -> int:
+        """How many engines have failed and been replaced."""
+        return self._restarts.count
+
+    @property
     def silent_s(self) -> float:
         """Seconds since the thread last came round; it does so at least every second when idle."""
         return monotonic() - self._ticked
@@ -114,8 +134,10 @@ class EngineWorker:
     async def submit(self, request: Request) -> "OutputStream":
         """Queue a request; iterate to follow it. Closing the stream early aborts the request within a step.
 
-        Raises EngineStopped, and what `Engine.submit` raises, before anything is queued.
+        Raises EngineStopped, EngineRestarting, and what `Engine.submit` raises, before anything is queued.
         """
+        if self._restarting:
+            raise EngineRestarting(_RESTARTING)
         if self._stopping or not self.alive:
             raise EngineStopped(_STOPPED)
         assert request.id not in self._outputs, "two requests cannot share an id"
@@ -187,14 +209,37 @@ class EngineWorker:
     def _run(self) -> None:
         try:
             while not self._ended:
-                self._turn()
+                try:
+                    self._turn()
+                except BaseException:
+                    log.exception("the engine has failed")
+                    self._replace_engine()
         except BaseException:
             log.exception("the engine's thread has died")
             self._stopping = True
-            self._deliver([(request_id, _DEAD) for request_id in list(self._outputs)])
         finally:
             self._close()
             self._engine.tiers.close()
+
+    def _replace_engine(self) -> None:
+        """Tell everybody under way, and begin anew with what was pinned and resident. Raises EngineStopped, if that
+        was once too often, and whatever making an engine raises.
+        """
+        self._restarting = self._remake is not None and self._restarts.allowed
+        self._deliver([(request_id, _FAILED) for request_id in list(self._outputs)])
+        if self._remake is None or not self._restarting:
+            raise EngineStopped("The engine has failed too often to be started once more.")
+        self._restarts.note()
+        self._engine.cancel_merge(EngineRestarting(_RESTARTING))
+        self._engine.tiers.close()
+        pins, residents = self._pins, [resident.id for resident in self._residents]
+        self._engine = self._remake()
+        self._engine.tiers.wake = self._wake
+        self._engine.tiers.furnish(pins, residents)
+        self._shown = None
+        self._snapshot()
+        self._restarting = False
+        log.warning("a new engine has taken over; it is restart %d since the start", self._restarts.count)
 
     def _close(self) -> None:
         """Turn away whoever still waits for the thread."""
@@ -250,7 +295,10 @@ class EngineWorker:
 
 
 _STOPPED = "The server is shutting down. Send the request to another instance, or retry later."
-_DEAD = Output(finish_reason=FinishReason.ERROR, error="The engine has stopped.", error_code="step_failed")
+_RESTARTING = "The engine has failed and is being restarted. Try again in a moment."
+_FAILED = Output(
+    finish_reason=FinishReason.ERROR, error="The engine has failed. Try again.", error_code="engine_failed"
+)
 
 
 class OutputStream(AsyncIterator[Output]):

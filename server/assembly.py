@@ -26,7 +26,7 @@ from adapters.shelf import Shelf
 from adapters.store import BlobStore
 from adapters.uploads import UploadLimits, Uploads
 from engine.attention import FLASH_BLOCK
-from engine.build import EngineConfig, build
+from engine.build import EngineConfig, maker
 from engine.events import Event, Observer
 from engine.worker import EngineWorker
 from loader import suitability
@@ -79,9 +79,8 @@ def build_house(
     )
     store, metrics = BlobStore(data.blobs), Metrics()
     progress("preparing the engine", None)
-    worker = EngineWorker(
-        build(base, store, _engine_config(settings, memory, max_model_len), _observer(metrics, traces))
-    )
+    make = maker(base, store, _engine_config(settings, memory, max_model_len), _observer(metrics, traces))
+    worker = EngineWorker(make(), make)
     registry = Registry(data.registry_url)
     served = ServedBase(
         base.shape,

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from server.commands import adapters, bench, chat, keys, merge, offline, plan, train, usage
+from server.commands import adapters, bench, chat, doctor, keys, merge, offline, plan, train, usage
 from server.commands.flags import with_settings_flags
 from server.version import version
 
@@ -25,6 +25,7 @@ _app.command()(merge.merge)
 _app.command()(chat.chat)
 _app.command()(train.train)
 _app.command()(plan.plan)
+_app.command()(doctor.doctor)
 _app.command(context_settings=bench.ANYTHING)(bench.bench)
 _app.command()(usage.usage)
 

@@ -36,8 +36,12 @@ class DataDir:
         return f"sqlite:///{self.usage.absolute()}"
 
     @property
+    def registry(self) -> Path:
+        return (self.root / "registry.sqlite").absolute()
+
+    @property
     def registry_url(self) -> str:
-        return f"sqlite:///{(self.root / 'registry.sqlite').absolute()}"
+        return f"sqlite:///{self.registry}"
 
     @property
     def keys(self) -> Path:

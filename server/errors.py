@@ -120,8 +120,10 @@ class GenerationFailed(ApiError):
     """The engine gave up on a request after accepting it; `code` is its word for why."""
 
     def __init__(self, message: str, code: str) -> None:
-        missing = code.startswith("adapter_")
-        super().__init__(503 if missing else 500, message, type="server_error", code=code, headers=NO_RETRY)
+        passing = code == "engine_failed"  # the next engine is on its way
+        status = 503 if passing or code.startswith("adapter_") else 500
+        headers = {"retry-after": "2"} if passing else NO_RETRY
+        super().__init__(status, message, type="server_error", code=code, headers=headers)
 
 
 class NotReady(ApiError):
@@ -194,6 +196,7 @@ TABLE: tuple[tuple[type[Exception], Status], ...] = (
     (engine.PromptTooLong, Status(400, "context_length_exceeded", param="messages")),
     (engine.QueueFull, Status(429, "queue_full", "rate_limit_error", headers={"retry-after": "1"})),
     (engine.EngineStopped, Status(503, "draining", "server_error", headers={"retry-after": "5"}, message=_STOPPED)),
+    (engine.EngineRestarting, Status(503, "engine_restarting", "server_error", headers={"retry-after": "2"})),
     (engine.AdapterTooLarge, Status(507, "adapter_too_large", "server_error", "model", NO_RETRY)),
     (DoesNotFit, Status(507, "does_not_fit", "server_error", headers=NO_RETRY)),
     (engine.MergeRefused, Status(409, "merge_refused", headers=NO_RETRY)),

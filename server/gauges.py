@@ -74,8 +74,9 @@ class ServerCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         worker, phase = self._worker, self._lifecycle.phase
-        ready = phase is Phase.READY and worker.alive
+        ready = phase is Phase.READY and worker.alive and not worker.restarting
         yield GaugeMetricFamily("rootstock_ready", "1 while new requests are taken.", float(ready))
+        yield CounterMetricFamily("rootstock_engine_restarts", "Engines that failed, replaced.", worker.restarts)
         yield GaugeMetricFamily("rootstock_engine_alive", "1 while the engine's thread is up.", float(worker.alive))
         yield GaugeMetricFamily(
             "rootstock_engine_silent_seconds", "Since the engine's thread last came round.", worker.silent_s

@@ -26,17 +26,27 @@ HUNG_S = 300.0
 
 @router.get("/livez")
 async def live(services: ServerDep) -> Response:
-    """200 while the engine's thread comes round, also during a drain; 503 calls for a restart."""
+    """200 while the engine's thread comes round or starts over, also during a drain; 503 calls for a restart.
+
+    `engine_restarts` is how many engines have failed and been replaced.
+    """
     worker = services.worker
-    status = "dead" if not worker.alive else "hung" if worker.silent_s > HUNG_S else "alive"
-    return JSONResponse({"status": status}, status_code=200 if status == "alive" else 503)
+    status = "alive"
+    if not worker.alive:
+        status = "dead"
+    elif worker.silent_s > HUNG_S:
+        status = "hung"
+    elif worker.restarting:
+        status = "restarting"
+    told = {"status": status, "engine_restarts": worker.restarts}
+    return JSONResponse(told, status_code=503 if status in ("dead", "hung") else 200)
 
 
 @router.get("/readyz")
 async def ready(services: ServerDep) -> Response:
     """200 when new requests are taken, 503 while loading or draining."""
     phase = services.lifecycle.phase
-    taking = phase is Phase.READY and services.worker.alive
+    taking = phase is Phase.READY and services.worker.alive and not services.worker.restarting
     headers = {} if taking else {"retry-after": "2"}
     return JSONResponse({"status": phase.value}, status_code=200 if taking else 503, headers=headers)
 

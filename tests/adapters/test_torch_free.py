@@ -9,7 +9,7 @@ import pytest
 MODULES = (
     "errors", "strict_json", "fields", "config", "targets", "header", "identity", "finite", "expected", "canonical",
     "checkpoint", "manifest", "manifest_json", "naming", "store", "tables", "database", "registry", "catalog",
-    "disk", "labels",
+    "disk", "labels", "recovery",
 )  # fmt: skip
 
 

@@ -143,7 +143,7 @@ def test_an_abort_does_not_touch_what_the_last_step_handed_out() -> None:
     assert len(handed_out) == 1
 
 
-def test_a_failed_step_fails_its_requests_and_nothing_else() -> None:
+def test_f66_a_failed_step_fails_its_requests_and_nothing_else() -> None:
     bench = Bench(sequences=2)
     bench.runner.raises.add("bad")
     for name in ("bad", "beside", "behind"):
@@ -179,7 +179,7 @@ def test_an_adapter_that_cannot_be_read_fails_those_who_wait_for_it() -> None:
     assert bench.reason("again") is FinishReason.LENGTH
 
 
-def test_a_device_that_is_out_of_memory_fails_the_adapter_not_the_engine() -> None:
+def test_g71_a_device_that_is_out_of_memory_fails_the_adapter_not_the_engine() -> None:
     bench = Bench(adapters={"a": 10})
     bench.mover.unplaceable.add(named("a"))
     bench.submit("r", adapter="a")

@@ -95,7 +95,7 @@ def test_generated_tokens_are_a_prefix_too() -> None:
 
 
 @pytest.mark.parametrize("blocks", [8, 9, 12, 20])
-def test_preemption_by_recomputation_changes_no_token(blocks: int) -> None:
+def test_g71_preemption_by_recomputation_changes_no_token(blocks: int) -> None:
     bench = Bench(blocks=blocks)
     requests = [bench.submit(str(n), range(n, n + 6), max_tokens=20) for n in range(4)]
     bench.run()
@@ -174,7 +174,7 @@ def test_the_base_passes_an_impatient_sequence() -> None:
     assert bench.reason("b") is None and bench.reason("a") is None
 
 
-def test_many_adapters_share_room_for_two() -> None:
+def test_d45_many_adapters_share_room_for_two() -> None:
     names = [f"adapter {n:02}" for n in range(12)]
     bench = Bench(adapters=dict.fromkeys(names, 50), device=100, host=300)
     requests = [bench.submit(f"{n}", [n], adapter=names[n * 7 % 12], max_tokens=3) for n in range(48)]

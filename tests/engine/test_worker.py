@@ -83,7 +83,7 @@ async def test_closing_a_stream_aborts_its_request() -> None:
         assert len(await collect(again)) == 4
 
 
-async def test_closing_in_the_middle_frees_the_blocks() -> None:
+async def test_f61_closing_in_the_middle_frees_the_blocks() -> None:
     async with running(Bench()) as worker:
         stream = await worker.submit(request("r", max_tokens=190))
         await anext(stream)

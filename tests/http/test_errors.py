@@ -92,7 +92,7 @@ def test_our_bugs_are_500_without_details(tmp_path: Path) -> None:
 
 
 def test_health_version_and_metrics(http: httpx.Client, face: Face) -> None:
-    assert http.get("/livez").json() == {"status": "alive"}
+    assert http.get("/livez").json() == {"status": "alive", "engine_restarts": 0}
     assert http.get("/readyz").json() == {"status": "ready"}
     assert http.get("/health").content == b""
     assert http.get("/version").json()["base"] == BASE

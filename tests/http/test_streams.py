@@ -103,7 +103,7 @@ def test_f61_a_client_that_hangs_up_aborts_its_requests(stream: bool, n: int, sl
     eventually(lambda: face.services.lifecycle.in_flight == 0)
 
 
-def test_a_hangup_gives_the_adapter_back(slow: tuple[Face, LiveServer]) -> None:
+def test_f61_a_hangup_gives_the_adapter_back(slow: tuple[Face, LiveServer]) -> None:
     face, live = slow
     with live.client() as client:
         client.post("/v1/adapters", data={"name": "gone"}, files=form(3)).raise_for_status()
@@ -146,7 +146,7 @@ def test_a_full_queue_is_429_and_nothing_stays_behind(tmp_path: Path) -> None:
     face.registry.close()
 
 
-def test_a_stalled_body_is_408(tmp_path: Path) -> None:
+def test_f64_a_stalled_body_is_408(tmp_path: Path) -> None:
     face = make_face(tmp_path, limits=Limits(4096, idle_s=0.2))
     with serve(face.app) as live:
         port = int(live.url.rsplit(":", 1)[1])

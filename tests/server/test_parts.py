@@ -263,7 +263,7 @@ def test_a_drain_waits_for_answers() -> None:
     asyncio.run(scenario())
 
 
-def test_one_server_a_data_directory(tmp_path: Path) -> None:
+def test_g73_one_server_a_data_directory(tmp_path: Path) -> None:
     import os
 
     held = DataDir(tmp_path / "d").lock()

@@ -86,7 +86,7 @@ def test_g67_running_requests_finish_and_new_ones_are_refused(running: Running) 
     assert running.process.wait(60) == 0
 
 
-def test_an_idle_server_leaves_at_once(running: Running) -> None:
+def test_g67_an_idle_server_leaves_at_once(running: Running) -> None:
     began = time.monotonic()
     running.process.send_signal(signal.SIGTERM)
     assert running.process.wait(60) == 0

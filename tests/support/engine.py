@@ -50,6 +50,8 @@ class FakeWorker:
     fail_after: int | None = None
     room: int = 1000
     alive: bool = True
+    restarting: bool = False
+    restarts: int = 0
     silent_s: float = 0.0
     running: dict[str, Request] = field(default_factory=dict)
     seen: list[Request] = field(default_factory=list)

@@ -7,6 +7,7 @@ from pathlib import Path
 from adapters.catalog import Catalog
 from adapters.disk import Disk
 from adapters.labels import decode
+from adapters.manifest import AdapterId
 from adapters.registry import Registry
 from adapters.store import BlobStore
 from tests.support.face import served, write_adapter
@@ -52,9 +53,9 @@ class Storage:
         assert not again.removed and not again.temporaries, "the second sweep finds what the first one left"
 
 
-def damage(storage: Storage, ref: str) -> None:
+def damage_blob(store: BlobStore, id: AdapterId) -> None:
     """Flip one bit of a stored adapter's weights."""
-    weights = storage.store.path(storage.catalog.resolve(ref).id) / WEIGHTS_FILE
+    weights = store.path(id) / WEIGHTS_FILE
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
@@ -69,7 +70,7 @@ def furnish(root: Path) -> None:
         storage.add("broken", 2)
         storage.add("rotten", 5)
         for name in ("broken", "rotten"):
-            damage(storage, name)
+            damage_blob(storage.store, storage.catalog.resolve(name).id)
         storage.store.quarantine_if_damaged(storage.catalog.resolve("broken").id)
         storage.catalog.remember_residents([storage.catalog.resolve("sql").id])
 

@@ -1,0 +1,115 @@
+"""G72: an engine that fails as a whole is replaced; those under way are told, everybody else waits a moment."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event
+
+import pytest
+from starlette.testclient import TestClient
+
+from engine.engine import Engine
+from engine.errors import EngineRestarting, EngineStopped
+from engine.restarts import Restarts
+from engine.sequence import FinishReason
+from engine.worker import EngineWorker
+from server.errors import api_error
+from tests.engine.test_worker import collect, request, until
+from tests.support.engine import FakeWorker
+from tests.support.engine_fakes import Bench, named
+from tests.support.face import Face, make_face
+
+
+class Workshop:
+    """Makes engines over fakes; the next one is made only when `open` says so."""
+
+    def __init__(self) -> None:
+        self.benches = [self.bench()]
+        self.open = Event()
+        self.open.set()
+
+    def bench(self) -> Bench:
+        made = Bench(adapters={"a": 10, "b": 10, "slow": 10})
+        made.mover.instant = True
+        return made
+
+    def remake(self) -> Engine:
+        assert self.open.wait(20)
+        self.benches.append(self.bench())
+        return self.benches[-1].engine
+
+    def fail(self) -> None:
+        """Break the engine that runs, beyond what a step answers for."""
+        scheduler = self.benches[-1].engine.scheduler
+        scheduler.plan = None  # type: ignore[method-assign,assignment]
+
+
+@pytest.mark.anyio
+async def test_g72_a_failed_engine_is_replaced_and_everybody_is_told() -> None:
+    workshop = Workshop()
+    worker = EngineWorker(workshop.benches[0].engine, workshop.remake)
+    worker.start()
+    await worker.pin(named("a"))
+    await until(lambda: worker.stats().device_bytes_used == 10)
+    workshop.open.clear()
+    workshop.benches[0].mover.instant = False
+    waiting = asyncio.create_task(collect(await worker.submit(request("under way", adapter="slow"))))
+    workshop.fail()
+    await worker.unpin(named("b"))  # wakes it
+    outputs = await waiting
+    assert (outputs[-1].finish_reason, outputs[-1].error_code) == (FinishReason.ERROR, "engine_failed")
+    assert worker.restarting and worker.alive
+    with pytest.raises(EngineRestarting):
+        await worker.submit(request("too early"))
+    workshop.open.set()
+    await until(lambda: not worker.restarting)
+    assert len(await collect(await worker.submit(request("after it", adapter="b")))) == 4
+    assert worker.restarts == 1 and worker.pins() == {named("a")}
+    await until(lambda: named("a") in workshop.benches[1].mover.device)
+    await worker.stop(1)
+    assert not worker.alive and all(bench.mover.closed for bench in workshop.benches)
+
+
+@pytest.mark.anyio
+async def test_g72_an_engine_that_fails_too_often_stays_down() -> None:
+    workshop = Workshop()
+    worker = EngineWorker(workshop.benches[0].engine, workshop.remake, Restarts(most=2))
+    worker.start()
+    for restarts in (1, 2, 2):
+        workshop.fail()
+        stream = await worker.submit(request(f"{restarts}, {len(workshop.benches)}"))
+        assert (await collect(stream))[-1].error_code == "engine_failed"
+        await until(lambda: not worker.restarting)
+        assert worker.restarts == restarts
+    await until(lambda: not worker.alive)
+    with pytest.raises(EngineStopped):
+        await worker.submit(request("late"))
+    await worker.stop(1)
+
+
+def test_g72_restarts_are_counted_in_a_window() -> None:
+    now = [0.0]
+    restarts = Restarts(most=2, within_s=10, clock=lambda: now[0])
+    restarts.note()
+    now[0] = 6
+    restarts.note()
+    assert not restarts.allowed
+    now[0] = 11
+    assert restarts.allowed and restarts.count == 2
+
+
+@pytest.fixture
+def face(tmp_path: Path) -> Iterator[Face]:
+    made = make_face(tmp_path, FakeWorker(restarting=True, restarts=1))
+    yield made
+    made.registry.close()
+
+
+def test_g72_probes_and_codes_tell_of_a_restart(face: Face) -> None:
+    http = TestClient(face.app)
+    assert http.get("/livez").json() == {"status": "restarting", "engine_restarts": 1}
+    assert http.get("/livez").status_code == 200 and http.get("/readyz").status_code == 503
+    face.worker.alive = False
+    assert http.get("/livez").status_code == 503
+    told = api_error(EngineRestarting("soon"))
+    assert told is not None and (told.status_code, told.code) == (503, "engine_restarting")
