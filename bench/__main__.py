@@ -20,6 +20,7 @@ from bench import (
     run,
     scale,
     show,
+    soak,
     step,
     training,
 )
@@ -41,6 +42,7 @@ for name, command in (
     ("reuse", reuse.main),
     ("overhead", overhead.main),
     ("connections", connections.main),
+    ("soak", soak.main),
     ("step", step.main),
     ("limits", limits.main),
     ("training", training.main),

@@ -18,6 +18,7 @@ from rich.console import Console
 from server import logs
 from server.app import create_app
 from server.assembly import House, build_house, open_catalog
+from server.connections import Bounds, bounded, raise_file_limit
 from server.datadir import DataDir
 from server.deps import in_thread
 from server.door import bind, opens_to_others
@@ -43,6 +44,7 @@ _GRACE_S = 5  # for connections that still hold unread bytes after their answers
 
 def serve(settings: Settings) -> int:
     """Serve until told to stop; the exit code. Raises LoaderError and its kin, before it listens."""
+    raise_file_limit()
     logs.set_up(settings.log_level, settings.log_format)
     console = Console()
     data = DataDir(settings.data_dir)
@@ -103,7 +105,7 @@ async def _run(settings: Settings, house: House, door: socket.socket, console: C
     open_catalog(house, asyncio.get_running_loop(), settings.adapters)
     await worker.prefetch(services.whole.residents())
     await restore_pins(services)
-    server = uvicorn.Server(_config(house))
+    server = uvicorn.Server(_config(house, Bounds(settings.max_connections, head_s=settings.idle_timeout)))
     serving = asyncio.create_task(server.serve(sockets=[door]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.02)
@@ -138,9 +140,10 @@ async def _until_stopped(serving: asyncio.Task[None], memory: ResidentMemory) ->
         await memory.note()
 
 
-def _config(house: House) -> uvicorn.Config:
+def _config(house: House, bounds: Bounds) -> uvicorn.Config:
     return uvicorn.Config(
         create_app(house.services),
+        http=bounded(bounds),
         log_config=None,
         access_log=False,
         lifespan="off",

@@ -178,4 +178,5 @@ def test_f65_conflicting_lengths_are_400_and_what_follows_is_not_a_request(lengt
         while piece := connection.recv(65536):
             answered += piece
     assert answered.startswith(b"HTTP/1.1 400") and answered.count(b"HTTP/1.1") == 1
+    assert b'"code":"http_invalid"' in answered
     assert b"alive" not in answered

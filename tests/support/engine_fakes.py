@@ -4,6 +4,7 @@ Owns the smallest runner and mover that keep their protocols, and a bench that p
 The runner remembers which token each KV slot holds, so that a lost or stolen block shows as a wrong answer.
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -41,12 +42,14 @@ class FakeRunner:
     raises: set[str] = field(default_factory=set)  # requests whose step blows up
     overflows: set[str] = field(default_factory=set)  # requests whose logits are not finite
     refuses_merge: Exception | None = None
+    delay_s: float = 0.0  # how long a step takes
     merged: AdapterId | None = None
     plans: list[StepPlan] = field(default_factory=list)
     slots: dict[tuple[int, int], tuple[int, AdapterId | None, str]] = field(default_factory=dict)
 
     def execute(self, plan: StepPlan) -> list[ChunkResult]:
         self.plans.append(plan)
+        time.sleep(self.delay_s)
         if any(chunk.sequence.id in self.raises for chunk in plan.chunks):
             raise RuntimeError("the device is on fire")
         return [self._result(chunk) for chunk in plan.chunks]

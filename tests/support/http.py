@@ -4,11 +4,16 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from typing import TypeVar
 
 import httpx
 import uvicorn
 from fastapi import FastAPI
+
+from server.connections import Bounds, bounded
+
+T = TypeVar("T")
 
 
 class LiveServer:
@@ -19,14 +24,24 @@ class LiveServer:
         port = server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
 
+    def call(self, work: Coroutine[None, None, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(20)
+
     def client(self, **headers: str) -> httpx.Client:
         return httpx.Client(base_url=self.url, headers=headers, timeout=20, trust_env=False)
 
 
 @contextlib.contextmanager
-def serve(app: FastAPI) -> Iterator[LiveServer]:
+def serve(app: FastAPI, bounds: Bounds | None = None) -> Iterator[LiveServer]:
     """Serve `app` on a free port of 127.0.0.1 until the block ends."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app,
+        http=bounded(bounds or Bounds()),
+        host="127.0.0.1",
+        port=0,
+        log_level="error",
+        timeout_graceful_shutdown=1,
+    )
     server = uvicorn.Server(config)
     loops: list[asyncio.AbstractEventLoop] = []
 

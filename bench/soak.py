@@ -1,0 +1,245 @@
+"""`rootstock bench soak`: uploads, alias moves, deletions, streams and hang-ups at random, and what leaks of it.
+
+Owns the traffic and the verdict. Starts a server over a tiny base and knows it by HTTP, and by what the kernel says of
+its process. Every answer must be one that the traffic explains: a 5xx fails the run.
+"""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import numpy as np
+import psutil
+import typer
+from rich.console import Console
+
+from bench import bytes_base, launch, make_adapters, memory, options, report
+from bench.scrape import total
+
+FLAGS = (
+    "--dtype float32 --max-sequences 16 --kv-cache-memory 16MiB --adapter-device-memory 1MiB --adapter-host-memory 2MiB"
+)
+NAMES = tuple(f"soak-{number}" for number in range(6))
+CONTENTS = 12
+PERIOD_S = 1.0
+QUIET_S = 60.0
+"""How long the server may take to let go of everything once nobody asks any more."""
+FILES_SLACK = 8
+"""Open files beyond those before: database connections and the like come and stay."""
+MIBI = 1 << 20
+
+
+@dataclass(slots=True)
+class Samples:
+    """The server's process over time: seconds, resident bytes, open files."""
+
+    at: list[float] = field(default_factory=list)
+    resident: list[int] = field(default_factory=list)
+    files: list[int] = field(default_factory=list)
+
+    def slope(self) -> float:
+        """Resident bytes gained a minute: the least-squares line through the second half, after everything is warm."""
+        half = len(self.at) // 2
+        if len(self.at) - half < 2:
+            return 0.0
+        return float(np.polyfit(self.at[half:], self.resident[half:], 1)[0]) * 60
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`held` is what an idle server still holds, by name; it should hold nothing."""
+
+    minutes: float
+    answers: dict[str, int]
+    resident_first: int
+    resident_last: int
+    growth_mib_per_minute: float
+    files_first: int
+    files_last: int
+    held: dict[str, float]
+    leaks: tuple[str, ...]
+
+
+class Soak:
+    """Random clients of one server. The same seed makes the same choices; their order in time is the machine's."""
+
+    def __init__(self, client: httpx.AsyncClient, base_id: str, adapters: Sequence[Path], seed: int) -> None:
+        self.answers: Counter[str] = Counter()
+        self._client, self._base_id, self._adapters = client, base_id, adapters
+        self._random = random.Random(seed)
+        self._actions: tuple[tuple[Callable[[], Awaitable[None]], int], ...] = (
+            (self._upload, 3),
+            (self._move_alias, 2),
+            (self._delete, 1),
+            (self._complete, 6),
+            (self._stream, 6),
+            (self._hang_up, 4),
+            (self._give_up, 3),
+        )
+
+    async def client(self, until: float) -> None:
+        actions, weights = zip(*self._actions, strict=True)
+        while time.monotonic() < until:
+            await self._random.choices(actions, weights)[0]()
+
+    async def clear(self) -> None:
+        for name in NAMES:
+            self._note("delete", await self._client.delete(f"/v1/adapters/{name}"))
+
+    async def _upload(self) -> None:
+        folder = self._random.choice(self._adapters)
+        files = {
+            "config": (folder / "adapter_config.json").read_bytes(),
+            "weights": (folder / "adapter_model.safetensors").read_bytes(),
+        }
+        form = {"name": self._random.choice(NAMES)} | ({"alias": "prod"} if self._random.random() < 0.5 else {})
+        self._note("upload", await self._client.post("/v1/adapters", data=form, files=files))
+
+    async def _move_alias(self) -> None:
+        path = f"/v1/adapters/{self._random.choice(NAMES)}/aliases/prod"
+        self._note("alias", await self._client.put(path, json={"version": self._random.randint(1, 3)}))
+
+    async def _delete(self) -> None:
+        self._note("delete", await self._client.delete(f"/v1/adapters/{self._random.choice(NAMES)}"))
+
+    async def _complete(self) -> None:
+        self._note("complete", await self._client.post("/v1/completions", json=self._body(stream=False)))
+
+    async def _stream(self) -> None:
+        async with self._client.stream("POST", "/v1/completions", json=self._body(stream=True)) as reply:
+            text = (await reply.aread()).decode()
+        ended = reply.status_code != 200 or text.endswith("data: [DONE]\n\n")
+        self._note("stream" if ended else "stream without an end", reply)
+
+    async def _hang_up(self) -> None:
+        """In the middle of a stream."""
+        async with self._client.stream("POST", "/v1/completions", json=self._body(stream=True)) as reply:
+            lines = reply.aiter_lines()
+            for _ in range(self._random.randint(0, 8)):
+                if await anext(lines, None) is None:
+                    break
+        self._note("hang up", reply)
+
+    async def _give_up(self) -> None:
+        """Before a whole answer is there."""
+        with suppress(httpx.TimeoutException):
+            patience = self._random.uniform(0.002, 0.05)
+            reply = await self._client.post("/v1/completions", json=self._body(stream=False), timeout=patience)
+            self._note("give up", reply)
+
+    def _body(self, stream: bool) -> dict[str, Any]:
+        suffix = self._random.choice(("", "@prod", "@1"))
+        model = self._base_id if self._random.random() < 0.2 else self._random.choice(NAMES) + suffix
+        prompt = [self._random.randrange(bytes_base.BYTES) for _ in range(self._random.randint(1, 60))]
+        return {"model": model, "prompt": prompt, "max_tokens": self._random.randint(1, 48), "stream": stream}
+
+    def _note(self, action: str, reply: httpx.Response) -> None:
+        self.answers[f"{action}: {reply.status_code}"] += 1
+
+
+async def soak(server: launch.Server, adapters: Sequence[Path], minutes: float, clients: int, seed: int) -> Soak:
+    """The traffic, to its end, and then no adapter is left."""
+    limits = httpx.Limits(max_connections=clients)
+    async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits, trust_env=False) as client:
+        made = Soak(client, server.base_id, adapters, seed)
+        until = time.monotonic() + 60 * minutes
+        await asyncio.gather(*(made.client(until) for _ in range(clients)))
+        await made.clear()
+    return made
+
+
+async def watch(pid: int, samples: Samples) -> None:
+    """Until cancelled."""
+    process, began = psutil.Process(pid), time.monotonic()
+    while True:
+        samples.at.append(time.monotonic() - began)
+        samples.resident.append(memory.resident_bytes(pid))
+        samples.files.append(process.num_fds())
+        await asyncio.sleep(PERIOD_S)
+
+
+async def _watched(server: launch.Server, samples: Samples, traffic: Awaitable[Soak]) -> Soak:
+    assert server.pid is not None
+    watching = asyncio.create_task(watch(server.pid, samples))
+    try:
+        return await traffic
+    finally:
+        watching.cancel()
+
+
+def held(url: str) -> dict[str, float]:
+    """What the server holds for requests and adapters: all of it is 0 when it has been left alone."""
+    used = 'state="used"'
+    return {
+        "requests": total(url, "rootstock_requests"),
+        "answers in progress": total(url, "rootstock_answers_in_progress"),
+        "KV blocks": total(url, "rootstock_kv_blocks", used),
+        "adapter bytes": total(url, "rootstock_adapter_pool_bytes", used),
+        "resident adapters": total(url, "rootstock_adapters_resident"),
+    }
+
+
+def settle(url: str) -> dict[str, float]:
+    """What is still held after a while without traffic."""
+    deadline = time.monotonic() + QUIET_S
+    while any((left := held(url)).values()) and time.monotonic() < deadline:
+        time.sleep(PERIOD_S)
+    return left
+
+
+def judge(done: Soak, samples: Samples, minutes: float, left: dict[str, float], blobs: int, growth: float) -> Verdict:
+    """`growth` is the memory that may be gained, in MiB a minute."""
+    left = left | {"blobs on disk": float(blobs)}
+    gained = samples.slope() / MIBI
+    leaks = [f"{name}: {value:g} still held" for name, value in left.items() if value]
+    leaks += [f"memory: {gained:.1f} MiB a minute"] if gained > growth else []
+    files = samples.files[-1] - samples.files[0]
+    leaks += [f"open files: {files} more"] if files > FILES_SLACK else []
+    leaks += [f"{told} ({count} times)" for told, count in done.answers.items() if ": 5" in told or "without" in told]
+    return Verdict(
+        minutes,
+        dict(sorted(done.answers.items())),
+        samples.resident[0],
+        samples.resident[-1],
+        gained,
+        samples.files[0],
+        samples.files[-1],
+        left,
+        tuple(leaks),
+    )
+
+
+def main(
+    minutes: Annotated[float, typer.Option(min=0.05, help="How long the traffic lasts.")] = 2.0,
+    clients: Annotated[int, typer.Option(min=1, help="Clients at once.")] = 12,
+    seed: Annotated[int, typer.Option(help="Of the clients' choices.")] = 0,
+    growth: Annotated[float, typer.Option(min=0, help="MiB a minute that memory may grow by.")] = 8.0,
+    work_dir: options.WorkDir = options.WORK_DIR,
+    serve_flags: options.ServeFlags = "",
+) -> None:
+    """Load a server with changes and hang-ups at random. Fails when it keeps any of them, or answers with a 5xx."""
+    base = bytes_base.write(work_dir / "bytes-base")
+    adapters = make_adapters.write(base, work_dir / "soak-adapters", count=CONTENTS, rank=8)
+    samples = Samples()
+    data = work_dir / "soak"
+    with launch.serve(data, launch.flags(str(base), f"{FLAGS} {serve_flags}")) as server:
+        done = asyncio.run(_watched(server, samples, soak(server, adapters, minutes, clients, seed)))
+        left = settle(server.url)
+        assert server.pid is not None
+        samples.files.append(psutil.Process(server.pid).num_fds())
+        blobs = len(list(data.glob("adapters/sha256/??/*")))
+    verdict = judge(done, samples, minutes, left, blobs, growth)
+    report.tell_json(Console(), work_dir / "soak.json", {"setting": report.machine(), "verdict": asdict(verdict)})
+    if verdict.leaks:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,157 @@
+"""Connections before they are requests: how many there may be, how large a request's head, and how slowly it may come.
+
+Owns uvicorn's HTTP/1.1 protocol with those bounds, and the refusals that no application gets to see. When there are too
+many connections, one that is idle goes first; probes are answered even when all are busy. Knows no routes but those.
+"""
+
+import resource
+from asyncio import TimerHandle, Transport
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import ClassVar
+
+import orjson
+from starlette.responses import JSONResponse
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from server.errors import ApiError, BadRequest
+
+PROBES = frozenset({b"/livez", b"/readyz", b"/health"})
+RESERVE = 32
+"""Connections beyond the bound that are still read, so that a probe gets through when all others are busy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """`connections` at once; a head, which is a request's first line and its headers, has `head_bytes` and `head_s`."""
+
+    connections: int = 2048
+    head_bytes: int = 32 << 10
+    head_s: float = 30.0
+
+
+def bounded(bounds: Bounds) -> type[HttpToolsProtocol]:
+    """The protocol with these bounds, as the class that uvicorn asks for."""
+    return type("BoundedProtocol", (_Bounded,), {"bounds": bounds})
+
+
+def raise_file_limit() -> None:
+    """A connection is a file: take as many as the system lets this process have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class _Bounded(HttpToolsProtocol):
+    bounds: ClassVar[Bounds] = Bounds()
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head_bytes = 0
+        self._head_timer: TimerHandle | None = None
+        self._idle_since = self.loop.time()
+        self._expect_head()
+        if self._is_crowded():
+            self._make_room()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_head_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._head_timer is not None:  # the head has not ended with these bytes
+            self._head_bytes += len(data)
+            if self._head_bytes > self.bounds.head_bytes:
+                self.refuse(_head_too_large(self.bounds.head_bytes))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        self._stop_head_timer()
+        refusal = self._refusal()
+        self.app = self.config.loaded_app if refusal is None else _answer(refusal)
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        self._idle_since = self.loop.time()
+        super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self.refuse(BadRequest("This is no HTTP/1.1 request, or it contradicts itself.", code="http_invalid"))
+
+    def refuse(self, error: ApiError) -> None:
+        """Say so and close. In the middle of an answer there is nothing left to say."""
+        self._stop_head_timer()
+        if self._idle and not self.transport.is_closing():
+            self.transport.write(_raw(error))
+        self.transport.close()
+
+    @property
+    def _idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]  # uvicorn omits the None
+
+    def _make_room(self) -> None:
+        others = [each for each in self._open() if each is not self and each._idle]
+        longest_idle = min(others, key=lambda each: each._idle_since, default=None)
+        if longest_idle is not None:
+            longest_idle.refuse(_crowded())
+        elif len(self._open()) > self.bounds.connections + RESERVE:
+            self.refuse(_crowded())
+
+    def _open(self) -> list["_Bounded"]:
+        """All that are not about to close."""
+        return [each for each in self.connections if isinstance(each, _Bounded) and not each.transport.is_closing()]
+
+    def _is_crowded(self) -> bool:
+        most = self.bounds.connections
+        return len(self.connections) > most and len(self._open()) > most
+
+    def _refusal(self) -> ApiError | None:
+        """Why this request is not for the application, now that its head is known."""
+        if sum(len(name) + len(value) for name, value in self.headers) + len(self.url) > self.bounds.head_bytes:
+            return _head_too_large(self.bounds.head_bytes)
+        if self.url.partition(b"?")[0] not in PROBES and self._is_crowded():
+            return _crowded()
+        return None
+
+    def _expect_head(self) -> None:
+        self._stop_head_timer()
+        self._head_bytes = 0
+        self._head_timer = self.loop.call_later(self.bounds.head_s, self._head_late)
+
+    def _head_late(self) -> None:
+        message = f"The request's headers did not arrive within {self.bounds.head_s:g} seconds."
+        self.refuse(ApiError(408, message, code="head_timeout"))
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+
+def _head_too_large(limit: int) -> ApiError:
+    return ApiError(431, f"The request's line and headers take more than {limit} bytes.", code="head_too_large")
+
+
+def _crowded() -> ApiError:
+    return ApiError(
+        503,
+        "The server has as many connections as it takes. Close idle ones, or try again.",
+        type="server_error",
+        code="too_many_connections",
+        headers={"retry-after": "1"},
+    )
+
+
+def _answer(error: ApiError) -> JSONResponse:
+    return JSONResponse(error.envelope(), error.status_code, {**(error.headers or {}), "connection": "close"})
+
+
+def _raw(error: ApiError) -> bytes:
+    body = orjson.dumps(error.envelope())
+    fields = {**(error.headers or {}), "content-type": "application/json", "content-length": str(len(body))}
+    lines = [f"HTTP/1.1 {error.status_code} {HTTPStatus(error.status_code).phrase}", "connection: close"]
+    lines += [f"{name}: {value}" for name, value in fields.items()]
+    return "\r\n".join(lines).encode("ascii") + b"\r\n\r\n" + body

@@ -1,0 +1,143 @@
+"""F61 to F65: clients that hang up, do not read, connect in crowds, dribble, or contradict themselves."""
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.worker import EngineWorker
+from server.connections import Bounds
+from server.ports import Limits
+from tests.support.engine import FakeWorker
+from tests.support.engine_fakes import Bench
+from tests.support.face import BASE, Face, make_face
+from tests.support.http import LiveServer, eventually, serve
+
+COMPLETION = {"model": BASE, "prompt": "Once", "max_tokens": 4}
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+@pytest.fixture
+def face(tmp_path: Path) -> Iterator[Face]:
+    made = make_face(tmp_path, FakeWorker(delay_s=0.01, max_model_len=1_000_000), Limits(1_000_000, idle_s=0.4))
+    yield made
+    made.registry.close()
+
+
+def connect(live: LiveServer) -> socket.socket:
+    made = socket.create_connection(("127.0.0.1", int(live.url.rsplit(":", 1)[1])))
+    made.settimeout(20)
+    return made
+
+
+def told(connection: socket.socket) -> tuple[int, str]:
+    """The status and the error's code of one refusal, which ends with the connection."""
+    reply = b""
+    with contextlib.suppress(ConnectionResetError):
+        while chunk := connection.recv(65536):
+            reply += chunk
+    head, _, body = reply.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)["error"]["code"]
+
+
+def ask(live: LiveServer) -> int:
+    with live.client() as client:
+        return client.post("/v1/completions", json=COMPLETION).status_code
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_f61_a_hangup_gives_back_the_engines_blocks(tmp_path: Path, stream: bool) -> None:
+    bench = Bench()
+    bench.runner.delay_s = 0.01
+    worker = EngineWorker(bench.engine)
+    face = make_face(tmp_path, worker, Limits(200))  # type: ignore[arg-type]
+    with serve(face.app) as live:
+
+        async def start() -> None:
+            worker.start()
+
+        live.call(start())
+        body = json.dumps(COMPLETION | {"prompt": [1, 2, 3], "max_tokens": 190, "stream": stream}).encode()
+        with connect(live) as connection:
+            connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            eventually(lambda: worker.stats().blocks_used > 0)
+        eventually(lambda: worker.stats().running == 0 and worker.stats().blocks_used == 0)
+        live.call(worker.stop(1))
+    face.registry.close()
+
+
+def test_f62_a_reader_that_stops_reading_holds_up_nobody(face: Face) -> None:
+    face.worker.delay_s = 0.0
+    with serve(face.app) as live, connect(live) as connection:
+        body = json.dumps(COMPLETION | {"max_tokens": 500_000, "stream": True}).encode()
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        eventually(lambda: bool(face.worker.running))
+        assert ask(live) == 200
+        eventually(lambda: bool(face.worker.aborted), within_s=30)
+
+
+def test_f63_idle_connections_make_room_for_requests(face: Face) -> None:
+    with serve(face.app, Bounds(connections=50)) as live, contextlib.ExitStack() as stack:
+        crowd = [stack.enter_context(connect(live)) for _ in range(300)]
+        assert ask(live) == 200
+        with live.client() as client:
+            assert client.get("/livez").status_code == 200
+        assert told(crowd[0]) == (503, "too_many_connections")
+
+
+def test_f63_when_all_are_busy_the_rest_is_refused_and_probes_answer(face: Face) -> None:
+    face.worker.delay_s = 0.05
+    with serve(face.app, Bounds(connections=20)) as live, contextlib.ExitStack() as stack:
+        body = json.dumps(COMPLETION | {"max_tokens": 10_000}).encode()
+        for _ in range(20):
+            busy = stack.enter_context(connect(live))
+            busy.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        eventually(lambda: len(face.worker.running) == 20)
+        with live.client() as client:
+            refused = client.post("/v1/completions", json=COMPLETION)
+            assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
+            assert refused.json()["error"]["code"] == "too_many_connections"
+        with live.client() as client:
+            assert client.get("/livez").status_code == client.get("/readyz").status_code == 200
+
+
+def test_f64_a_head_that_dribbles_is_408(face: Face) -> None:
+    with serve(face.app, Bounds(head_s=0.4)) as live, connect(live) as silent, connect(live) as dribbling:
+        for byte in HEAD[:12]:
+            dribbling.sendall(bytes([byte]))
+            time.sleep(0.02)
+        assert told(dribbling) == told(silent) == (408, "head_timeout")
+        assert ask(live) == 200
+
+
+def test_f64_a_body_that_dribbles_is_408(face: Face) -> None:
+    with serve(face.app) as live, connect(live) as connection:
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        for _ in range(50):
+            connection.sendall(b"1\r\n \r\n")
+            time.sleep(0.02)
+        assert b" 408 " in connection.recv(4096)
+        assert ask(live) == 200
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_f64_a_head_of_64_kilobytes_is_431(face: Face, ended: bool) -> None:
+    with serve(face.app) as live, connect(live) as connection:
+        with contextlib.suppress(OSError):
+            connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"X-Much: y\r\n" * 6000 + b"\r\n" * ended)
+        assert told(connection) == (431, "head_too_large")
+        assert ask(live) == 200
+
+
+def test_f65_pipelined_requests_are_answered_in_order(face: Face) -> None:
+    with serve(face.app) as live, connect(live) as connection:
+        get = b"GET %s HTTP/1.1\r\nHost: x\r\n%s\r\n"
+        connection.sendall(get % (b"/version", b"") + get % (b"/livez", b"Connection: close\r\n"))
+        reply = b""
+        while chunk := connection.recv(65536):
+            reply += chunk
+    assert reply.count(b"HTTP/1.1 200") == 2 and reply.index(b'"base"') < reply.index(b'"status"')
