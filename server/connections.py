@@ -79,7 +79,7 @@ class _Bounded(HttpToolsProtocol):
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
-        self.refuse(BadRequest("This is no HTTP/1.1 request, or it contradicts itself.", code="http_invalid"))
+        self.refuse(BadRequest("This is no well-formed request, or it contradicts itself.", code="http_invalid"))
 
     def refuse(self, error: ApiError) -> None:
         """Say so and close. In the middle of an answer there is nothing left to say."""
