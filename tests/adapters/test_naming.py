@@ -52,7 +52,7 @@ def test_references() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "@", "@3", "a@", "a@@", "a@b@c", "a/b", "a@sha256:00", "a@../x", f"a@{ID.upper()}"]
+    "text", ["", "@", "@3", "a@", "a@@", "a@b@c", "a/b/c", "/b", "a/", "a@sha256:00", "a@../x", f"a@{ID.upper()}"]
 )
 def test_references_refused(text: str) -> None:
     with pytest.raises(UnknownAdapter):
