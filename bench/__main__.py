@@ -3,6 +3,7 @@
 Owns the list. Imports nothing of the house, and nothing that takes long to import.
 """
 
+import signal
 import sys
 
 import httpx
@@ -54,6 +55,7 @@ for name, command in (
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # servers that were started stop too
     try:
         app(prog_name="rootstock bench")
     except (BenchError, httpx.HTTPError) as error:
