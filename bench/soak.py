@@ -32,21 +32,22 @@ PERIOD_S = 1.0
 QUIET_S = 60.0
 """How long the server may take to let go of everything once nobody asks any more."""
 FILES_SLACK = 8
-"""Open files beyond those before: database connections and the like come and stay."""
+"""Open files more than an idle server had after the warm-up: each connection that a database's pool adds is two."""
+WARM_UP = 0.25
+"""The part of the traffic that comes before anything is compared: pools of connections and threads fill up first."""
 MIBI = 1 << 20
 
 
 @dataclass(slots=True)
 class Samples:
-    """The server's process over time: seconds, resident bytes, open files."""
+    """The server's process over time: seconds and resident bytes."""
 
     at: list[float] = field(default_factory=list)
     resident: list[int] = field(default_factory=list)
-    files: list[int] = field(default_factory=list)
 
     def slope(self) -> float:
         """Resident bytes gained a minute: the least-squares line through the second half, after everything is warm."""
-        half = len(self.at) // 2
+        half = len(self.at) // 2  # the warm-up is well over
         if len(self.at) - half < 2:
             return 0.0
         return float(np.polyfit(self.at[half:], self.resident[half:], 1)[0]) * 60
@@ -61,7 +62,7 @@ class Verdict:
     resident_first: int
     resident_last: int
     growth_mib_per_minute: float
-    files_first: int
+    files_warm: int
     files_last: int
     held: dict[str, float]
     leaks: tuple[str, ...]
@@ -157,17 +158,14 @@ async def soak(server: launch.Server, adapters: Sequence[Path], minutes: float, 
 
 async def watch(pid: int, samples: Samples) -> None:
     """Until cancelled."""
-    process, began = psutil.Process(pid), time.monotonic()
     while True:
-        samples.at.append(time.monotonic() - began)
+        samples.at.append(time.monotonic())
         samples.resident.append(memory.resident_bytes(pid))
-        samples.files.append(process.num_fds())
         await asyncio.sleep(PERIOD_S)
 
 
-async def _watched(server: launch.Server, samples: Samples, traffic: Awaitable[Soak]) -> Soak:
-    assert server.pid is not None
-    watching = asyncio.create_task(watch(server.pid, samples))
+async def _watched(pid: int, samples: Samples, traffic: Awaitable[Soak]) -> Soak:
+    watching = asyncio.create_task(watch(pid, samples))
     try:
         return await traffic
     finally:
@@ -194,23 +192,28 @@ def settle(url: str) -> dict[str, float]:
     return left
 
 
-def judge(done: Soak, samples: Samples, minutes: float, left: dict[str, float], blobs: int, growth: float) -> Verdict:
-    """`growth` is the memory that may be gained, in MiB a minute."""
-    left = left | {"blobs on disk": float(blobs)}
+def judge(
+    answers: Counter[str],
+    samples: Samples,
+    files: tuple[int, int],
+    minutes: float,
+    left: dict[str, float],
+    growth: float,
+) -> Verdict:
+    """`files` are open in an idle server after the warm-up and at the end; `growth` MiB a minute are allowed."""
     gained = samples.slope() / MIBI
     leaks = [f"{name}: {value:g} still held" for name, value in left.items() if value]
     leaks += [f"memory: {gained:.1f} MiB a minute"] if gained > growth else []
-    files = samples.files[-1] - samples.files[0]
-    leaks += [f"open files: {files} more"] if files > FILES_SLACK else []
-    leaks += [f"{told} ({count} times)" for told, count in done.answers.items() if ": 5" in told or "without" in told]
+    more = files[1] - files[0]
+    leaks += [f"open files: {more} more"] if more > FILES_SLACK else []
+    leaks += [f"{told} ({count} times)" for told, count in answers.items() if ": 5" in told or "without" in told]
     return Verdict(
         minutes,
-        dict(sorted(done.answers.items())),
+        dict(sorted(answers.items())),
         samples.resident[0],
         samples.resident[-1],
         gained,
-        samples.files[0],
-        samples.files[-1],
+        *files,
         left,
         tuple(leaks),
     )
@@ -230,12 +233,16 @@ def main(
     samples = Samples()
     data = work_dir / "soak"
     with launch.serve(data, launch.flags(str(base), f"{FLAGS} {serve_flags}")) as server:
-        done = asyncio.run(_watched(server, samples, soak(server, adapters, minutes, clients, seed)))
-        left = settle(server.url)
         assert server.pid is not None
-        samples.files.append(psutil.Process(server.pid).num_fds())
-        blobs = len(list(data.glob("adapters/sha256/??/*")))
-    verdict = judge(done, samples, minutes, left, blobs, growth)
+        answers: Counter[str] = Counter()
+        files = []
+        for part, its_seed in ((WARM_UP, seed), (1 - WARM_UP, seed + 1)):
+            traffic = soak(server, adapters, part * minutes, clients, its_seed)
+            answers += asyncio.run(_watched(server.pid, samples, traffic)).answers
+            left = settle(server.url)
+            files.append(psutil.Process(server.pid).num_fds())
+        left["blobs on disk"] = len(list(data.glob("adapters/sha256/??/*")))
+    verdict = judge(answers, samples, (files[0], files[1]), minutes, left, growth)
     report.tell_json(Console(), work_dir / "soak.json", {"setting": report.machine(), "verdict": asdict(verdict)})
     if verdict.leaks:
         raise typer.Exit(1)
