@@ -15,7 +15,7 @@ from adapters.grants import EVERYBODY
 from server.keys.store import KeyStore
 from server.principal import Scope
 from tests.support.face import BASE, Face, form, write_adapter
-from tests.support.http import LiveServer, serve
+from tests.support.http import LiveServer, eventually, serve
 from tests.support.keys import bearer, guarded_face, headers_of
 
 HIDDEN, ABSENT = "zz-hidden", "zz-absent"
@@ -235,6 +235,7 @@ def test_h81_the_log_has_the_tenant_and_the_key_but_no_secret_and_no_prompt(tena
         http.put("/v1/adapters/logged/shares/beta")
         http.delete("/v1/adapters/logged")
         http.get("/v1/models", headers=bearer(f"{text[:-1]}~"))
+        eventually(lambda: '"status": 401' in log.getvalue())  # a request is logged after it is answered
     lines = [json.loads(line) for line in log.getvalue().splitlines()]
     assert text.partition("_")[2][:-1] not in log.getvalue() and SECRET_PROMPT not in log.getvalue()
     audit = {line["event"]: line for line in lines if line["event"] != "request"}
