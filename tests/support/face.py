@@ -22,7 +22,7 @@ from server.keys.ring import NoKeys
 from server.meter import Meter
 from server.metrics import Metrics
 from server.naming import RESERVED
-from server.ports import Callers, Limits, Services, Traces
+from server.ports import Callers, Limits, Services, Tokenizer, Traces
 from tests.support.engine import FakeWorker
 from tests.support.tokenizer import ByteTokenizer
 
@@ -62,12 +62,14 @@ def make_face(
     uploads: UploadLimits | None = None,
     reader: Reader = read,
     meter: Meter | None = None,
+    tokenizer: Tokenizer | None = None,
+    store: BlobStore | None = None,
 ) -> Face:
     """A ready application with its data under `folder`. Close `registry` when done."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
     worker = worker if worker is not None else FakeWorker()
     registry = Registry(f"sqlite:///{folder / 'data' / 'registry.sqlite'}", disk)
-    store = BlobStore(folder / "data" / "blobs", disk)
+    store = store or BlobStore(folder / "data" / "blobs", disk)
     catalog = Catalog(registry, store, base or served(), RESERVED | {BASE}, reader)
     root = folder / "root"
     root.mkdir(exist_ok=True)
@@ -75,7 +77,7 @@ def make_face(
         worker=worker,
         whole=catalog,
         catalog=Shelf(catalog),
-        tokenizer=ByteTokenizer(),
+        tokenizer=tokenizer or ByteTokenizer(),
         base_id=BASE,
         limits=limits if limits is not None else Limits(worker.max_model_len, idle_s=5),
         metrics=Metrics(),

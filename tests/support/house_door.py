@@ -1,0 +1,126 @@
+"""The door of tests/hostile with a house behind it: a real engine over a tiny random Llama of the same shapes.
+
+Owns the base and the wiring; the broken uploads, written for those shapes, fit it as they are.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from adapters.manifest import AdapterId
+from adapters.provenance import ServedBase
+from adapters.store import BlobStore
+from engine.build import EngineConfig, build
+from engine.result import ChunkResult
+from engine.runner import ModelRunner
+from engine.scheduler import StepPlan
+from engine.worker import EngineWorker
+from loader.base import Base, load
+from loader.fingerprint import fingerprint
+from loader.source import resolve
+from server.ports import Limits
+from server.tokens import HubTokenizer
+from tests.support.adapters import write_adapter
+from tests.support.door import Door
+from tests.support.face import make_face
+from tests.support.house_watch import HouseWatch
+from tests.support.http import serve
+from tests.support.invariants import Invariants
+from tests.support.models import SHAPE as SIZES
+from tests.support.models import tiny_tokenizer
+
+LOUD = 0.3
+"""The scale of adapters that must be heard in eight tokens."""
+CONTEXT, BLOCKS, BLOCK = 256, 256, 4
+
+
+class Fragile:
+    """The real runner, until it is told to break."""
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self._runner = runner
+        self.broken = False
+
+    def execute(self, plan: StepPlan) -> list[ChunkResult]:
+        if self.broken:
+            raise RuntimeError("the device is on fire")
+        return self._runner.execute(plan)
+
+    def merge(self, adapter: AdapterId) -> None:
+        self._runner.merge(adapter)
+
+    def unmerge(self) -> None:
+        self._runner.unmerge()
+
+
+@dataclass(frozen=True)
+class House(Door):
+    """A door, and what stands behind it."""
+
+    base: Base
+    worker: EngineWorker
+    runner: Fragile
+    watch: HouseWatch
+
+    def add(self, folder: Path, name: str, seed: int = 0, rank: int = 4) -> str:
+        """A version that is loud, taken through the door; its id."""
+        made = write_adapter(folder / f"{name}-{seed}", self.base.shape, seed=seed, rank=rank, scale=LOUD)
+        reply = self.upload(made, name)
+        assert reply.status_code == 201, reply.text
+        id: str = reply.json()["id"]
+        return id
+
+
+def tiny_llama(folder: Path) -> Base:
+    """`tests.support.door.SHAPE` as a model with random weights, in float32."""
+    sizes = dict(SIZES) | {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+    torch.manual_seed(20)
+    model = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=False))
+    model.save_pretrained(folder / "tiny-llama")
+    tiny_tokenizer().save_pretrained(folder / "tiny-llama")
+    return load(resolve(str(folder / "tiny-llama"), folder), dtype="float32")
+
+
+@contextlib.contextmanager
+def house(folder: Path, device_bytes: int = 1 << 20, host_bytes: int = 4 << 20) -> Iterator[House]:
+    """A live server over a real engine with a canary, and its invariants."""
+    base = tiny_llama(folder / "base")
+    served = ServedBase(base.shape, lambda: fingerprint(base.source.path, None))
+    tokenizer = HubTokenizer(base.tokenizer, base.model.config.vocab_size)
+    server = folder / "server"
+    store = BlobStore(server / "data" / "blobs")
+    config = EngineConfig(BLOCKS, CONTEXT, device_bytes, host_bytes, block_size=BLOCK, max_batch_tokens=64)
+    engine = build(base, store, config)
+    real = engine._runner
+    assert isinstance(real, ModelRunner)
+    engine._runner = runner = Fragile(real)
+    worker = EngineWorker(engine)
+    face = make_face(
+        server,
+        worker,  # type: ignore[arg-type]  # a face usually has the fake one
+        limits=Limits(CONTEXT, idle_s=5),
+        base=served,
+        tokenizer=tokenizer,
+        store=store,
+    )
+    canary, _ = face.catalog.add_directory("canary", write_adapter(folder / "canary", base.shape, seed=99, scale=LOUD))
+    with serve(face.app) as live, live.client() as http:
+        live.call(_start(worker))
+
+        def forget(id: AdapterId) -> None:
+            asyncio.run_coroutine_threadsafe(worker.forget(id), live.loop)
+
+        face.catalog.on_forgotten = forget
+        watch = HouseWatch(base, worker, real, face, live, canary.name)
+        yield House(face, live, http, Invariants(face, http, server, canary, watch), base, worker, runner, watch)
+        live.call(worker.stop(1))
+    face.registry.close()
+
+
+async def _start(worker: EngineWorker) -> None:
+    worker.start()
