@@ -6,10 +6,12 @@ the engine says who is running and who is wanted, and obeys the plan at a step b
 
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 from adapters.manifest import AdapterId
+from adapters.moves import AdapterPlan, Draft, Room
+from adapters.shares import Shares, Use
 
 
 class Tier(StrEnum):
@@ -18,45 +20,13 @@ class Tier(StrEnum):
     DEVICE = "device"
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterPlan:
-    """What to do before the next forward, in this order: leave the device, leave the host, fetch, place."""
-
-    off_device: tuple[AdapterId, ...] = ()
-    off_host: tuple[AdapterId, ...] = ()
-    fetch: tuple[AdapterId, ...] = ()
-    place: tuple[AdapterId, ...] = ()
-
-
 @dataclass(slots=True)
-class _Tier:
-    """A byte budget and its tenants, least recently used first."""
+class _Stays:
+    """Who may not leave for the next one: the device, host memory, its tenant's share."""
 
-    budget: int
-    held: dict[AdapterId, int] = field(default_factory=dict)
-
-    @property
-    def used(self) -> int:
-        return sum(self.held.values())
-
-    def copy(self) -> "_Tier":
-        return _Tier(self.budget, dict(self.held))
-
-    def touch(self, adapter: AdapterId) -> None:
-        if adapter in self.held:
-            self.held[adapter] = self.held.pop(adapter)
-
-    def room_for(self, size: int, stays: Callable[[AdapterId], bool]) -> tuple[AdapterId, ...] | None:
-        """The least recently used tenants that may leave and whose leaving makes room; None if that is not enough."""
-        missing = self.used + size - self.budget
-        leaving: list[AdapterId] = []
-        for adapter, held in self.held.items():
-            if missing <= 0:
-                break
-            if not stays(adapter):
-                leaving.append(adapter)
-                missing -= held
-        return tuple(leaving) if missing <= 0 else None
+    device: set[AdapterId]
+    host: set[AdapterId]
+    shares: set[Use]
 
 
 class Residency:
@@ -66,12 +36,18 @@ class Residency:
     leave while it is on the device. Least recently used leaves first; an adapter that is pinned, held for the
     merged weights, or running never leaves the device. A fetch reserves its host bytes when it starts. At most
     `max_fetches` are under way, so that what is wanted soonest is never behind a long line of others.
+
+    A tenant with a share gives up its own adapter that it used longest ago before it has another on the device, and
+    waits for its own requests to end while it can give up none. What nobody else uses then leaves the device.
     """
 
-    def __init__(self, device_bytes: int, host_bytes: int, max_fetches: int = sys.maxsize) -> None:
+    def __init__(
+        self, device_bytes: int, host_bytes: int, max_fetches: int = sys.maxsize, shares: Shares | None = None
+    ) -> None:
         self._max_fetches = max_fetches
-        self._device = _Tier(device_bytes)
-        self._host = _Tier(host_bytes)
+        self._device = Room(device_bytes)
+        self._host = Room(host_bytes)
+        self._shares = shares or Shares()
         self._fetching: dict[AdapterId, int] = {}
         self._pinned: dict[AdapterId, int] = {}
         self._held: dict[AdapterId, int] = {}
@@ -91,6 +67,15 @@ class Residency:
 
     def on_device(self, adapter: AdapterId) -> bool:
         return adapter in self._device.held
+
+    def ready(self, use: Use) -> bool:
+        """Whether it is on the device, and the tenant's share has it."""
+        return use.adapter in self._device.held and self._shares.admits(use)
+
+    @property
+    def shares(self) -> Shares:
+        """To be asked, not changed."""
+        return self._shares
 
     @property
     def device_used(self) -> int:
@@ -139,8 +124,8 @@ class Residency:
     def plan(
         self,
         sizes: Mapping[AdapterId, int],
-        running: Collection[AdapterId],
-        wanted: Sequence[AdapterId],
+        running: Collection[Use],
+        wanted: Sequence[Use],
         warm: Sequence[AdapterId] = (),
     ) -> AdapterPlan:
         """Decide the next moves; `sizes` holds the bytes of every adapter named.
@@ -148,55 +133,84 @@ class Residency:
         `running` never leaves the device. `wanted` is served in order: an earlier one may push out what neither
         runs nor is wanted earlier. `warm` only takes room that is free.
         """
-        if all(adapter in self._device.held for adapter in (*wanted, *warm)):  # nearly every step of a settled server
+        settled = all(self.ready(use) for use in wanted) and all(adapter in self._device.held for adapter in warm)
+        if settled:  # nearly every step of a settled server
             return AdapterPlan()
-        draft = _Draft(self._device.copy(), self._host.copy())
-        for adapter in reversed(wanted):  # what is wanted soonest leaves last
-            draft.device.touch(adapter)
-            draft.host.touch(adapter)
-        stays_on_device = {*running, *self._pinned, *self._held}
-        stays_on_host = set(self._fetching)
-        for adapter in wanted:
-            self._advance(draft, adapter, sizes[adapter], stays_on_device.__contains__, stays_on_host.__contains__)
-            stays_on_device.add(adapter)
-            if not self.on_device(adapter) or adapter not in draft.device.held:  # then its host copy is not to spare
-                stays_on_host.add(adapter)
+        draft = Draft(self._device.copy(), self._host.copy(), self._shares.copy(), sizes)
+        for use in reversed(wanted):  # what is wanted soonest leaves last
+            draft.device.touch(use.adapter)
+            draft.host.touch(use.adapter)
+        on_device = {*(use.adapter for use in running), *self._pinned, *self._held}
+        stays = _Stays(on_device, set(self._fetching), set(running))
+        for use in wanted:
+            self._advance(draft, use, stays)
         for adapter in warm:
-            self._advance(draft, adapter, sizes[adapter], _everyone, _everyone)
+            if adapter not in draft.device.held:
+                self._bring(draft, adapter, _everyone, _everyone)
         return draft.plan()
 
-    def _advance(
+    def _advance(self, draft: Draft, use: Use, stays: _Stays) -> None:
+        """Bring an adapter one tier closer to whoever wants it, if the tenant's share and both tiers have room."""
+        adapter, counted = use.adapter, not draft.shares.admits(use)
+        given_up = draft.shares.room_for(use, draft.sizes[adapter], stays.shares.__contains__) if counted else ()
+        if given_up is None:  # what is in host memory already is kept for when the tenant's own requests have ended
+            stays.host.add(adapter)
+            return
+        unused = tuple(one for one in given_up if _unused(draft, Use(one, use.tenant), stays))
+        there = adapter in draft.device.held
+        if there:
+            draft.dismiss(unused)
+        elif not self._bring(draft, adapter, stays.device.__contains__, stays.host.__contains__, unused):
+            draft.crowd(use)
+        if counted and adapter in draft.device.held:
+            draft.exchange(use, given_up)
+        elif counted:
+            draft.reserve(use)
+        stays.shares.add(use)
+        stays.device.add(adapter)
+        if not self.on_device(adapter) or adapter not in draft.device.held:  # then its host copy is not to spare
+            stays.host.add(adapter)
+
+    def _bring(
         self,
-        draft: "_Draft",
+        draft: Draft,
         adapter: AdapterId,
-        size: int,
         stays_on_device: Callable[[AdapterId], bool],
         stays_on_host: Callable[[AdapterId], bool],
-    ) -> None:
-        """Bring `adapter` one tier closer, if what may leave makes room for it."""
-        if adapter in draft.device.held or adapter in self._fetching:
-            return
+        unused: tuple[AdapterId, ...] = (),
+    ) -> bool:
+        """Fetch or place it, those who are `unused` leaving first. False for want of room."""
+        if adapter in self._fetching or draft.fetches(adapter):
+            return True
         if adapter in draft.host.held:
-            draft.place(adapter, size, stays_on_device)
-        elif len(self._fetching) + draft.num_fetches < self._max_fetches:
-            draft.fetch(adapter, size, stays_on_host)
+            return draft.place(adapter, stays_on_device, unused)
+        if len(self._fetching) + draft.num_fetches >= self._max_fetches:
+            return True
+        return draft.fetch(adapter, stays_on_host)
 
     # Commands
 
-    def apply(self, plan: AdapterPlan, sizes: Mapping[AdapterId, int], used: Iterable[AdapterId] = ()) -> None:
+    def apply(self, plan: AdapterPlan, sizes: Mapping[AdapterId, int], used: Iterable[Use] = ()) -> None:
         """Make a plan of this residency's own come true, and note who was `used` in this step."""
-        self._changes += plan != AdapterPlan()
+        self._changes += plan.moves
         for adapter in plan.off_device:
             del self._device.held[adapter]
+            self._shares.left(adapter)
         for adapter in plan.off_host:
             del self._host.held[adapter]
         for adapter in plan.fetch:
             self._host.held[adapter] = self._fetching[adapter] = sizes[adapter]
         for adapter in plan.place:
             self._device.held[adapter] = sizes[adapter]
-        for adapter in used:
-            self._device.touch(adapter)
-            self._host.touch(adapter)
+        for use in plan.given_up:
+            self._shares.give_up(use)
+        for use in plan.taken:
+            self._shares.take(use, sizes[use.adapter])
+        for use in used:
+            self._device.touch(use.adapter)
+            self._host.touch(use.adapter)
+            if self._shares.limits_anybody:
+                self._shares.take(use, self._device.held[use.adapter])
 
     def fetched(self, adapter: AdapterId) -> None:
         """Its bytes have arrived in host memory."""
@@ -212,6 +226,7 @@ class Residency:
         """It did not reach the device after all."""
         self._changes += 1
         del self._device.held[adapter]
+        self._shares.left(adapter)
 
     def pin(self, adapter: AdapterId, size: int) -> None:
         """Keep it on the device from when it gets there. Ask `fits` first."""
@@ -235,6 +250,7 @@ class Residency:
         assert adapter not in self._held, "unmerge it first"
         self.unpin(adapter)
         self._device.held.pop(adapter, None)
+        self._shares.left(adapter)
         self._host.held.pop(adapter, None)
 
     def check_integrity(self) -> None:
@@ -243,47 +259,14 @@ class Residency:
         assert self._host.used <= self._host.budget
         assert self._fetching.keys() <= self._host.held.keys()
         assert self._held.keys() <= self._device.held.keys()
+        self._shares.check_integrity()
 
 
 def _everyone(_: AdapterId) -> bool:
     return True
 
 
-@dataclass(slots=True)
-class _Draft:
-    """A plan in the making, on copies of both tiers."""
-
-    device: _Tier
-    host: _Tier
-    _off_device: list[AdapterId] = field(default_factory=list)
-    _off_host: list[AdapterId] = field(default_factory=list)
-    _fetch: list[AdapterId] = field(default_factory=list)
-    _place: list[AdapterId] = field(default_factory=list)
-
-    @property
-    def num_fetches(self) -> int:
-        return len(self._fetch)
-
-    def fetch(self, adapter: AdapterId, size: int, stays: Callable[[AdapterId], bool]) -> None:
-        leaving = self.host.room_for(size, stays)
-        if leaving is not None:
-            self._off_host += _leave(self.host, leaving)
-            self.host.held[adapter] = size
-            self._fetch.append(adapter)
-
-    def place(self, adapter: AdapterId, size: int, stays: Callable[[AdapterId], bool]) -> None:
-        leaving = self.device.room_for(size, stays)
-        if leaving is not None:
-            self._off_device += _leave(self.device, leaving)
-            self.device.held[adapter] = size
-            self._place.append(adapter)
-
-    def plan(self) -> AdapterPlan:
-        return AdapterPlan(tuple(self._off_device), tuple(self._off_host), tuple(self._fetch), tuple(self._place))
-
-
-def _leave(tier: _Tier, leaving: Iterable[AdapterId]) -> tuple[AdapterId, ...]:
-    left = tuple(leaving)
-    for adapter in left:
-        del tier.held[adapter]
-    return left
+def _unused(draft: Draft, use: Use, stays: _Stays) -> bool:
+    """Whether nobody needs it on the device once this tenant has given it up."""
+    others = draft.shares.users(use.adapter) - {use.tenant}
+    return use.adapter in draft.device.held and use.adapter not in stays.device and not others

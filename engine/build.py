@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from adapters.bank import Bank
 from adapters.residency import Residency
+from adapters.shares import Share, Shares
 from adapters.store import BlobStore
 from adapters.supply import Supply
 from engine.blocks import BlockPool
@@ -37,6 +38,8 @@ class EngineConfig:
     max_sequences: int = 64
     max_waiting: int = 512
     tenant_weights: Mapping[str, float] = field(default_factory=dict)
+    share: Share = Share()
+    tenant_shares: Mapping[str, Share] = field(default_factory=dict)
 
 
 def build(base: Base, store: BlobStore, config: EngineConfig, observe: Observer = ignore) -> Engine:
@@ -54,7 +57,12 @@ def maker(base: Base, store: BlobStore, config: EngineConfig, observe: Observer 
         runner.unmerge()
         bank.clear()
         pool = BlockPool(config.num_blocks, config.block_size)
-        residency = Residency(config.adapter_device_bytes, config.adapter_host_bytes, max_fetches=MAX_FETCHES)
+        residency = Residency(
+            config.adapter_device_bytes,
+            config.adapter_host_bytes,
+            max_fetches=MAX_FETCHES,
+            shares=Shares(config.share, config.tenant_shares),
+        )
         supply = Supply(store, bank, base.adapter_dtype, base.weight)
         return Engine(
             runner=runner,

@@ -68,7 +68,7 @@ class Engine:
         return self.scheduler.has_work or self._merging is not None or self.tiers.busy
 
     def submit(self, request: Request) -> None:
-        """Queue a request. Raises QueueFull, PromptTooLong, AdapterTooLarge, UnknownAdapter."""
+        """Queue a request. Raises QueueFull, PromptTooLong, AdapterTooLarge, ShareTooSmall, UnknownAdapter."""
         assert request.prompt, "without a token to start from nothing can be computed"
         assert request.id not in self._sequences, "two requests cannot share an id"
         self._check(request)
@@ -96,7 +96,7 @@ class Engine:
         started = monotonic()
         self._outbox = []
         self._move_adapters()
-        plan = self.scheduler.plan(self.tiers.ready, self.tiers.loading, drain=self.tiers.crowded_out)
+        plan = self.scheduler.plan(self.tiers)
         self._note(plan)
         self.stalled = not plan.chunks
         if plan.chunks:
@@ -150,6 +150,7 @@ class Engine:
         """Assert that nothing is held by nobody."""
         self.scheduler.check_integrity()
         self.tiers.residency.check_integrity()
+        assert all(self.tiers.admits(use) for use in self.scheduler.uses()), "it runs and is not there, or not allowed"
         assert len(self._sequences) == len(self.scheduler.waiting) + len(self.scheduler.running)
 
     # Before a request
@@ -162,7 +163,7 @@ class Engine:
         if len(request.prompt) + request.params.max_tokens > limit:
             raise PromptTooLong(len(request.prompt), request.params.max_tokens, limit)
         if request.adapter is not None:
-            self.tiers.check(request.adapter)
+            self.tiers.check(request.adapter, request.tenant)
 
     def _tier(self, adapter: AdapterId | None) -> str:
         if adapter is None:
@@ -174,7 +175,7 @@ class Engine:
     def _move_adapters(self) -> None:
         """Give the tiers their turn, fail whoever waited for an adapter that cannot be read, merge what is due."""
         merging = [self._merging[0]] if self._merging else []
-        failed = self.tiers.move(self.scheduler.running_adapters(), self.scheduler.wanted_adapters(), urgent=merging)
+        failed = self.tiers.move(self.scheduler.uses(), self.scheduler.wants(), urgent=merging)
         self.scheduler.charge_moves(self.tiers.moved)
         for sequence in list(self.scheduler.waiting) if failed else ():
             if sequence.adapter in failed:

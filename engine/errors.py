@@ -6,6 +6,7 @@ EngineError
 ├── EngineStopped      the engine is draining or has stopped
 ├── EngineRestarting   the engine has failed, and the next one is being made
 ├── AdapterTooLarge    the adapter alone exceeds the device budget
+├── ShareTooSmall      the adapter alone exceeds its tenant's share of it
 └── MergeRefused       another adapter is merged already
 """
 
@@ -40,6 +41,14 @@ class EngineRestarting(EngineError):
 
 class AdapterTooLarge(EngineError):
     pass
+
+
+class ShareTooSmall(EngineError):
+    def __init__(self, size: int, share: int | None) -> None:
+        super().__init__(
+            f"This adapter takes {size} bytes on the device, where the tenant's adapters may take {share or 0}. "
+            "Use a smaller one, or ask the operator for a larger quota `device_bytes`."
+        )
 
 
 class MergeRefused(EngineError):

@@ -6,12 +6,14 @@ are only ids that may or may not be ready.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import islice
+from typing import Protocol
 
 from adapters.manifest import AdapterId
+from adapters.shares import Use
 from engine.blocks import BlockPool, prefix_hashes
 from engine.fairness import VirtualCounters
 from engine.sequence import Sequence, Status
@@ -48,13 +50,21 @@ class StepPlan:
         return sum(chunk.count for chunk in self.chunks)
 
 
-@dataclass(frozen=True, slots=True)
-class _Adapters:
-    """What a step may know of them: who is on the device, who is being read, whether nobody with one may come in."""
+class Adapters(Protocol):
+    """What a step may know of them."""
 
-    ready: Callable[[AdapterId], bool]
-    loading: Callable[[AdapterId], bool]
-    drain: bool
+    def admits(self, use: Use, /) -> bool:
+        """Whether it is on the device, and the tenant may use it."""
+
+    def loading(self, adapter: AdapterId, /) -> bool:
+        """Whether it is being read from disk, which no eviction would speed up."""
+
+    def held_up(self, use: Use, /) -> bool:
+        """Whether others must leave for it; else it is being read, or its own tenant's share is full."""
+
+    @property
+    def crowded_out(self) -> bool:
+        """Whether nobody with an adapter may come in, so that those on the device can leave."""
 
 
 @dataclass(slots=True)
@@ -73,7 +83,8 @@ class Scheduler:
 
     Running sequences go first. When blocks run out, the sequence that came last gives its own back and is
     recomputed later. A waiting sequence is overtaken at most `patience` times for want of room; then nobody with an
-    adapter passes it, so the running ones drain and its adapter is placed. One that is being read holds up nobody.
+    adapter passes it, so the running ones drain and its adapter is placed. One that is being read holds up nobody, and
+    one whose tenant has its full share on the device holds up its own tenant alone.
 
     A tenant that has nothing in the batch, and whose turn it is, waits for nobody to end: it goes before long prompts,
     and if it finds no seat or no blocks, the tenant that has most in the batch takes its latest sequence back, as long
@@ -103,14 +114,21 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
+    def uses(self) -> set[Use]:
+        """What runs, and for whom."""
+        return {Use(sequence.adapter, sequence.tenant) for sequence in self.running if sequence.adapter is not None}
+
+    def wants(self) -> tuple[Use, ...]:
+        """The adapters of those who wait, soonest first, as far as a few full batches reach."""
+        ahead = islice(self.counters.soonest(self.waiting), 4 * self._max_sequences)
+        uses = (Use(sequence.adapter, sequence.tenant) for sequence in ahead if sequence.adapter is not None)
+        return tuple(dict.fromkeys(uses))
+
     def running_adapters(self) -> set[AdapterId]:
         return {sequence.adapter for sequence in self.running if sequence.adapter is not None}
 
     def wanted_adapters(self) -> tuple[AdapterId, ...]:
-        """The adapters of those who wait, soonest first, as far as a few full batches reach."""
-        reach = 4 * self._max_sequences
-        ahead = (sequence.adapter for sequence in islice(self.counters.soonest(self.waiting), reach))
-        return tuple(dict.fromkeys(adapter for adapter in ahead if adapter is not None))
+        return tuple(dict.fromkeys(use.adapter for use in self.wants()))
 
     def num_waiting(self, tenant: str) -> int:
         return sum(sequence.tenant == tenant for sequence in self.waiting)
@@ -130,15 +148,9 @@ class Scheduler:
                 price = self.counters.prices.adapter_byte * unpaid.pop(sequence.adapter)
                 self.counters.charge(sequence.tenant, price)
 
-    def plan(
-        self, ready: Callable[[AdapterId], bool], loading: Callable[[AdapterId], bool], drain: bool = False
-    ) -> StepPlan:
-        """Take blocks for the next step and say what it computes.
-
-        `ready` tells whether an adapter is on the device, `loading` whether it is being read from disk. With `drain`
-        nobody with an adapter comes in, so that those on the device can leave.
-        """
-        draft, adapters = _Draft(self._max_batch_tokens), _Adapters(ready, loading, drain)
+    def plan(self, adapters: Adapters) -> StepPlan:
+        """Take blocks for the next step and say what it computes."""
+        draft = _Draft(self._max_batch_tokens)
         decoding = [sequence for sequence in self.running if sequence.remaining == 1]
         prompts = [sequence for sequence in self.running if sequence.remaining > 1]
         self._go_on(draft, decoding)  # a long prompt must not hold up decoding
@@ -186,20 +198,23 @@ class Scheduler:
             if sequence.is_running and count and self._make_room(sequence, count, draft.preempted):
                 self._compute(draft, sequence, count)
 
-    def _admit(self, draft: _Draft, adapters: _Adapters, newcomers: bool = False) -> None:
+    def _admit(self, draft: _Draft, adapters: Adapters, newcomers: bool = False) -> None:
         """Let waiting sequences in while tokens, seats and blocks last; or only `newcomers`, for whom way is made:
         one each of the tenants that have nothing in the batch, as long as it is their turn."""
         passed: list[Sequence] = []
-        blocked = adapters.drain
+        blocked, draining = adapters.crowded_out, set[str]()
         served = {sequence.tenant for sequence in self.running}
         for sequence in self.counters.in_turn(self.waiting, frozenset(served)):
             if not draft.budget or (newcomers and sequence.tenant in served):
                 break
-            if sequence.adapter is not None and (blocked or not adapters.ready(sequence.adapter)):
-                passed.append(sequence)
-                impatient = self._overtaken.get(sequence.id, 0) >= self._patience
-                blocked = blocked or (impatient and not adapters.loading(sequence.adapter))
-                continue
+            if sequence.adapter is not None:
+                use = Use(sequence.adapter, sequence.tenant)
+                if blocked or sequence.tenant in draining or not adapters.admits(use):
+                    passed.append(sequence)
+                    if self._overtaken.get(sequence.id, 0) >= self._patience:
+                        blocked = blocked or adapters.held_up(use)
+                        draining |= set() if adapters.loading(use.adapter) else {use.tenant or ""}
+                    continue
             count = self._enter(sequence, draft.budget)
             while newcomers and not count and self._make_way(sequence, draft.preempted):
                 count = self._enter(sequence, draft.budget)

@@ -79,7 +79,7 @@ def build_house(
     )
     store, metrics = BlobStore(data.blobs), Metrics()
     progress("preparing the engine", None)
-    make = maker(base, store, _engine_config(settings, memory, max_model_len), _observer(metrics, traces))
+    make = maker(base, store, engine_config(settings, memory, max_model_len), _observer(metrics, traces))
     worker = EngineWorker(make(), make)
     registry = Registry(data.registry_url)
     served = ServedBase(
@@ -191,7 +191,7 @@ def _upload_limits(settings: Settings) -> UploadLimits:
     return UploadLimits(settings.max_uploads, settings.max_pending_bytes, settings.upload_expiry)
 
 
-def _engine_config(settings: Settings, memory: MemoryPlan, max_model_len: int) -> EngineConfig:
+def engine_config(settings: Settings, memory: MemoryPlan, max_model_len: int) -> EngineConfig:
     return EngineConfig(
         num_blocks=memory.num_blocks,
         max_model_len=max_model_len,
@@ -201,6 +201,8 @@ def _engine_config(settings: Settings, memory: MemoryPlan, max_model_len: int) -
         max_batch_tokens=settings.max_batch_tokens,
         max_sequences=settings.max_sequences,
         max_waiting=settings.max_waiting,
+        share=settings.quota.device_share,
+        tenant_shares={name: own.device_share for name, own in settings.tenant_quotas().items()},
         tenant_weights={name: own.weight / settings.quota.weight for name, own in settings.tenant_quotas().items()},
     )
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field
 
+from adapters.shares import Share
+
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -21,7 +23,13 @@ class Quota(BaseModel):
     uploads_per_minute: Count | None = None
     adapters: Annotated[int, Field(ge=0)] | None = None
     stored_bytes: Annotated[ByteSize, Field(ge=0)] | None = None
+    device_adapters: Count | None = None
+    device_bytes: Annotated[ByteSize, Field(gt=0)] | None = None
     weight: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.0
+
+    @property
+    def device_share(self) -> Share:
+        return Share(self.device_bytes, self.device_adapters)
 
     def overridden(self, by: "Quota") -> "Quota":
         """These limits, but for those that `by` sets."""

@@ -7,11 +7,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from adapters.manifest import AdapterId
-from adapters.residency import AdapterPlan, Residency, Tier
+from adapters.moves import AdapterPlan
+from adapters.residency import Residency, Tier
+from adapters.shares import Use
 
 
 def ids(*names: str) -> tuple[AdapterId, ...]:
     return tuple(AdapterId(name) for name in names)
+
+
+def uses(*adapters: AdapterId) -> list[Use]:
+    return [Use(adapter, "tenant") for adapter in adapters]
 
 
 A, B, C, D = ids("a", "b", "c", "d")
@@ -20,8 +26,8 @@ SIZES = {A: 10, B: 10, C: 10, D: 25}
 
 def step(residency: Residency, wanted: Sequence[AdapterId] = (), running: Sequence[AdapterId] = ()) -> AdapterPlan:
     """One turn in which every read ends at once."""
-    plan = residency.plan(SIZES, running, wanted)
-    residency.apply(plan, SIZES, used=running)
+    plan = residency.plan(SIZES, uses(*running), uses(*wanted))
+    residency.apply(plan, SIZES, used=uses(*running))
     for adapter in plan.fetch:
         residency.fetched(adapter)
     residency.check_integrity()
@@ -38,7 +44,7 @@ def placed(residency: Residency, *adapters: AdapterId) -> Residency:
 def test_an_adapter_goes_from_disk_to_host_to_device() -> None:
     residency = Residency(20, 40)
     assert residency.tier(A) is Tier.DISK
-    plan = residency.plan(SIZES, (), [A])
+    plan = residency.plan(SIZES, (), uses(A))
     assert plan == AdapterPlan(fetch=(A,))
     residency.apply(plan, SIZES)
     assert residency.tier(A) is Tier.DISK and residency.is_fetching(A) and residency.host_used == 10
@@ -51,7 +57,7 @@ def test_an_adapter_goes_from_disk_to_host_to_device() -> None:
 def test_planning_changes_nothing() -> None:
     residency = placed(Residency(20, 20), A, B)
     before = list(residency.residents())
-    residency.plan(SIZES, (), [C])
+    residency.plan(SIZES, (), uses(C))
     assert list(residency.residents()) == before
 
 
@@ -93,7 +99,7 @@ def test_who_is_pushed_off_the_device_keeps_the_host_room_it_is_given_in_the_sam
     for adapter in (B, C):
         residency.apply(AdapterPlan(off_host=(A,) if adapter == B else (), fetch=(adapter,)), sizes)
         residency.fetched(adapter)
-    plan = residency.plan(sizes, (), [B, A, C])
+    plan = residency.plan(sizes, (), uses(B, A, C))
     residency.apply(plan, sizes)
     residency.check_integrity()
     assert plan == AdapterPlan(off_device=(A,), off_host=(C,), fetch=(A,), place=(B,))
@@ -130,11 +136,11 @@ def test_a_merged_adapter_is_kept_like_a_pinned_one() -> None:
 
 def test_a_failed_fetch_gives_its_room_back() -> None:
     residency = Residency(20, 10)
-    residency.apply(residency.plan(SIZES, (), [A]), SIZES)
-    assert residency.plan(SIZES, (), [B]) == AdapterPlan(), "the room is reserved"
+    residency.apply(residency.plan(SIZES, (), uses(A)), SIZES)
+    assert residency.plan(SIZES, (), uses(B)) == AdapterPlan(), "the room is reserved"
     residency.fetch_failed(A)
     assert residency.host_used == 0 and residency.idle
-    assert residency.plan(SIZES, (), [B]) == AdapterPlan(fetch=(B,))
+    assert residency.plan(SIZES, (), uses(B)) == AdapterPlan(fetch=(B,))
 
 
 def test_residents_are_told_device_first_and_latest_first() -> None:
@@ -165,7 +171,7 @@ class Tiers(RuleBasedStateMachine):
         self.queue = [adapter for adapter in self.queue if self.servable(adapter)]
         wanted = tuple(dict.fromkeys([*sorted(residency.pinned), *self.queue]))
         on_device = {adapter for adapter in ADAPTERS if residency.on_device(adapter)}
-        plan = residency.plan(self.sizes, set(self.running), wanted, warm)
+        plan = residency.plan(self.sizes, set(uses(*self.running)), uses(*wanted), warm)
         left, kept = set(plan.off_device), residency.pinned | set(self.running) | {self.merged}
         assert left <= on_device and not left & kept
         for pusher in plan.place:
@@ -174,7 +180,7 @@ class Tiers(RuleBasedStateMachine):
                 assert latest > min(wanted.index(one) for one in plan.place if one in wanted)
         if not wanted:
             assert not plan.off_device and not plan.off_host, "warm evicts nobody"
-        residency.apply(plan, self.sizes, used=self.running)
+        residency.apply(plan, self.sizes, used=uses(*self.running))
         return plan
 
     @rule(adapter=st.sampled_from(ADAPTERS))

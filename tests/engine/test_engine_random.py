@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from adapters.manifest import AdapterId
-from engine.errors import AdapterTooLarge, PromptTooLong, QueueFull
+from adapters.shares import Share, Shares
+from engine.errors import AdapterTooLarge, PromptTooLong, QueueFull, ShareTooSmall
 from engine.events import Finished
 from engine.sequence import FinishReason, Request, SamplingParams
 from tests.support.engine_fakes import Bench, expected_tokens, named
@@ -20,11 +21,12 @@ class Traffic(RuleBasedStateMachine):
         batch=st.integers(4, 20),
         sequences=st.integers(1, 4),
         device=st.sampled_from([90, 130]),
+        share=st.sampled_from([Share(), Share(), Share(adapters=1), Share(adapters=2), Share(bytes=80)]),
     )
-    def start(self, blocks: int, batch: int, sequences: int, device: int) -> None:
+    def start(self, blocks: int, batch: int, sequences: int, device: int, share: Share) -> None:
         self.bench = Bench(
             blocks=blocks, batch_tokens=batch, sequences=sequences, waiting=12, adapters=SIZES, device=device, host=200,
-            patience=2,
+            patience=2, shares=Shares(tenants={"acme": share}),
         )  # fmt: skip
         self.bench.mover.instant = False
         self.accepted: dict[str, Request] = {}
@@ -47,7 +49,7 @@ class Traffic(RuleBasedStateMachine):
         try:
             prompt = range(start, start + length)
             request = self.bench.submit(id, prompt, adapter=adapter, tenant=tenant, params=params)
-        except (PromptTooLong, QueueFull, AdapterTooLarge):
+        except (PromptTooLong, QueueFull, AdapterTooLarge, ShareTooSmall):
             return
         self.accepted[id] = request
         if fault:

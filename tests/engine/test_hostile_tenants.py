@@ -4,10 +4,12 @@ from itertools import count
 
 import pytest
 
-from engine.errors import QueueFull
+from adapters.shares import Share, Shares
+from engine.errors import QueueFull, ShareTooSmall
+from engine.events import AdapterEvicted
 from engine.fairness import Prices, VirtualCounters
 from engine.sequence import FinishReason
-from tests.support.engine_fakes import Bench, expected_tokens
+from tests.support.engine_fakes import Bench, expected_tokens, named
 
 
 def steps_to_first_token(bench: Bench, id: str, steps: int = 500) -> int:
@@ -119,6 +121,71 @@ def test_i85_one_tenants_loads_hold_up_nobody_elses(prices: Prices) -> None:
             bench.mover.arrive(adapter)
         bench.step()
     assert all(bench.reason(id) is FinishReason.LENGTH for id in bench.outputs)
+
+
+@pytest.mark.parametrize("share", [Share(adapters=1), Share(bytes=15)])
+@pytest.mark.parametrize("patience", [2, 16])
+def test_i85_a_tenant_at_its_share_holds_up_itself_alone(share: Share, patience: int) -> None:
+    """A may have one adapter, and keeps it busy while it wants another; B's adapters come in as on an idle server.
+
+    A's other adapter is placed as well: within (patience + 1) * L + 3 steps, L steps a request runs.
+    """
+    shares = Shares(tenants={"a": share})
+    bench = Bench(
+        adapters=dict.fromkeys(["a0", "a1", *(f"b{n}" for n in range(40))], 10),
+        device=60, sequences=8, batch_tokens=64, patience=patience, shares=shares, waiting=10_000,
+        counters=VirtualCounters(weights={"a": 1000.0}),  # it is always A's turn first
+    )  # fmt: skip
+    length, numbers = 5, count()
+
+    def send_a() -> None:
+        bench.submit(f"a{next(numbers)}", [next(numbers)], adapter="a0", tenant="a", max_tokens=length)
+
+    send_a()
+    bench.step()
+    bench.submit("other", adapter="a1", tenant="a", max_tokens=length)
+    waited: list[int] = []
+    for turn in range((patience + 1) * length + 3):
+        send_a()
+        if turn % 4 == 0:
+            bench.submit(f"b{turn}", [turn], adapter=f"b{turn // 4 % 40}", tenant="b", max_tokens=2)
+            waited.append(steps_to_first_token(bench, f"b{turn}"))
+        else:
+            bench.step()
+        if bench.tokens("other"):
+            break
+    assert bench.tokens("other"), "A's requests with a0 made way for it"
+    assert max(waited) <= 3, "a read, a placement and a step: nobody drained for A's share"
+    bench.run(100_000)
+    assert all(bench.reason(id) is FinishReason.LENGTH for id in bench.outputs)
+
+
+def test_i85_with_shares_nobodys_flood_costs_another_its_place() -> None:
+    """A asks for 60 adapters in turn; B's two, used now and then, stay where they are. Without a share they do not."""
+    left: list[int] = []
+    for share in (Share(adapters=3), Share()):
+        adapters = dict.fromkeys([*(f"a{n}" for n in range(60)), "b0", "b1"], 10)
+        bench = Bench(adapters=adapters, device=50, shares=Shares(tenants={"a": share}), waiting=1000)
+        for turn in range(120):
+            bench.submit(f"a{turn}", [turn], adapter=f"a{turn % 60}", tenant="a", max_tokens=2)
+            if turn % 20 == 0:
+                bench.submit(f"b{turn}", [turn], adapter=f"b{turn // 20 % 2}", tenant="b", max_tokens=2)
+            bench.step()
+        bench.run()
+        assert all(bench.reason(id) is FinishReason.LENGTH for id in bench.outputs)
+        mine = {named("b0"), named("b1")}
+        evicted = [each for each in bench.of(AdapterEvicted) if isinstance(each, AdapterEvicted)]
+        left.append(sum(each.adapter in mine and each.tier == "device" for each in evicted))
+    assert left[0] == 0 < left[1]
+
+
+def test_i85_an_adapter_larger_than_its_tenants_share_is_refused_at_once() -> None:
+    bench = Bench(adapters={"large": 30}, shares=Shares(tenants={"a": Share(bytes=20)}))
+    with pytest.raises(ShareTooSmall, match="takes 30 bytes .* may take 20"):
+        bench.submit("r", adapter="large", tenant="a")
+    bench.submit("r", adapter="large", tenant="b")
+    bench.run()
+    assert bench.reason("r") is FinishReason.LENGTH
 
 
 @pytest.mark.parametrize("adapter", [None, "shared"])

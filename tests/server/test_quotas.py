@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 from pydantic import ByteSize
 
+from adapters.shares import Share
+from loader.plan import MemoryPlan
+from server.assembly import engine_config
 from server.errors import QuotaExceeded, RateLimited
 from server.quotas.bucket import Bucket
 from server.quotas.keeper import Holdings, Quotas
 from server.quotas.quota import Quota
-from server.settings import SettingsError, read_settings
+from server.settings import Settings, SettingsError, read_settings
 
 NOTHING = Holdings(frozenset(), 0)
 
@@ -130,6 +133,14 @@ def test_i85_uploads_have_a_rate() -> None:
 def test_a_tenants_table_stands_over_the_default() -> None:
     default, own = Quota(requests_per_minute=10, adapters=3, weight=2), Quota(adapters=None, requests_per_minute=50)
     assert default.overridden(own) == Quota(requests_per_minute=50, adapters=None, weight=2)
+
+
+def test_the_engine_is_told_of_shares_of_the_device() -> None:
+    acme = Quota(device_bytes=ByteSize(1 << 20))
+    settings = Settings(quota=Quota(device_adapters=4), tenants={"acme": acme})
+    config = engine_config(settings, MemoryPlan(0, 8, 16, 0, 100, 100, ()), 64)
+    assert config.share == Share(adapters=4)
+    assert config.tenant_shares == {"acme": Share(bytes=1 << 20, adapters=4)}
 
 
 def test_quotas_come_from_the_settings_file(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from adapters.errors import AdapterCorrupt, UnknownAdapter
 from adapters.manifest import AdapterId
 from adapters.mover import Arrival
 from adapters.residency import Residency
+from adapters.shares import Shares
 from engine.blocks import BlockPool
 from engine.engine import Delivery, Engine, Limits
 from engine.events import Event
@@ -165,6 +166,7 @@ class Bench:
         patience: int = 64,
         fetches: int = 100,
         counters: VirtualCounters | None = None,
+        shares: Shares | None = None,
     ) -> None:
         self.runner = FakeRunner(block_size)
         self.mover = FakeMover({named(name): size for name, size in (adapters or {}).items()})
@@ -176,7 +178,7 @@ class Bench:
             runner=self.runner,
             scheduler=Scheduler(pool, batch_tokens, sequences, patience, counters),
             pool=pool,
-            tiers=AdapterTiers(Residency(device, host, fetches), self.mover, observe),
+            tiers=AdapterTiers(Residency(device, host, fetches, shares), self.mover, observe),
             decode=letters,
             eos={EOS},
             limits=Limits(max_model_len=200, max_waiting=waiting),

@@ -1,0 +1,148 @@
+"""A step's moves between the tiers, in the making and decided.
+
+Owns the plan, and the arithmetic of room under a byte budget. Who may leave for whom is the residency's to say.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from adapters.manifest import AdapterId
+from adapters.shares import Shares, Use
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterPlan:
+    """What to do before the next forward, in this order: leave the device, leave the host, fetch, place.
+
+    `given_up` and `taken` say what counts for which tenant from then on; `crowded` are those that neither their
+    tenant's share nor a read keeps out, but the room that others have.
+    """
+
+    off_device: tuple[AdapterId, ...] = ()
+    off_host: tuple[AdapterId, ...] = ()
+    fetch: tuple[AdapterId, ...] = ()
+    place: tuple[AdapterId, ...] = ()
+    given_up: tuple[Use, ...] = ()
+    taken: tuple[Use, ...] = ()
+    crowded: frozenset[Use] = field(default=frozenset(), compare=False)
+
+    @property
+    def moves(self) -> bool:
+        """Whether anything changes its place."""
+        return bool(self.off_device or self.off_host or self.fetch or self.place)
+
+
+@dataclass(slots=True)
+class Room:
+    """A byte budget and who is in it, least recently used first."""
+
+    budget: int
+    held: dict[AdapterId, int] = field(default_factory=dict)
+
+    @property
+    def used(self) -> int:
+        return sum(self.held.values())
+
+    def copy(self) -> "Room":
+        return Room(self.budget, dict(self.held))
+
+    def touch(self, adapter: AdapterId) -> None:
+        if adapter in self.held:
+            self.held[adapter] = self.held.pop(adapter)
+
+    def room_for(
+        self, size: int, stays: Callable[[AdapterId], bool], first: tuple[AdapterId, ...] = ()
+    ) -> tuple[AdapterId, ...] | None:
+        """Those in `first`, then the least recently used that may leave until there is room; None if that is not
+        enough."""
+        missing = self.used + size - self.budget - sum(self.held[adapter] for adapter in first)
+        leaving = list(first)
+        for adapter, held in self.held.items():
+            if missing <= 0:
+                break
+            if not stays(adapter) and adapter not in first:
+                leaving.append(adapter)
+                missing -= held
+        return tuple(leaving) if missing <= 0 else None
+
+    def leave(self, leaving: Iterable[AdapterId]) -> None:
+        for adapter in leaving:
+            del self.held[adapter]
+
+
+@dataclass(slots=True)
+class Draft:
+    """A plan in the making, on copies of both tiers and of the shares."""
+
+    device: Room
+    host: Room
+    shares: Shares
+    sizes: Mapping[AdapterId, int]
+    _off_device: list[AdapterId] = field(default_factory=list)
+    _off_host: list[AdapterId] = field(default_factory=list)
+    _fetch: list[AdapterId] = field(default_factory=list)
+    _place: list[AdapterId] = field(default_factory=list)
+    _given_up: list[Use] = field(default_factory=list)
+    _taken: list[Use] = field(default_factory=list)
+    _crowded: set[Use] = field(default_factory=set)
+
+    @property
+    def num_fetches(self) -> int:
+        return len(self._fetch)
+
+    def fetches(self, adapter: AdapterId) -> bool:
+        return adapter in self._fetch
+
+    def fetch(self, adapter: AdapterId, stays: Callable[[AdapterId], bool]) -> bool:
+        """Whether there was room in host memory, and it is on its way."""
+        leaving = self.host.room_for(self.sizes[adapter], stays)
+        if leaving is None:
+            return False
+        self.host.leave(leaving)
+        self._off_host += leaving
+        self.host.held[adapter] = self.sizes[adapter]
+        self._fetch.append(adapter)
+        return True
+
+    def place(self, adapter: AdapterId, stays: Callable[[AdapterId], bool], first: tuple[AdapterId, ...] = ()) -> bool:
+        """Whether there was room on the device, where it now is; those in `first` left for it before others."""
+        leaving = self.device.room_for(self.sizes[adapter], stays, first)
+        if leaving is None:
+            return False
+        self.dismiss(leaving)
+        self.device.held[adapter] = self.sizes[adapter]
+        self._place.append(adapter)
+        return True
+
+    def dismiss(self, leaving: Iterable[AdapterId]) -> None:
+        for adapter in leaving:
+            self.device.leave([adapter])
+            self.shares.left(adapter)
+            self._off_device.append(adapter)
+
+    def exchange(self, use: Use, given_up: Iterable[AdapterId]) -> None:
+        """`use` counts for its tenant from now on, instead of those it gives up."""
+        for adapter in given_up:
+            self.shares.give_up(Use(adapter, use.tenant))
+            self._given_up.append(Use(adapter, use.tenant))
+        self.shares.take(use, self.sizes[use.adapter])
+        self._taken.append(use)
+
+    def reserve(self, use: Use) -> None:
+        """Its room in the share is kept for it until it is on the device; nothing is given up yet."""
+        self.shares.take(use, self.sizes[use.adapter])
+
+    def crowd(self, use: Use) -> None:
+        """It found no room, in host memory or on the device, though its tenant's share has some."""
+        self._crowded.add(use)
+
+    def plan(self) -> AdapterPlan:
+        return AdapterPlan(
+            tuple(self._off_device),
+            tuple(self._off_host),
+            tuple(self._fetch),
+            tuple(self._place),
+            tuple(self._given_up),
+            tuple(self._taken),
+            frozenset(self._crowded),
+        )

@@ -1,0 +1,207 @@
+"""Each tenant's share of the device: it gives up its own for its own, and nobody else notices."""
+
+from collections.abc import Iterable
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from adapters.manifest import AdapterId
+from adapters.moves import AdapterPlan
+from adapters.residency import Residency, Tier
+from adapters.shares import Share, Shares, Use
+
+NAMES = "abcdef"
+SIZES = {AdapterId(name): 10 for name in NAMES}
+
+
+def use(adapter: str, tenant: str) -> Use:
+    return Use(AdapterId(adapter), tenant)
+
+
+def step(residency: Residency, wanted: Iterable[Use] = (), running: Iterable[Use] = ()) -> AdapterPlan:
+    """One turn in which every read ends at once."""
+    running = list(running)
+    plan = residency.plan(SIZES, running, list(wanted))
+    residency.apply(plan, SIZES, used=running)
+    for adapter in plan.fetch:
+        residency.fetched(adapter)
+    residency.check_integrity()
+    return plan
+
+
+def furnished(shares: Shares, *uses: Use, device: int = 60) -> Residency:
+    """All of these on the device, the first used longest ago."""
+    residency = Residency(device, 200, shares=shares)
+    for each in uses:
+        step(residency, [each])
+        step(residency, [each])
+        step(residency, running=[each])
+        assert residency.ready(each)
+    return residency
+
+
+def on_device(residency: Residency) -> str:
+    return "".join(sorted(adapter for adapter, tier, _ in residency.residents() if tier is Tier.DEVICE))
+
+
+def test_at_its_share_a_tenant_gives_up_its_own_that_it_used_longest_ago() -> None:
+    shares = Shares(tenants={"t": Share(adapters=2)})
+    residency = furnished(shares, use("f", "other"), use("a", "t"), use("b", "t"))
+    step(residency, running=[use("a", "t")])
+    step(residency, [use("c", "t")])
+    plan = step(residency, [use("c", "t")])
+    assert plan.off_device == ("b",) and on_device(residency) == "acf", "the other's, older and idle, stays"
+
+
+def test_a_share_may_be_bytes() -> None:
+    shares = Shares(Share(bytes=25))
+    residency = furnished(shares, use("a", "t"), use("b", "t"))
+    step(residency, [use("c", "t")])
+    assert step(residency, [use("c", "t")]).off_device == ("a",)
+    assert shares.held("t") == {"b": 10, "c": 10}
+    assert shares.fits(use("a", "t"), 25) and not shares.fits(use("a", "t"), 26)
+
+
+def test_it_waits_while_all_of_its_own_run_and_others_come_in() -> None:
+    residency = furnished(Shares(tenants={"t": Share(adapters=1)}), use("a", "t"))
+    mine, theirs, running = use("b", "t"), use("c", "other"), [use("a", "t")]
+    for _ in range(5):
+        plan = step(residency, [mine, theirs], running)
+        assert "b" not in (*plan.fetch, *plan.place) and mine not in plan.crowded
+    assert on_device(residency) == "ac"
+    step(residency, [mine])
+    assert step(residency, [mine]).off_device == ("a",) and residency.ready(mine)
+
+
+def test_an_adapter_counts_for_all_who_use_it_and_stays_for_those_who_still_do() -> None:
+    shares = Shares(Share(adapters=1))
+    residency = furnished(shares, use("a", "t"))
+    assert not residency.ready(use("a", "u")), "it is there, and u has not taken it"
+    plan = step(residency, [use("a", "u")])
+    assert residency.ready(use("a", "u")) and not (plan.fetch or plan.place), "which costs no move"
+    for _ in range(2):
+        step(residency, [use("b", "t")], [use("a", "u")])
+    assert on_device(residency) == "ab" and shares.held("t") == {"b": 10} and shares.held("u") == {"a": 10}
+    for _ in range(2):
+        step(residency, [use("c", "u")])
+    assert on_device(residency) == "bc", "now nobody uses it"
+
+
+def test_who_has_no_share_loses_nothing_by_anothers() -> None:
+    residency = furnished(Shares(tenants={"t": Share(adapters=1)}), use("a", "free"), use("b", "free"))
+    step(residency, [use("a", "t")])
+    for _ in range(2):
+        step(residency, [use("c", "t")])
+    assert on_device(residency) == "abc"
+
+
+def test_what_is_pinned_stays_when_its_tenant_gives_it_up() -> None:
+    residency = furnished(Shares(Share(adapters=1)), use("a", "t"))
+    residency.pin(AdapterId("a"), 10)
+    for _ in range(2):
+        step(residency, [use("b", "t")])
+    assert on_device(residency) == "ab" and not residency.ready(use("a", "t"))
+
+
+def test_nothing_is_given_up_before_there_is_room_for_the_next() -> None:
+    shares = Shares(tenants={"t": Share(adapters=1)})
+    residency = furnished(shares, use("a", "t"), use("b", "u"), device=20)
+    sizes = SIZES | {AdapterId("c"): 15}
+    for _ in range(3):
+        plan = residency.plan(sizes, [use("b", "u")], [use("c", "t")])
+        residency.apply(plan, sizes)
+        for adapter in plan.fetch:
+            residency.fetched(adapter)
+    assert residency.ready(use("a", "t")) and plan.crowded == {use("c", "t")}
+
+
+def test_what_leaves_the_device_counts_for_nobody() -> None:
+    shares = Shares(Share(adapters=2))
+    residency = furnished(shares, use("a", "t"))
+    residency.forget(AdapterId("a"))
+    assert shares.held("t") == {}
+
+
+LIMITS = {"one": Share(adapters=1), "two": Share(adapters=2), "bytes": Share(bytes=30), "free": Share()}
+uses = st.builds(use, st.sampled_from(NAMES), st.sampled_from([*LIMITS]))
+
+
+class Tenants(RuleBasedStateMachine):
+    """Requests of several tenants, in whatever order; a turn lets in whoever is ready."""
+
+    @initialize(data=st.data(), device=st.integers(30, 120))
+    def start(self, data: st.DataObject, device: int) -> None:
+        self.shares = Shares(tenants=LIMITS)
+        self.residency = Residency(device, 200, max_fetches=2, shares=self.shares)
+        self.sizes = {AdapterId(name): data.draw(st.integers(1, 30)) for name in NAMES}
+        self.device = device
+        self.queue: list[Use] = []
+        self.running: list[Use] = []
+
+    def turn(self) -> None:
+        wanted = tuple(dict.fromkeys(self.queue))
+        plan = self.residency.plan(self.sizes, set(self.running), wanted)
+        before = {tenant: self.shares.held(tenant) for tenant in LIMITS}
+        assert not {each.adapter for each in self.running} & set(plan.off_device), "what runs stays"
+        for given in plan.given_up:
+            assert given.adapter in before[given.tenant or ""], "a tenant gives up only what is its own"
+            assert any(taken.tenant == given.tenant for taken in plan.taken), "and only for its own"
+        self.residency.apply(plan, self.sizes, used=self.running)
+        for each in list(self.queue):
+            if self.residency.ready(each):
+                self.queue.remove(each)
+                self.running.append(each)
+
+    @rule(each=uses)
+    def arrive(self, each: Use) -> None:
+        self.queue.append(each)
+
+    @rule()
+    def step(self) -> None:
+        self.turn()
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+
+    @rule(well=st.booleans())
+    def reads_end(self, well: bool) -> None:
+        for adapter in self.sizes:
+            if self.residency.is_fetching(adapter):
+                (self.residency.fetched if well else self.residency.fetch_failed)(adapter)
+
+    @rule(name=st.sampled_from(NAMES))
+    def forget(self, name: str) -> None:
+        adapter = AdapterId(name)
+        if not self.residency.is_fetching(adapter) and all(adapter != one for one, _ in (*self.queue, *self.running)):
+            self.residency.forget(adapter)
+
+    @invariant()
+    def nobody_has_more_than_its_share(self) -> None:
+        self.residency.check_integrity()
+        for tenant, share in LIMITS.items():
+            held = self.shares.held(tenant)
+            assert share.adapters is None or len(held) <= share.adapters
+            assert share.bytes is None or sum(held.values()) <= share.bytes
+            assert all(self.residency.on_device(adapter) for adapter in held)
+        for each in self.running:
+            assert self.residency.ready(each), "what runs is there, and counts"
+
+    def teardown(self) -> None:
+        """Nobody starves: once what runs has ended, whoever is first in the queue gets in within a few turns."""
+        if not hasattr(self, "residency"):
+            return
+        while self.queue:
+            self.running = []
+            first, waited = self.queue[0], 0
+            while first in self.queue:
+                assert waited < 2 + len(NAMES), f"{first} is wanted first, and never got in"
+                self.turn()
+                self.reads_end(well=True)
+                self.running, waited = [], waited + 1
+
+
+TestTenants = Tenants.TestCase
+TestTenants.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
