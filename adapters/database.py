@@ -133,7 +133,10 @@ class Database:
         config = Config()
         config.set_main_option("script_location", str(self._schema.migrations).replace("%", "%%"))
         script = ScriptDirectory.from_config(config)
-        with self._engine.connect().execution_options(rootstock_write=True) as connection, connection.begin():
+        with (
+            self._engine.connect().execution_options(rootstock_write=True) as connection,
+            connection.begin() as transaction,
+        ):
             if self._sqlite:
                 self._check_sqlite(connection)
             current = MigrationContext.configure(connection).get_current_revision()
@@ -145,6 +148,7 @@ class Database:
             if current != script.get_current_head():
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
+                self._disk.commit(transaction.commit)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ bytes to it.
 
 import hashlib
 import json
-import os
 import secrets
 import shutil
 import threading
@@ -59,7 +58,7 @@ class BlobStore:
         self.quarantine_if_damaged(id)
         if not target.exists():
             written = self._tmp / secrets.token_hex(16)
-            written.mkdir()
+            self._disk.mkdir(written)
             try:
                 self._write(checkpoint, written)
                 self._install(written, target)
@@ -150,13 +149,9 @@ class BlobStore:
         written = self._tmp / secrets.token_hex(16)
         home = self._home(id)
         try:
-            self._write_file(written, content)
-            self._disk.rename(written, home / LABEL)
-            self._sync(home)
+            self._disk.replace(home / LABEL, content, aside=written)
         except FileNotFoundError:
             return  # deleted meanwhile
-        finally:
-            written.unlink(missing_ok=True)
 
     def temporaries(self) -> list[Path]:
         """What is being written or removed, or was when a process was killed."""
@@ -192,8 +187,8 @@ class BlobStore:
             self._disk.rename(source, target)
         except FileNotFoundError:
             return False
-        self._sync(source.parent)
-        self._sync(target.parent)
+        self._disk.sync_directory(source.parent)
+        self._disk.sync_directory(target.parent)
         return True
 
     def _write(self, checkpoint: Checkpoint, into: Path) -> None:
@@ -206,22 +201,15 @@ class BlobStore:
             for _, spec in ordered:
                 for chunk in chunks(checkpoint.weights, spec):
                     self._disk.write(file, chunk)
-            file.flush()
             self._disk.sync(file.fileno())
         self._check_copy(checkpoint, weights, moved)
         described = {
             "config_sha256": hashlib.sha256(checkpoint.config).hexdigest(),
             "manifest": manifest_to_json(checkpoint.manifest),
         }
-        self._write_file(into / config_file.FILE, checkpoint.config)
-        self._write_file(into / MANIFEST, json.dumps(described).encode())
-        self._sync(into)
-
-    def _write_file(self, path: Path, content: bytes) -> None:
-        with self._disk.create(path) as file:
-            self._disk.write(file, content)
-            file.flush()
-            self._disk.sync(file.fileno())
+        self._disk.put(into / config_file.FILE, checkpoint.config)
+        self._disk.put(into / MANIFEST, json.dumps(described).encode())
+        self._disk.sync_directory(into)
 
     def _check_copy(self, checkpoint: Checkpoint, weights: Path, tensors: dict[str, TensorSpec]) -> None:
         """What is stored under a digest must have it, whatever happened to the upload between reading and copying."""
@@ -231,22 +219,15 @@ class BlobStore:
             raise InvalidAdapter([fault])
 
     def _install(self, written: Path, target: Path) -> None:
-        target.parent.mkdir(exist_ok=True)
-        self._sync(self._blobs)
+        self._disk.mkdir(target.parent)
+        self._disk.sync_directory(self._blobs)
         try:
             self._disk.rename(written, target)
         except OSError:
             # Another thread was faster: a directory cannot be renamed onto one with files in it.
             if not target.exists():
                 raise
-        self._sync(target.parent)
-
-    def _sync(self, directory: Path) -> None:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            self._disk.sync(descriptor)
-        finally:
-            os.close(descriptor)
+        self._disk.sync_directory(target.parent)
 
 
 def _corrupt(id: AdapterId) -> AdapterCorrupt:

@@ -5,7 +5,7 @@ distribution specification's blob uploads. Knows no HTTP; what becomes of a fini
 """
 
 import hashlib
-import os
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from adapters.disk import Disk
 from adapters.errors import (
     AdapterError,
     ConditionFailed,
@@ -28,6 +29,8 @@ from adapters.errors import (
 )
 from adapters.registry import Version
 from adapters.sessions import Order, Session, SessionDisk
+
+log = logging.getLogger(__name__)
 
 Add = Callable[[Session, bytes, Path], tuple[Version, bool]]
 """Makes a version of a session's config and weights, as `Catalog.add` does."""
@@ -45,29 +48,43 @@ class UploadLimits:
 class Writer:
     """Appends to one upload; what was written stays, however the request ends."""
 
-    def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
-        self._file, self.offset, self.size = file, offset, size
+    def __init__(self, disk: Disk, file: BinaryIO, offset: int, size: int) -> None:
+        self._disk, self._file, self.offset, self.size = disk, file, offset, size
+        self._failed: OSError | None = None
 
     def write(self, data: bytes) -> None:
-        """Raises UploadOverflow, and then nothing of `data` was written."""
+        """Raises UploadOverflow, and then nothing of `data` was written.
+
+        Once the disk has failed, nothing more is written: a part of `data` may be there, and what came next would not
+        follow it.
+        """
         if self.offset + len(data) > self.size:
             raise UploadOverflow(self.size)
-        self._file.write(data)
-        self._file.flush()
+        if self._failed is not None:
+            raise self._failed
+        try:
+            self._disk.write(self._file, data)
+        except OSError as error:
+            self._failed = error
+            raise
         self.offset += len(data)
 
 
 class Uploads:
     """Safe to use from many threads. One tenant's upload does not exist for another."""
 
-    def __init__(self, root: Path, limits: UploadLimits, now: Callable[[], float] = time.time) -> None:
-        """Takes up what an earlier server left; what was being judged when it died is to be finished again."""
-        self._disk, self._limits, self._now = SessionDisk(root), limits, now
+    def __init__(
+        self, root: Path, limits: UploadLimits, now: Callable[[], float] = time.time, disk: Disk | None = None
+    ) -> None:
+        """Takes up what an earlier server left; a file that was being judged then is to be finished again."""
+        self._disk, self._limits, self._now = SessionDisk(root, disk), limits, now
         self._lock = threading.Lock()
         self._busy: set[str] = set()
         self._sessions: dict[str, Session] = {}
         for session in list(self._disk.load()):
-            self._note(replace(session, state="pending") if session.open else session)
+            self._sessions[session.id] = session
+            if not session.open:
+                self._disk.drop_bytes(session.id)
 
     def begin(self, order: Order) -> tuple[Session, bool]:
         """An upload for this order, and whether it is new: one that is open and announces the same is continued.
@@ -107,11 +124,11 @@ class Uploads:
             there = self._disk.offset(id)
             if offset != there:
                 raise WrongOffset(there)
-            with self._disk.weights(id).open("ab") as file:
+            with self._disk.append(id) as file:
                 try:
-                    yield Writer(file, there, session.size)
+                    yield Writer(self._disk.disk, file, there, session.size)
                 finally:
-                    os.fsync(file.fileno())
+                    self._disk.disk.sync(file.fileno())
 
     def finish(self, tenant: str, id: str, digest: str, add: Add) -> tuple[Version, bool]:
         """Hand the file on if it is whole and has this SHA-256. Whatever is wrong with it ends the upload.
@@ -123,16 +140,17 @@ class Uploads:
             there = self._disk.offset(id)
             if there < session.size:
                 raise UploadIncomplete(there, session.size)
-            self._note(replace(session, state="validating"))
+            self._sessions[id] = replace(session, state="validating")
             try:
                 if _sha256(self._disk.weights(id)) != digest:
                     raise DigestMismatch()
                 version, created = add(session, self._disk.config(id), self._disk.weights(id))
+                self._note(replace(session, state="ready", version=version.number))
             except BaseException as error:
-                fault = isinstance(error, AdapterError) and not isinstance(error, ConditionFailed)
-                self._note(replace(session, state="failed", reason=str(error)) if fault else session)
+                self._sessions[id] = session
+                if isinstance(error, AdapterError) and not isinstance(error, ConditionFailed):
+                    self._note(replace(session, state="failed", reason=str(error)))
                 raise
-            self._note(replace(session, state="ready", version=version.number))
             return version, created
 
     def cancel(self, tenant: str, id: str) -> None:
@@ -141,12 +159,18 @@ class Uploads:
             self._remove(self._get(tenant, id).id)
 
     def collect(self) -> int:
-        """Forget what is too old, and count it. An upload that is at work is left alone."""
+        """Forget what is too old, and count it. An upload that is at work is left alone.
+
+        What cannot be removed is only logged; it is expired for everybody all the same, and tried again next time.
+        """
         with self._lock:
             old = [session.id for session in self._sessions.values() if self._expired(session)]
             idle = [id for id in old if id not in self._busy]
             for id in idle:
-                self._remove(id)
+                try:
+                    self._remove(id)
+                except OSError:
+                    log.exception("the upload %s has expired and was not removed", id)
             return len(idle)
 
     def _get(self, tenant: str, id: str) -> Session:
@@ -212,8 +236,11 @@ class Uploads:
     def _remove(self, id: str) -> None:
         if id in self._busy:
             raise UploadBusy()
-        del self._sessions[id]
-        self._disk.remove(id)
+        try:
+            self._disk.remove(id)
+        finally:
+            if not self._disk.exists(id):
+                del self._sessions[id]
 
 
 def _sha256(path: Path) -> str:

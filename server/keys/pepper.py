@@ -3,11 +3,10 @@
 Owns its file. It lies beside the database, not in it, so that a copy of the database alone opens no door.
 """
 
-import contextlib
-import os
 import secrets
 from pathlib import Path
 
+from adapters.disk import Disk
 from server.keys.errors import PepperUnusable
 
 PEPPER_BYTES = 32
@@ -28,17 +27,8 @@ def read_pepper(path: Path) -> bytes:
     return pepper
 
 
-def make_pepper(path: Path) -> None:
-    """A new one, readable by its owner alone, whole or not at all; one that is there already stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(PEPPER_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
-            os.link(fresh, path)  # a rename would replace what another process has just made
-    finally:
-        fresh.unlink()
+def make_pepper(path: Path, disk: Disk) -> None:
+    """A new one, readable by its owner alone, whole or not at all. For one process at a time."""
+    aside = path.with_name(f".{path.name}.new")
+    aside.unlink(missing_ok=True)  # of a process that was killed
+    disk.replace(path, secrets.token_bytes(PEPPER_BYTES), aside, mode=0o600)

@@ -16,6 +16,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from adapters.database import Database, Schema
+from adapters.disk import Disk
 from adapters.errors import quoted
 from server.keys.errors import KeyNotLive, UnknownKey
 from server.keys.tables import KeyRow
@@ -54,11 +55,11 @@ class Key:
 class KeyStore:
     """Safe to use from many threads and processes. What it does is logged with `by`, who did it."""
 
-    def __init__(self, url: str, pepper: bytes, by: str = "") -> None:
+    def __init__(self, url: str, pepper: bytes, by: str = "", disk: Disk | None = None) -> None:
         """Opens the database and brings its schema up to date. Raises RegistryUnusable when that cannot be done."""
         self.pepper = pepper
         self._by = by
-        self._database = Database(url, _SCHEMA)
+        self._database = Database(url, _SCHEMA, disk)
 
     def close(self) -> None:
         self._database.close()

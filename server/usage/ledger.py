@@ -12,6 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.dialects.sqlite import insert
 
 from adapters.database import Database, Schema
+from adapters.disk import Disk
 from server.usage.tables import UsageRow
 
 _SCHEMA = Schema("usage ledger", Path(__file__).parent / "migrations")
@@ -54,9 +55,9 @@ class Wanted:
 class Ledger:
     """Safe to use from many threads, and to read while another process writes."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, disk: Disk | None = None) -> None:
         """Raises RegistryUnusable when the file is damaged or a newer release wrote it."""
-        self._database = Database(url, _SCHEMA)
+        self._database = Database(url, _SCHEMA, disk)
 
     def close(self) -> None:
         self._database.close()

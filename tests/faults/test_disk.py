@@ -1,6 +1,8 @@
 """G69: a disk that is full, that fails, or a process without file descriptors: refused, told, and nothing changed."""
 
 import errno
+import hashlib
+import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import count
@@ -9,8 +11,14 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from adapters.sessions import Order
+from adapters.uploads import UploadLimits, Uploads
+from server.usage.ledger import Ledger, Wanted
+from server.usage.writer import LedgerWriter
+from tests.support import beside
 from tests.support.disks import FaultyDisk, fail
 from tests.support.face import form, make_face
+from tests.support.http import eventually
 from tests.support.storage import CHANGES, Storage, furnish
 
 NUMBERS = (errno.ENOSPC, errno.EIO, errno.EMFILE)
@@ -93,3 +101,92 @@ def test_g69_the_client_is_told_and_reads_go_on(
     assert [card["name"] for card in http.get("/v1/adapters").json()["data"]] == ["there"]
     assert http.post("/v1/completions", json={"model": "there", "prompt": "x", "max_tokens": 2}).status_code == 200
     assert http.post("/v1/adapters", data={"name": "new"}, files=form(2)).status_code == 201
+
+
+BESIDE = {**beside.CHANGES, **beside.FIRST_CHANGES}
+
+
+@pytest.mark.parametrize("change", BESIDE)
+def test_g69_uploads_keys_and_usage_are_as_before_or_as_asked_wherever_the_disk_fails(
+    tmp_path: Path, change: str
+) -> None:
+    """After every failure the change is made again by whoever asked for it, and holds; nothing is made twice."""
+    first = change in beside.FIRST_CHANGES
+    (beside.furnish_barely if first else beside.furnish)(tmp_path / "furnished")
+    with closing(beside.Beside(tmp_path / "furnished")) as kept:
+        old = kept.facts()
+    wanted, failed = None, 0
+    for at in count():
+        number, root = NUMBERS[at % len(NUMBERS)], tmp_path / "data"
+        disk = FaultyDisk(fail(number), at)
+        shutil.copytree(tmp_path / "furnished", root)
+        with closing(beside.Beside(root, disk)) as kept:
+            try:
+                BESIDE[change](kept)
+            except OSError as error:
+                assert error.errno == number
+                failed += 1
+                disk.arm(None)
+                if kept.facts() == old:
+                    BESIDE[change](kept)
+            done = len(disk.calls) <= at
+            disk.arm(None)
+            wanted = kept.facts() if wanted is None else wanted
+            assert kept.facts() == wanted != old
+        with closing(beside.Beside(root)) as again:
+            again.check()
+            assert again.facts() == wanted, "it is on disk, not in memory only"
+        shutil.rmtree(root)
+        if done and failed:
+            break
+    assert failed > 0
+
+
+def test_g69_bytes_that_follow_a_failure_are_not_written(tmp_path: Path) -> None:
+    """Half of a chunk is there: what came after it would be in the wrong place."""
+    disk = FaultyDisk(fail(errno.ENOSPC), moment="halfway")
+    uploads = Uploads(tmp_path, UploadLimits(), disk=disk)
+    session, _ = uploads.begin(Order("", "x", None, b"{}", 300))
+    disk.arm(1)
+    with uploads.writing("", session.id, 0) as writer:
+        for _ in range(2):
+            with pytest.raises(OSError, match="space"):
+                writer.write(b"a" * 100)
+    disk.arm(None)
+    assert uploads.find("", session.id)[1] == 50
+    with uploads.writing("", session.id, 50) as writer:
+        writer.write(b"b" * 250)
+    assert (tmp_path / session.id / "weights").read_bytes() == b"a" * 50 + b"b" * 250
+
+
+def test_g69_an_upload_goes_on_when_the_disk_has_room_again(http: TestClient, disk: FaultyDisk) -> None:
+    files = form(7)
+    config, weights = files["config"][1], files["weights"][1]
+    order = {"name": "piecewise", "config": config.decode(), "size": len(weights)}
+    disk.arm(0)
+    assert http.post("/v1/adapters/uploads", json=order).status_code == 507
+    assert http.get("/v1/adapters/uploads").json()["data"] == []
+    disk.arm(None)
+    at = http.post("/v1/adapters/uploads", json=order).headers["location"]
+    disk.arm(1)
+    refused = http.patch(at, content=weights, headers={"upload-offset": "0"})
+    assert refused.status_code == 507 and http.head(at).headers["upload-offset"] == "0"
+    disk.arm(None)
+    assert http.patch(at, content=weights, headers={"upload-offset": "0"}).status_code == 202
+    digest = f"sha256:{hashlib.sha256(weights).hexdigest()}"
+    for call in (0, 8):
+        disk.arm(call)
+        assert http.put(at, params={"digest": digest}).status_code == 507
+        assert http.get(at).json()["state"] in ("pending", "validating")
+    disk.arm(None)
+    assert http.put(at, params={"digest": digest}).json()["version"] == 1
+
+
+def test_g69_usage_waits_for_room_and_is_written_once(tmp_path: Path) -> None:
+    disk = FaultyDisk(fail(errno.ENOSPC))
+    ledger = Ledger(f"sqlite:///{tmp_path / 'usage.sqlite'}", disk)
+    with closing(ledger), closing(LedgerWriter(ledger, retry_s=0.01)) as writer:
+        disk.arm(0)
+        writer.record(beside.BEFORE)
+        eventually(lambda: len(disk.calls) > 1)
+        assert list(ledger.rows(Wanted())) == [beside.BEFORE]

@@ -1,4 +1,5 @@
-"""G68: kill -9 at every fail-point of every change to the storage; the next start finds the old state or the new."""
+"""G68: kill -9 at every fail-point of every change to what a server keeps; the next start finds it as it was
+before the change, or after it."""
 
 import json
 import subprocess
@@ -7,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.storage import CHANGES
+from tests.support import beside, storage
+from tests.support.crashes import FOUND
+
+CHANGES = (*storage.CHANGES, *beside.CHANGES, *beside.FIRST_CHANGES)
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,10 +19,11 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def crashes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
     """For each change, what was found after a kill at each of its fail-points."""
-    command = [sys.executable, "-m", "tests.support.crashes", str(tmp_path_factory.mktemp("crashes"))]
+    folder = tmp_path_factory.mktemp("crashes")
+    command = [sys.executable, "-m", "tests.support.crashes", str(folder)]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240)
     assert ended.returncode == 0, ended.stderr
-    found: dict[str, dict[str, str]] = json.loads(ended.stdout)
+    found: dict[str, dict[str, str]] = json.loads((folder / FOUND).read_bytes())
     return found
 
 

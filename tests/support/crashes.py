@@ -1,7 +1,9 @@
 """Changes to the storage that are killed with SIGKILL at every fail-point, each in a fork of this process.
 
-Run as `python -m tests.support.crashes FOLDER`. Prints JSON: for each change, from fail-point to `old` or `new`; any
-other word is what was found half done. Imports are paid once, and nothing is open when it forks.
+Run as `python -m tests.support.crashes FOLDER`. Writes JSON there: for each change, from fail-point to `old` or `new`;
+any other word is what was found half done. Imports are paid once, and nothing is open when it forks.
+
+What is changed is the catalog's storage, or what a server keeps beside it.
 """
 
 import json
@@ -9,14 +11,46 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
+from adapters.disk import Disk
+from tests.support import beside, storage
 from tests.support.disks import HALVES, FaultyDisk, Moment, die
-from tests.support.storage import CHANGES, Storage, furnish
 
+FOUND = "found.json"
 Point = tuple[int, Moment]
+
+
+class Kept(Protocol):
+    """Something that keeps things on a disk."""
+
+    def facts(self) -> object: ...
+    def check(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Open(Protocol):
+    def __call__(self, root: Path, disk: Disk | None = None, /) -> Kept: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is opened in a folder, how it is filled, and what is done to it."""
+
+    open: Open
+    furnish: Callable[[Path], None]
+    changes: Mapping[str, Callable[[Any], None]]
+
+
+SUBJECTS = (
+    Subject(storage.Storage, storage.furnish, storage.CHANGES),
+    Subject(beside.Beside, beside.furnish, beside.CHANGES),
+    Subject(beside.Beside, beside.furnish_barely, beside.FIRST_CHANGES),
+)
 
 
 def points(calls: list[str]) -> Iterator[Point]:
@@ -28,48 +62,53 @@ def points(calls: list[str]) -> Iterator[Point]:
     yield len(calls) - 1, "after"
 
 
-def crash_everywhere(change: str, folder: Path) -> dict[str, str]:
-    with closing(Storage(folder / "furnished")) as storage:
-        old = storage.facts()
+def crash_everywhere(subject: Subject, change: str, folder: Path) -> dict[str, str]:
+    with closing(subject.open(folder / "furnished")) as kept:
+        old = kept.facts()
     whole = folder / "whole"
     shutil.copytree(folder / "furnished", whole)
     counting = FaultyDisk(die)
-    with closing(Storage(whole, counting)) as storage:
-        CHANGES[change](storage)
-        new = storage.facts()
+    with closing(subject.open(whole, counting)) as kept:
+        subject.changes[change](kept)
+        new = kept.facts()
     shutil.rmtree(whole)
+    assert old != new, f"{change} changes nothing"
     found = {}
     for at, moment in points(counting.calls):
         crashed = folder / "crashed"
         shutil.copytree(folder / "furnished", crashed)
-        kill(change, crashed, (at, moment))
-        found[f"{moment} {counting.calls[at]} {at}"] = state(crashed, old, new)
+        kill(subject, change, crashed, (at, moment))
+        found[f"{moment} {counting.calls[at]} {at}"] = state(subject, crashed, old, new)
         shutil.rmtree(crashed)
     return found
 
 
-def kill(change: str, root: Path, point: Point) -> None:
+def kill(subject: Subject, change: str, root: Path, point: Point) -> None:
     child = os.fork()
     if child == 0:
-        CHANGES[change](Storage(root, FaultyDisk(die, *point)))
+        subject.changes[change](subject.open(root, FaultyDisk(die, *point)))
         os._exit(0)  # it must not get here
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (change, point, status)
 
 
-def state(root: Path, old: object, new: object) -> str:
-    with closing(Storage(root)) as storage:
+def state(subject: Subject, root: Path, old: object, new: object) -> str:
+    with closing(subject.open(root)) as kept:
         try:
-            storage.check()
+            kept.check()
         except AssertionError as fault:
             return str(fault)
-        facts = storage.facts()
+        facts = kept.facts()
     return "old" if facts == old else "new" if facts == new else f"half: {facts}"
 
 
 def main(folder: Path) -> None:
-    furnish(folder / "furnished")
-    print(json.dumps({change: crash_everywhere(change, folder) for change in CHANGES}))
+    found: dict[str, dict[str, str]] = {}
+    for number, subject in enumerate(SUBJECTS):
+        own = folder / str(number)
+        subject.furnish(own / "furnished")
+        found |= {change: crash_everywhere(subject, change, own) for change in subject.changes}
+    (folder / FOUND).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

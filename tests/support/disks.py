@@ -26,10 +26,18 @@ class FaultyDisk(Disk):
         self.calls.clear()
         self._at = at
 
-    def create(self, path: Path) -> BinaryIO:
+    def mkdir(self, path: Path) -> None:
+        self._call("mkdir", lambda: super(FaultyDisk, self).mkdir(path))
+
+    def create(self, path: Path, mode: int = 0o666) -> BinaryIO:
         made: list[BinaryIO] = []
-        self._call("create", lambda: made.append(super(FaultyDisk, self).create(path)))
+        self._call("create", lambda: made.append(super(FaultyDisk, self).create(path, mode)))
         return made[0]
+
+    def append(self, path: Path) -> BinaryIO:
+        opened: list[BinaryIO] = []
+        self._call("append", lambda: opened.append(super(FaultyDisk, self).append(path)))
+        return opened[0]
 
     def write(self, file: BinaryIO, content: bytes) -> None:
         self._call("write", lambda: super(FaultyDisk, self).write(file, content), lambda: _write_half(file, content))
@@ -39,6 +47,9 @@ class FaultyDisk(Disk):
 
     def rename(self, source: Path, target: Path) -> None:
         self._call("rename", lambda: super(FaultyDisk, self).rename(source, target))
+
+    def unlink(self, path: Path) -> None:
+        self._call("unlink", lambda: super(FaultyDisk, self).unlink(path))
 
     def remove(self, tree: Path) -> None:
         self._call("remove", lambda: super(FaultyDisk, self).remove(tree), lambda: _remove_half(tree))

@@ -82,7 +82,7 @@ def make_face(
         limits=limits if limits is not None else Limits(worker.max_model_len, idle_s=5),
         metrics=Metrics(),
         uploads=folder / "uploads",
-        resumable=Uploads(folder / "uploads" / "resumable", uploads or UploadLimits()),
+        resumable=Uploads(folder / "uploads" / "resumable", uploads or UploadLimits(), disk=disk),
         adapter_root=root,
         callers=callers if callers is not None else NoKeys(),
         traces=traces,

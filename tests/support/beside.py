@@ -1,0 +1,157 @@
+"""What a server keeps beside its adapters: uploads under way, API keys, the usage ledger; and changes to them.
+
+Opened like tests/support/storage.py's catalog, so that the same faults and kills are put into both.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import cast
+
+from adapters.disk import Disk
+from adapters.registry import Version
+from adapters.sessions import Order, Session
+from adapters.uploads import UploadLimits, Uploads
+from server.datadir import DataDir
+from server.keys.opening import open_keys
+from server.keys.store import Key, KeyStore
+from server.principal import Scope
+from server.usage.ledger import Ledger, Usage, Wanted
+
+WEIGHTS = bytes(range(256)) * 64
+HALF = len(WEIGHTS) // 2
+DIGEST = f"sha256:{hashlib.sha256(WEIGHTS).hexdigest()}"
+BEFORE = Usage("before", "acme", "p", "k", "", 1, 0, 1, "stop", 1.0, 2.0)
+
+
+class Beside:
+    """Each part is opened when it is first asked for: a server without keys has no file of keys. `close` when done."""
+
+    def __init__(self, root: Path, disk: Disk | None = None) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        self.root, self.data = root, DataDir(root)
+        self._disk = disk
+        self._uploads: Uploads | None = None
+        self._keys: KeyStore | None = None
+        self._ledger: Ledger | None = None
+
+    @property
+    def uploads(self) -> Uploads:
+        self._uploads = self._uploads or Uploads(self.data.uploads, UploadLimits(), disk=self._disk)
+        return self._uploads
+
+    @property
+    def keys(self) -> KeyStore:
+        self._keys = self._keys or open_keys(self.data, disk=self._disk)
+        return self._keys
+
+    @property
+    def ledger(self) -> Ledger:
+        self._ledger = self._ledger or Ledger(self.data.usage_url, self._disk)
+        return self._ledger
+
+    def close(self) -> None:
+        for part in (self._keys, self._ledger):
+            if part is not None:
+                part.close()
+
+    def upload(self, name: str) -> Session:
+        (found,) = (session for session, _ in self.uploads.of("acme") if session.name == name)
+        return found
+
+    def key(self, tenant: str) -> Key:
+        return next(key for key in self.keys.every() if key.tenant == tenant)
+
+    def facts(self) -> object:
+        """What a client can see; of an upload's bytes, whether they are all there."""
+        now = datetime.now(UTC)
+        uploads = [(each.name, each.state, offset == each.size) for each, offset in self.uploads.of("acme")]
+        every = self.keys.every() if self.data.keys.exists() else []
+        keys = [(key.tenant, key.state(now), key.expires is None, key.replaces) for key in every]
+        return uploads, keys, list(self.ledger.rows(Wanted()))
+
+    def check(self) -> None:
+        """After a start: nothing is half there, and what is there is what was sent."""
+        ids = set()
+        for session, offset in self.uploads.of("acme"):
+            ids.add(session.id)
+            left = {path.name for path in (self.data.uploads / session.id).iterdir()}
+            assert left == ({"session.json", "weights", "config"} if session.open else {"session.json"}), left
+            assert not session.open or self._bytes(session) == WEIGHTS[:offset], "what is there is not what was sent"
+        folders = {path.name for path in self.data.uploads.iterdir()}
+        assert folders == ids, f"left behind: {folders - ids}"
+        assert len(self.keys.pepper) == 32, "keys can be made from now on"
+        odd = {path.name for path in self.root.glob(".*")}
+        assert not odd, f"left behind: {odd}"
+        assert self.data.pepper.stat().st_mode & 0o077 == self.data.keys.stat().st_mode & 0o077 == 0
+
+    def _bytes(self, session: Session) -> bytes:
+        return (self.data.uploads / session.id / "weights").read_bytes()
+
+
+def furnish(root: Path) -> None:
+    """Uploads in every state, two keys, one row."""
+    with closing(Beside(root)) as beside:
+        for name in ("begun", "halfway", "whole", "unwanted", "broken"):
+            _begin(beside, name)
+        _write(beside, "halfway", WEIGHTS[:HALF])
+        for name in ("whole", "unwanted", "broken"):
+            _write(beside, name, WEIGHTS)
+        for tenant in ("acme", "other"):
+            beside.keys.create(tenant, "p", [Scope.INFER])
+        beside.ledger.append([BEFORE])
+
+
+def furnish_barely(root: Path) -> None:
+    """Without keys."""
+    with closing(Beside(root)) as beside:
+        beside.ledger.append([BEFORE])
+
+
+def _begin(beside: Beside, name: str) -> None:
+    beside.uploads.begin(Order("acme", name, None, b"{}", len(WEIGHTS)))
+
+
+def _write(beside: Beside, name: str, content: bytes) -> None:
+    session = beside.upload(name)
+    _, offset = beside.uploads.find("acme", session.id)
+    with beside.uploads.writing("acme", session.id, offset) as writer:
+        writer.write(content)
+
+
+def _finish(beside: Beside, name: str) -> None:
+    def add(session: Session, config: bytes, weights: Path) -> tuple[Version, bool]:
+        return cast(Version, _Numbered()), True
+
+    beside.uploads.finish("acme", beside.upload(name).id, DIGEST, add)
+
+
+class _Numbered:
+    number = 1
+
+
+CHANGES: Mapping[str, Callable[[Beside], None]] = {
+    "begin an upload": lambda beside: _begin(beside, "new"),
+    "write a chunk": lambda beside: _write(beside, "begun", WEIGHTS),
+    "write the last chunk": lambda beside: _write(beside, "halfway", WEIGHTS[HALF:]),
+    "finish an upload": lambda beside: _finish(beside, "whole"),
+    "cancel an upload": lambda beside: beside.uploads.cancel("acme", beside.upload("unwanted").id),
+    "make a key": lambda beside: _ignore(beside.keys.create("new", "p", [Scope.READ], timedelta(days=1))),
+    "revoke a key": lambda beside: _ignore(beside.keys.revoke(beside.key("other").id)),
+    "rotate a key": lambda beside: _ignore(beside.keys.rotate(beside.key("acme").id, timedelta(hours=1))),
+    "note a request's usage": lambda beside: beside.ledger.append([replace(BEFORE, id="after")]),
+}
+
+
+FIRST_CHANGES: Mapping[str, Callable[[Beside], None]] = {
+    "make the first key": lambda beside: _ignore(beside.keys.create("new", "p", [Scope.READ])),
+    "begin the first upload": lambda beside: _begin(beside, "new"),
+}
+"""To what `furnish_barely` made."""
+
+
+def _ignore(result: object) -> None:
+    """A change is made for its effect."""
