@@ -16,7 +16,7 @@ from adapters.aliases import Alias
 from adapters.canary import Canary, Split
 from adapters.checkpoint import Checkpoint, Reader, read, read_directory
 from adapters.condition import Condition
-from adapters.errors import BaseMismatch, RegistryUnusable, UnknownAdapter
+from adapters.errors import AdapterCorrupt, BaseMismatch, RegistryUnusable, UnknownAdapter
 from adapters.evaluations import EvalFile, Score
 from adapters.labels import Labels
 from adapters.manifest import AdapterId, TrainedOn
@@ -148,6 +148,20 @@ class Catalog:
         """As `add`, from a directory that PEFT wrote."""
         self.check_names(name, alias)
         return self._register(name, read_directory(path, self.base.shape, self._reader), alias)
+
+    def copy(
+        self, source: str, name: str, alias: str | None = None, condition: Condition | None = None
+    ) -> tuple[Version, bool]:
+        """Add to `name` what `source` refers to, as `add` does; nothing is read or stored.
+
+        Raises what `check_names` and `lease` raise, AdapterCorrupt for what is in quarantine, and ConditionFailed.
+        """
+        self.check_names(name, alias)
+        with self.lease(source) as lease:
+            if lease.version.id in self._store.quarantined():
+                raise AdapterCorrupt("The stored weights are damaged.")
+            with self._changing(name):
+                return self._registry.add(name, lease.version.manifest, alias, condition)
 
     def resolve(self, ref: str, key: str | None = None) -> Version:
         """`name` (its newest version), `name@3`, `name@alias` or `name@sha256:…`.

@@ -21,7 +21,8 @@ AdapterError
 │   ├── UploadIncomplete bytes are missing still; carries how many are there
 │   ├── UploadOverflow   more bytes than were declared
 │   ├── DigestMismatch   the bytes are not those that were announced
-│   └── TooManyUploads   the tenant has too many open, or too large ones
+│   ├── TooManyUploads   the tenant has too many open, or too large ones
+│   └── UploadsFull      all tenants together have too many open
 ├── AdapterCorrupt       stored bytes no longer match their digest
 └── RegistryUnusable     the database is damaged, or was written by a newer release
 """
@@ -152,6 +153,11 @@ class DigestMismatch(UploadError):
 
 class TooManyUploads(UploadError):
     pass
+
+
+class UploadsFull(UploadError):
+    def __init__(self, open: int) -> None:
+        super().__init__(f"The server has {open} uploads open, which is all it takes at once. Try again later.")
 
 
 class AdapterCorrupt(AdapterError):

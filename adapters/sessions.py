@@ -1,6 +1,6 @@
 """What a resumable upload is, and how it lies on disk, so that it outlives the server.
 
-    <root>/<id>/{session.json, config, weights}
+    <root>/<id>/{session.json, config, weights, eval}
     <root>/.<id>/        what is being made or removed
 
 Owns that layout. A folder is renamed into place and out of it, so an upload is there whole or not at all;
@@ -27,7 +27,8 @@ State = Literal["pending", "validating", "ready", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a tenant wants to upload: `size` is the weights file's in bytes, `digest` its SHA-256 if it was told."""
+    """What a tenant wants to upload: `size` is the weights file's in bytes, `digest` its SHA-256 if it was told,
+    `eval` the eval file that the version is to carry."""
 
     tenant: str
     name: str
@@ -35,6 +36,7 @@ class Order:
     config: bytes
     size: int
     digest: str | None = None
+    eval: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ class SessionDisk:
             self.disk.mkdir(aside)
             self.disk.put(aside / "weights", b"")
             self.disk.put(aside / "config", order.config)
+            if order.eval is not None:
+                self.disk.put(aside / "eval", order.eval)
             self.disk.put(aside / "session.json", _spelled(session))
             self.disk.sync_directory(aside)
             self.disk.rename(aside, home)
@@ -113,6 +117,16 @@ class SessionDisk:
     def config(self, id: str) -> bytes:
         return (self._root / id / "config").read_bytes()
 
+    def eval(self, id: str) -> bytes | None:
+        try:
+            return (self._root / id / "eval").read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def free_bytes(self) -> int:
+        """What the disk has left."""
+        return shutil.disk_usage(self._root).free
+
     def offset(self, id: str) -> int:
         """How many bytes are there; 0 when they were taken away because the upload is over."""
         try:
@@ -123,7 +137,7 @@ class SessionDisk:
     def drop_bytes(self, id: str) -> None:
         """Of an upload that is over. What cannot be removed is only logged: the next start tries again."""
         try:
-            for name in ("weights", "config"):
+            for name in ("weights", "config", "eval"):
                 self.disk.unlink(self._root / id / name)
         except OSError:
             log.exception("the bytes of the upload %s were not removed; the next start does it", id)

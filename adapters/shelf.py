@@ -19,6 +19,7 @@ from adapters.condition import Condition
 from adapters.errors import NotOwner, UnknownAdapter, UnknownVersion, quoted
 from adapters.evaluations import EvalFile, Score
 from adapters.grants import EVERYBODY
+from adapters.manifest import AdapterId
 from adapters.naming import check_slug, owner_of, qualified
 from adapters.provenance import ServedBase
 from adapters.registry import Version
@@ -52,6 +53,20 @@ class Shelf:
     def add_directory(self, name: str, path: Path, alias: str | None = None) -> tuple[Version, bool]:
         version, created = self._catalog.add_directory(self._new(name), path, alias)
         return self._told(version), created
+
+    def copy(
+        self, source: str, name: str, alias: str | None = None, condition: Condition | None = None
+    ) -> tuple[Version, bool]:
+        """Only from what is the tenant's own: a loan ends, and a copy would not."""
+        theirs, at, selector = source.partition("@")
+        full = self._own(theirs) + at + selector
+        version, created = self._catalog.copy(full, self._new(name), alias, condition)
+        return self._told(version), created
+
+    def having(self, id: AdapterId) -> Versions:
+        """The tenant's own versions with this content. What others have of it is told to nobody."""
+        every = self._catalog.every()
+        return [self._told(one) for one in every if one.id == id and owner_of(one.name) == self._tenant]
 
     def resolve(self, ref: str, key: str | None = None) -> Version:
         return self._told(self._ask(ref, lambda full: self._catalog.resolve(full, key)))

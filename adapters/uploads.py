@@ -4,6 +4,7 @@ Owns what may be done with an upload and by whom, and the limits of each tenant.
 distribution specification's blob uploads. Knows no HTTP; what becomes of a finished file is told by its caller.
 """
 
+import errno
 import hashlib
 import logging
 import threading
@@ -25,6 +26,7 @@ from adapters.errors import (
     UploadIncomplete,
     UploadOver,
     UploadOverflow,
+    UploadsFull,
     WrongOffset,
 )
 from adapters.registry import Version
@@ -32,17 +34,21 @@ from adapters.sessions import Order, Session, SessionDisk
 
 log = logging.getLogger(__name__)
 
-Add = Callable[[Session, bytes, Path], tuple[Version, bool]]
-"""Makes a version of a session's config and weights, as `Catalog.add` does."""
+Add = Callable[[Session, bytes, Path, bytes | None], tuple[Version, bool]]
+"""Makes a version of a session's config, weights and, if it has one, eval file, as `Catalog.add` does."""
 
 
 @dataclass(frozen=True, slots=True)
 class UploadLimits:
-    """Of one tenant: uploads that are open, and the bytes they are declared to have. Each lives `age_s` seconds."""
+    """Of one tenant: uploads that are open, and the bytes they are declared to have. Each lives `age_s` seconds.
+
+    `most_in_all` are those that all tenants together may have open.
+    """
 
     most_open: int = 16
     most_bytes: int = 8 << 30
     age_s: float = 86400.0
+    most_in_all: int = 256
 
 
 class Writer:
@@ -74,10 +80,18 @@ class Uploads:
     """Safe to use from many threads. One tenant's upload does not exist for another."""
 
     def __init__(
-        self, root: Path, limits: UploadLimits, now: Callable[[], float] = time.time, disk: Disk | None = None
+        self,
+        root: Path,
+        limits: UploadLimits,
+        now: Callable[[], float] = time.time,
+        disk: Disk | None = None,
+        free_bytes: Callable[[], int] | None = None,
     ) -> None:
-        """Takes up what an earlier server left; a file that was being judged then is to be finished again."""
+        """Takes up what an earlier server left, but for what has expired; a file that was being judged then is to be
+        finished again. `free_bytes` says what the disk has left.
+        """
         self._disk, self._limits, self._now = SessionDisk(root, disk), limits, now
+        self._free_bytes = free_bytes or self._disk.free_bytes
         self._lock = threading.Lock()
         self._busy: set[str] = set()
         self._sessions: dict[str, Session] = {}
@@ -85,11 +99,12 @@ class Uploads:
             self._sessions[session.id] = session
             if not session.open:
                 self._disk.drop_bytes(session.id)
+        self.collect()
 
     def begin(self, order: Order) -> tuple[Session, bool]:
         """An upload for this order, and whether it is new: one that is open and announces the same is continued.
 
-        Raises TooManyUploads.
+        Raises TooManyUploads, UploadsFull, and OSError ENOSPC when the disk has no room for what is open and this.
         """
         self.collect()
         with self._lock:
@@ -98,6 +113,7 @@ class Uploads:
             if same is not None:
                 return same, False
             self._check_room([session for session in mine if session.open], order.size)
+            self._check_room_in_all(order.size)
             self._forget_surplus(mine)
             session = self._disk.create(order, self._now())
             self._sessions[session.id] = session
@@ -144,7 +160,8 @@ class Uploads:
             try:
                 if _sha256(self._disk.weights(id)) != digest:
                     raise DigestMismatch()
-                version, created = add(session, self._disk.config(id), self._disk.weights(id))
+                disk = self._disk
+                version, created = add(session, disk.config(id), disk.weights(id), disk.eval(id))
                 self._note(replace(session, state="ready", version=version.number))
             except BaseException as error:
                 self._sessions[id] = session
@@ -208,7 +225,7 @@ class Uploads:
         same = (session.name, session.alias, session.size, session.digest)
         if order.digest is None or not session.open or same != (order.name, order.alias, order.size, order.digest):
             return False
-        return self._disk.config(session.id) == order.config
+        return (self._disk.config(session.id), self._disk.eval(session.id)) == (order.config, order.eval)
 
     def _check_room(self, open: list[Session], size: int) -> None:
         if len(open) >= self._limits.most_open:
@@ -219,6 +236,15 @@ class Uploads:
                 f"The open uploads are declared to have {declared} bytes, and this one {size}; together they may have "
                 f"{self._limits.most_bytes}. Finish or delete some of them."
             )
+
+    def _check_room_in_all(self, size: int) -> None:
+        """Room is promised before it is used, so what open uploads have yet to bring counts as used."""
+        open = [session for session in self._sessions.values() if session.open]
+        if len(open) >= self._limits.most_in_all:
+            raise UploadsFull(len(open))
+        to_come = sum(session.size - self._disk.offset(session.id) for session in open)
+        if to_come + size > self._free_bytes():
+            raise OSError(errno.ENOSPC, "no room for the uploads that are open and one more")
 
     def _forget_surplus(self, mine: list[Session]) -> None:
         """Of those that are over, as many are remembered as may be open."""

@@ -20,6 +20,7 @@ from server.routes import (
     aliases,
     chat,
     completions,
+    copies,
     evals,
     models,
     ops,
@@ -35,7 +36,9 @@ from server.version import version
 
 _log = structlog.get_logger(__name__)
 
-_ROUTERS = (ops, models, completions, chat, uploads, adapters, aliases, promote, evals, residency, vllm, shares, usage)
+_ROUTERS = (
+    ops, models, completions, chat, uploads, adapters, copies, aliases, promote, evals, residency, vllm, shares, usage
+)  # fmt: skip
 
 
 def create_app(services: Services) -> FastAPI:

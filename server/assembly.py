@@ -188,7 +188,9 @@ def _on_cuda(device: str) -> bool:
 
 
 def _upload_limits(settings: Settings) -> UploadLimits:
-    return UploadLimits(settings.max_uploads, settings.max_pending_bytes, settings.upload_expiry)
+    return UploadLimits(
+        settings.max_uploads, settings.max_pending_bytes, settings.upload_expiry, settings.max_total_uploads
+    )
 
 
 def engine_config(settings: Settings, memory: MemoryPlan, max_model_len: int) -> EngineConfig:

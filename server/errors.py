@@ -217,6 +217,7 @@ TABLE: tuple[tuple[type[Exception], Status], ...] = (
     (adapters.UploadOverflow, Status(413, "body_too_large", headers=NO_RETRY)),
     (adapters.DigestMismatch, Status(400, "digest_mismatch", param="digest")),
     (adapters.TooManyUploads, Status(429, "too_many_uploads", "rate_limit_error", headers={"retry-after": "60"})),
+    (adapters.UploadsFull, Status(503, "uploads_full", "server_error", headers={"retry-after": "60"})),
     (adapters.NameReserved, Status(409, "name_reserved", param="name", headers=NO_RETRY)),
     (adapters.NameInvalid, Status(400, "name_invalid", param="name")),
     (adapters.AliasInvalid, Status(400, "alias_invalid", param="alias")),

@@ -86,6 +86,9 @@ class Settings(BaseSettings):
     )
     validation_timeout: Annotated[float, Field(gt=0, description="Seconds to read one upload.")] = 120.0
     max_uploads: Annotated[int, Field(ge=1, description="Resumable uploads that a tenant may have open.")] = 16
+    max_total_uploads: Annotated[
+        int, Field(ge=1, description="Resumable uploads that all tenants together may have open; beyond it, 503.")
+    ] = 256
     max_pending_bytes: Annotated[
         ByteSize, Field(gt=0, description="What a tenant's open uploads may come to, as declared.")
     ] = ByteSize(8192 * _MIB)

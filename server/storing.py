@@ -1,6 +1,6 @@
-"""A tenant's quota on what it stores, held before and while an upload's bytes come in.
+"""A tenant's quota on what it stores, held before and while an upload's bytes come in, and again when they are judged.
 
-Owns the order: what is held already, then the declared length, then, once it is known, the name.
+Owns the order: the rate, the declared length beside what is held already, then, once it is known, the name.
 """
 
 from collections.abc import AsyncIterator
@@ -13,33 +13,49 @@ from adapters.naming import qualified
 from server.deps import in_thread
 from server.ports import Services
 from server.principal import Principal
+from server.quotas import keeper
 from server.quotas.holdings import holdings
-from server.quotas.keeper import Holdings, Quotas
+from server.quotas.keeper import Holdings
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What one upload was granted."""
+    """What one upload was granted. Every question reads anew what the tenant holds: minutes may lie between two."""
 
-    _quotas: Quotas
+    _granted: keeper.Room
+    _services: Services
     _tenant: str
-    _held: Holdings
 
-    def check_name(self, name: str) -> None:
-        """`name` as the tenant spells it. Raises QuotaExceeded when this would be one adapter too many."""
-        full = qualified(self._tenant, name.removeprefix(qualified(self._tenant, "")))
-        self._quotas.check_name(self._tenant, self._held, full)
+    async def begin(self) -> None:
+        """Before a byte is read. Raises QuotaExceeded, RateLimited."""
+        await self._check()
+        self._granted.begin()
+
+    async def keep(self, name: str) -> None:
+        """`name`, as the tenant spells it, is taken until the upload ends. Raises QuotaExceeded."""
+        self._granted.take_name(qualified(self._tenant, name.removeprefix(qualified(self._tenant, ""))))
+        await self._check()
+
+    async def end(self, name: str) -> None:
+        """Before what came in is judged and stored under `name`. Raises QuotaExceeded, RateLimited."""
+        await self.keep(name)
+        self._granted.end()
+
+    async def _check(self) -> None:
+        ahead = self._granted.ahead()
+        self._granted.check(await self._held(), ahead)
+
+    async def _held(self) -> Holdings:
+        if not self._services.meter.quotas.holds_storage(self._tenant):
+            return Holdings(frozenset(), 0)
+        return holdings(await in_thread(self._services.whole.every), self._tenant)
 
 
 @asynccontextmanager
 async def storing(declared: int, services: Services, caller: Principal) -> AsyncIterator[Room]:
-    """Room for one upload of `declared` bytes. Raises RateLimited and QuotaExceeded, before any of them are read."""
-    quotas, tenant = services.meter.quotas, caller.tenant
-    held = Holdings(frozenset(), 0)
-    if quotas.holds_storage(tenant):
-        held = holdings(await in_thread(services.whole.every), tenant)
-    with quotas.upload(tenant, held, declared):
-        yield Room(quotas, tenant, held)
+    """Room for one upload of `declared` bytes, which count for the tenant until the block ends."""
+    with services.meter.quotas.upload(caller.tenant, declared) as granted:
+        yield Room(granted, services, caller.tenant)
 
 
 def declared_bytes(http: HttpRequest, most: int) -> int:

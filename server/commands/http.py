@@ -28,6 +28,12 @@ class Server:
         with self._client() as client:
             return _content(client.request(method, path, json=body))
 
+    def make(self, method: str, path: str, body: Mapping[str, object]) -> tuple[Any, bool]:
+        """The reply's JSON, and whether something was made; raises as `call` does."""
+        with self._client() as client:
+            reply = client.request(method, path, json=body)
+            return _content(reply), reply.status_code == 201
+
     def put(self, path: str, content: bytes) -> Any:
         """The reply's JSON to a body of plain bytes. Raises as `call` does."""
         with self._client() as client:

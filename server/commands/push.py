@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from server.commands.errors import CommandFailed, Refused, Unreachable
 from server.commands.http import Server
+
+if TYPE_CHECKING:
+    from adapters.manifest import TrainedOn
 
 T = TypeVar("T")
 Watch = Callable[[int], None]
@@ -61,46 +64,64 @@ def push(
     Raises CommandFailed with the server's own words, Unreachable when it stays away.
     """
     patience = patience or Patience()
-    present = patience.until_answered(lambda: _present(server, folder, name))
-    if present is not None:
-        if alias is not None and alias not in present["aliases"]:
-            path = f"/v1/adapters/{_segment(name)}/aliases/{_segment(alias)}"
-            present = patience.until_answered(lambda: server.call("PUT", path, {"version": present["version"]}))
-        return present, False
     order = _order(folder, name, alias)
+    present = patience.until_answered(lambda: _present(server, folder, name, alias))
+    if present is not None:
+        card, created = present
+        if "eval" in order:
+            path = f"/v1/adapters/{_segment(name)}@{card['version']}/eval"
+            patience.until_answered(lambda: server.put(path, str(order["eval"]).encode()))
+        return card, created
     begun = patience.until_answered(lambda: server.call("POST", "/v1/adapters/uploads", order))
     at = f"/v1/adapters/uploads/{begun['id']}"
     _send(server, at, folder / "adapter_model.safetensors", begun["offset"], watch, patience)
     return _finish(server, at, name, str(order["digest"]), patience)
 
 
-def _present(server: Server, folder: Path, name: str) -> Any:
-    """The card of this content under this name, if the server has it with the same record of its base."""
+def _present(server: Server, folder: Path, name: str, alias: str | None) -> tuple[Any, bool] | None:
+    """The card of this content under this name, and whether the name is new to it, if the caller has the content
+    under any name, with the same record of its base.
+    """
     from adapters.standalone import manifest_of
 
     manifest = manifest_of(folder)
     if manifest is None:
         return None  # the server says what is wrong with it
-    try:
-        card = server.call("GET", f"/v1/adapters/{_segment(name)}@{manifest.id}")
-    except Refused as error:
-        if error.status == 404:
-            return None
-        raise
     record = manifest.trained_on
-    same = record is None or (card["base_weights"], card["base_quantization"]) == (record.weights, record.quantization)
-    return card if same else None
+    found = server.call("GET", f"/v1/adapters?id={manifest.id}")["data"]
+    same = [card for card in found if card["state"] != "corrupt" and _was_trained_on(card, record)]
+    if not same:
+        return None
+    here = next((card for card in same if card["name"] == name), None)
+    if here is None:
+        body = {"source": f"{same[0]['name']}@{same[0]['version']}", "alias": alias}
+        return server.make("POST", f"/v1/adapters/{_segment(name)}/versions", body)
+    if alias is not None and alias not in here["aliases"]:
+        path = f"/v1/adapters/{_segment(name)}/aliases/{_segment(alias)}"
+        here = server.call("PUT", path, {"version": here["version"]})
+    return here, False
+
+
+def _was_trained_on(card: Any, record: "TrainedOn | None") -> bool:
+    """Whether the record of its base, if there is one, is the one that the card shows."""
+    return record is None or (card["base_weights"], card["base_quantization"]) == (record.weights, record.quantization)
 
 
 def _order(folder: Path, name: str, alias: str | None) -> Mapping[str, object]:
-    weights = folder / "adapter_model.safetensors"
-    try:
-        config = (folder / "adapter_config.json").read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise CommandFailed(f"{folder / 'adapter_config.json'} is not UTF-8.") from None
+    """What is announced. A folder's `eval.jsonl` goes with it."""
+    weights, rows = folder / "adapter_model.safetensors", folder / "eval.jsonl"
     with weights.open("rb") as file:
         digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-    return {"name": name, "alias": alias, "config": config, "size": weights.stat().st_size, "digest": digest}
+    order = {"name": name, "alias": alias, "size": weights.stat().st_size, "digest": digest}
+    order |= {"config": _text(folder / "adapter_config.json")}
+    return order | ({"eval": _text(rows)} if rows.is_file() else {})
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        raise CommandFailed(f"{file} is not UTF-8.") from None
 
 
 def _send(server: Server, at: str, weights: Path, offset: int, watch: Watch, patience: Patience) -> None:

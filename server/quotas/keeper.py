@@ -13,6 +13,9 @@ from server.errors import QuotaExceeded, RateLimited
 from server.quotas.bucket import Bucket
 from server.quotas.quota import Quota
 
+BEGUN, ENDED = "uploads", "finished uploads"
+"""The two ends of an upload. Each has the same limit a minute, so that none can be saved up in between."""
+
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
@@ -29,7 +32,8 @@ class _Account:
     quota: Quota
     buckets: dict[str, Bucket]
     running: int = 0
-    uploading: int = 0  # bytes
+    rooms: list["Room"] = field(default_factory=list)
+    named: list["Room"] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -59,6 +63,49 @@ class Pass:
         self.close(0)
 
 
+@dataclass(slots=True, eq=False)
+class Room:
+    """What one upload was granted, until it ends. Of several at once, whoever came first has the room."""
+
+    _quotas: "Quotas"
+    _account: "_Account"
+    declared: int
+    name: str | None = None
+
+    def begin(self) -> None:
+        """Raises RateLimited."""
+        self._quotas.take(self._account, {BEGUN: 1})
+
+    def end(self) -> None:
+        """Before the bytes are judged. Raises RateLimited."""
+        self._quotas.take(self._account, {ENDED: 1})
+
+    def take_name(self, name: str) -> None:
+        """What the upload is to be called."""
+        self.name = name
+        self._account.named.append(self)
+
+    def ahead(self) -> Holdings:
+        """What those that came before are about to store. To be asked before what is held: whoever ends in between
+        then counts twice, and never not at all.
+        """
+        rooms, named = self._account.rooms, self._account.named
+        bytes = sum(room.declared for room in rooms[: rooms.index(self)])
+        return Holdings({room.name or "" for room in named[: named.index(self) if self in named else 0]}, bytes)
+
+    def check(self, held: Holdings, ahead: Holdings) -> None:
+        """Raises QuotaExceeded when the declared bytes, or the name, do not fit beside what the tenant holds. A new
+        version of an old name is no name more.
+        """
+        quota, names = self._account.quota, held.names | ahead.names
+        if quota.stored_bytes is not None and held.bytes + ahead.bytes + self.declared > quota.stored_bytes:
+            raise QuotaExceeded(f"The tenant's adapters take {held.bytes} bytes, and may take {quota.stored_bytes}.")
+        if quota.adapters is None or self.name is None or self.name in names:
+            return
+        if len(names) >= quota.adapters:
+            raise QuotaExceeded(f"The tenant has {len(names)} adapters, and may have {quota.adapters}.")
+
+
 class Quotas:
     """`default` holds for every tenant; `tenants` are the full quotas of those that have others."""
 
@@ -77,11 +124,7 @@ class Quotas:
         most = account.quota.concurrent_requests
         if most is not None and account.running >= most:
             raise RateLimited(f"{account.running} requests are running already, of {most} at once.", 1, {})
-        wanted = {"requests": 1, "tokens": tokens}
-        self._check(account, wanted)
-        for name, count in wanted.items():
-            if name in account.buckets:
-                account.buckets[name].take(count)
+        self.take(account, {"requests": 1, "tokens": tokens})
         account.running += 1
         return Pass(account, tokens)
 
@@ -91,29 +134,24 @@ class Quotas:
         return quota.adapters is not None or quota.stored_bytes is not None
 
     @contextmanager
-    def upload(self, tenant: str, held: Holdings, declared: int) -> Iterator[None]:
-        """One upload of up to `declared` bytes, whose room is kept until it ends. Raises RateLimited, QuotaExceeded.
-
-        To be entered before any of the bytes are read.
-        """
+    def upload(self, tenant: str, declared: int) -> Iterator["Room"]:
+        """One upload of up to `declared` bytes, which count from now until it ends."""
         account = self._account(tenant)
-        most = account.quota.stored_bytes
-        if most is not None and held.bytes + account.uploading + declared > most:
-            raise QuotaExceeded(f"The tenant's adapters take {held.bytes} bytes, and may take {most}.")
-        self._check(account, {"uploads": 1})
-        if "uploads" in account.buckets:
-            account.buckets["uploads"].take(1)
-        account.uploading += declared
+        room = Room(self, account, declared)
+        account.rooms.append(room)
         try:
-            yield
+            yield room
         finally:
-            account.uploading -= declared
+            account.rooms.remove(room)
+            if room in account.named:
+                account.named.remove(room)
 
-    def check_name(self, tenant: str, held: Holdings, name: str) -> None:
-        """Raises QuotaExceeded when `name` would be one adapter too many. A new version of an old name never is."""
-        most = self._quota(tenant).adapters
-        if most is not None and name not in held.names and len(held.names) >= most:
-            raise QuotaExceeded(f"The tenant has {len(held.names)} adapters, and may have {most}.")
+    def take(self, account: _Account, wanted: Mapping[str, int]) -> None:
+        """Raises RateLimited, and then nothing was taken."""
+        self._check(account, wanted)
+        for name, count in wanted.items():
+            if name in account.buckets:
+                account.buckets[name].take(count)
 
     def _check(self, account: _Account, wanted: Mapping[str, int]) -> None:
         for name, count in wanted.items():
@@ -131,7 +169,8 @@ class Quotas:
             rates = {
                 "requests": quota.requests_per_minute,
                 "tokens": quota.tokens_per_minute,
-                "uploads": quota.uploads_per_minute,
+                BEGUN: quota.uploads_per_minute,
+                ENDED: quota.uploads_per_minute,
             }
             buckets = {name: Bucket(rate, self._clock) for name, rate in rates.items() if rate is not None}
             self._accounts[tenant] = _Account(quota, buckets)

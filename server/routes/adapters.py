@@ -3,14 +3,15 @@
 Owns those routes. The bytes are read by `upload.py` and judged by the catalog.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Query
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from adapters.condition import Condition
 from adapters.errors import UnknownAdapter
+from adapters.manifest import AdapterId
 from adapters.registry import Version
 from server.audit import note, note_upload
 from server.cards import adapter_card, listing, tiers_of
@@ -21,10 +22,12 @@ from server.evaluation import read_eval
 from server.pins import follow_pins_if_possible
 from server.ports import Services
 from server.principal import Scope
-from server.storing import declared_bytes, storing
-from server.upload import FORM, receive_upload
+from server.storing import Room, declared_bytes, storing
+from server.upload import FORM, Upload, receive_upload
 
 router = APIRouter(tags=["adapters"])
+
+ContentId = Annotated[str | None, Query(pattern="^sha256:[0-9a-f]{64}$", description="An adapter's `id`.")]
 
 
 @router.post(
@@ -40,26 +43,33 @@ async def upload_adapter(http: HttpRequest, services: ServicesDep, caller: Princ
     """
     asked = condition(http)
     with services.lifecycle.answering():
-        async with (
-            storing(declared_bytes(http, services.limits.max_upload_bytes), services, caller) as room,
-            receive_upload(http, services.uploads, services.limits) as upload,
-        ):
-            room.check_name(upload.name)
-            if upload.eval is not None:
-                await in_thread(read_eval, upload.eval, services.tokenizer, services.limits.max_model_len)
-            version, created = await judging(
-                services, services.catalog.add, upload.name, upload.config, upload.weights, upload.alias, asked
-            )
-            if upload.eval is not None:
-                await in_thread(services.catalog.attach_eval, version, upload.eval)
+        async with storing(declared_bytes(http, services.limits.max_upload_bytes), services, caller) as room:
+            await room.begin()
+            async with receive_upload(http, services.uploads, services.limits) as upload:
+                version, created = await _store(upload, services, room, asked)
         await follow_pins_if_possible(services)
     note_upload(version, created)
     return JSONResponse(await card(services, version), status_code=201 if created else 200, headers=etag(version))
 
 
+async def _store(upload: Upload, services: Services, room: Room, asked: Condition | None) -> tuple[Version, bool]:
+    """A version of a form that has arrived; nothing is stored if its eval file is wrong."""
+    await room.end(upload.name)
+    if upload.eval is not None:
+        await in_thread(read_eval, upload.eval, services.tokenizer, services.limits.max_model_len)
+    version, created = await judging(
+        services, services.catalog.add, upload.name, upload.config, upload.weights, upload.alias, asked
+    )
+    if upload.eval is not None:
+        await in_thread(services.catalog.attach_eval, version, upload.eval)
+    return version, created
+
+
 @router.get("/v1/adapters", dependencies=[Depends(needs(Scope.READ))])
-async def list_adapters(services: ServicesDep) -> dict[str, Any]:
-    """The newest version of every adapter."""
+async def list_adapters(services: ServicesDep, id: ContentId = None) -> dict[str, Any]:
+    """The newest version of every adapter; with `id`, every version of the caller's own that has this content."""
+    if id is not None:
+        return listing(await cards(services, await in_thread(services.catalog.having, AdapterId(id))))
     return listing(await cards(services, await in_thread(services.catalog.list)))
 
 

@@ -13,6 +13,7 @@ from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from adapters.evaluations import EVAL_BYTES
 from adapters.registry import Version
 from adapters.sessions import Order, Session
 from server.audit import note_upload
@@ -22,6 +23,7 @@ from server.chunk import appending, declared_offset, pour
 from server.deps import PrincipalDep, ServicesDep, accepting, in_thread, judging, needs
 from server.errors import BadRequest, TooLarge, offset_headers
 from server.etag import condition, etag
+from server.evaluation import read_eval
 from server.fields import Strict
 from server.form import CONFIG_BYTES
 from server.pins import follow_pins_if_possible
@@ -46,6 +48,9 @@ class OrderBody(Strict):
     digest: Annotated[
         str | None, Field(pattern=_DIGEST.pattern, description="SHA-256 of those bytes; an upload of them goes on.")
     ] = None
+    eval: Annotated[
+        str | None, Field(max_length=EVAL_BYTES, description="The text of eval.jsonl, which `promote` measures on.")
+    ] = None
 
 
 @router.post("/v1/adapters/uploads", dependencies=[WRITE, Depends(accepting)], status_code=201)
@@ -54,9 +59,13 @@ async def begin_upload(body: OrderBody, services: ServicesDep, caller: Principal
     if body.size > services.limits.max_upload_bytes:
         raise TooLarge(services.limits.max_upload_bytes, _FLAG)
     services.catalog.check_names(body.name, body.alias)
-    order = Order(caller.tenant, body.name, body.alias, body.config.encode(), body.size, body.digest)
+    rows = None if body.eval is None else body.eval.encode()
+    order = Order(caller.tenant, body.name, body.alias, body.config.encode(), body.size, body.digest, rows)
     async with storing(body.size, services, caller) as room:
-        room.check_name(body.name)
+        await room.begin()
+        await room.keep(body.name)
+        if rows is not None:
+            await in_thread(read_eval, rows, services.tokenizer, services.limits.max_model_len)
         session, created = await in_thread(services.resumable.begin, order)
     _, offset = await in_thread(services.resumable.find, caller.tenant, session.id)
     return _shown(services, session, offset, 201 if created else 200)
@@ -97,13 +106,20 @@ async def finish_upload(
     """Make a version of an upload whose bytes are all there. 201 when it is new, 200 when its content was there."""
     if not _DIGEST.fullmatch(digest):
         raise BadRequest("`digest` is sha256: and the 64 hexadecimal digits of the weights file.", "digest")
-    asked = condition(http)
+    asked, catalog = condition(http), services.catalog
 
-    def add(session: Session, config: bytes, weights: Path) -> tuple[Version, bool]:
-        return services.catalog.add(session.name, config, weights, session.alias, asked)
+    def add(session: Session, config: bytes, weights: Path, rows: bytes | None) -> tuple[Version, bool]:
+        version, created = catalog.add(session.name, config, weights, session.alias, asked)
+        if rows is not None:
+            catalog.attach_eval(version, rows)
+        return version, created
 
+    session, there = await in_thread(services.resumable.find, caller.tenant, id)
     with services.lifecycle.answering():
-        version, created = await judging(services, services.resumable.finish, caller.tenant, id, digest, add)
+        async with storing(session.size, services, caller) as room:
+            if session.open and there == session.size:  # else nothing will be judged
+                await room.end(session.name)
+            version, created = await judging(services, services.resumable.finish, caller.tenant, id, digest, add)
         await follow_pins_if_possible(services)
     note_upload(version, created)
     return JSONResponse(await card(services, version), status_code=201 if created else 200, headers=etag(version))

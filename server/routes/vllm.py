@@ -61,7 +61,8 @@ async def load_lora_adapter(body: LoadBody, http: HttpRequest, services: Service
             "lora_name",
         )
     async with storing(declared_bytes(http, services.limits.max_body_bytes), services, caller) as room:
-        room.check_name(body.lora_name)
+        await room.begin()
+        await room.end(body.lora_name)
         version, created = await judging(services, services.catalog.add_directory, body.lora_name, path)
     await follow_pins_if_possible(services)
     note_upload(version, created)

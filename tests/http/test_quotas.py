@@ -1,5 +1,6 @@
 """Quotas as a client meets them: OpenAI's headers on every answer, 429 with a time, 403 where time does not help."""
 
+import hashlib
 from collections.abc import Iterator
 
 import httpx
@@ -10,7 +11,7 @@ from server.meter import Meter
 from server.quotas.keeper import Quotas
 from server.quotas.quota import Quota
 from tests.support.engine import FakeWorker
-from tests.support.face import BASE, form
+from tests.support.face import BASE, adapter_config, adapter_weights, form
 from tests.support.http import serve
 from tests.support.keys import guarded_face, headers_of
 
@@ -21,6 +22,9 @@ QUOTAS = {
     "full": Quota(adapters=1),
     "heavy": Quota(stored_bytes=ByteSize(10)),
     "eager": Quota(uploads_per_minute=1),
+    "late": Quota(adapters=1),
+    "grown": Quota(stored_bytes=ByteSize(len(adapter_weights()) + 100)),
+    "hasty": Quota(uploads_per_minute=2),
 }
 
 
@@ -101,3 +105,37 @@ def test_i85_whoever_fills_the_store_is_refused_and_nobody_else(clients: dict[st
     assert upload("free", "one", 0).status_code == 201
     assert clients["full"].delete("/v1/adapters/one").status_code == 200
     assert upload("full", "two", 2).status_code == 201
+
+
+def whole(client: httpx.Client, name: str, seed: int) -> str:
+    """An upload in pieces that only has to be finished: its path, with the digest."""
+    weights = adapter_weights(seed)
+    order = {"name": name, "config": adapter_config().decode(), "size": len(weights)}
+    begun = client.post("/v1/adapters/uploads", json=order)
+    assert begun.status_code == 201, begun.text
+    at = str(begun.headers["location"])
+    assert client.patch(at, content=weights, headers={"upload-offset": "0"}).status_code == 202
+    return f"{at}?digest=sha256:{hashlib.sha256(weights).hexdigest()}"
+
+
+@pytest.mark.parametrize("tenant", ["late", "grown"])
+def test_i85_quotas_hold_again_when_an_upload_is_finished(tenant: str, clients: dict[str, httpx.Client]) -> None:
+    """Both were begun while there was room for one."""
+    client = clients[tenant]
+    first, second = whole(client, "first", 20), whole(client, "second", 21)
+    assert client.put(first).status_code == 201
+    refused = client.put(second)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "quota_exceeded"), refused.text
+    assert client.get("/v1/adapters/second").status_code == 404
+    client.delete("/v1/adapters/first")
+    assert client.put(second).status_code == 201, "the upload was left as it was"
+
+
+def test_i85_finishing_has_a_rate_too(clients: dict[str, httpx.Client]) -> None:
+    """A condition that fails lets an upload be finished again, and each time its file is read."""
+    client = clients["hasty"]
+    at = whole(client, "first", 22)
+    for expected in (412, 412, 429):
+        reply = client.put(at, headers={"if-match": '"9"'})
+        assert reply.status_code == expected, reply.text
+    assert reply.headers["retry-after"] == "30"

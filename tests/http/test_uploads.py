@@ -10,6 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
+from adapters.errors import UnknownUpload, UploadsFull
+from adapters.sessions import Order
 from adapters.uploads import UploadLimits, Uploads
 from server.ports import Limits
 from tests.support.face import BASE, Face, adapter_config, adapter_weights, make_face
@@ -91,6 +93,28 @@ def test_a_cut_connection_keeps_what_arrived(live: LiveServer, http: httpx.Clien
         eventually(lambda: offset(http, at) >= 1 << 20)
     eventually(lambda: send(http, at, weights[offset(http, at) :], offset(http, at)).status_code == 202)
     assert code(finish(http, at, weights)) == (422, "invalid_adapter"), "the digest was that of the whole"
+
+
+EVAL = '{"prompt": "a", "completion": " b"}\n'
+
+
+def test_an_eval_file_comes_with_the_order(http: httpx.Client, face: Face) -> None:
+    weights = adapter_weights(310)
+    at = begun(http, weights, name="measured", eval=EVAL, digest=sha256(weights))
+    other = order(weights, "measured", eval=EVAL * 2, digest=sha256(weights))
+    assert http.post(ROUTE, json=other).status_code == 201, "with other rows it is another upload"
+    send(http, at, weights, 0)
+    assert finish(http, at, weights).status_code == 201
+    assert http.get("/v1/adapters/measured@1/eval").text == EVAL
+    assert not (face.services.uploads / "resumable" / at.rpartition("/")[2] / "eval").exists()
+
+
+def test_an_eval_file_that_is_wrong_is_told_before_a_byte_is_sent(http: httpx.Client) -> None:
+    before = http.get(ROUTE).json()["data"]
+    refused = http.post(ROUTE, json=order(adapter_weights(311), "unmeasured", eval="{}"))
+    assert code(refused) == (422, "invalid_eval")
+    assert code(http.post(ROUTE, json=order(b"x", eval="x" * (257 << 10)))) == (400, "validation_error")
+    assert http.get(ROUTE).json()["data"] == before
 
 
 def test_failures_are_remembered_with_their_reason(http: httpx.Client, face: Face) -> None:
@@ -181,6 +205,50 @@ def test_more_bytes_than_declared_are_413(small: tuple[Face, httpx.Client]) -> N
     assert offset(http, at) <= 100
 
 
+def test_all_tenants_together_have_so_many(tmp_path: Path) -> None:
+    uploads = Uploads(tmp_path / "alone", UploadLimits(most_open=2, most_in_all=3))
+    first, _ = uploads.begin(Order("a", "x", None, b"{}", 5))
+    for tenant in ("a", "b"):
+        uploads.begin(Order(tenant, "y", None, b"{}", 5))
+    with pytest.raises(UploadsFull):
+        uploads.begin(Order("c", "x", None, b"{}", 5))
+    uploads.cancel("a", first.id)
+    uploads.begin(Order("c", "x", None, b"{}", 5))
+    face = make_face(tmp_path, uploads=UploadLimits(most_in_all=1))
+    with serve(face.app) as live, live.client() as http:
+        begun(http, b"x" * 10)
+        refused = http.post(ROUTE, json=order(b"x" * 20))
+        assert code(refused) == (503, "uploads_full") and refused.headers["retry-after"]
+    face.registry.close()
+
+
+def test_room_on_disk_is_promised_once(tmp_path: Path) -> None:
+    """What open uploads have yet to bring counts as used; what they brought has left the free bytes already."""
+    free = [100]
+    face = make_face(tmp_path, free_bytes=lambda: free[0])
+    with serve(face.app) as live, live.client() as http:
+        at = begun(http, b"x" * 60)
+        refused = http.post(ROUTE, json=order(b"x" * 41))
+        assert code(refused) == (507, "storage_full") and refused.headers["x-should-retry"] == "false"
+        send(http, at, b"x" * 60, 0)
+        free[0] = 41
+        begun(http, b"x" * 41)
+        assert code(http.post(ROUTE, json=order(b"x"))) == (507, "storage_full")
+        assert len(http.get(ROUTE).json()["data"]) == 2, "a refused order leaves nothing"
+    face.registry.close()
+
+
+def test_what_expired_while_the_server_was_down_goes_at_its_start(tmp_path: Path) -> None:
+    clock = [1000.0]
+    uploads = Uploads(tmp_path, UploadLimits(age_s=10), lambda: clock[0])
+    old, _ = uploads.begin(Order("a", "old", None, b"{}", 5))
+    clock[0] += 8
+    young, _ = uploads.begin(Order("a", "young", None, b"{}", 5))
+    clock[0] += 3
+    Uploads(tmp_path, UploadLimits(age_s=10), lambda: clock[0])
+    assert [folder.name for folder in tmp_path.iterdir()] == [young.id]
+
+
 def test_a_server_that_comes_back_knows_its_uploads(tmp_path: Path) -> None:
     weights = adapter_weights(305)
     face = make_face(tmp_path)
@@ -199,9 +267,6 @@ def test_a_server_that_comes_back_knows_its_uploads(tmp_path: Path) -> None:
 
 
 def test_old_uploads_are_forgotten_and_other_tenants_see_nothing(tmp_path: Path) -> None:
-    from adapters.errors import UnknownUpload
-    from adapters.sessions import Order
-
     clock = [1000.0]
     uploads = Uploads(tmp_path, UploadLimits(age_s=10), lambda: clock[0])
     session, _ = uploads.begin(Order("a", "x", None, b"{}", 5))

@@ -10,21 +10,20 @@ from server.commands.chat import _Talk
 from server.commands.errors import CommandFailed
 from server.commands.http import Server
 from server.commands.parcel import Parcel
+from server.commands.push import push
 from server.keys.store import KeyStore
+from server.principal import Scope
 from tests.server.test_cli import rootstock
+from tests.server.test_push import unwatched
 from tests.support.face import write_adapter
 from tests.support.http import LiveServer, serve
-from tests.support.keys import EVERY_SCOPE, guarded_face
+from tests.support.keys import guarded_face, headers_of, key_of
 
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveServer, KeyStore]]:
     with guarded_face(tmp_path_factory.mktemp("keyed")) as (face, store), serve(face.app) as live:
         yield live, store
-
-
-def key_of(store: KeyStore, tenant: str) -> str:
-    return store.create(tenant, "default", EVERY_SCOPE)[1]
 
 
 def test_push_share_and_use(tmp_path: Path, guarded: tuple[LiveServer, KeyStore]) -> None:
@@ -39,6 +38,63 @@ def test_push_share_and_use(tmp_path: Path, guarded: tuple[LiveServer, KeyStore]
     assert "acme/sql" in rootstock("adapters", "show", "acme/sql", url=live.url, key=beta).stdout
     neither = rootstock("adapters", "share", "sql", url=live.url, key=acme)
     assert neither.returncode == 2 and "--public" in neither.stderr
+
+
+def uploads(live: LiveServer, key: str) -> int:
+    with live.client(authorization=f"Bearer {key}") as client:
+        return len(client.get("/v1/adapters/uploads").json()["data"])
+
+
+def test_push_sends_nothing_that_the_tenant_has_under_any_name(
+    tmp_path: Path, guarded: tuple[LiveServer, KeyStore]
+) -> None:
+    live, store = guarded
+    first, other = key_of(store, "first"), key_of(store, "other")
+    folder = write_adapter(tmp_path / "original", 50)
+    card, created = push(Server(live.url, first), folder, "original", None, unwatched)
+    assert created and uploads(live, first) == 1
+    same, created = push(Server(live.url, first), folder, "other-name", "prod", unwatched)
+    assert created and (same["id"], same["name"], same["aliases"]) == (card["id"], "other-name", ["prod"])
+    _, created = push(Server(live.url, first), folder, "other-name", "prod", unwatched)
+    assert not created and uploads(live, first) == 1
+    theirs, created = push(Server(live.url, other), folder, "original", None, unwatched)
+    assert created and theirs["version"] == 1 and uploads(live, other) == 1, "what another has is nobody's business"
+
+
+def test_h76_content_of_others_is_told_by_no_id_and_copied_by_no_name(
+    tmp_path: Path, guarded: tuple[LiveServer, KeyStore]
+) -> None:
+    """Neither private nor lent: whoever was lent an adapter uses it, and keeps nothing when the loan ends."""
+    live, store = guarded
+    acme = Server(live.url, key_of(store, "acme"))
+    card, _ = push(acme, write_adapter(tmp_path / "kept", 51), "kept", None, unwatched)
+    lent, _ = push(acme, write_adapter(tmp_path / "lent", 52), "lent", None, unwatched)
+    acme.call("PUT", "/v1/adapters/lent/public")
+    absent = "sha256:" + "0" * 64
+    with live.client(**headers_of(store, "beta")) as beta:
+        lists = [beta.get("/v1/adapters", params={"id": id}) for id in (card["id"], lent["id"], absent)]
+        assert [reply.json() for reply in lists] == [{"object": "list", "data": []}] * 3
+        hidden = [
+            beta.post("/v1/adapters/mine/versions", json={"source": source})
+            for source in ("acme/kept@1", "acme/none@1", f"acme/kept@{card['id']}", "kept@1", "none@1")
+        ]
+        assert {reply.status_code for reply in hidden} == {404}
+        assert len({reply.text for reply in hidden}) == 1
+        loan = beta.post("/v1/adapters/mine/versions", json={"source": "acme/lent@1"})
+        assert (loan.status_code, loan.json()["error"]["code"]) == (403, "not_owner")
+        assert beta.get("/v1/adapters/mine").status_code == 404
+
+
+def test_a_key_that_may_not_write_pushes_nothing(tmp_path: Path, guarded: tuple[LiveServer, KeyStore]) -> None:
+    live, store = guarded
+    reader = key_of(store, "acme", Scope.READ, Scope.INFER)
+    folder = write_adapter(tmp_path / "refused", 53)
+    done = rootstock("adapters", "push", str(folder), url=live.url, key=reader)
+    assert done.returncode == 1 and "`write`" in done.stderr and reader not in done.stderr
+    with live.client(authorization=f"Bearer {reader}") as client:
+        assert client.get("/v1/adapters/refused").status_code == 404
+    unknown = rootstock("adapters", "push", str(folder), url=live.url)
+    assert unknown.returncode == 1 and "API key" in unknown.stderr
 
 
 def test_a_key_that_opens_nothing_is_told_and_not_shown(guarded: tuple[LiveServer, KeyStore]) -> None:

@@ -62,8 +62,23 @@ def test_what_is_there_is_not_sent_again(live: LiveServer, face: Face, tmp_path:
     again, created = push(Server(live.url), folder, "once", "next", unwatched)
     assert not created and again["id"] == card["id"] and again["aliases"] == ["next", "prod"]
     assert sent(live) == before
-    _, created = push(Server(live.url), folder, "another", None, unwatched)
-    assert created, "it is asked for under its own name only"
+    copied, created = push(Server(live.url), folder, "another", None, unwatched)
+    assert created and (copied["name"], copied["version"], copied["id"]) == ("another", 1, card["id"])
+    assert sent(live) == before, "it is there under another name"
+
+
+def test_what_is_damaged_is_sent_again(live: LiveServer, face: Face, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "damaged", 404)
+    card, _ = push(Server(live.url), folder, "damaged", None, unwatched)
+    weights = next(face.store.path(card["id"]).glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    assert face.store.quarantine_if_damaged(card["id"])
+    with live.client() as http:
+        refused = http.post("/v1/adapters/copy-of-it/versions", json={"source": "damaged@1"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "adapter_corrupt")
+    before = sent(live)
+    _, created = push(Server(live.url), folder, "elsewhere", None, unwatched)
+    assert created and sent(live) == before + 1 and not face.store.quarantined()
 
 
 @pytest.mark.parametrize("kind", KINDS)

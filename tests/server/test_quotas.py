@@ -95,39 +95,55 @@ def test_tenants_have_accounts_of_their_own() -> None:
         assert quotas.admit("big", 1_000_000).headers() == {}
 
 
+def held(names: str, bytes: int) -> Holdings:
+    return Holdings(set(names.split()), bytes)
+
+
 def test_i85_storage_is_refused_before_a_byte_is_read() -> None:
     quotas = Quotas(Quota(stored_bytes=ByteSize(100)), {"b": Quota()})
-    with quotas.upload("a", Holdings({"one"}, 40), 50):
-        with pytest.raises(QuotaExceeded) as refused, quotas.upload("a", Holdings({"one"}, 40), 20):
-            raise AssertionError("what is under way counts as well")
-        with quotas.upload("b", Holdings({"two"}, 10**12), 10**9):
-            pass
+    with quotas.upload("a", 50) as first, quotas.upload("a", 20) as second, quotas.upload("b", 10**9) as other:
+        first.check(held("one", 40), first.ahead())
+        with pytest.raises(QuotaExceeded) as refused:
+            second.check(held("one", 40), second.ahead())  # what is under way counts as well
+        other.check(held("two", 10**12), other.ahead())
     assert refused.value.headers is not None and refused.value.headers["x-should-retry"] == "false"
-    with quotas.upload("a", Holdings({"one"}, 40), 60):
-        pass
+    with quotas.upload("a", 60) as alone:
+        alone.check(held("one", 40), alone.ahead())
+        with pytest.raises(QuotaExceeded):
+            alone.check(held("one two", 41), alone.ahead())  # asked again, when more is there
 
 
 def test_i85_one_adapter_too_many() -> None:
     quotas = Quotas(Quota(adapters=1))
-    quotas.check_name("a", NOTHING, "first")
-    quotas.check_name("a", Holdings({"first"}, 1), "first")
-    with pytest.raises(QuotaExceeded, match="may have 1"):
-        quotas.check_name("a", Holdings({"first"}, 1), "second")
+    with quotas.upload("a", 1) as first, quotas.upload("a", 1) as second:
+        second.take_name("new")
+        first.take_name("other")
+        second.check(NOTHING, second.ahead())
+        with pytest.raises(QuotaExceeded, match="may have 1"):
+            first.check(NOTHING, first.ahead())  # of two at once, whoever was named first has the room
+    with quotas.upload("a", 1) as again:
+        again.take_name("new")
+        again.check(held("new", 1), again.ahead())
+        with pytest.raises(QuotaExceeded):
+            again.check(held("old", 1), again.ahead())
 
 
-def test_i85_uploads_have_a_rate() -> None:
+def test_i85_uploads_have_a_rate_at_both_ends() -> None:
+    """So that what was begun minutes ago is not all judged at once."""
     clock = Clock()
     quotas = Quotas(Quota(uploads_per_minute=1), clock=clock)
-    with quotas.upload("a", NOTHING, 1):
-        pass
-    with pytest.raises(RateLimited) as refused, quotas.upload("a", NOTHING, 1):
-        raise AssertionError
-    assert refused.value.headers is not None and refused.value.headers["retry-after"] == "60"
-    with quotas.upload("b", NOTHING, 1):
-        pass
+    for end in ("begin", "end"):
+        with quotas.upload("a", 1) as room:
+            getattr(room, end)()
+            with pytest.raises(RateLimited) as refused:
+                getattr(room, end)()
+        assert refused.value.headers is not None and refused.value.headers["retry-after"] == "60"
+    with quotas.upload("b", 1) as other:
+        other.begin()
     clock.now += 60
-    with quotas.upload("a", NOTHING, 1):
-        pass
+    with quotas.upload("a", 1) as room:
+        room.begin()
+        room.end()
 
 
 def test_a_tenants_table_stands_over_the_default() -> None:

@@ -123,7 +123,7 @@ def _write(beside: Beside, name: str, content: bytes) -> None:
 
 
 def _finish(beside: Beside, name: str) -> None:
-    def add(session: Session, config: bytes, weights: Path) -> tuple[Version, bool]:
+    def add(session: Session, config: bytes, weights: Path, rows: bytes | None) -> tuple[Version, bool]:
         return cast(Version, _Numbered()), True
 
     beside.uploads.finish("acme", beside.upload(name).id, DIGEST, add)

@@ -1,6 +1,7 @@
 """The whole face over a fake worker and a real catalog, and a tiny adapter to upload to it."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,7 @@ def make_face(
     meter: Meter | None = None,
     tokenizer: Tokenizer | None = None,
     store: BlobStore | None = None,
+    free_bytes: Callable[[], int] | None = None,
 ) -> Face:
     """A ready application with its data under `folder`. Close `registry` when done."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
@@ -82,7 +84,9 @@ def make_face(
         limits=limits if limits is not None else Limits(worker.max_model_len, idle_s=5),
         metrics=Metrics(),
         uploads=folder / "uploads",
-        resumable=Uploads(folder / "uploads" / "resumable", uploads or UploadLimits(), disk=disk),
+        resumable=Uploads(
+            folder / "uploads" / "resumable", uploads or UploadLimits(), disk=disk, free_bytes=free_bytes
+        ),
         adapter_root=root,
         callers=callers if callers is not None else NoKeys(),
         traces=traces,

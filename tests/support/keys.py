@@ -44,4 +44,9 @@ def bearer(text: str) -> dict[str, str]:
 
 def headers_of(store: KeyStore, tenant: str, *scopes: Scope) -> dict[str, str]:
     """The headers of a new key; with every scope unless some are named."""
-    return bearer(store.create(tenant, "default", scopes or EVERY_SCOPE)[1])
+    return bearer(key_of(store, tenant, *scopes))
+
+
+def key_of(store: KeyStore, tenant: str, *scopes: Scope) -> str:
+    """The text of a new key; with every scope unless some are named."""
+    return store.create(tenant, "default", scopes or EVERY_SCOPE)[1]

@@ -1,0 +1,44 @@
+"""POST /v1/adapters/{name}/versions: a version of what the caller has under another name, without sending it.
+
+Owns that route. Whose content it is, the shelf knows.
+"""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from pydantic import Field
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from server.audit import note_upload
+from server.body import StrictRoute
+from server.deps import PrincipalDep, ServicesDep, accepting, in_thread, needs
+from server.etag import condition, etag
+from server.fields import Strict
+from server.pins import follow_pins_if_possible
+from server.principal import Scope
+from server.routes.adapters import card
+from server.storing import storing
+
+router = APIRouter(route_class=StrictRoute, tags=["adapters"])
+
+
+class CopyBody(Strict):
+    source: Annotated[str, Field(max_length=512, description="A version of the caller's own, such as `sql@3`.")]
+    alias: Annotated[str | None, Field(max_length=512, description="A word to point at the new version.")] = None
+
+
+@router.post(
+    "/v1/adapters/{name}/versions", dependencies=[Depends(needs(Scope.WRITE)), Depends(accepting)], status_code=201
+)
+async def copy_version(
+    name: str, body: CopyBody, http: HttpRequest, services: ServicesDep, caller: PrincipalDep
+) -> Response:
+    """Add `source` to `name`. 201 when its content is new to `name`, else 200. Conditions are those of an upload."""
+    services.catalog.check_names(name, body.alias)
+    async with storing(0, services, caller) as room:
+        await room.keep(name)
+        version, created = await in_thread(services.catalog.copy, body.source, name, body.alias, condition(http))
+    await follow_pins_if_possible(services)
+    note_upload(version, created)
+    return JSONResponse(await card(services, version), status_code=201 if created else 200, headers=etag(version))
