@@ -23,6 +23,7 @@ from adapters.manifest import AdapterId, TrainedOn
 from adapters.naming import check_alias, check_name, check_slug, parse_reference
 from adapters.provenance import ServedBase
 from adapters.registry import Registry, Version
+from adapters.resolved import Resolved
 from adapters.store import BlobStore
 
 log = logging.getLogger(__name__)
@@ -71,39 +72,6 @@ class Lease:
         self.release()
 
 
-class _Resolved:
-    """What references meant since the last change: every request resolves one, and a query takes milliseconds.
-
-    One process owns a data directory, so nobody changes the registry behind this cache's back.
-    """
-
-    def __init__(self, most: int = 4096) -> None:
-        self._most = most
-        self._lock = threading.Lock()
-        self._changes = 0
-        self._known: dict[str, Split[Version]] = {}
-
-    def get(self, ref: str, ask: Callable[[], Split[Version]]) -> Split[Version]:
-        known, before = self._known.get(ref), self._changes
-        if known is not None:
-            return known
-        split = ask()
-        with self._lock:
-            if self._changes == before and len(self._known) < self._most:
-                self._known[ref] = split  # unless it was asked before a change and answered after it
-        return split
-
-    @contextmanager
-    def changing(self) -> Iterator[None]:
-        """Around a write: whatever was resolved before it, or during it, is asked for again."""
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._changes += 1
-                self._known.clear()
-
-
 class Catalog:
     """Safe to use from many threads. `on_forgotten` is called, on whichever thread, after a blob was removed.
 
@@ -125,7 +93,7 @@ class Catalog:
         self._lock = threading.Lock()
         self._uses: dict[AdapterId, int] = {}
         self._doomed: set[AdapterId] = set()
-        self._resolved = _Resolved()
+        self._resolved = Resolved()
         self._labels = Labels(registry, store)
 
     def add(

@@ -9,11 +9,12 @@ from typing import cast
 import pytest
 
 from adapters.canary import Split
-from adapters.catalog import Catalog, _Resolved
+from adapters.catalog import Catalog
 from adapters.errors import AliasInvalid, InvalidAdapter, NameReserved, UnknownAdapter
 from adapters.manifest import AdapterId
 from adapters.provenance import ServedBase
 from adapters.registry import Registry, Version
+from adapters.resolved import Resolved
 from adapters.store import BlobStore
 from tests.support.adapters import adapters, llama_shape, write_adapter
 
@@ -206,7 +207,7 @@ def test_a_resolved_reference_follows_every_change(house: House, sources: list[P
 
 def test_an_answer_from_before_a_change_is_not_remembered() -> None:
     """A reader that asked before a write and answers after it must not leave its answer behind."""
-    resolved = _Resolved()
+    resolved = Resolved()
     old, new = (Split(cast(Version, word)) for word in ("old", "new"))
 
     def overtaken() -> Split[Version]:
