@@ -15,7 +15,8 @@ from adapters.checkpoint import Checkpoint
 from adapters.errors import Fault, InvalidAdapter
 from adapters.manifest import AdapterId, Graft, Manifest
 from adapters.op import LowRank
-from native.kernels import Kernels, LowRankPart, PartTable
+from native.kernels import Kernels
+from native.tables import LowRankPart, PartTable, part_table
 
 PREFIX = "base_model.model."
 
@@ -92,8 +93,8 @@ class Bank:
         self._placed[id] = placed
         self.changes += 1
         if self.kernels is not None:
-            parts = {self.numbers[path]: _compiled(part.low) for path, part in placed.parts.items()}
-            self._tables[id] = self.kernels.part_table(parts, len(self.numbers))
+            parts = {self.numbers[path]: _compiled(part) for path, part in placed.parts.items()}
+            self._tables[id] = part_table(parts, len(self.numbers))
 
     def drop(self, adapter: AdapterId) -> None:
         del self._placed[adapter]
@@ -128,8 +129,8 @@ class Bank:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
 
 
-def _compiled(low: LowRank) -> LowRankPart:
-    return LowRankPart(low.a_RI, low.b_RO, low.scaling)
+def _compiled(part: Part) -> LowRankPart:
+    return LowRankPart(part.low.a_RI, part.low.b_RO, part.low.scaling, part.gain)
 
 
 def _store(flat: Tensor, offset: int, tensor: Tensor) -> Tensor:

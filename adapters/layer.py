@@ -15,7 +15,7 @@ from adapters.bank import Bank, Part
 from adapters.manifest import AdapterId
 from adapters.op import LowRank, Term, Terms, add_low_rank
 from loader.product import Change, changed
-from native.kernels import TermTable
+from native.tables import TermTable, term_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Selection:
         table = None
         if bank.kernels is not None:
             placed = [(term.start, term.stop, bank.table(adapters[term.index])) for term in terms]
-            table = bank.kernels.term_table(placed, rows)
+            table = term_table(placed, rows)
         return cls(adapters, Terms(rows, tuple(terms), bank.device), pieces, table)
 
     @property

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from engine.kv_cache import KVCache
 from engine.scheduler import Chunk
-from native.kernels import Kernels, SpanTable
+from native.kernels import Kernels
+from native.tables import SpanTable, span_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +99,10 @@ def pack(chunks: Seq[Chunk], cache: KVCache, device: torch.device, kernels: Kern
         contexts_N=contexts[:, 0].int().to(device),
         starts_N=torch.tensor([0, *(span.stop for span in spans)], dtype=torch.int32).to(device),
         kernels=kernels,
-        table=None if kernels is None else _table(kernels, spans, slots_T, slots_NL),
+        table=None if kernels is None else _table(spans, slots_T, slots_NL),
     )
 
 
-def _table(kernels: Kernels, spans: Seq[Span], slots_T: Tensor, slots_NL: Tensor) -> SpanTable:
+def _table(spans: Seq[Span], slots_T: Tensor, slots_NL: Tensor) -> SpanTable:
     starts, counts, contexts = torch.tensor([(span.start, span.count, span.context) for span in spans]).t()
-    return kernels.span_table(slots_T, starts.contiguous(), counts.contiguous(), contexts.contiguous(), slots_NL)
+    return span_table(slots_T, starts.contiguous(), counts.contiguous(), contexts.contiguous(), slots_NL)

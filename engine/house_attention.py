@@ -4,7 +4,7 @@ Owns that replacement. Knows no architecture: whether a module may be replaced i
 rows. What follows the rotation is `attention.py`'s, or the same kernel.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +12,19 @@ from transformers import PreTrainedModel
 
 from engine.batch import PagedBatch, Span
 from engine.kv_cache import KVCache
-from native.kernels import DTYPE, Kernels
+from native.kernels import Kernels
+from native.tables import DTYPE, span_table
 
 PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj"}
+NORMS = {"q_norm", "k_norm"}
 PROBED_ROWS = 5
 
 
 class HouseAttention(nn.Module):
-    """`o(attend(rotate(q(x)), rotate(k(x)), v(x)))` with the very projections of the module it replaces."""
+    """`o(attend(rotate(q(x)), rotate(k(x)), v(x)))` with the very projections of the module it replaces.
+
+    Where that one normalises every head's queries and keys before it rotates them, so does this one.
+    """
 
     q_proj: nn.Module
     k_proj: nn.Module
@@ -28,8 +33,8 @@ class HouseAttention(nn.Module):
 
     def __init__(self, theirs: nn.Module, kernels: Kernels) -> None:
         super().__init__()
-        for name in sorted(PROJECTIONS):
-            self.add_module(name, theirs.get_submodule(name))
+        for name, module in theirs.named_children():
+            self.add_module(name, module)
         self.layer_idx, self.head_dim = cast(int, theirs.layer_idx), cast(int, theirs.head_dim)
         self.scaling = cast(float, theirs.scaling)
         self._kernels = kernels
@@ -39,13 +44,18 @@ class HouseAttention(nn.Module):
     ) -> tuple[Tensor, None]:
         assert paged.table is not None
         cos_TD, sin_TD = (part[0] for part in position_embeddings)
-        query_THD = self._kernels.rotate_(self.heads(self.q_proj(hidden_states)), cos_TD, sin_TD)
-        key_TKD = self._kernels.rotate_(self.heads(self.k_proj(hidden_states)), cos_TD, sin_TD)
+        query_THD = self._kernels.rotate_(self._normed("q_norm", self.q_proj(hidden_states)), cos_TD, sin_TD)
+        key_TKD = self._kernels.rotate_(self._normed("k_norm", self.k_proj(hidden_states)), cos_TD, sin_TD)
         value_TKD = self.heads(self.v_proj(hidden_states))
         query, key, value = (rows.transpose(0, 1) for rows in (query_THD, key_TKD, value_TKD))
         slots = paged.cache.slots(self.layer_idx)
         out_THD = self._kernels.attend(query, key, value, slots, paged.table, self.scaling, None)
         return self.o_proj(out_THD.view(1, out_THD.shape[0], -1)), None
+
+    def _normed(self, name: str, rows: Tensor) -> Tensor:
+        heads_THD = self.heads(rows)
+        norm = self._modules.get(name)
+        return heads_THD if norm is None else cast(Tensor, norm(heads_THD))
 
     def heads(self, rows: Tensor) -> Tensor:
         """`[1, T, heads * D]` as `[T, heads, D]`."""
@@ -62,22 +72,28 @@ def speed_up_attention(model: PreTrainedModel, cache: KVCache, kernels: Kernels 
     if kernels is None or rotary is None or getattr(model.config.get_text_config(), "sliding_window", None) is not None:
         return
     for path, module in list(model.named_modules()):
-        if {name for name, _ in module.named_children()} == PROJECTIONS and hasattr(module, "layer_idx"):
+        if {name for name, _ in module.named_children()} - NORMS == PROJECTIONS and hasattr(module, "layer_idx"):
             house = HouseAttention(module, kernels)
             if _agree(module, house, rotary, cache, kernels):
                 model.set_submodule(path, house)
 
 
 def _agree(theirs: nn.Module, ours: HouseAttention, rotary: nn.Module, cache: KVCache, kernels: Kernels) -> bool:
-    width = cast(int, theirs.get_submodule("q_proj").in_features)
-    x = torch.randn(1, PROBED_ROWS, width, generator=torch.Generator().manual_seed(0)).to(DTYPE)
-    positions = torch.arange(PROBED_ROWS)[None] * 37
-    cos, sin = rotary(x, position_ids=positions)
+    x, told = probe(cast(int, theirs.get_submodule("q_proj").in_features), rotary, cache, kernels)
+    cos, _ = told["position_embeddings"]
     if cos.shape != (1, PROBED_ROWS, ours.head_dim) or not _can(kernels, ours, x):
         return False
-    told = {"position_embeddings": (cos, sin), "attention_mask": None, "position_ids": positions}
-    want, got = (module(hidden_states=x, paged=_rows(cache, kernels), **told)[0] for module in (theirs, ours))
+    want, got = (module(hidden_states=x, **told)[0] for module in (theirs, ours))
     return torch.equal(want, got)
+
+
+def probe(width: int, rotary: nn.Module, cache: KVCache, kernels: Kernels) -> tuple[Tensor, dict[str, Any]]:
+    """A few random rows `[1, T, width]` of one sequence, and what a decoder tells its layers beside them."""
+    x = torch.randn(1, PROBED_ROWS, width, generator=torch.Generator().manual_seed(0)).to(DTYPE)
+    positions = torch.arange(PROBED_ROWS)[None] * 37
+    turned = rotary(x, position_ids=positions)
+    told = {"position_embeddings": turned, "attention_mask": None, "position_ids": positions}
+    return x, {**told, "paged": _rows(cache, kernels)}
 
 
 def _can(kernels: Kernels, ours: HouseAttention, x: Tensor) -> bool:
@@ -90,7 +106,7 @@ def _rows(cache: KVCache, kernels: Kernels) -> PagedBatch:
     """One sequence of a few positions in the first slots of the cache."""
     slots_T, starts_N = torch.arange(PROBED_ROWS), torch.tensor([0, PROBED_ROWS])
     count = starts_N[1:]
-    table = kernels.span_table(slots_T, starts_N[:1], count, count, slots_T[None])
+    table = span_table(slots_T, starts_N[:1], count, count, slots_T[None])
     span = Span(0, PROBED_ROWS, PROBED_ROWS)
     blocks_NB = torch.zeros(1, 1, dtype=torch.int32)
     return PagedBatch(cache, (span,), 0, slots_T, slots_T[None], blocks_NB, count.int(), starts_N.int(), kernels, table)

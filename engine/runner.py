@@ -17,6 +17,7 @@ from adapters.merge import Merger
 from engine import attention
 from engine.batch import in_batch_order, pack
 from engine.house_attention import speed_up_attention
+from engine.house_layer import speed_up_layers
 from engine.kv_cache import KVCache
 from engine.result import ChunkResult
 from engine.sampler import NON_FINITE, report_prompt, sample
@@ -41,6 +42,7 @@ class ModelRunner:
         self._active = ActiveGrafts()
         self._selections = Selections(bank)
         linears = graft(base.model, base.shape.linears, bank, self._active, base.head)
+        speed_up_layers(base.model, self._active, bank.numbers, cache, base.kernels)
         self._merger = Merger(base, linears)
 
     @torch.inference_mode()

@@ -21,8 +21,8 @@ from loader.product import HouseLinear, product_dtype, speed_up_linears
 from loader.progress import Progress, ignore
 from loader.shape import BaseShape
 from loader.source import Source
-from native.kernels import DTYPE as KERNELS_DTYPE
 from native.kernels import Kernels
+from native.tables import DTYPE as KERNELS_DTYPE
 
 DTYPES: Mapping[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,

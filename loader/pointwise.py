@@ -8,7 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from native.kernels import DTYPE, Kernels
+from native.kernels import Kernels
+from native.tables import DTYPE
 
 PROBED_ROWS = 3
 GATED = {"gate_proj", "up_proj", "down_proj"}
@@ -20,11 +21,11 @@ class HouseNorm(nn.Module):
     def __init__(self, weight: Tensor, epsilon: float, kernels: Kernels) -> None:
         super().__init__()
         self.weight = weight
-        self._epsilon = epsilon
+        self.epsilon = epsilon
         self._kernels = kernels
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._kernels.rms_norm(x, self.weight, self._epsilon)
+        return self._kernels.rms_norm(x, self.weight, self.epsilon)
 
 
 class HouseMLP(nn.Module):

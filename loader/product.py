@@ -1,8 +1,8 @@
-"""The product of activations with a half-precision weight, fast on CPUs that cannot multiply half precision.
+"""The product of activations with a half-precision weight, fast on CPUs.
 
-Owns `linear` and the wrapper that puts it under a model's linear layers: by compiled kernels where there are some, else
-by raising tiles of the weight to float32; and what is added to a product before it is rounded. Knows nothing of models
-or adapters.
+Owns `linear` and the wrapper that puts it under a model's linear layers: by compiled kernels where there are some, by
+raising tiles of the weight to float32 where the CPU cannot multiply half precision, else by torch; and what is added to
+a product before it is rounded. Knows nothing of models or adapters.
 
 Shapes: x `[..., in]`, weight `[out, in]`, bias `[out]`, result `[..., out]`, all of one dtype. Suffixes: T rows of x,
 O outputs.
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from native.kernels import Kernels
+from native.tables import FourBitWeight
 
 # Measured on a CPU with AVX2 only: torch's own half-precision product costs the same per row whatever the number of
 # rows, so from three rows on it is cheaper to raise the weight to float32 once, a tile at a time. 512 rows of a
@@ -55,10 +56,10 @@ def linear(
     change: Change | None = None,
 ) -> Tensor:
     """`x W^T + bias`, as `torch.nn.functional.linear`, or `change` of it; float32 sums rounded once, to x's dtype."""
+    if kernels is not None and kernels.takes(x, weight) and not _differentiated(x, weight):
+        return kernels.linear(x, weight, bias, *as_arguments(change))
     if not _slow_here(x, weight):
         return F.linear(x, weight, bias) if change is None else _changed_by_torch(x, weight, bias, change)
-    if kernels is not None and kernels.takes(x, weight):
-        return kernels.linear(x, weight, bias, *as_arguments(change))
     few = x.numel() < TILED_ROWS * x.shape[-1]
     return F.linear(x, weight, bias) if few and change is None else _tiled(x, weight, bias, change)
 
@@ -123,17 +124,23 @@ def dense_linear(weight: Tensor, bias: Tensor | None, kernels: Kernels | None = 
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight, requires_grad=False)
     layer.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
-    return layer if product_dtype(weight.device, weight.dtype) == weight.dtype else HouseLinear(layer, kernels)
+    return HouseLinear(layer, kernels) if _worthwhile(weight, kernels) else layer
 
 
 def _slow_here(x: Tensor, weight: Tensor) -> bool:
     """Whether torch's own product is slow for these; gradients are torch's business all the same."""
-    return (
-        x.is_cpu
-        and x.dtype == weight.dtype
-        and lacks_instructions(weight.dtype)
-        and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
-    )
+    same = x.is_cpu and x.dtype == weight.dtype
+    return same and lacks_instructions(weight.dtype) and not _differentiated(x, weight)
+
+
+def _differentiated(x: Tensor, weight: Tensor) -> bool:
+    return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+
+
+def _worthwhile(weight: Tensor, kernels: Kernels | None) -> bool:
+    """Whether a linear layer with this weight gains from being a HouseLinear."""
+    compiled = kernels is not None and kernels.takes(weight)
+    return weight.is_cpu and (compiled or lacks_instructions(weight.dtype))
 
 
 @cache
@@ -154,6 +161,11 @@ class HouseLinear(nn.Module):
         self.weight: Tensor = base.weight
         self.bias: Tensor | None = base.bias
 
+    @property
+    def stored(self) -> Tensor | FourBitWeight:
+        """The weight as the compiled kernels read it."""
+        return self.weight
+
     def forward(self, x: Tensor, change: Change | None = None) -> Tensor:
         return linear(x, self.weight, self.bias, self.kernels, change)
 
@@ -164,5 +176,5 @@ def speed_up_linears(model: nn.Module, kernels: Kernels | None = None) -> None:
     Paths, parameters and their sharing (a tied head) stay as they are. Quantized layers are left alone.
     """
     for path, module in list(model.named_modules()):
-        if type(module) is nn.Linear and module.weight.device.type == "cpu" and lacks_instructions(module.weight.dtype):
+        if type(module) is nn.Linear and _worthwhile(module.weight, kernels):
             model.set_submodule(path, HouseLinear(module, kernels))

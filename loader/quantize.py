@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 
 from loader.product import Change, HouseLinear, as_arguments, lacks_instructions, linear
-from native.kernels import FourBitWeight, Kernels
+from native.kernels import Kernels
+from native.tables import DTYPE as KERNELS_DTYPE
+from native.tables import FourBitWeight
 
 TYPES = ("nf4", "fp4")
 PACK_OUT, PACK_IN = 32, 64
@@ -37,17 +39,19 @@ def config_for(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
 def settle(model: nn.Module, kernels: Kernels | None = None) -> None:
     """Give every 4-bit layer of `model` its final form for this CPU; on CUDA the layers stay bitsandbytes' own.
 
-    Layers that the packed kernel can take are packed now, so that what `dense` returns never changes later. Where
-    there is no such kernel, half-precision layers are multiplied by our own, or dequantized for each product.
+    Layers in bfloat16 are multiplied by our kernels where there are some. Otherwise those that bitsandbytes' packed
+    kernel can take are packed now, so that what `dense` returns never changes later; and where that one is missing
+    too, half-precision layers are dequantized for each product.
     """
     for path, module in list(model.named_modules()):
         if not isinstance(module, Linear4bit) or module.weight.device.type != "cpu":
             continue
-        module.support_avx512bf16_for_cpu = bool(module.support_avx512bf16_for_cpu) and _packable(module)
+        ours = kernels is not None and module.compute_dtype == KERNELS_DTYPE
+        module.support_avx512bf16_for_cpu = not ours and bool(module.support_avx512bf16_for_cpu) and _packable(module)
         if module.support_avx512bf16_for_cpu:
             with torch.no_grad():
                 module(torch.zeros(1, module.in_features, dtype=module.compute_dtype))
-        elif lacks_instructions(cast(torch.dtype, module.compute_dtype)):
+        elif ours or lacks_instructions(cast(torch.dtype, module.compute_dtype)):
             model.set_submodule(path, FourBitLinear(module, kernels))
 
 
@@ -99,18 +103,23 @@ def state_tensors(weight: Tensor) -> list[Tensor]:
 
 
 class FourBitLinear(HouseLinear):
-    """A 4-bit linear layer for CPUs without bitsandbytes' packed kernel.
+    """A 4-bit linear layer for CPUs, instead of bitsandbytes' own.
 
-    It multiplies by ours where there is one, else it dequantizes its weight for each product.
+    It multiplies by our kernels where there are some, else it dequantizes its weight for each product.
     """
+
+    @property
+    def stored(self) -> FourBitWeight:
+        return _four_bits(self.weight)
 
     def forward(self, x: Tensor, change: Change | None = None) -> Tensor:
         if self.kernels is not None and self.kernels.takes(x) and not (torch.is_grad_enabled() and x.requires_grad):
-            return self.kernels.linear_4bit(x, _four_bits(self.weight), self.bias, *as_arguments(change))
+            return self.kernels.linear(x, self.stored, self.bias, *as_arguments(change))
         return linear(x, dense(self.weight), self.bias, self.kernels, change)
 
 
 def _four_bits(weight: Tensor) -> FourBitWeight:
+    """An unpacked 4-bit parameter as the compiled kernels read it."""
     assert isinstance(weight, Params4bit)
     state = weight.quant_state
     nested = state.state2

@@ -1,10 +1,11 @@
-// What all kernels share: a vector of floats as wide as this CPU's registers, bf16 as it lies in memory, and the
-// small matrix product that every one of them is built on. Knows nothing of models.
+// What all kernels share: a vector of floats as wide as this CPU's registers, bf16 as it lies in memory, and sums over
+// lanes. Knows nothing of models.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <type_traits>
 #include <vector>
@@ -89,6 +90,36 @@ inline float total(Vec value) {
     return lanes[0];
 }
 
+#if defined(__GNUC__) && !defined(__clang__)
+// a and b, each folded upon itself within groups of 2 * HALF lanes: a's sums in every group's first half, b's behind.
+template <int HALF>
+inline Vec folded(Vec a, Vec b) {
+    IntVec low;
+    for (int lane = 0; lane < LANES; ++lane) low[lane] = lane % (2 * HALF) < HALF ? lane : LANES + lane - HALF;
+    return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, low + HALF);
+}
+
+template <int HALF>
+inline void fold(Vec* values) {
+    for (int i = 0; i < HALF; ++i) values[i] = folded<HALF>(values[i], values[i + HALF]);
+    if constexpr (HALF > 1) fold<HALF / 2>(values);
+}
+
+// The totals of LANES vectors, each added up in the order of `total`.
+inline Vec totals(const Vec* values) {
+    Vec work[LANES];
+    for (int i = 0; i < LANES; ++i) work[i] = values[i];
+    fold<LANES / 2>(work);
+    return work[0];
+}
+#else
+inline Vec totals(const Vec* values) {
+    Vec sums;
+    for (int i = 0; i < LANES; ++i) sums[i] = total(values[i]);
+    return sums;
+}
+#endif
+
 // e^x for x <= 0, to about 2 units in the last place; what underflows, -inf included, is 0.
 inline Vec exp_of(Vec x) {
     const Vec low = x < -87.0f ? Vec{} - 87.0f : x;
@@ -107,81 +138,62 @@ inline Vec exp_of(Vec x) {
     return x < -87.0f ? Vec{} : p * power;
 }
 
-// `count` numbers as floats, and zeros up to the next whole vector.
+inline Int padded(Int count, Int to) { return (count + to - 1) / to * to; }
+
+// Room for numbers that begins at a cache line, so that no vector lies in two. What was in it is lost when it grows.
 template <class T>
-inline void widen(const T* from, float* to, Int count) {
-    for (Int i = 0; i < count; ++i) to[i] = from[i];
-    for (Int i = count; i % LANES; ++i) to[i] = 0;
-}
+class Buffer {
+  public:
+    Buffer() = default;
+    Buffer(const Buffer&) = delete;
+    ~Buffer() { std::free(room); }
 
-inline Int padded(Int count) { return (count + LANES - 1) / LANES * LANES; }
-
-constexpr int ROWS = 4;     // rows of activations and
-constexpr int COLUMNS = 3;  // of weights in one tile: their sums fill most of 16 registers
-constexpr int LONE_COLUMNS = 4;  // beside a single row: a sum waits for its last addition, so several go on side by side
-constexpr int MOST_ROWS = 8;  // in a tile of one column, for weights that are widened on the way: once for all rows
-
-// sums[m][n] += x[m] . w[n] for a tile, lane by lane; `depth` is a multiple of LANES. The order of additions of
-// one sum does not depend on what else is in the tile, so a request's result does not depend on its neighbours.
-template <int M, int N, class W>
-inline void tile(const float* x, Int x_stride, const W* w, Int w_stride, Int depth, Vec* sums, Int sums_stride) {
-    Vec acc[M][N];
-    for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n) acc[m][n] = sums[m * sums_stride + n];
-    for (Int k = 0; k < depth; k += LANES) {
-        Vec b[N];
-        for (int n = 0; n < N; ++n) {
-            // Rows are short, and the processor's own prefetching stops at each row's end.
-            if constexpr (std::is_same_v<W, BFloat16>) __builtin_prefetch(w + (n + N) * w_stride + k);
-            b[n] = load(w + n * w_stride + k);
-        }
-        for (int m = 0; m < M; ++m) {
-            Vec a = load(x + m * x_stride + k);
-            for (int n = 0; n < N; ++n) acc[m][n] += a * b[n];
-        }
+    void fit(Int count) {
+        if (count <= size) return;
+        std::free(room);
+        size = padded(count, LINE);
+        room = static_cast<T*>(std::aligned_alloc(LINE, size * sizeof(T)));
+        if (!room) std::abort();
     }
-    for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n) sums[m * sums_stride + n] = acc[m][n];
+
+    T* data() const { return room; }
+    T& operator[](Int i) const { return room[i]; }
+
+  private:
+    static constexpr Int LINE = 64;
+
+    T* room = nullptr;
+    Int size = 0;
+};
+
+
+// Numbers that are multiplied lie in pairs of vectors: those with even numbers, then those with odd ones. So bf16, two
+// of which are in a word, needs no shuffling to become float. Any order will do for a sum.
+constexpr Int PAIR = 2 * LANES;
+
+inline Int place(Int i) { return i / PAIR * PAIR + i % 2 * LANES + i % PAIR / 2; }
+
+struct Pair {
+    Vec even, odd;
+};
+
+inline Pair load_pair(const BFloat16* from) {
+    BitVec words;
+    memcpy(&words, from, sizeof words);
+    const BitVec even = words << 16, odd = words & 0xFFFF0000u;
+    Pair pair;
+    memcpy(&pair.even, &even, sizeof even), memcpy(&pair.odd, &odd, sizeof odd);
+    return pair;
 }
 
-// sums[m][n] += x[m] . w[n] for M rows and all n < n_count.
-template <int M, class W>
-inline void some_rows(const float* x, Int x_stride, const W* w, Int w_stride, Int n_count, Int depth, Vec* sums, Int ss) {
-    constexpr int N = M == 1 ? LONE_COLUMNS : M <= ROWS ? COLUMNS : M <= 6 ? 2 : 1;
-    Int n = 0;
-    for (; n + N <= n_count; n += N) tile<M, N>(x, x_stride, w + n * w_stride, w_stride, depth, sums + n, ss);
-    for (; n < n_count; ++n) tile<M, 1>(x, x_stride, w + n * w_stride, w_stride, depth, sums + n, ss);
-}
-
-// The same for all m < m_count, in tiles of at most MOST rows.
-template <int MOST, class W>
-inline void all_rows(const float* x, Int x_stride, Int m_count, const W* w, Int w_stride, Int n_count, Int depth,
-                     Vec* sums, Int ss) {
-    Int m = 0;
-    for (; m + MOST <= m_count; m += MOST)
-        some_rows<MOST>(x + m * x_stride, x_stride, w, w_stride, n_count, depth, sums + m * ss, ss);
-    x += m * x_stride, sums += m * ss;
-    switch (m_count - m) {
-        case 7: return some_rows<7>(x, x_stride, w, w_stride, n_count, depth, sums, ss);
-        case 6: return some_rows<6>(x, x_stride, w, w_stride, n_count, depth, sums, ss);
-        case 5: return some_rows<5>(x, x_stride, w, w_stride, n_count, depth, sums, ss);
-        case 4: return some_rows<4>(x, x_stride, w, w_stride, n_count, depth, sums, ss);
-        case 3: return some_rows<3>(x, x_stride, w, w_stride, n_count, depth, sums, ss);
-        case 2: return some_rows<2>(x, x_stride, w, w_stride, n_count, depth, sums, ss);
-        case 1: return some_rows<1>(x, x_stride, w, w_stride, n_count, depth, sums, ss);
+// `count` numbers as floats in that order, and zeros up to the next whole pair.
+inline void widen_pairs(const BFloat16* from, float* to, Int count) {
+    Int i = 0;
+    for (; i + PAIR <= count; i += PAIR) {
+        const Pair pair = load_pair(from + i);
+        store(to + i, pair.even), store(to + i + LANES, pair.odd);
     }
-}
-
-// sums[m][n] += x[m] . w[n] for all m < m_count and n < n_count.
-inline void multiply(const float* x, Int x_stride, Int m_count, const BFloat16* w, Int w_stride, Int n_count, Int depth,
-                     Vec* sums, Int ss) {
-    all_rows<MOST_ROWS>(x, x_stride, m_count, w, w_stride, n_count, depth, sums, ss);
-}
-
-inline void multiply(const float* x, Int x_stride, Int m_count, const float* w, Int w_stride, Int n_count, Int depth,
-                     Vec* sums, Int ss) {
-    Int n = 0;
-    for (; n + COLUMNS <= n_count; n += COLUMNS)  // a few columns stay in the first-level cache for all rows
-        all_rows<ROWS>(x, x_stride, m_count, w + n * w_stride, w_stride, COLUMNS, depth, sums + n, ss);
-    all_rows<ROWS>(x, x_stride, m_count, w + n * w_stride, w_stride, n_count - n, depth, sums + n, ss);
+    if (i == count) return;
+    std::fill(to + i, to + i + PAIR, 0.0f);
+    for (; i < count; ++i) to[place(i)] = from[i];
 }

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from loader.product import TILE, HouseLinear, lacks_instructions, linear, speed_up_linears
+from tests.support.kernels import kernels
 
 HALVES = [torch.bfloat16, torch.float16]
 ROUNDING = {torch.bfloat16: 2**-8, torch.float16: 2**-11}
@@ -50,16 +51,17 @@ def test_gradients_still_flow() -> None:
     assert x.grad is not None and bool((x.grad == 4).all())
 
 
-def test_wrapping_keeps_paths_parameters_and_tying() -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_wrapping_keeps_paths_parameters_and_tying(compiled: bool) -> None:
     model = nn.Module()
     model.embed = nn.Embedding(16, 8, dtype=torch.bfloat16)
     model.block = nn.Sequential(nn.Linear(8, 8, dtype=torch.bfloat16), nn.Linear(8, 8))
     model.head = nn.Linear(8, 16, bias=False, dtype=torch.bfloat16)
     model.head.weight = model.embed.weight
     paths, names = [path for path, _ in model.named_modules()], list(model.state_dict())
-    speed_up_linears(model)
+    speed_up_linears(model, kernels() if compiled else None)
     assert [path for path, _ in model.named_modules()] == paths
     assert list(model.state_dict()) == names
     assert model.head.weight is model.embed.weight
-    assert isinstance(model.get_submodule("block.0"), HouseLinear) == lacks_instructions(torch.bfloat16)
+    assert isinstance(model.get_submodule("block.0"), HouseLinear) == (compiled or lacks_instructions(torch.bfloat16))
     assert type(model.get_submodule("block.1")) is nn.Linear

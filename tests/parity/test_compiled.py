@@ -7,6 +7,7 @@ from torch import nn
 
 from adapters.manifest import AdapterId, Kind
 from engine.house_attention import HouseAttention
+from engine.house_layer import HouseLayer
 from engine.sequence import SamplingParams
 from loader.pointwise import HouseMLP, HouseNorm
 from tests.support.adapters import write_adapter
@@ -33,9 +34,9 @@ def add(served: House, root: Path) -> list[AdapterId | None]:
     """The base, a LoRA, a DoRA, and an adapter of another rank."""
     kinds: tuple[tuple[Kind, int], ...] = (("lora", 8), ("dora", 4), ("rslora", 3))
     shape = served.base.shape
-    targets = ("qkv_proj", "o_proj") if any("qkv_proj" in path for path in shape.linears) else ("q_proj", "v_proj")
+    targets = tuple({path.rpartition(".")[2] for path in shape.linears})
     written = [
-        write_adapter(root / kind, shape, kind=kind, rank=rank, targets=targets, seed=rank, scale=0.3)
+        write_adapter(root / kind, shape, kind=kind, rank=rank, targets=targets, seed=rank, scale=0.15)
         for kind, rank in kinds
     ]
     return [None, *(served.add(directory) for directory in written)]
@@ -68,16 +69,16 @@ def test_it_says_what_torch_says(arch: str, quantization: str | None, tmp_path: 
 @pytest.mark.parametrize(
     ("arch", "replaced"),
     [
-        ("llama", {HouseAttention, HouseMLP, HouseNorm}),
+        ("llama", {HouseLayer, HouseAttention, HouseMLP, HouseNorm}),
         ("qwen2", {HouseMLP, HouseNorm}),  # this one has a sliding window
-        ("qwen3", {HouseMLP, HouseNorm}),  # its queries and keys are normalised before they are rotated
+        ("qwen3", {HouseLayer, HouseAttention, HouseMLP, HouseNorm}),
         ("gemma2", set()),  # its norms add 1 to their weights, its activation is another, its scores are capped
     ],
 )
 def test_what_a_model_lets_be_replaced(arch: str, replaced: set[type[nn.Module]], tmp_path: Path) -> None:
     served = house(arch, tmp_path, True)
     found = {type(module) for module in served.base.model.modules()}
-    assert found & {HouseAttention, HouseMLP, HouseNorm} == replaced
+    assert found & {HouseLayer, HouseAttention, HouseMLP, HouseNorm} == replaced
     served.close()
 
 
@@ -91,3 +92,22 @@ def test_an_answer_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
         id = served.submit(prompt, SCORED, adapter)
         assert logprobs(served.run()[id]) == want
     served.close()
+
+
+@pytest.mark.parametrize("adapter_number", [1, 2])
+def test_a_merged_adapter_alone_and_beside_others_says_what_torch_says(adapter_number: int, tmp_path: Path) -> None:
+    """Alone it takes its own weights through the whole layer; mixed with others, module by module."""
+    plain, compiled = (house("llama", tmp_path, one) for one in (False, True))
+    heard: list[list[list[float]]] = []
+    for i, served in enumerate((plain, compiled)):
+        adapters = add(served, tmp_path / str(i))
+        merged = adapters[adapter_number]
+        assert merged is not None
+        said(served, adapters)  # places them
+        served.engine.merge(merged)
+        heard.append([*said(served, [merged] * len(PROMPTS)), *said(served, adapters)])
+    for want, got in zip(*heard, strict=True):
+        errors = [abs(a - b) for a, b in zip(want, got, strict=True)]
+        assert sum(errors) <= 0.1 * len(errors), errors
+    plain.close()
+    compiled.close()

@@ -1,0 +1,151 @@
+"""Decoder layers whole, in one call of the compiled kernels, where a model's own compute nothing else.
+
+Owns that replacement, and when a step has to take the layer's own modules instead. Knows no architecture: whether a
+layer may be replaced is found out by trying both on the same rows.
+"""
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from adapters.layer import ActiveGrafts, GraftedLinear, Selection
+from engine.batch import PagedBatch
+from engine.house_attention import HouseAttention, probe
+from engine.kv_cache import KVCache
+from loader.pointwise import HouseMLP, HouseNorm
+from loader.product import HouseLinear
+from native.kernels import Kernels
+from native.tables import Heads, LayerTable, layer_table, linear_table, term_table
+
+PARTS: Mapping[str, type[nn.Module]] = {
+    "self_attn": HouseAttention,
+    "mlp": HouseMLP,
+    "input_layernorm": HouseNorm,
+    "post_attention_layernorm": HouseNorm,
+}
+LINEARS = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+NORMS = {
+    "before_attention": "input_layernorm",
+    "before_mlp": "post_attention_layernorm",
+    "of_queries": "self_attn.q_norm",
+    "of_keys": "self_attn.k_norm",
+}
+
+
+class HouseLayer(nn.Module):
+    """`a = x + attention(norm(x))`, `a + mlp(norm(a))`, with the very modules of the layer it replaces.
+
+    A step in which a merged adapter's rows are mixed with others goes through those modules one by one.
+    """
+
+    def __init__(
+        self, theirs: nn.Module, active: ActiveGrafts, numbers: Mapping[str, int], cache: KVCache, kernels: Kernels
+    ) -> None:
+        super().__init__()
+        for name, part in theirs.named_children():
+            self.add_module(name, part)
+        self._by_parts = [theirs]  # in a list, so that its modules are not found twice
+        self._linears = {name: cast(GraftedLinear, theirs.get_submodule(path)) for name, path in LINEARS.items()}
+        self._numbers = {name: numbers.get(linear.path, 0) for name, linear in self._linears.items()}
+        self._active, self._cache, self._kernels = active, cache, kernels
+        self._tables: dict[tuple[nn.Module, ...], LayerTable] = {}
+        self._base = tuple(linear.base for linear in self._linears.values())
+        self._table(self._base)
+
+    def forward(self, hidden_states: Tensor, **told: object) -> Tensor:
+        selection, paged = self._active.tokens, cast(PagedBatch, told["paged"])
+        table = self._table_for(selection)
+        if table is None or paged.table is None or not hidden_states.is_contiguous():
+            return cast(Tensor, self._by_parts[0](hidden_states, **told))
+        cos, sin = cast(tuple[Tensor, Tensor], told["position_embeddings"])
+        assert selection is None or selection.terms.num_rows == hidden_states.shape[1], "not this step's selection"
+        terms = NO_TERMS if selection is None or selection.table is None else selection.table
+        return self._kernels.decoder_layer(hidden_states, table, paged.table, terms, cos, sin)
+
+    def _table_for(self, selection: Selection | None) -> LayerTable | None:
+        """The weights that all of the step's rows take, or None where they take different ones."""
+        if selection is None or not selection.pieces:
+            return self._table(self._base)
+        if not selection.all_merged:
+            return None
+        return self._table(tuple(linear.merged or linear.base for linear in self._linears.values()))
+
+    def _table(self, weights: tuple[nn.Module, ...]) -> LayerTable:
+        if weights not in self._tables:
+            # Beside the base's own, at most one: an adapter that is merged no more gives its weights' memory back.
+            kept = {self._base: self._tables[self._base]} if self._base in self._tables else {}
+            self._tables = {**kept, weights: self._made(weights)}
+        return self._tables[weights]
+
+    def _made(self, weights: tuple[nn.Module, ...]) -> LayerTable:
+        linears = {
+            name: linear_table(cast(HouseLinear, module).stored, cast(HouseLinear, module).bias, self._numbers[name])
+            for name, module in zip(LINEARS, weights, strict=True)
+        }
+        attention, modules = cast(HouseAttention, self.self_attn), dict(self.named_modules())
+        norms = {name: cast(HouseNorm, modules[path]) for name, path in NORMS.items() if path in modules}
+        return layer_table(
+            linears,
+            {name: (norm.weight, norm.epsilon) for name, norm in norms.items()},
+            self._cache.slots(attention.layer_idx),
+            heads_of(attention),
+        )
+
+
+NO_TERMS = term_table((), 0)
+
+
+def heads_of(attention: HouseAttention) -> Heads:
+    projections = (cast(GraftedLinear, one) for one in (attention.q_proj, attention.k_proj))
+    heads, kv_heads = (cast(int, one.base.out_features) // attention.head_dim for one in projections)
+    return Heads(heads, kv_heads, attention.head_dim, attention.scaling)
+
+
+@torch.inference_mode()
+def speed_up_layers(
+    model: PreTrainedModel, active: ActiveGrafts, numbers: Mapping[str, int], cache: KVCache, kernels: Kernels | None
+) -> None:
+    """Replace the decoder layers of `model` that compute what HouseLayer does.
+
+    Its linears are grafted already; `numbers` are their places in adapters' tables. `cache` is still empty: the trial
+    writes to its first slots.
+    """
+    rotary = getattr(model.base_model, "rotary_emb", None)
+    if kernels is None or rotary is None:
+        return
+    for path, module in list(model.named_modules()):
+        if _could(module):
+            house = HouseLayer(module, active, numbers, cache, kernels)
+            if _agree(module, house, rotary, cache, kernels):
+                model.set_submodule(path, house)
+
+
+def _could(layer: nn.Module) -> bool:
+    """Whether a layer is made of the parts that the kernel knows, and nothing else."""
+    parts = {name: type(part) for name, part in layer.named_children()}
+    if parts != PARTS:
+        return False
+    norms = [module for path, module in layer.named_modules() if path in NORMS.values()]
+    if not all(isinstance(norm, HouseNorm) for norm in norms):
+        return False
+    linears = [layer.get_submodule(path) for path in LINEARS.values()]
+    return all(isinstance(one, GraftedLinear) and isinstance(one.base, HouseLinear) for one in linears)
+
+
+def _agree(theirs: nn.Module, ours: HouseLayer, rotary: nn.Module, cache: KVCache, kernels: Kernels) -> bool:
+    """Whether both give the same for the same rows, but for the last places of what they round in between."""
+    width = cast(HouseLinear, ours._linears["q"].base).in_features
+    x, told = probe(width, rotary, cache, kernels)
+    want, got = (cast(Tensor, layer(x, **told)).float() for layer in (theirs, ours))
+    return bool((want - got).abs().max() <= 2**-6 * (want.abs().max() + 1e-6))

@@ -1,0 +1,260 @@
+// A decoder layer as Llama has it, whole: one team of threads goes through all of it, and what shares an input is
+// multiplied together. Rounds where transformers' own modules round; low-rank terms are rounded with their products.
+//
+//   a = x + O(attend(rotate(norm(Q n)), rotate(norm(K n)), V n)),  n = norm(x)
+//   y = a + D(silu(G m) * U m),                                    m = norm(a)
+#include <omp.h>
+
+#include "attention.h"
+#include "low_rank.h"
+#include "pointwise.h"
+#include "product.h"
+
+namespace {
+
+struct Norm {
+    const BFloat16* weight;  // null for none
+    float epsilon;
+};
+
+struct Turn {  // of each token's heads: [tokens, width]
+    const BFloat16* cos;
+    const BFloat16* sin;
+};
+
+struct DecoderLayer {
+    Linear q, k, v, o, gate, up, down;
+    Norm before_attention, before_mlp, of_queries, of_keys;
+    Cache cache;
+};
+
+// Activations of all rows as floats in pairs, and what the adapters made of them at up to three linears.
+struct Wide {
+    Buffer<float> x;
+    Int stride = 0;
+    Buffer<float> h[3];
+    Int h_stride[3] = {};
+    std::vector<Shrink> shrinks;
+
+    // Makes room for the input of `linears`, which share it, and lists what adapters shrink.
+    void fit(Int rows, const Terms& terms, std::initializer_list<const Linear*> linears) {
+        const Linear& first = **linears.begin();
+        stride = first.stride();
+        x.fit(rows * stride);
+        shrinks.clear();
+        int number = 0;
+        for (const Linear* linear : linears) {
+            h_stride[number] = terms.widest(linear->number);
+            h[number].fit(rows * h_stride[number]);
+            append_shrinks(terms, linear->number, x.data(), linear->inputs, stride, h[number].data(), h_stride[number], shrinks);
+            ++number;
+        }
+    }
+};
+
+// Kept between calls by the thread that calls; the team reads and writes them.
+struct Room {
+    Wide attention, out, mlp, down;
+    Buffer<BFloat16> q, k, v, attended, normed, gated;
+    std::vector<AttentionTask> tasks;
+};
+
+struct Own {  // what each thread keeps
+    Scratch scratch[2];
+    AttentionScratch attention;
+    Buffer<float> block;
+};
+
+class Pass {
+  public:
+    Pass(const DecoderLayer& layer, const Batch& batch, const Terms& terms, const Turn& turn, const BFloat16* x, BFloat16* y,
+         Room& room)
+        : layer(layer), batch(batch), terms(terms), turn(turn), x(x), y(y), rows(batch.tokens), room(room) {
+        room.attention.fit(rows, terms, {&layer.q, &layer.k, &layer.v});
+        room.out.fit(rows, terms, {&layer.o});
+        room.mlp.fit(rows, terms, {&layer.gate, &layer.up});
+        room.down.fit(rows, terms, {&layer.down});
+        room.q.fit(rows * layer.q.outputs), room.k.fit(rows * layer.k.outputs);
+        room.v.fit(rows * layer.v.outputs), room.attended.fit(rows * layer.o.inputs);
+        room.normed.fit(rows * layer.q.inputs), room.gated.fit(rows * layer.gate.outputs);
+        room.tasks.clear();
+        append_tasks(batch, layer.cache, room.tasks);
+    }
+
+    // Every thread of the team calls this once.
+    void run(Own& own) {
+        own.attention.fit(layer.cache.width);
+        normalise(x, layer.before_attention, room.attention);
+        shrink(room.attention, own);
+        project(own);
+        attend_all(own);
+        widen_all(room.attended.data(), layer.o, room.out);
+        shrink(room.out, own);
+        add_product(layer.o, room.out, x, own);
+        normalise(y, layer.before_mlp, room.mlp);
+        shrink(room.mlp, own);
+        gate_and_up(own);
+        widen_all(room.gated.data(), layer.down, room.down);
+        shrink(room.down, own);
+        add_product(layer.down, room.down, y, own);
+    }
+
+  private:
+    // Each of these ends when all threads are through with it.
+    void normalise(const BFloat16* from, const Norm& norm, Wide& wide) {
+        const Int width = layer.q.inputs;
+#pragma omp for
+        for (Int row = 0; row < rows; ++row) {
+            BFloat16* normed = room.normed.data() + row * width;
+            rms_norm(from + row * width, norm.weight, normed, width, norm.epsilon);
+            widen_activations(normed, layer.q, wide.x.data() + row * wide.stride);
+        }
+    }
+
+    void widen_all(const BFloat16* from, const Linear& linear, Wide& wide) {
+#pragma omp for
+        for (Int row = 0; row < rows; ++row)
+            widen_activations(from + row * linear.inputs, linear, wide.x.data() + row * wide.stride);
+    }
+
+    void shrink(Wide& wide, Own& own) {
+        if (wide.shrinks.empty()) return;
+#pragma omp for schedule(dynamic)
+        for (size_t i = 0; i < wide.shrinks.size(); ++i) wide.shrinks[i].run(own.block);
+    }
+
+    void project(Own& own) {
+        const Linear* linears[] = {&layer.q, &layer.k, &layer.v};
+        BFloat16* results[] = {room.q.data(), room.k.data(), room.v.data()};
+        const Int width = block_width(layer.q.outputs + 2 * layer.k.outputs, omp_get_num_threads());
+        Int starts[4] = {};
+        for (int i = 0; i < 3; ++i) starts[i + 1] = starts[i] + (linears[i]->outputs + width - 1) / width;
+#pragma omp for schedule(dynamic)
+        for (Int task = 0; task < starts[3]; ++task) {
+            const int which = task >= starts[2] ? 2 : task >= starts[1] ? 1 : 0;
+            const Linear& linear = *linears[which];
+            const Int out = (task - starts[which]) * width, outs = std::min(width, linear.outputs - out);
+            BFloat16* to = results[which] + out;
+            products(linear, room.attention, which, out, outs, own.scratch[0], [&](Int row, Int count, const float* sums) {
+                for (Int m = 0; m < count; ++m) round_row(sums + m * BLOCK, to + (row + m) * linear.outputs, outs);
+            });
+        }
+    }
+
+    void attend_all(Own& own) {
+        const Cache& cache = layer.cache;
+        const Int width = cache.width;
+        const Rows query{room.q.data(), cache.heads * width, width};
+        const Rows key{room.k.data(), cache.kv_heads * width, width}, value{room.v.data(), cache.kv_heads * width, width};
+#pragma omp for
+        for (Int row = 0; row < rows; ++row) {
+            turn_heads(room.q.data() + row * query.token, cache.heads, layer.of_queries, row);
+            turn_heads(room.k.data() + row * key.token, cache.kv_heads, layer.of_keys, row);
+            write_slot(batch, row, key, value, cache);
+        }
+#pragma omp for schedule(dynamic)
+        for (size_t i = 0; i < room.tasks.size(); ++i)
+            attend(room.tasks[i], batch, query, cache, own.attention, room.attended.data());
+    }
+
+    void turn_heads(BFloat16* heads, Int count, const Norm& norm, Int row) {
+        const Int width = layer.cache.width;
+        for (BFloat16* head = heads; head < heads + count * width; head += width) {
+            if (norm.weight) rms_norm(head, norm.weight, head, width, norm.epsilon);
+            rotate(head, turn.cos + row * width, turn.sin + row * width, width);
+        }
+    }
+
+    void gate_and_up(Own& own) {
+        const Int outputs = layer.gate.outputs, width = block_width(outputs, omp_get_num_threads());
+#pragma omp for schedule(dynamic)
+        for (Int out = 0; out < outputs; out += width) {
+            const Int outs = std::min(width, outputs - out);
+            Block up(layer.up, out, outs, rows, own.scratch[1]);
+            products(layer.gate, room.mlp, 0, out, outs, own.scratch[0], [&](Int row, Int count, const float* gates) {
+                float ups[GROUP * BLOCK];
+                finish(up, layer.up, room.mlp, 1, row, count, out, outs, ups);
+                for (Int m = 0; m < count; ++m) {
+                    BFloat16 gate[BLOCK], other[BLOCK];
+                    round_row(gates + m * BLOCK, gate, outs), round_row(ups + m * BLOCK, other, outs);
+                    silu_product(gate, other, room.gated.data() + (row + m) * outputs + out, outs);
+                }
+            });
+        }
+    }
+
+    // y = before + W x
+    void add_product(const Linear& linear, Wide& wide, const BFloat16* before, Own& own) {
+        const Int outputs = linear.outputs, width = block_width(outputs, omp_get_num_threads());
+#pragma omp for schedule(dynamic)
+        for (Int out = 0; out < outputs; out += width) {
+            const Int outs = std::min(width, outputs - out);
+            products(linear, wide, 0, out, outs, own.scratch[0], [&](Int row, Int count, const float* sums) {
+                for (Int m = 0; m < count; ++m) {
+                    const Int at = (row + m) * outputs + out;
+                    add_row(before + at, sums + m * BLOCK, y + at, outs);
+                }
+            });
+        }
+    }
+
+    // Sums of W x + s B (A x), times the gain, plus bias, for outputs [out, out + outs) of all rows, a group at a time.
+    template <class Emit>
+    void products(const Linear& linear, Wide& wide, int which, Int out, Int outs, Scratch& scratch, Emit emit) {
+        Block block(linear, out, outs, rows, scratch);
+        for (Int row = 0; row < rows; row += GROUP) {
+            const Int count = std::min(GROUP, rows - row);
+            float sums[GROUP * BLOCK];
+            finish(block, linear, wide, which, row, count, out, outs, sums);
+            emit(row, count, sums);
+        }
+    }
+
+    void finish(Block& block, const Linear& linear, const Wide& wide, int which, Int row, Int count, Int out, Int outs,
+                float* sums) {
+        const Int h_stride = wide.h_stride[which];
+        if (h_stride && rows <= DIRECT) prefetch_expansion(terms, linear.number, linear.outputs, out);
+        block.products(wide.x.data() + row * wide.stride, count, sums);
+        if (h_stride)
+            change_rows(terms, linear.number, wide.h[which].data(), h_stride, row, count, linear.outputs, out, outs, sums, BLOCK);
+        if (!linear.bias) return;
+        for (Int m = 0; m < count; ++m)
+            for (Int n = 0; n < outs; ++n) sums[m * BLOCK + n] += linear.bias[out + n];
+    }
+
+    static void round_row(const float* from, BFloat16* to, Int count) {
+        Int i = 0;
+        for (; i + LANES <= count; i += LANES) store(to + i, load(from + i));
+        for (; i < count; ++i) to[i] = BFloat16::of(from[i]);
+    }
+
+    static void add_row(const BFloat16* before, const float* sums, BFloat16* to, Int count) {
+        Int i = 0;
+        for (; i + LANES <= count; i += LANES) store(to + i, load(before + i) + rounded(load(sums + i)));
+        for (; i < count; ++i) to[i] = BFloat16::of(float(before[i]) + rounded(sums[i]));
+    }
+
+    const DecoderLayer& layer;
+    const Batch& batch;
+    const Terms& terms;
+    const Turn turn;
+    const BFloat16* x;
+    BFloat16* y;
+    const Int rows;
+    Room& room;
+};
+
+}  // namespace
+
+// y [tokens, hidden] of x; y is not x.
+extern "C" void decoder_layer_bf16(const DecoderLayer* layer, const Batch* batch, const Term* data, Int count,
+                                   const BFloat16* cos, const BFloat16* sin, const BFloat16* x, BFloat16* y) {
+    static thread_local Room room;
+    const Terms terms{data, count};
+    Pass pass(*layer, *batch, terms, {cos, sin}, x, y, room);
+#pragma omp parallel
+    {
+        static thread_local Own own;
+        pass.run(own);
+    }
+}

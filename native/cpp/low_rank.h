@@ -1,0 +1,144 @@
+// s * B (A x) for rows of many adapters (SGMV, arXiv 2310.18547): every adapter at its own rank, its bytes read once
+// for the rows that are multiplied together. Knows nothing of models.
+#pragma once
+
+#include "multiply.h"
+
+constexpr Int RANKS = 16;     // rows of A that a thread takes at a time
+constexpr Int SHRUNK = 32;    // rows of x that share a reading of them
+constexpr Int EXPANDED = 48;  // outputs that are expanded at a time
+
+// One adapter at one linear layer: A [rank, inputs], B [rank, outputs], and DoRA's gain [outputs] or null. Rank 0 where
+// the adapter does not touch the layer.
+struct Part {
+    const BFloat16* a;
+    const BFloat16* b;
+    const float* gain;
+    Int rank;
+    double scaling;
+};
+
+// Rows [start, stop) belong to the adapter whose parts, one for each layer, are at `parts`.
+struct Term {
+    Int start;
+    Int stop;
+    const Part* parts;
+};
+
+// At most one term covers a row.
+struct Terms {
+    const Term* data;
+    Int count;
+
+    const Term* begin() const { return data; }
+    const Term* end() const { return data + count; }
+
+    Int widest(Int layer) const {
+        Int rank = 0;
+        for (const Term& term : *this) rank = std::max(rank, term.parts[layer].rank);
+        return rank;
+    }
+};
+
+// Rows [start, stop) of one term, and a range of its ranks, at one layer.
+struct Shrink {
+    Int start, stop, first, last;
+    const Part* part;
+    const float* x;  // of all rows, in pairs
+    Int inputs, stride;
+    float* h;  // of all rows
+    Int h_stride;
+
+    // h[t] = s * A x[t]
+    void run(Buffer<float>& block) const {
+        const Int rows = stop - start, ranks = last - first;
+        const BFloat16* a = part->a + first * inputs;
+        Vec sums[SHRUNK * RANKS] = {};
+        if (inputs % PAIR == 0) {
+            multiply(x + start * stride, stride, rows, Halves{a, inputs}, ranks, 0, inputs, sums, RANKS);
+        } else {
+            const Int wide = padded(inputs, PAIR);
+            block.fit(ranks * wide);
+            for (Int r = 0; r < ranks; ++r) widen_pairs(a + r * inputs, block.data() + r * wide, inputs);
+            multiply(x + start * stride, stride, rows, Floats{block.data(), wide}, ranks, 0, wide, sums, RANKS);
+        }
+        for (Int t = 0; t < rows; ++t)
+            for (Int r = 0; r < ranks; ++r)
+                h[(start + t) * h_stride + first + r] = total(sums[t * RANKS + r]) * float(part->scaling);
+    }
+};
+
+// All that one layer's adapters shrink.
+inline void append_shrinks(const Terms& terms, Int layer, const float* x, Int inputs, Int stride, float* h, Int h_stride,
+                           std::vector<Shrink>& found) {
+    for (const Term& term : terms) {
+        const Part* part = term.parts + layer;
+        for (Int start = term.start; start < term.stop; start += SHRUNK)
+            for (Int first = 0; first < part->rank; first += RANKS)
+                found.push_back({start, std::min(start + SHRUNK, term.stop), first, std::min(first + RANKS, part->rank),
+                                 part, x, inputs, stride, h, h_stride});
+    }
+}
+
+template <int M, int N>
+void expand_tile(const float* h, Int h_stride, const BFloat16* b, Int outputs, Int ranks, float* y, Int y_stride) {
+    Vec acc[M][N];
+    for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n) acc[m][n] = load(y + m * y_stride + n * LANES);
+    for (Int r = 0; r < ranks; ++r) {
+        Vec wide[N];
+        for (int n = 0; n < N; ++n) wide[n] = load(b + r * outputs + n * LANES);
+        for (int m = 0; m < M; ++m)
+            for (int n = 0; n < N; ++n) acc[m][n] += h[m * h_stride + r] * wide[n];
+    }
+    for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n) store(y + m * y_stride + n * LANES, acc[m][n]);
+}
+
+template <int N>
+void expand_rows(const float* h, Int h_stride, Int rows, const BFloat16* b, Int outputs, Int ranks, float* y, Int y_stride) {
+    constexpr int M = LANES == 16 ? 4 : N == 1 ? 4 : 2;
+    for (; rows >= M; rows -= M, h += M * h_stride, y += M * y_stride)
+        expand_tile<M, N>(h, h_stride, b, outputs, ranks, y, y_stride);
+    for (; rows; --rows, h += h_stride, y += y_stride) expand_tile<1, N>(h, h_stride, b, outputs, ranks, y, y_stride);
+}
+
+// y[t] += B h[t] for outputs [out, out + outs) of rows that one part covers.
+inline void expand(const float* h, Int h_stride, Int rows, const Part& part, Int outputs, Int out, Int outs, float* y,
+                   Int y_stride) {
+    const BFloat16* b = part.b + out;
+    Int n = 0;
+    for (; n + 3 * LANES <= outs; n += 3 * LANES) expand_rows<3>(h, h_stride, rows, b + n, outputs, part.rank, y + n, y_stride);
+    for (; n + LANES <= outs; n += LANES) expand_rows<1>(h, h_stride, rows, b + n, outputs, part.rank, y + n, y_stride);
+    for (; n < outs; ++n)
+        for (Int t = 0; t < rows; ++t) {
+            float value = y[t * y_stride + n];
+            for (Int r = 0; r < part.rank; ++r) value += h[t * h_stride + r] * float(b[r * outputs + n]);
+            y[t * y_stride + n] = value;
+        }
+}
+
+// The layer's parts on rows [first, first + count), added to y, whose row 0 is `first`; then their gains.
+inline void change_rows(const Terms& terms, Int layer, const float* h, Int h_stride, Int first, Int count, Int outputs,
+                        Int out, Int outs, float* y, Int y_stride) {
+    for (const Term& term : terms) {
+        const Part& part = term.parts[layer];
+        const Int start = std::max(first, term.start), stop = std::min(first + count, term.stop);
+        if (part.rank == 0 || start >= stop) continue;
+        float* rows = y + (start - first) * y_stride;
+        expand(h + start * h_stride, h_stride, stop - start, part, outputs, out, outs, rows, y_stride);
+        if (!part.gain) continue;
+        for (Int t = 0; t < stop - start; ++t)
+            for (Int n = 0; n < outs; ++n) rows[t * y_stride + n] *= part.gain[out + n];
+    }
+}
+
+// Asks for the bytes of B that `change_rows` will read: each rank's is a row of its own, far from the last one's.
+inline void prefetch_expansion(const Terms& terms, Int layer, Int outputs, Int out) {
+    constexpr Int LINE = 32;  // numbers
+    for (const Term& term : terms) {
+        const Part& part = term.parts[layer];
+        for (Int r = 0; r < part.rank; ++r)
+            for (Int n = 0; n < EXPANDED; n += LINE) __builtin_prefetch(part.b + r * outputs + out + n);
+    }
+}

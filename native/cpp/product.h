@@ -1,0 +1,235 @@
+// A linear layer's weight, in bf16 or in bitsandbytes' 4 bits, and the product of a few of its rows with activations.
+// Sums are floats. Knows nothing of adapters or models.
+#pragma once
+
+#include "multiply.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+constexpr Int BLOCK = 48;    // outputs that a thread takes at most at a time
+constexpr Int GROUP = 8;     // rows of activations that are multiplied together
+constexpr Int DIRECT = 16;   // up to so many rows in all, weights are widened in registers, each time anew
+constexpr Int DEPTH = 640;   // inputs after which a tile's sums are put aside, so that x stays in the nearest cache
+constexpr Int SCALED = 64;   // codes that share a scale, and
+constexpr Int NESTED = 256;  // scales that share one of theirs
+
+// 4-bit codes, two in a byte, high half first; block b's scale is scale_values[scale_codes[b]] * scale_scales[b / 256]
+// + offset (double quantization, arXiv 2305.14314).
+struct Codes {
+    const uint8_t* data;
+    const float* values;  // what the 16 codes stand for
+    const uint8_t* scale_codes;
+    const float* scale_values;
+    const float* scale_scales;
+    float offset;
+
+    float scale(Int block) const { return scale_values[scale_codes[block]] * scale_scales[block / NESTED] + offset; }
+
+    float weight(Int at) const {
+        const uint8_t both = data[at / 2];
+        return values[at % 2 ? both & 15 : both >> 4] * scale(at / SCALED);
+    }
+};
+
+// A weight [outputs, inputs], in bf16 at `halves` or else in 4 bits, and a bias that may be null. `number` is the
+// layer's place in an adapter's table.
+struct Linear {
+    const BFloat16* halves;
+    Codes codes;
+    const BFloat16* bias;
+    Int outputs, inputs, number;
+
+    Int stride() const { return padded(inputs, SCALED); }  // of its activations as floats, in pairs
+};
+
+// One block of 64 codes as floats in pairs.
+#if defined(__AVX512F__)
+struct CodeBlock {
+    Vec table;
+    IntVec words[2];  // in each a byte, whose lower code is found by its last four bits
+
+    CodeBlock() = default;
+    CodeBlock(const uint8_t* from, Vec values, float scale) : table(values * scale) {
+        for (int half = 0; half < 2; ++half) {
+            uint8_t bytes __attribute__((vector_size(LANES)));
+            memcpy(&bytes, from + half * LANES, sizeof bytes);
+            words[half] = __builtin_convertvector(bytes, IntVec);
+        }
+    }
+
+    Vec vector(int number) const {
+        const IntVec code = words[number / 2];
+        return __builtin_shuffle(table, number % 2 ? code : code >> 4);
+    }
+};
+
+// 4-bit rows as a source: each lane picks its value from a register.
+struct CodeRows {
+    static constexpr Int STEP = SCALED;
+    static constexpr int VECTORS = SCALED / LANES;
+    static constexpr int ROWS = 8;
+    const uint8_t* data;
+    const float* scales;  // [columns, inputs / SCALED]
+    Vec values;
+    Int inputs;
+
+    using Some = CodeBlock;
+    Some some(Int n, Int k, int columns) const {
+        const uint8_t* at = data + (n * inputs + k) / 2;
+        __builtin_prefetch(at + columns * inputs / 2);
+        return {at, values, scales[n * (inputs / SCALED) + k / SCALED]};
+    }
+};
+
+// Beside sums, a table and the codes take registers.
+template <>
+constexpr int columns_beside<CodeRows>(int rows) {
+    return rows <= 4 ? 4 : 2;
+}
+
+struct CodeTable {
+    Vec values;
+
+    explicit CodeTable(const float* values) : values(load(values)) {}
+
+    void widen(const uint8_t* from, float scale, float* to) const {
+        const CodeBlock block(from, values, scale);
+        for (int v = 0; v < CodeRows::VECTORS; ++v) store(to + v * LANES, block.vector(v));
+    }
+};
+#elif defined(__AVX2__)
+// Byte shuffles are the one fast table here: they fetch each half of the values, as bf16, for 32 codes at a time.
+struct CodeTable {
+    __m256i lower, upper;
+
+    explicit CodeTable(const float* values) {
+        uint8_t bytes[2][32];
+        for (int code = 0; code < 32; ++code) {
+            const uint16_t bits = BFloat16::of(values[code % 16]).bits;
+            bytes[0][code] = uint8_t(bits), bytes[1][code] = uint8_t(bits >> 8);
+        }
+        memcpy(&lower, bytes[0], sizeof lower), memcpy(&upper, bytes[1], sizeof upper);
+    }
+
+    void widen(const uint8_t* from, float scale, float* to) const {
+        __m256i both;
+        memcpy(&both, from, sizeof both);
+        // Unpacking works on halves of a register: words are put so that eight bytes in a row end up in one vector.
+        both = _mm256_permutevar8x32_epi32(both, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7));
+        const __m256i last4 = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
+        const __m256 by = _mm256_set1_ps(scale);
+        for (int odd = 0; odd < 2; ++odd) {
+            const __m256i code = _mm256_and_si256(odd ? both : _mm256_srli_epi16(both, 4), last4);
+            const __m256i low = _mm256_shuffle_epi8(lower, code), high = _mm256_shuffle_epi8(upper, code);
+            float* at = to + odd * LANES;
+            for (const __m256i sixteen : {_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high)})
+                for (const __m256i bits : {_mm256_unpacklo_epi16(zero, sixteen), _mm256_unpackhi_epi16(zero, sixteen)}) {
+                    _mm256_storeu_ps(at, _mm256_mul_ps(_mm256_castsi256_ps(bits), by));
+                    at += PAIR;
+                }
+        }
+    }
+};
+#else
+struct CodeTable {
+    const float* values;
+
+    explicit CodeTable(const float* values) : values(values) {}
+
+    void widen(const uint8_t* from, float scale, float* to) const {
+        for (Int i = 0; i < SCALED; ++i) to[place(i)] = values[i % 2 ? from[i / 2] & 15 : from[i / 2] >> 4] * scale;
+    }
+};
+#endif
+
+// What one thread needs for a block; kept between calls.
+struct Scratch {
+    Buffer<float> weights, scales;
+    Buffer<Vec> sums;
+};
+
+// Rows [out, out + outs) of a weight, in the form in which `rows` rows of activations are multiplied with them.
+class Block {
+  public:
+    Block(const Linear& linear, Int out, Int outs, Int rows, Scratch& scratch)
+        : linear(linear), out(out), outs(outs), scratch(scratch) {
+        scratch.sums.fit(GROUP * BLOCK);
+        const Int inputs = linear.inputs;
+        direct = rows <= DIRECT && inputs % (linear.halves ? PAIR : SCALED) == 0;
+#if !defined(__AVX512F__)
+        direct &= linear.halves != nullptr;
+#endif
+        if (!linear.halves && inputs % SCALED == 0) {
+            const Int count = inputs / SCALED;
+            scratch.scales.fit(outs * count);
+            for (Int i = 0; i < outs * count; ++i) scratch.scales[i] = linear.codes.scale(out * count + i);
+        }
+        if (direct) return;
+        scratch.weights.fit(outs * linear.stride());
+        for (Int n = 0; n < outs; ++n) widen_row(n, scratch.weights.data() + n * linear.stride());
+    }
+
+    // y[m][n] = x[m] . w[n] for up to GROUP rows; y has BLOCK columns.
+    void products(const float* x, Int rows, float* y) {
+        Vec* sums = scratch.sums.data();
+        std::fill(sums, sums + rows * BLOCK, Vec{});
+        const Int stride = linear.stride(), end = direct ? linear.inputs : stride;
+        const Int parts = (end + DEPTH - 1) / DEPTH, depth = padded((end + parts - 1) / parts, SCALED);
+        for (Int from = 0; from < end; from += depth) add(x, stride, rows, from, std::min(from + depth, end), sums);
+        for (Int m = 0; m < rows; ++m) {
+            Int n = 0;
+            for (; n + LANES <= outs; n += LANES) store(y + m * BLOCK + n, totals(sums + m * BLOCK + n));
+            for (; n < outs; ++n) y[m * BLOCK + n] = total(sums[m * BLOCK + n]);
+        }
+    }
+
+  private:
+    void add(const float* x, Int stride, Int rows, Int from, Int to, Vec* sums) const {
+        const Int inputs = linear.inputs;
+        if (!direct) {
+            multiply(x, stride, rows, Floats{scratch.weights.data(), stride}, outs, from, to, sums, BLOCK);
+        } else if (linear.halves) {
+            multiply(x, stride, rows, Halves{linear.halves + out * inputs, inputs}, outs, from, to, sums, BLOCK);
+        } else {
+#if defined(__AVX512F__)
+            const CodeRows rows_of{linear.codes.data + out * inputs / 2, scratch.scales.data(), load(linear.codes.values), inputs};
+            multiply(x, stride, rows, rows_of, outs, from, to, sums, BLOCK);
+#endif
+        }
+    }
+
+    void widen_row(Int n, float* to) const {
+        const Int inputs = linear.inputs, at = (out + n) * inputs;
+        if (linear.halves || inputs % SCALED) std::fill(to + inputs / PAIR * PAIR, to + linear.stride(), 0.0f);
+        if (linear.halves)
+            widen_pairs(linear.halves + at, to, inputs);
+        else if (inputs % SCALED)  // rows begin within a block
+            for (Int i = 0; i < inputs; ++i) to[place(i)] = linear.codes.weight(at + i);
+        else
+            widen_code_blocks(at, scratch.scales.data() + n * (inputs / SCALED), to);
+    }
+
+    void widen_code_blocks(Int at, const float* scales, float* to) const {
+        const CodeTable table(linear.codes.values);
+        for (Int i = 0; i < linear.inputs; i += SCALED) table.widen(linear.codes.data + (at + i) / 2, scales[i / SCALED], to + i);
+    }
+
+    const Linear& linear;
+    const Int out, outs;
+    Scratch& scratch;
+    bool direct;
+};
+
+// Activations as floats in pairs, and zeros up to the stride.
+inline void widen_activations(const BFloat16* x, const Linear& linear, float* to) {
+    std::fill(to + linear.inputs / PAIR * PAIR, to + linear.stride(), 0.0f);
+    widen_pairs(x, to, linear.inputs);
+}
+
+// Outputs that each of `threads` takes at a time: small enough that all have something to do until the end.
+inline Int block_width(Int outputs, Int threads) {
+    const Int even = outputs / (threads * 6) / 16 * 16;
+    return std::max<Int>(16, std::min(BLOCK, even));
+}

@@ -1,0 +1,267 @@
+"""What the compiled kernels read: C's structures, and the tables that hold them with the tensors they point at.
+
+Owns the memory layout that `cpp/` and Python share. A table keeps its tensors alive; whoever calls a kernel keeps the
+table. Knows nothing of models or adapters.
+
+Shape suffixes: T rows, I inputs, O outputs, R ranks, K key/value heads, D head width.
+"""
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DTYPE = torch.bfloat16
+"""What activations, weights, adapters and the cache are in; the kernels' sums are float32."""
+
+Gains = Sequence[tuple[slice, Tensor]]
+"""Rows, and the float32 vector `[out]` that their products are multiplied with."""
+
+_Int = ctypes.c_int64
+_Pointer = ctypes.c_void_p
+
+
+class Codes(ctypes.Structure):
+    _fields_ = [
+        ("data", _Pointer),
+        ("values", _Pointer),
+        ("scale_codes", _Pointer),
+        ("scale_values", _Pointer),
+        ("scale_scales", _Pointer),
+        ("offset", ctypes.c_float),
+    ]
+
+
+class Linear(ctypes.Structure):
+    _fields_ = [
+        ("halves", _Pointer),
+        ("codes", Codes),
+        ("bias", _Pointer),
+        ("outputs", _Int),
+        ("inputs", _Int),
+        ("number", _Int),
+    ]
+
+
+class Part(ctypes.Structure):
+    _fields_ = [("a", _Pointer), ("b", _Pointer), ("gain", _Pointer), ("rank", _Int), ("scaling", ctypes.c_double)]
+
+
+class Term(ctypes.Structure):
+    _fields_ = [("start", _Int), ("stop", _Int), ("parts", _Pointer)]
+
+
+class Rows(ctypes.Structure):
+    _fields_ = [("data", _Pointer), ("token", _Int), ("head", _Int)]
+
+
+class Cache(ctypes.Structure):
+    _fields_ = [
+        ("keys", _Pointer),
+        ("values", _Pointer),
+        ("heads", _Int),
+        ("kv_heads", _Int),
+        ("width", _Int),
+        ("scaling", ctypes.c_float),
+        ("window", _Int),
+    ]
+
+
+class Batch(ctypes.Structure):
+    _fields_ = [
+        ("tokens", _Int),
+        ("slots_T", _Pointer),
+        ("spans", _Int),
+        ("starts", _Pointer),
+        ("counts", _Pointer),
+        ("contexts", _Pointer),
+        ("slots_NL", _Pointer),
+        ("slots_stride", _Int),
+    ]
+
+
+class Norm(ctypes.Structure):
+    _fields_ = [("weight", _Pointer), ("epsilon", ctypes.c_float)]
+
+
+class Layer(ctypes.Structure):
+    _fields_ = [
+        *((name, Linear) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        *((name, Norm) for name in ("before_attention", "before_mlp", "of_queries", "of_keys")),
+        ("cache", Cache),
+    ]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FourBitWeight:
+    """A weight `[out, in]` in bitsandbytes' layout: codes in blocks of 64, scales doubly quantized (arXiv 2305.14314).
+
+    `codes` uint8 `[out * in / 2]`, `values` float32 `[16]`; block b's scale is `scale_values[scale_codes[b]] *
+    scale_scales[b // 256] + offset`.
+    """
+
+    codes: Tensor
+    values: Tensor
+    scale_codes: Tensor
+    scale_values: Tensor
+    scale_scales: Tensor
+    offset: float
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LinearTable:
+    """A linear layer's weight, in bf16 or in 4 bits, and its bias."""
+
+    weight: Tensor | FourBitWeight
+    bias: Tensor | None
+    entry: Linear
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LowRankPart:
+    """An adapter at one linear layer: `a_RI`, `b_RO` (B transposed), its scaling, and DoRA's gain `[out]`."""
+
+    a_RI: Tensor
+    b_RO: Tensor
+    scaling: float
+    gain: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PartTable:
+    """One adapter's parts by the number of the layer."""
+
+    parts: Mapping[int, LowRankPart]
+    entries: "ctypes.Array[Part]"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TermTable:
+    """Which rows belong to which adapter; at most one covers a row."""
+
+    num_rows: int
+    tables: tuple[PartTable, ...]
+    entries: "ctypes.Array[Term]"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SpanTable:
+    """A step's sequences, as attention reads them."""
+
+    held: tuple[Tensor, ...]
+    entry: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """How a layer attends: query heads, key/value heads, their width, the scaling of their products, and the window."""
+
+    heads: int
+    kv_heads: int
+    width: int
+    scaling: float
+    window: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerTable:
+    """A decoder layer's linears, norms and cache."""
+
+    held: tuple[object, ...]
+    entry: Layer
+
+
+def linear_table(weight: Tensor | FourBitWeight, bias: Tensor | None, number: int = 0) -> LinearTable:
+    """`number` is the layer's place in the tables of adapters' parts."""
+    if isinstance(weight, FourBitWeight):
+        parts = (weight.codes, weight.values, weight.scale_codes, weight.scale_values, weight.scale_scales)
+        codes, halves = Codes(*(part.data_ptr() for part in parts), weight.offset), None
+    else:
+        codes, weight = Codes(), weight.contiguous()
+        halves = weight.data_ptr()
+    return LinearTable(weight, bias, Linear(halves, codes, address(bias), *weight.shape, number))
+
+
+def part_table(parts: Mapping[int, LowRankPart], layers: int) -> PartTable:
+    """One adapter's parts, by the number of the layer, below `layers`."""
+    entries = (Part * layers)()
+    for layer, part in parts.items():
+        assert all(one.is_contiguous() and one.dtype is DTYPE and one.is_cpu for one in (part.a_RI, part.b_RO))
+        assert part.gain is None or part.gain.is_contiguous() and part.gain.dtype is torch.float32
+        entries[layer] = Part(
+            part.a_RI.data_ptr(), part.b_RO.data_ptr(), address(part.gain), part.a_RI.shape[0], part.scaling
+        )
+    return PartTable(parts, entries)
+
+
+def term_table(terms: Sequence[tuple[int, int, PartTable]], num_rows: int) -> TermTable:
+    """Rows `[start, stop)` of `num_rows` and the adapter they belong to."""
+    entries = (Term * len(terms))(*(Term(start, stop, ctypes.addressof(table.entries)) for start, stop, table in terms))
+    return TermTable(num_rows, tuple(table for _, _, table in terms), entries)
+
+
+def span_table(slots_T: Tensor, starts: Tensor, counts: Tensor, contexts: Tensor, slots_NL: Tensor) -> SpanTable:
+    """Where each token is written, and each sequence's first row, rows, positions and slots; all int64."""
+    held = (slots_T, starts, counts, contexts, slots_NL)
+    assert all(tensor.dtype == torch.int64 and tensor.is_contiguous() for tensor in held)
+    entry = Batch(
+        slots_T.numel(),
+        slots_T.data_ptr(),
+        starts.numel(),
+        starts.data_ptr(),
+        counts.data_ptr(),
+        contexts.data_ptr(),
+        slots_NL.data_ptr(),
+        slots_NL.shape[1],
+    )
+    return SpanTable(held, entry)
+
+
+def cache_entry(cache: tuple[Tensor, Tensor], heads: Heads) -> Cache:
+    """Keys and values `[slots, K, D]`."""
+    keys, values = cache
+    return Cache(
+        keys.data_ptr(),
+        values.data_ptr(),
+        heads.heads,
+        heads.kv_heads,
+        heads.width,
+        heads.scaling,
+        heads.window or 0,
+    )
+
+
+def layer_table(
+    linears: Mapping[str, LinearTable],
+    norms: Mapping[str, tuple[Tensor, float]],
+    cache: tuple[Tensor, Tensor],
+    heads: Heads,
+) -> LayerTable:
+    """`linears` by the names q, k, v, o, gate, up, down; `norms`, weight and epsilon, by the names of `Layer`.
+
+    Norms before attention and MLP must be there; those of queries and keys may be.
+    """
+    entry = Layer(
+        **{name: linear.entry for name, linear in linears.items()},
+        **{name: Norm(weight.data_ptr(), epsilon) for name, (weight, epsilon) in norms.items()},
+        cache=cache_entry(cache, heads),
+    )
+    return LayerTable((dict(linears), dict(norms), cache), entry)
+
+
+def gain_table(gains: Gains, rows: int) -> "ctypes.Array[ctypes.c_void_p] | None":
+    """For each row the address of its gain, or null."""
+    if not gains:
+        return None
+    table = (_Pointer * rows)()
+    for own, gain in gains:
+        assert gain.dtype == torch.float32 and gain.is_contiguous()
+        table[own] = [gain.data_ptr()] * (own.stop - own.start)
+    return table
+
+
+def address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
