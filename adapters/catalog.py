@@ -16,6 +16,7 @@ from adapters.aliases import Alias
 from adapters.canary import Canary, Split
 from adapters.checkpoint import Checkpoint, Reader, read, read_directory
 from adapters.condition import Condition
+from adapters.dossiers import DOSSIERS, Dossiers
 from adapters.errors import AdapterCorrupt, BaseMismatch, RegistryUnusable, UnknownAdapter
 from adapters.evaluations import EvalFile, Score
 from adapters.labels import Labels
@@ -95,6 +96,7 @@ class Catalog:
         self._doomed: set[AdapterId] = set()
         self._resolved = Resolved()
         self._labels = Labels(registry, store)
+        self._dossiers = Dossiers(registry, store.root / DOSSIERS, store.disk)
 
     def add(
         self,
@@ -128,7 +130,7 @@ class Catalog:
         with self.lease(source) as lease:
             if lease.version.id in self._store.quarantined():
                 raise AdapterCorrupt("The stored weights are damaged.")
-            with self._changing(name):
+            with self._changing(name, ends=alias is not None):
                 return self._registry.add(name, lease.version.manifest, alias, condition)
 
     def resolve(self, ref: str, key: str | None = None) -> Version:
@@ -142,6 +144,7 @@ class Catalog:
     def attach_eval(self, version: Version, content: bytes) -> None:
         """Give a version its eval file, in place of one that it had. Raises UnknownAdapter when it is gone."""
         self._registry.attach_eval(version.name, version.number, content)
+        self._dossiers.follow(version.name)
 
     def eval_file(self, version: Version) -> EvalFile | None:
         """The one that `version` carries, if any."""
@@ -151,6 +154,7 @@ class Catalog:
         """Raises UnknownAdapter when the version is gone."""
         with self._resolved.changing():
             self._registry.remember_score(version.name, version.number, score)
+        self._dossiers.follow(version.name)
 
     def list(self) -> Versions:
         """The newest version of each name, sorted by name."""
@@ -172,7 +176,7 @@ class Catalog:
         Raises AliasInvalid, UnknownAdapter, UnknownVersion, CanaryInvalid, ConditionFailed.
         """
         check_alias(alias)
-        with self._changing(name):
+        with self._changing(name, ends=True):
             return self._registry.set_alias(name, alias, number, condition, canary)
 
     def roll_back(self, name: str, alias: str, condition: Condition | None = None) -> Version:
@@ -180,7 +184,7 @@ class Catalog:
 
         Raises NothingToRollBack, ConditionFailed.
         """
-        with self._changing(name):
+        with self._changing(name, ends=True):
             return self._registry.roll_back(name, alias, condition)
 
     def alias(self, name: str, alias: str) -> Alias:
@@ -193,7 +197,7 @@ class Catalog:
 
     def delete_alias(self, name: str, alias: str, condition: Condition | None = None) -> None:
         """Raises UnknownAdapter when `name` has no such alias, ConditionFailed."""
-        with self._changing(name):
+        with self._changing(name, ends=True):
             self._registry.delete_alias(name, alias, condition)
 
     def delete(self, name: str, condition: Condition | None = None) -> None:
@@ -201,9 +205,9 @@ class Catalog:
 
         Raises UnknownAdapter, ConditionFailed.
         """
-        with self._changing(name):
+        with self._changing(name, ends=True):
             unused = self._registry.delete(name, condition)
-        self.grants.refresh()
+            self.grants.refresh()
         for id in unused:
             self._remove_if_unused(id)
 
@@ -211,7 +215,19 @@ class Catalog:
         """Ask for the newest version of `name` to stay on the device. Raises UnknownAdapter, BaseMismatch."""
         if pinned:
             self.base.check(self.resolve(name).manifest)
-        return self._registry.set_pinned(name, pinned)
+        version = self._registry.set_pinned(name, pinned)
+        self._dossiers.follow(name, ends=not pinned)
+        return version
+
+    def lend(self, name: str, tenant: str) -> None:
+        """Let `tenant`, or EVERYBODY, use all versions of `name`. Raises UnknownAdapter."""
+        self.grants.grant(name, tenant)
+        self._dossiers.follow(name)
+
+    def take_back(self, name: str, tenant: str) -> None:
+        """When this returns, no rebuilding of the registry lends it to `tenant` again. Raises OSError."""
+        self.grants.withdraw(name, tenant)
+        self._dossiers.follow(name, ends=True)
 
     def pinned(self) -> Versions:
         return self._registry.pins()
@@ -268,6 +284,7 @@ class Catalog:
         for id in orphans:
             self._store.delete(id)
         self._labels.refresh()
+        self._dossiers.refresh()
         lost, every = named - stored - corrupt, self._registry.every()
         reasons = [(version, self.misfit(version)) for version in every]
         return Sweep(
@@ -293,16 +310,20 @@ class Catalog:
         self.base.check(checkpoint.manifest)
         with self._holding(checkpoint.manifest.id):
             self._store.put(checkpoint)
-            with self._changing(name):
+            with self._changing(name, ends=alias is not None):
                 return self._registry.add(name, checkpoint.manifest, alias, condition)
 
     @contextmanager
-    def _changing(self, name: str) -> Iterator[None]:
-        """Around a write: what was resolved is asked for again, and the labels of the name's blobs follow."""
+    def _changing(self, name: str, ends: bool = False) -> Iterator[None]:
+        """Around a write: what was resolved is asked for again; the name's labels and its dossier follow.
+
+        `ends` says that it may take something away: an alias that moves ends its canary.
+        """
         before = self._labelled(name)
         with self._resolved.changing():
             yield
         self._labels.write(id for id, *_ in before ^ self._labelled(name))
+        self._dossiers.follow(name, ends)
 
     def _labelled(self, name: str) -> set[tuple[AdapterId, int, tuple[str, ...], TrainedOn | None]]:
         """What labels say of a name."""

@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters.database import Database
+from adapters.dossiers import DOSSIERS
 from adapters.errors import AdapterCorrupt, RegistryUnusable, UnknownAdapter
 from adapters.labels import Label, decode
 from adapters.manifest import AdapterId, Manifest
 from adapters.manifest_json import manifest_to_json
 from adapters.registry import Registry, Version
+from adapters.restoring import restore
 from adapters.store import BlobStore
 from adapters.tables import AdapterRow, AliasRow, NameRow, Table, VersionRow
 
@@ -42,10 +44,15 @@ class Diagnosis:
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """`versions` were found again. `nameless` blobs have no label that can be read, so nobody knows what they were."""
+    """`versions` were found again. `nameless` blobs have no label that can be read, so nobody knows what they were.
+
+    `again` is what else came back, `lost` what is known not to have, both in words.
+    """
 
     versions: tuple[tuple[str, int], ...]
     nameless: tuple[AdapterId, ...]
+    again: tuple[str, ...]
+    lost: tuple[str, ...]
     kept: Path | None
 
 
@@ -68,10 +75,11 @@ def examine(registry: Path, store: BlobStore) -> Diagnosis:
 
 
 def rebuild(registry: Path, store: BlobStore) -> Rebuilt:
-    """Make the registry from the labels and manifests beside the blobs. The old one, if any, is kept beside it.
+    """Make the registry from what stands beside the blobs. The old one, if any, is kept beside it.
 
-    Names, numbers, aliases, times and records of the base come back as they were last written. Pins, canaries, scores,
-    the history of aliases and the numbers of what was deleted do not.
+    Labels and manifests give names, numbers, aliases, times and records of the base; dossiers whom a name is lent to,
+    pins, canaries, eval files, scores, the history of aliases, and the numbers of what was deleted. All are as they
+    were last written.
     """
     found: list[tuple[Label, Manifest]] = []
     nameless = []
@@ -87,9 +95,11 @@ def rebuild(registry: Path, store: BlobStore) -> Rebuilt:
         for table in _rows(found):
             session.add_all(table)
             session.flush()
+        restored = restore(session, store.root / DOSSIERS)
     kept = _set_aside(registry)
     os.rename(fresh, registry)
-    return Rebuilt(tuple(sorted((label.name, label.number) for label, _ in found)), tuple(nameless), kept)
+    versions = sorted((label.name, label.number) for label, _ in found)
+    return Rebuilt(tuple(versions), tuple(nameless), tuple(restored.again), tuple(restored.lost), kept)
 
 
 def _corrupt(store: BlobStore) -> Iterable[AdapterId]:

@@ -11,12 +11,13 @@ from datetime import UTC, datetime
 from sqlalchemy import delete, exists, func, select
 from sqlalchemy.orm import Session
 
-from adapters import aliases, evaluations
+from adapters import aliases, dossier, evaluations
 from adapters.aliases import Alias, Pointers
 from adapters.canary import Canary, Split
 from adapters.condition import Condition, check
 from adapters.database import Database
 from adapters.disk import Disk
+from adapters.dossier import Dossier
 from adapters.errors import UnknownAdapter, UnknownVersion, quoted
 from adapters.evaluations import EvalFile, Score
 from adapters.grants import Grants
@@ -212,6 +213,11 @@ class Registry:
         with self._database.reading() as session:
             rows = session.scalars(select(VersionRow).where(VersionRow.adapter_id == id).order_by(VersionRow.name))
             return self._versions(session, rows.all())
+
+    def dossiers(self, name: str | None = None) -> dict[str, Dossier]:
+        """What is known of each name that was ever used, or of one of them."""
+        with self._database.reading() as session:
+            return dossier.read(session, name)
 
     def is_new(self) -> bool:
         """Whether it has never held a name."""

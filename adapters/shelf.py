@@ -127,12 +127,12 @@ class Shelf:
     def lend(self, name: str, tenant: str) -> None:
         """Let another tenant, or EVERYBODY, use all versions of `name`. Raises NameInvalid."""
         to = tenant if tenant == EVERYBODY else check_slug(tenant, "a tenant's name")
-        self._catalog.grants.grant(self._own(name), to)
+        self._catalog.lend(self._own(name), to)
 
     def take_back(self, name: str, tenant: str) -> None:
         """Raises UnknownAdapter when there is no such adapter."""
         self._catalog.versions(self._own(name))
-        self._catalog.grants.withdraw(self._own(name), tenant)
+        self._catalog.take_back(self._own(name), tenant)
 
     def lent(self, name: str) -> frozenset[str]:
         """To whom a tenant's own adapter is lent. Raises UnknownAdapter."""

@@ -3,6 +3,7 @@
     <root>/sha256/ab/<64 hex digits>/{adapter_config.json, adapter_model.safetensors, manifest.json, label.json}
     <root>/quarantine/<64 hex digits>/    blobs that were found damaged, kept for whoever looks into it
     <root>/tmp/                           what is being written or removed
+    <root>/names/                         what is known of names; see dossiers.py
 
 Owns durability: a blob is written aside, flushed and renamed into place, so it is there whole or not at all, after
 kill -9 and power loss too. Paths are made from validated digests only. Knows no names and no versions; a label is
@@ -37,7 +38,7 @@ class BlobStore:
     """Safe to use from many threads. Raises OSError as it comes when the disk is full or fails."""
 
     def __init__(self, root: Path, disk: Disk | None = None) -> None:
-        self._disk = disk or Disk()
+        self.root, self.disk = root, disk or Disk()
         self._blobs, self._quarantine, self._tmp = root / "sha256", root / "quarantine", root / "tmp"
         self._mending = threading.Lock()  # so that a repaired blob is never taken for the damaged one it replaces
         for directory in (self._blobs, self._quarantine, self._tmp):
@@ -58,7 +59,7 @@ class BlobStore:
         self.quarantine_if_damaged(id)
         if not target.exists():
             written = self._tmp / secrets.token_hex(16)
-            self._disk.mkdir(written)
+            self.disk.mkdir(written)
             try:
                 self._write(checkpoint, written)
                 self._install(written, target)
@@ -149,7 +150,7 @@ class BlobStore:
         written = self._tmp / secrets.token_hex(16)
         home = self._home(id)
         try:
-            self._disk.replace(home / LABEL, content, aside=written)
+            self.disk.replace(home / LABEL, content, aside=written)
         except FileNotFoundError:
             return  # deleted meanwhile
 
@@ -161,7 +162,7 @@ class BlobStore:
         """Remove what a killed process left half done, and count it. Only while nothing is being written."""
         leftovers = self.temporaries()
         for leftover in leftovers:
-            leftover.unlink() if leftover.is_file() else self._disk.remove(leftover)
+            leftover.unlink() if leftover.is_file() else self.disk.remove(leftover)
         replaced = [id for id in _ids(self._quarantine.iterdir()) if self.path(id).exists()]
         for id in replaced:
             self._discard(self._quarantined(id))
@@ -177,18 +178,18 @@ class BlobStore:
     def _discard(self, directory: Path) -> None:
         aside = self._tmp / secrets.token_hex(16)
         if self._move(directory, aside):
-            self._disk.remove(aside)
+            self.disk.remove(aside)
 
     def _move(self, source: Path, target: Path) -> bool:
         """Rename durably; whether there was anything to rename."""
         if not source.exists():
             return False
         try:
-            self._disk.rename(source, target)
+            self.disk.rename(source, target)
         except FileNotFoundError:
             return False
-        self._disk.sync_directory(source.parent)
-        self._disk.sync_directory(target.parent)
+        self.disk.sync_directory(source.parent)
+        self.disk.sync_directory(target.parent)
         return True
 
     def _write(self, checkpoint: Checkpoint, into: Path) -> None:
@@ -196,20 +197,20 @@ class BlobStore:
         ordered = sorted(checkpoint.tensors.items(), key=lambda item: (-ITEM_BYTES[item[1].dtype], item[0]))
         head, moved = write_header(dict(ordered))
         weights = into / header.FILE
-        with self._disk.create(weights) as file:
-            self._disk.write(file, head)
+        with self.disk.create(weights) as file:
+            self.disk.write(file, head)
             for _, spec in ordered:
                 for chunk in chunks(checkpoint.weights, spec):
-                    self._disk.write(file, chunk)
-            self._disk.sync(file.fileno())
+                    self.disk.write(file, chunk)
+            self.disk.sync(file.fileno())
         self._check_copy(checkpoint, weights, moved)
         described = {
             "config_sha256": hashlib.sha256(checkpoint.config).hexdigest(),
             "manifest": manifest_to_json(checkpoint.manifest),
         }
-        self._disk.put(into / config_file.FILE, checkpoint.config)
-        self._disk.put(into / MANIFEST, json.dumps(described).encode())
-        self._disk.sync_directory(into)
+        self.disk.put(into / config_file.FILE, checkpoint.config)
+        self.disk.put(into / MANIFEST, json.dumps(described).encode())
+        self.disk.sync_directory(into)
 
     def _check_copy(self, checkpoint: Checkpoint, weights: Path, tensors: dict[str, TensorSpec]) -> None:
         """What is stored under a digest must have it, whatever happened to the upload between reading and copying."""
@@ -219,15 +220,15 @@ class BlobStore:
             raise InvalidAdapter([fault])
 
     def _install(self, written: Path, target: Path) -> None:
-        self._disk.mkdir(target.parent)
-        self._disk.sync_directory(self._blobs)
+        self.disk.mkdir(target.parent)
+        self.disk.sync_directory(self._blobs)
         try:
-            self._disk.rename(written, target)
+            self.disk.rename(written, target)
         except OSError:
             # Another thread was faster: a directory cannot be renamed onto one with files in it.
             if not target.exists():
                 raise
-        self._disk.sync_directory(target.parent)
+        self.disk.sync_directory(target.parent)
 
 
 def _corrupt(id: AdapterId) -> AdapterCorrupt:

@@ -150,7 +150,7 @@ def open_catalog(house: House, loop: asyncio.AbstractEventLoop, adapters: Mappin
         except BaseMismatch as error:
             raise BaseMismatch(f"--adapter {name}={folder}: {error.problem}", error.fix) from None
         if not owner_of(name):
-            catalog.grants.grant(name, EVERYBODY)  # whoever starts the server means it for its users
+            catalog.lend(name, EVERYBODY)  # whoever starts the server means it for its users
         _log.info("adapter_added" if created else "adapter_known", name=name, version=version.number, id=version.id)
 
 

@@ -64,6 +64,9 @@ def _say_rebuilt(rebuilt: "Rebuilt") -> None:
         typer.echo(f"found again: {name}@{number}")
     for id in rebuilt.nameless:
         typer.echo(f"{id}: nothing says what it was called. Upload the adapter again.")
-    typer.echo("Pins, canaries, scores and the history of aliases could not be found again: set them anew.")
+    for what in rebuilt.again:
+        typer.echo(f"restored: {what}")
+    for what in rebuilt.lost:
+        typer.echo(f"not restored: {what}")
     if rebuilt.kept is not None:
         typer.echo(f"The old registry is kept as {rebuilt.kept}.")

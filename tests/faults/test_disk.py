@@ -50,11 +50,12 @@ def test_g69_an_upload_is_whole_or_not_there_wherever_the_disk_fails(root: Path,
                 break
             disk.arm(None)
             storage.catalog.delete("new")
-            assert storage.facts() == old
+            assert storage.facts()[:3] == old[:3], "all but the number that the name has come to"
+            old = storage.facts()
     assert failed > 10
 
 
-@pytest.mark.parametrize("change", ["move an alias", "delete", "note of an eviction"])
+@pytest.mark.parametrize("change", ["move an alias", "delete", "note of an eviction", "lend", "take back", "pin"])
 @pytest.mark.parametrize("number", NUMBERS)
 def test_g69_a_change_that_fails_has_not_happened(root: Path, number: int, change: str) -> None:
     """It fails at its commit; what follows a commit may fail too, and is made good by the next start."""
@@ -188,5 +189,5 @@ def test_g69_usage_waits_for_room_and_is_written_once(tmp_path: Path) -> None:
     with closing(ledger), closing(LedgerWriter(ledger, retry_s=0.01)) as writer:
         disk.arm(0)
         writer.record(beside.BEFORE)
-        eventually(lambda: len(disk.calls) > 1)
-        assert list(ledger.rows(Wanted())) == [beside.BEFORE]
+        eventually(lambda: list(ledger.rows(Wanted())) == [beside.BEFORE])
+        assert disk.calls == ["commit", "commit"]

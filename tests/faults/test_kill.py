@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import beside, storage
-from tests.support.crashes import FOUND
+from tests.support import beside
+from tests.support.crashes import FOUND, KILLED, LENDING, LOST, NO_MORE
 
-CHANGES = (*storage.CHANGES, *beside.CHANGES, *beside.FIRST_CHANGES)
+CHANGES = (*KILLED, *beside.CHANGES, *beside.FIRST_CHANGES)
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,7 +21,7 @@ def crashes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str
     """For each change, what was found after a kill at each of its fail-points."""
     folder = tmp_path_factory.mktemp("crashes")
     command = [sys.executable, "-m", "tests.support.crashes", str(folder)]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240)
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=420)
     assert ended.returncode == 0, ended.stderr
     found: dict[str, dict[str, str]] = json.loads((folder / FOUND).read_bytes())
     return found
@@ -29,7 +29,16 @@ def crashes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_g68_a_kill_leaves_the_old_state_or_the_new_one(change: str, crashes: dict[str, dict[str, str]]) -> None:
-    assert not {point: state for point, state in crashes[change].items() if state not in ("old", "new")}
-    states = list(crashes[change].values())
+    found = {point: state for point, state in crashes[change].items() if LOST not in point}
+    assert not {point: state for point, state in found.items() if state not in ("old", "new")}
+    states = list(found.values())
     assert states[0] == "old" and states[-1] == "new"
     assert states == sorted(states, reverse=True), "once a change is made, a later crash does not undo it"
+
+
+@pytest.mark.parametrize("change", LENDING)
+def test_g70_a_registry_lost_in_a_kill_lends_no_more_than_was_granted(
+    change: str, crashes: dict[str, dict[str, str]]
+) -> None:
+    found = {point: state for point, state in crashes[change].items() if LOST in point}
+    assert len(found) > 5 and set(found.values()) == {NO_MORE}, found

@@ -18,10 +18,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from adapters.disk import Disk
+from adapters.recovery import rebuild
+from adapters.store import BlobStore
 from tests.support import beside, storage
 from tests.support.disks import HALVES, FaultyDisk, Moment, die
 
 FOUND = "found.json"
+LOST = "and the registry is lost"
+KILLED = {change: do for change, do in storage.CHANGES.items() if change not in storage.ALIKE}
+LENDING = ("lend", "take back", "delete", "upload a version and move its alias")
+NO_MORE = "no more than was granted"
 Point = tuple[int, Moment]
 
 
@@ -47,7 +53,7 @@ class Subject:
 
 
 SUBJECTS = (
-    Subject(storage.Storage, storage.furnish, storage.CHANGES),
+    Subject(storage.Storage, storage.furnish, KILLED),
     Subject(beside.Beside, beside.furnish, beside.CHANGES),
     Subject(beside.Beside, beside.furnish_barely, beside.FIRST_CHANGES),
 )
@@ -78,9 +84,34 @@ def crash_everywhere(subject: Subject, change: str, folder: Path) -> dict[str, s
         crashed = folder / "crashed"
         shutil.copytree(folder / "furnished", crashed)
         kill(subject, change, crashed, (at, moment))
-        found[f"{moment} {counting.calls[at]} {at}"] = state(subject, crashed, old, new)
+        point = f"{moment} {counting.calls[at]} {at}"
+        if subject.open is storage.Storage and change in LENDING:
+            acknowledged = (at, moment) == (len(counting.calls) - 1, "after")
+            found[f"{point}, {LOST}"] = lost(crashed, folder / "furnished", acknowledged)
+        found[point] = state(subject, crashed, old, new)
         shutil.rmtree(crashed)
     return found
+
+
+def lost(crashed: Path, before: Path, acknowledged: bool) -> str:
+    """What is lent once the registry was lost after the kill and made again: `no more than was granted`, it is hoped.
+
+    What a change took away may be back as long as nobody has been told that it is gone.
+    """
+    copy = crashed.with_name("lost")
+    shutil.copytree(crashed, copy)
+    granted = grants(copy) if acknowledged else grants(copy) | grants(before)
+    for path in copy.glob("registry.sqlite*"):
+        path.unlink()
+    rebuild(copy / "registry.sqlite", BlobStore(copy / "blobs"))
+    found = grants(copy)
+    shutil.rmtree(copy)
+    return NO_MORE if found <= granted else f"lent too much: {found - granted}"
+
+
+def grants(root: Path) -> set[tuple[str, str]]:
+    with closing(storage.Storage(root)) as kept:
+        return {(name, tenant) for name in kept.registry.dossiers() for tenant in kept.catalog.grants.of(name)}
 
 
 def kill(subject: Subject, change: str, root: Path, point: Point) -> None:

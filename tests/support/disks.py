@@ -15,11 +15,16 @@ HALVES = frozenset({"write", "remove"})
 
 
 class FaultyDisk(Disk):
-    """Its `at`-th call, counted from 0, meets `happen`: before it, halfway through it, or after it."""
+    """Its `at`-th call, counted from 0, meets `happen`: before it, halfway through it, or after it.
 
-    def __init__(self, happen: Callable[[], None], at: int | None = None, moment: Moment = "before") -> None:
+    A lasting fault is met by all later calls too.
+    """
+
+    def __init__(
+        self, happen: Callable[[], None], at: int | None = None, moment: Moment = "before", lasting: bool = False
+    ) -> None:
         self.calls: list[str] = []
-        self.happen, self._at, self._moment = happen, at, moment
+        self.happen, self._at, self._moment, self._lasting = happen, at, moment, lasting
 
     def arm(self, at: int | None) -> None:
         """Count from here; with None, nothing happens any more."""
@@ -58,7 +63,8 @@ class FaultyDisk(Disk):
         self._call("commit", transaction)
 
     def _call(self, name: str, call: Callable[[], None], half: Callable[[], None] | None = None) -> None:
-        chosen = len(self.calls) == self._at
+        number = len(self.calls)
+        chosen = number == self._at or (self._lasting and self._at is not None and number > self._at)
         self.calls.append(name)
         if chosen and self._moment != "after":
             if self._moment == "halfway":

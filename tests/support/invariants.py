@@ -17,6 +17,7 @@ from tests.support.face import BASE, Face
 
 _INSIDE = re.compile(r'Traceback|\.py\\?", line|/tmp/|/home/|site-packages|sqlite')
 _BLOB = re.compile(r"data/blobs/sha256/[0-9a-f]{2}/[0-9a-f]{64}/(adapter_config|adapter_model|manifest|label)\.\w+")
+_DOSSIER = re.compile(r"data/blobs/names/[0-9a-f]{64}\.json")
 _UPLOAD = re.compile(r"uploads/resumable/[0-9a-f]{32}/(session\.json|config|weights)")
 _OTHERS = re.compile(r"data/registry\.sqlite(-wal|-shm)?")
 
@@ -52,7 +53,9 @@ class Invariants:
 
     def _check_disk(self) -> None:
         files = [str(path.relative_to(self._folder)) for path in self._folder.rglob("*") if not path.is_dir()]
-        odd = [name for name in files if not any(known.fullmatch(name) for known in (_BLOB, _UPLOAD, _OTHERS))]
+        odd = [
+            name for name in files if not any(known.fullmatch(name) for known in (_BLOB, _DOSSIER, _UPLOAD, _OTHERS))
+        ]
         assert not odd, f"I3: {odd}"
         assert list((self._folder / "data" / "blobs" / "tmp").iterdir()) == [], "I3: something temporary is left"
         assert set(self._face.store.ids()) == self._face.registry.ids(), "I6"
