@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from adapters.bank import Bank, Part
 from adapters.manifest import AdapterId
 from adapters.op import LowRank, Term, Terms, add_low_rank
+from adapters.stage import Staged
 from loader.product import Change, changed
 from native.tables import TermTable, term_table
 
@@ -99,12 +100,14 @@ class Selections:
 class ActiveGrafts:
     """The selections of the step under way; every grafted linear of one model holds the same one.
 
-    The head sees fewer rows than the other linears: only those whose logits are needed.
+    The head sees fewer rows than the other linears: only those whose logits are needed. While a step is recorded,
+    all of them, the head too, follow `staged`.
     """
 
     def __init__(self) -> None:
         self.tokens: Selection | None = None
         self.head: Selection | None = None
+        self.staged: Staged | None = None
 
 
 class GraftedLinear(nn.Module):
@@ -141,6 +144,8 @@ class GraftedLinear(nn.Module):
         return bias
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._active.staged is not None:
+            return self._staged(x, self._active.staged)
         selection = self._active.head if self._is_head else self._active.tokens
         if selection is None:
             return _tensor(self.base(x))
@@ -157,6 +162,11 @@ class GraftedLinear(nn.Module):
             for own, rows in selection.pieces
         ]
         return torch.cat(products).view(*x.shape[:-1], -1)
+
+    def _staged(self, x: Tensor, staged: Staged) -> Tensor:
+        if staged.merged and self.merged is not None:
+            return _tensor(self.merged(x))
+        return _multiply(self.base, x, staged.change(self.path, x.reshape(-1, x.shape[-1])))
 
     def _check_rows(self, x: Tensor, selection: Selection) -> None:
         rows = x.numel() // x.shape[-1]

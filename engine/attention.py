@@ -11,22 +11,20 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 from engine.batch import PagedBatch, Span
+from engine.recording import NotRecordable
 
 NAME = "rootstock"
-FLASH_BLOCK = 256  # tokens in a block, as FlashAttention 2 over a block table asks
 
 
 def register() -> None:
-    """Make `model.set_attn_implementation(NAME)` possible. Doing it twice changes nothing."""
+    """Make `model.set_attn_implementation(NAME)` possible. Doing it twice changes nothing.
+
+    Without a mask function of this name transformers builds no mask: who sees what follows from the packed batch.
+    """
     AttentionInterface.register(NAME, paged_attention)
-    AttentionMaskInterface.register(NAME, _no_mask)
-
-
-def _no_mask(*args: object, **kwargs: object) -> None:
-    """Who sees what follows from the packed batch; transformers need not build a mask."""
 
 
 def paged_attention(
@@ -51,8 +49,12 @@ def paged_attention(
         return paged.kernels.attend(*new, slots, paged.table, scaling, sliding_window)[None], None
     q_THD = query[0].transpose(0, 1)
     paged.cache.write(module.layer_idx, paged.slots_T, key[0].transpose(0, 1), value[0].transpose(0, 1))
-    if q_THD.is_cuda and _flash_can(q_THD, paged, how):
-        return _cuda(q_THD, paged, module.layer_idx, scaling, sliding_window)[None], None
+    if paged.flash is not None:
+        if how.plain and paged.flash.takes(q_THD, paged.cache.block_size):
+            blocks = paged.cache.blocks(module.layer_idx)
+            return paged.flash(q_THD, blocks, paged.rows, scaling, sliding_window)[None], None
+        if paged.recorded:
+            raise NotRecordable("a layer caps its scores, has sinks, or heads that FlashAttention does not know")
     out = torch.empty_like(q_THD, memory_format=torch.contiguous_format)
     if paged.num_decoding:
         out[: paged.num_decoding] = _decode(q_THD[: paged.num_decoding], paged, module.layer_idx, how)
@@ -127,36 +129,3 @@ def _span_mask(span: Span, window: int | None, device: torch.device) -> Tensor:
     positions = torch.arange(span.context, device=device)
     mask = positions <= queries
     return mask if window is None else mask & (positions > queries - window)
-
-
-def _flash_can(q_THD: Tensor, paged: PagedBatch, how: _Rule) -> bool:
-    """FlashAttention 2, as torch builds it: half precision, heads up to 256, neither soft-capping nor sinks.
-
-    It refuses blocks that are not a multiple of 256 tokens; smaller ones are gathered as on a CPU.
-    """
-    sized = q_THD.shape[-1] <= 256 and paged.cache.block_size % FLASH_BLOCK == 0
-    return how.plain and sized and q_THD.dtype in (torch.float16, torch.bfloat16)
-
-
-def _cuda(q_THD: Tensor, paged: PagedBatch, layer: int, scaling: float, window: int | None) -> Tensor:
-    """FlashAttention over the block table. `num_splits=1` keeps a row's result independent of its batch."""
-    from torch.nn.attention.varlen import varlen_attn  # CUDA only: importing it elsewhere costs time for nothing
-
-    keys, values = paged.cache.blocks(layer)
-    out = varlen_attn(
-        q_THD.contiguous(),
-        keys,
-        values,
-        cu_seq_q=paged.starts_N,
-        cu_seq_k=None,
-        max_q=max(span.count for span in paged.spans),
-        max_k=max(span.context for span in paged.spans),
-        scale=scaling,
-        window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=q_THD.shape[1] != keys.shape[2],
-        seqused_k=paged.contexts_N,
-        block_table=paged.block_table_NB,
-        num_splits=1,
-    )
-    assert isinstance(out, Tensor)
-    return out

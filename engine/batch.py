@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from engine.flash import Flash, Rows
 from engine.kv_cache import KVCache
 from engine.scheduler import Chunk
 from native.kernels import Kernels
@@ -36,7 +37,8 @@ class PagedBatch:
 
     The first `num_decoding` spans have one row each. `slots_T` says where each token's keys and values are written,
     `slots_NL` where each sequence's context is read, padded with its first slot beyond its length. `table` tells the
-    compiled kernels the same, where there are some.
+    compiled kernels the same, where there are some, and `rows` tells `flash`. Spans of a `recorded` batch are as long
+    as any may become: what its sequences really have, only `contexts_N` says.
     """
 
     cache: KVCache
@@ -49,7 +51,15 @@ class PagedBatch:
     starts_N: Tensor
     kernels: Kernels | None = None
     table: SpanTable | None = None
+    flash: Flash | None = None
+    recorded: bool = False
     _masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> Rows:
+        """The batch as FlashAttention is told of it."""
+        longest_query, longest = max(span.count for span in self.spans), max(span.context for span in self.spans)
+        return Rows(self.starts_N, self.contexts_N, self.block_table_NB, longest_query, longest)
 
     def decode_mask(self, window: int | None) -> Tensor:
         """`[num_decoding, L]`, true where a decoding sequence's one query looks: its context, or the window's end."""
@@ -72,7 +82,13 @@ def in_batch_order(chunks: Seq[Chunk]) -> tuple[Chunk, ...]:
     return tuple(sorted(chunks, key=lambda chunk: (chunk.count > 1, chunk.sequence.adapter or "")))
 
 
-def pack(chunks: Seq[Chunk], cache: KVCache, device: torch.device, kernels: Kernels | None = None) -> PagedBatch:
+def pack(
+    chunks: Seq[Chunk],
+    cache: KVCache,
+    device: torch.device,
+    kernels: Kernels | None = None,
+    flash: Flash | None = None,
+) -> PagedBatch:
     """Lay out chunks, given in batch order, side by side without padding."""
     spans: list[Span] = []
     row = 0
@@ -83,11 +99,8 @@ def pack(chunks: Seq[Chunk], cache: KVCache, device: torch.device, kernels: Kern
     table = torch.tensor(
         [chunk.sequence.blocks + [0] * (widest - len(chunk.sequence.blocks)) for chunk in chunks], dtype=torch.int32
     )
-    offsets = torch.arange(cache.block_size, dtype=torch.int32)
-    slots_NL = (table[:, :, None] * cache.block_size + offsets).flatten(1).long()
     contexts = torch.tensor([[span.context] for span in spans])
-    # Beyond its context a row reads its own first slot: 0 * NaN is NaN, so not even masked slots may be a stranger's.
-    slots_NL = torch.where(torch.arange(slots_NL.shape[1]) < contexts, slots_NL, slots_NL[:, :1])
+    slots_NL = reading_slots(table, contexts, cache.block_size)
     slots_T = torch.cat([slots_NL[i, chunk.start : chunk.stop] for i, chunk in enumerate(chunks)])
     return PagedBatch(
         cache=cache,
@@ -100,7 +113,19 @@ def pack(chunks: Seq[Chunk], cache: KVCache, device: torch.device, kernels: Kern
         starts_N=torch.tensor([0, *(span.stop for span in spans)], dtype=torch.int32).to(device),
         kernels=kernels,
         table=None if kernels is None else _table(spans, slots_T, slots_NL),
+        flash=flash,
     )
+
+
+def reading_slots(table_NB: Tensor, contexts_N1: Tensor, block_size: int) -> Tensor:
+    """`[N, L]`: where each sequence's context lies, for as many positions as its row of the table has.
+
+    Beyond its context a row reads its own first slot: 0 * NaN is NaN, so not even masked slots may be a stranger's.
+    """
+    offsets = torch.arange(block_size, dtype=torch.int32, device=table_NB.device)
+    slots_NL = (table_NB[:, :, None] * block_size + offsets).flatten(1).long()
+    positions = torch.arange(slots_NL.shape[1], device=table_NB.device)
+    return torch.where(positions < contexts_N1, slots_NL, slots_NL[:, :1])
 
 
 def _table(spans: Seq[Span], slots_T: Tensor, slots_NL: Tensor) -> SpanTable:

@@ -9,13 +9,17 @@ from dataclasses import dataclass, field
 from adapters.bank import Bank
 from adapters.residency import Residency
 from adapters.shares import Share, Shares
+from adapters.stage import Stage, units_within
 from adapters.store import BlobStore
 from adapters.supply import Supply
 from engine.blocks import BlockPool
 from engine.engine import Engine, Limits
 from engine.events import Observer, ignore
 from engine.fairness import VirtualCounters
+from engine.flash import Flash
+from engine.flash import find as find_flash
 from engine.kv_cache import KVCache
+from engine.recording import CudaGraphs, Recorder
 from engine.runner import ModelRunner
 from engine.scheduler import Scheduler
 from engine.tiers import AdapterTiers
@@ -42,23 +46,37 @@ class EngineConfig:
     tenant_shares: Mapping[str, Share] = field(default_factory=dict)
 
 
-def build(base: Base, store: BlobStore, config: EngineConfig, observe: Observer = ignore) -> Engine:
+def build(
+    base: Base, store: BlobStore, config: EngineConfig, observe: Observer = ignore, recorder: Recorder | None = None
+) -> Engine:
     """An engine over `base` that reads adapters from `store`. Allocates the KV cache."""
-    return maker(base, store, config, observe)()
+    return maker(base, store, config, observe, recorder)()
 
 
-def maker(base: Base, store: BlobStore, config: EngineConfig, observe: Observer = ignore) -> Callable[[], Engine]:
-    """Makes engines, one to take over from another: each begins empty, on the same KV cache and wrapped linears."""
+def maker(
+    base: Base, store: BlobStore, config: EngineConfig, observe: Observer = ignore, recorder: Recorder | None = None
+) -> Callable[[], Engine]:
+    """Makes engines, one to take over from another: each begins empty, on the same KV cache and wrapped linears.
+
+    With a `recorder`, decode steps are replayed from recordings; the stage for them comes out of the adapters' budget.
+    """
     cache = KVCache(kv_spec(base.model.config.to_dict()), config.num_blocks, config.block_size, base.dtype, base.device)
     bank = Bank(base.device, base.kernels, tuple(base.shape.linears))
-    runner = ModelRunner(base, cache, bank)
+    flash = _flash(base)
+    runner = ModelRunner(base, cache, bank, flash)
+    device_bytes = config.adapter_device_bytes
+    if recorder is not None and (flash is not None or base.device.type == "cpu"):
+        stage = _stage(base, bank, device_bytes)
+        device_bytes -= stage.num_bytes
+        longest = min(config.num_blocks, -(-config.max_model_len // config.block_size))
+        runner.record_decoding(recorder, stage, config.max_sequences, longest)
 
     def make() -> Engine:
         runner.unmerge()
         bank.clear()
         pool = BlockPool(config.num_blocks, config.block_size)
         residency = Residency(
-            config.adapter_device_bytes,
+            device_bytes,
             config.adapter_host_bytes,
             max_fetches=MAX_FETCHES,
             shares=Shares(config.share, config.tenant_shares),
@@ -81,3 +99,18 @@ def maker(base: Base, store: BlobStore, config: EngineConfig, observe: Observer 
         )
 
     return make
+
+
+def cuda_graphs(base: Base) -> Recorder | None:
+    """What records decode steps on this base's device, if anything does."""
+    return CudaGraphs(base.device) if base.device.type == "cuda" else None
+
+
+def _flash(base: Base) -> Flash | None:
+    """FlashAttention as this GPU has it. Without it a recording would gather the longest context in every step."""
+    return find_flash(base.device, base.dtype) if base.device.type == "cuda" else None
+
+
+def _stage(base: Base, bank: Bank, budget: int) -> Stage:
+    linears, dtype = base.shape.linears, base.adapter_dtype
+    return Stage(bank, linears, dtype, units_within(budget, linears.values(), dtype.itemsize))

@@ -14,11 +14,15 @@ from adapters.bank import Bank
 from adapters.layer import ActiveGrafts, Segment, Selection, Selections, graft
 from adapters.manifest import AdapterId
 from adapters.merge import Merger
+from adapters.stage import Stage
 from engine import attention
 from engine.batch import in_batch_order, pack
+from engine.flash import Flash
+from engine.graphs import RecordedDecoding
 from engine.house_attention import speed_up_attention
 from engine.house_layer import speed_up_layers
 from engine.kv_cache import KVCache
+from engine.recording import Recorder
 from engine.result import ChunkResult
 from engine.sampler import NON_FINITE, report_prompt, sample
 from engine.scheduler import Chunk, StepPlan
@@ -31,19 +35,27 @@ REPORTED_AT_ONCE = 64  # prompt rows whose log-probabilities are computed togeth
 class ModelRunner:
     """One base with its grafted linears, one KV cache, one bank."""
 
-    def __init__(self, base: Base, cache: KVCache, bank: Bank) -> None:
+    def __init__(self, base: Base, cache: KVCache, bank: Bank, flash: Flash | None = None) -> None:
         attention.register()
         base.model.set_attn_implementation(attention.NAME)
         speed_up_attention(base.model, cache, base.kernels)
         self._base = base
         self._cache = cache
         self._bank = bank
+        self._flash = flash
+        self._recorded: RecordedDecoding | None = None
         self._merged: AdapterId | None = None
         self._active = ActiveGrafts()
         self._selections = Selections(bank)
         linears = graft(base.model, base.shape.linears, bank, self._active, base.head)
         speed_up_layers(base.model, self._active, bank.numbers, cache, base.kernels)
         self._merger = Merger(base, linears)
+
+    def record_decoding(self, recorder: Recorder, stage: Stage, max_rows: int, max_blocks: int) -> None:
+        """From now on, record decode steps of at most `max_rows` sequences of `max_blocks`, and replay them."""
+        self._recorded = RecordedDecoding(
+            self._base, self._cache, stage, self._active, recorder, self._flash, max_rows, max_blocks
+        )
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> list[ChunkResult]:
@@ -62,17 +74,26 @@ class ModelRunner:
         assert self._merged is None, "unmerge first"
         self._merger.merge(self._bank.get(adapter))
         self._merged = adapter
+        self._forget_merged()
 
     def unmerge(self) -> None:
         self._merger.unmerge()
         self._merged = None
+        self._forget_merged()
+
+    def _forget_merged(self) -> None:
+        if self._recorded is not None:
+            self._recorded.forget_merged()
 
     def _forward(self, chunks: Sequence[Chunk]) -> Tensor:
         """Logits `[X, V]` of the rows somebody asked for, in batch order."""
         device = self._base.device
+        wanted = list(_wanted_rows(chunks))
+        replayed = None if self._recorded is None else self._recorded.logits(chunks, self._merged)
+        if replayed is not None:
+            return replayed if len(wanted) == len(chunks) else replayed[wanted]
         ids = [token for chunk in chunks for token in chunk.sequence.tokens[chunk.start : chunk.stop]]
         positions = [position for chunk in chunks for position in range(chunk.start, chunk.stop)]
-        wanted = list(_wanted_rows(chunks))
         self._active.tokens = self._selection(chunks, [chunk.count for chunk in chunks])
         self._active.head = self._selection(chunks, [len(_rows(chunk)) for chunk in chunks])
         output = self._base.model(
@@ -80,7 +101,7 @@ class ModelRunner:
             position_ids=torch.tensor([positions], device=device),
             use_cache=False,
             logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=device),
-            paged=pack(chunks, self._cache, device, self._base.kernels),
+            paged=pack(chunks, self._cache, device, self._base.kernels, self._flash),
         )
         logits: Tensor = output.logits[0]
         return logits

@@ -31,8 +31,9 @@ TILE = 512
 class Change:
     """What becomes of the rows of a product `W x` before it is rounded: `y = g * (W x + d) + bias`.
 
-    `plus_TO` is d, zero where a row gains nothing; `gains` are rows and their `g [out]`, other rows have none. Added to
-    a product that is rounded already, a d below half a unit of its last place would be lost, and it is in every layer.
+    `plus_TO` is d, zero where a row gains nothing; `gains` are rows and their `g [out]`, or `[rows, out]`, other rows
+    have none. Added to a product that is rounded already, a d below half a unit of its last place would be lost, and it
+    is in every layer.
     """
 
     plus_TO: Tensor
@@ -100,7 +101,7 @@ def _tiled(x: Tensor, weight: Tensor, bias: Tensor | None, change: Change | None
         if change is None:
             out[:, own] = rows @ tile if short is None else torch.addmm(short, rows, tile)
         else:
-            part = Change(change.plus_TO[:, own], tuple((where, gain[own]) for where, gain in change.gains))
+            part = Change(change.plus_TO[:, own], tuple((where, gain[..., own]) for where, gain in change.gains))
             out[:, own] = _finished(rows @ tile + part.plus_TO, part, short)
     return out.view(*x.shape[:-1], weight.shape[0])
 

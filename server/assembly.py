@@ -25,9 +25,9 @@ from adapters.registry import Registry
 from adapters.shelf import Shelf
 from adapters.store import BlobStore
 from adapters.uploads import UploadLimits, Uploads
-from engine.attention import FLASH_BLOCK
 from engine.build import EngineConfig, maker
 from engine.events import Event, Observer
+from engine.flash import BLOCK as FLASH_BLOCK
 from engine.worker import EngineWorker
 from loader import suitability
 from loader.base import Base, load

@@ -15,9 +15,9 @@ from adapters.bank import num_bytes
 from adapters.checkpoint import read_directory
 from adapters.manifest import AdapterId
 from adapters.store import BlobStore
-from engine.attention import FLASH_BLOCK
 from engine.build import EngineConfig, build
 from engine.engine import Engine
+from engine.flash import BLOCK as FLASH_BLOCK
 from engine.sequence import FinishReason, Output, Request, SamplingParams
 from loader.base import Base, load
 from loader.errors import LoaderError

@@ -1,6 +1,5 @@
 """Paged attention against a plain softmax loop, one query and one head at a time."""
 
-import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine import attention
 from engine.attention import paged_attention
 from engine.batch import PagedBatch, in_batch_order, pack
 from engine.kv_cache import KVCache
@@ -165,35 +163,3 @@ def test_new_keys_land_in_their_own_slots_and_nowhere_else() -> None:
             own.add(slot)
     rest = [slot for slot in range(keys.shape[0]) if slot not in own]
     assert (keys[rest] == 7.5).all() and (world.cache.slots(0)[0] == 0).all()
-
-
-def test_the_cuda_call_matches_torchs_signature() -> None:
-    """No GPU here: at least the names and places of the arguments must be torch's."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    source = inspect.getsource(attention._cuda)
-    names = [line.split("=")[0].strip() for line in source.splitlines() if line.startswith("        ") and "=" in line]
-    assert {"cu_seq_q", "cu_seq_k", "seqused_k", "block_table", "num_splits", "window_size"} <= set(names)
-    inspect.signature(varlen_attn).bind(None, None, None, **dict.fromkeys(names))
-
-
-@pytest.mark.parametrize(
-    ("block", "width", "dtype", "rule", "can"),
-    [
-        (256, 64, torch.bfloat16, "window", True),
-        (256, 256, torch.float16, "plain", True),
-        (16, 64, torch.bfloat16, "plain", False),
-        (256, 512, torch.bfloat16, "plain", False),
-        (256, 64, torch.float32, "plain", False),
-        (256, 64, torch.bfloat16, "softcap", False),
-        (256, 64, torch.bfloat16, "sinks", False),
-    ],
-)
-def test_flash_attention_is_asked_only_for_what_it_does(
-    block: int, width: int, dtype: torch.dtype, rule: str, can: bool
-) -> None:
-    world = World([(0, 3)], RULES[rule])
-    world.cache = KVCache([], 1, block, dtype, CPU)
-    how = attention._Rule(1.0, RULES[rule].window, RULES[rule].softcap, world.sinks)
-    packed = pack(world.chunks, world.cache, CPU)
-    assert attention._flash_can(torch.zeros(3, HEADS, width, dtype=dtype), packed, how) is can

@@ -12,6 +12,7 @@ from adapters.store import BlobStore
 from engine.build import EngineConfig, build
 from engine.engine import Delivery, Engine
 from engine.events import Observer, ignore
+from engine.recording import Recorder
 from engine.runner import ModelRunner
 from engine.sequence import FinishReason, Output, Request, SamplingParams, TokenLogprob
 from loader.base import Base, load
@@ -52,10 +53,17 @@ class Answer:
 class House:
     """One base, one store, one engine."""
 
-    def __init__(self, base: Base, root: Path, config: EngineConfig, observe: Observer = ignore) -> None:
+    def __init__(
+        self,
+        base: Base,
+        root: Path,
+        config: EngineConfig,
+        observe: Observer = ignore,
+        recorder: Recorder | None = None,
+    ) -> None:
         self.base = base
         self.store = BlobStore(root / "adapters")
-        self.engine: Engine = build(base, self.store, config, observe)
+        self.engine: Engine = build(base, self.store, config, observe, recorder)
         self._numbers = count()
 
     @classmethod
@@ -74,9 +82,11 @@ class House:
         max_sequences: int = 8,
         observe: Observer = ignore,
         kernels: Kernels | None = None,
+        device: str = "cpu",
+        recorder: Recorder | None = None,
     ) -> "House":
         """Small blocks and steps, so that a short test crosses every boundary."""
-        base = load(resolve(str(model), root), dtype=dtype, quantization=quantization, kernels=kernels)
+        base = load(resolve(str(model), root), dtype=dtype, quantization=quantization, device=device, kernels=kernels)
         config = EngineConfig(
             num_blocks=num_blocks,
             max_model_len=base.max_model_len,
@@ -86,7 +96,7 @@ class House:
             max_batch_tokens=max_batch_tokens,
             max_sequences=max_sequences,
         )
-        return cls(base, root, config, observe)
+        return cls(base, root, config, observe, recorder)
 
     @property
     def bank_bytes(self) -> int:
