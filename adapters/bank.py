@@ -3,9 +3,8 @@
 Owns tensors only. Who is placed and who leaves is decided by `residency.py`; what they are for, by `layer.py`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 from safetensors import safe_open
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from adapters.checkpoint import Checkpoint
 from adapters.errors import Fault, InvalidAdapter
+from adapters.lane import Cargo, Lane
 from adapters.manifest import AdapterId, Graft, Manifest
 from adapters.op import LowRank
 from native.kernels import Kernels
@@ -36,9 +36,31 @@ class Loaded:
     manifest: Manifest
     parts: dict[str, Part]
 
-    def to(self, device: torch.device) -> "Loaded":
-        """The same adapter on another device; where it is there already, the same tensors."""
-        return Loaded(self.manifest, {path: _move(part, device) for path, part in self.parts.items()})
+    def allocations(self) -> list[Tensor]:
+        """The pieces of memory its tensors lie in, each whole and flat."""
+        return list({tensor.untyped_storage().data_ptr(): _whole(tensor) for tensor in self._tensors()}.values())
+
+    def moved(self, allocations: Sequence[Tensor]) -> "Loaded":
+        """The same adapter over copies of its allocations, in the same order."""
+        at = {old.data_ptr(): new for old, new in zip(self.allocations(), allocations, strict=True)}
+        if all(new.data_ptr() == address for address, new in at.items()):
+            return self
+
+        def there(tensor: Tensor) -> Tensor:
+            flat = at[tensor.untyped_storage().data_ptr()]
+            return flat.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+        def part(one: Part) -> Part:
+            low = LowRank(there(one.low.a_RI), there(one.low.b_RO), one.low.scaling)
+            return Part(low, None if one.gain is None else there(one.gain))
+
+        return Loaded(self.manifest, {path: part(one) for path, one in self.parts.items()})
+
+    def _tensors(self) -> Iterator[Tensor]:
+        for part in self.parts.values():
+            yield from (part.low.a_RI, part.low.b_RO)
+            if part.gain is not None:
+                yield part.gain
 
 
 def num_bytes(manifest: Manifest, itemsize: int) -> int:
@@ -50,7 +72,7 @@ def num_bytes(manifest: Manifest, itemsize: int) -> int:
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype, base_weight: Callable[[str], Tensor], pin: bool = False) -> Loaded:
-    """Read an adapter into host memory as one allocation in `dtype`, page-locked on request.
+    """Read an adapter into host memory as one allocation in `dtype`, and one for DoRA's gains, page-locked on request.
 
     `base_weight(path)` is the base's pristine `W [out, in]`, needed for DoRA's gains only. Raises InvalidAdapter
     where a number is too large for `dtype`: an infinity in one adapter would turn every row of its batch into NaN.
@@ -58,16 +80,21 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype, base_weight: Callable[[str]
     manifest = checkpoint.manifest
     total = sum(graft.rank * (graft.in_features + graft.out_features) for graft in manifest.grafts)
     flat = torch.empty(total, dtype=dtype, pin_memory=pin)
+    gains = torch.empty(sum(graft.out_features for graft in manifest.grafts if graft.dora), pin_memory=pin)
     parts: dict[str, Part] = {}
-    offset = 0
+    offset = done = 0
     with safe_open(checkpoint.weights, framework="pt") as file:
         for graft in manifest.grafts:
             name = f"{PREFIX}{graft.path}"
             a, b_t = file.get_tensor(f"{name}.lora_A.weight"), file.get_tensor(f"{name}.lora_B.weight").t()
             low = LowRank(_store(flat, offset, a), _store(flat, offset + a.numel(), b_t), graft.scaling)
             offset += a.numel() + b_t.numel()
-            magnitude = file.get_tensor(f"{name}.lora_magnitude_vector") if graft.dora else None
-            parts[graft.path] = Part(low, None if magnitude is None else _gain(graft, magnitude, low, base_weight))
+            gain = None
+            if graft.dora:
+                magnitude = file.get_tensor(f"{name}.lora_magnitude_vector")
+                gain = _store(gains, done, _gain(graft, magnitude, low, base_weight))
+                done += graft.out_features
+            parts[graft.path] = Part(low, gain)
     if not flat.isfinite().all():
         problem = f"some elements are too large for {dtype}, in which this base is served"
         raise InvalidAdapter([Fault(str(checkpoint.weights.name), problem, "Serve the base in bfloat16 or float32")])
@@ -77,20 +104,30 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype, base_weight: Callable[[str]
 class Bank:
     """Adapters on one device, by id. Budgets are kept by whoever calls `place`. `changes` counts what came and went.
 
+    `place` only begins the copy; whoever asks for the adapter here gets it for use on the stream they ask from.
     With `kernels`, each adapter also has a table of its parts in the order of `paths`, all linears it may touch.
     """
 
-    def __init__(self, device: torch.device, kernels: Kernels | None = None, paths: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        kernels: Kernels | None = None,
+        paths: Sequence[str] = (),
+        lane: Lane | None = None,
+    ) -> None:
         self.device = device
         self.kernels = kernels
         self.numbers = {path: number for number, path in enumerate(paths)}
         self.changes = 0
+        self._lane = lane or Lane(device)
         self._placed: dict[AdapterId, Loaded] = {}
+        self._coming: dict[AdapterId, Cargo] = {}
         self._tables: dict[AdapterId, PartTable] = {}
 
     def place(self, adapter: Loaded) -> None:
-        id, placed = adapter.manifest.id, adapter.to(self.device)
-        self._placed[id] = placed
+        id, cargo = adapter.manifest.id, self._lane.send(adapter.allocations())
+        placed = adapter.moved(cargo.tensors)
+        self._placed[id], self._coming[id] = placed, cargo
         self.changes += 1
         if self.kernels is not None:
             parts = {self.numbers[path]: _compiled(part) for path, part in placed.parts.items()}
@@ -98,6 +135,7 @@ class Bank:
 
     def drop(self, adapter: AdapterId) -> None:
         del self._placed[adapter]
+        self._coming.pop(adapter, None)
         self.changes += 1
         self._tables.pop(adapter, None)
 
@@ -107,11 +145,15 @@ class Bank:
             self.drop(adapter)
 
     def get(self, adapter: AdapterId) -> Loaded:
+        """All of `adapter`, which must be placed."""
+        cargo = self._coming.pop(adapter, None)
+        if cargo is not None:
+            cargo.claim()
         return self._placed[adapter]
 
     def part(self, adapter: AdapterId, path: str) -> Part | None:
         """What `adapter`, which must be placed, does at the linear `path`."""
-        return self._placed[adapter].parts.get(path)
+        return self.get(adapter).parts.get(path)
 
     def table(self, adapter: AdapterId) -> PartTable:
         """The parts of `adapter`, which must be placed, as the kernels read them."""
@@ -123,10 +165,7 @@ class Bank:
     @property
     def num_bytes(self) -> int:
         """The bytes really held, counted from the tensors."""
-        tensors = chain.from_iterable(
-            (part.low.a_RI, part.low.b_RO, part.gain) for one in self._placed.values() for part in one.parts.values()
-        )
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+        return sum(tensor.nbytes for one in self._placed.values() for tensor in one._tensors())
 
 
 def _compiled(part: Part) -> LowRankPart:
@@ -147,8 +186,7 @@ def _gain(graft: Graft, magnitude: Tensor, low: LowRank, base_weight: Callable[[
     return gain
 
 
-def _move(part: Part, device: torch.device) -> Part:
-    low = LowRank(
-        part.low.a_RI.to(device, non_blocking=True), part.low.b_RO.to(device, non_blocking=True), part.low.scaling
-    )
-    return Part(low, None if part.gain is None else part.gain.to(device, non_blocking=True))
+def _whole(tensor: Tensor) -> Tensor:
+    """All of the memory that `tensor` is a part of."""
+    storage = tensor.untyped_storage()
+    return tensor.as_strided((storage.nbytes() // tensor.element_size(),), (1,), 0)
