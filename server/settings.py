@@ -47,6 +47,9 @@ class Settings(BaseSettings):
         Literal["auto", "off"], Field(description="CPU kernels, compiled once by the C++ compiler that is found.")
     ] = "auto"
     device: Annotated[str, Field(description="`auto`, `cpu`, `cuda` or `cuda:1`.")] = "auto"
+    cuda_graphs: Annotated[
+        bool, Field(description="Record decode steps as CUDA graphs; takes up to half of the adapters' device memory.")
+    ] = True
     host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"
     keys: Annotated[
         Literal["auto", "on", "off"], Field(description="Ask for API keys; `auto`: once there are any.")

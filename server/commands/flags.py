@@ -35,7 +35,7 @@ def _parameter(field: str, info: FieldInfo) -> inspect.Parameter:
         option = typer.Option(_MANY[field], help=about, metavar="NAME=DIR", show_default=False)
         annotation = Annotated[list[str] | None, option]
     elif info.annotation is bool:
-        option = typer.Option(f"--{field.replace('_', '-')}", help=about, show_default=False)
+        option = typer.Option(_switch(field.replace("_", "-"), info), help=about, show_default=False)
         annotation = Annotated[bool | None, option]
     else:
         option = typer.Option(f"--{field.replace('_', '-')}", help=about, metavar="VALUE", show_default=False)
@@ -43,9 +43,16 @@ def _parameter(field: str, info: FieldInfo) -> inspect.Parameter:
     return inspect.Parameter(field, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
+def _switch(name: str, info: FieldInfo) -> str:
+    """What is on by default can be turned off."""
+    return f"--{name}/--no-{name}" if info.default else f"--{name}"
+
+
 def _default(info: FieldInfo) -> str:
     default = info.get_default(call_default_factory=True, validated_data={})
     if default is None or default is False or default == {}:
         return ""
+    if default is True:
+        return "(default: on)"
     human = getattr(default, "human_readable", None)
     return f"(default: {human() if human else default})"

@@ -1,20 +1,23 @@
 """Decode steps replayed from a recording say what steps computed one by one say, whoever comes and goes."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from adapters.manifest import AdapterId
+from engine.flash import Flash
 from engine.graphs import RecordedDecoding
+from engine.recording import NotRecordable, Replay
 from engine.runner import ModelRunner
 from engine.sequence import SamplingParams
-from tests.support.adapters import ATTENTION, KINDS, MLP, write_adapter
+from tests.support.adapters import ATTENTION, KINDS, MLP, Tensors, write_adapter
 from tests.support.models import tiny_model_dir
 from tests.support.recorder import Again
 from tests.support.serving import Answer, House
+from tests.support.varlen import PlainVarlen
 
 TARGETS = (ATTENTION, ("q_proj", "v_proj"), MLP, (*ATTENTION, *MLP))
 RANKS = (1, 2, 4, 5, 8, 16, 24)
@@ -23,6 +26,25 @@ RANKS = (1, 2, 4, 5, 8, 16, 24)
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model_dir("llama", tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def recorder() -> Again:
+    return Again()
+
+
+@pytest.fixture
+def replayed(model_dir: Path, tmp_path: Path, recorder: Again) -> Iterator[House]:
+    made = House.of(model_dir, tmp_path / "replayed", recorder=recorder)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def eager(model_dir: Path, tmp_path: Path) -> Iterator[House]:
+    made = House.of(model_dir, tmp_path / "eager")
+    yield made
+    made.close()
 
 
 @dataclass(frozen=True)
@@ -116,3 +138,121 @@ def test_any_mix_is_replayed_and_says_what_eager_steps_say(
     assert recorder.recorded == len(decoding(replayed)._recordings) < 25, "a mix is data, not a recording"
     eager.close()
     replayed.close()
+
+
+LONG = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, logprobs=0)
+
+
+def test_merged_rows_have_recordings_of_their_own_until_the_weights_go(
+    replayed: House, eager: House, recorder: Again, tmp_path: Path
+) -> None:
+    ids = add(replayed, tmp_path / "a", 3)
+    assert ids == add(eager, tmp_path / "b", 3)
+
+    def both(*adapters: AdapterId | None) -> None:
+        prompts = [[5, 6, number] for number in range(len(adapters))]
+        answers = []
+        for one in (replayed, eager):
+            names = [one.submit(prompt, LONG, adapter) for prompt, adapter in zip(prompts, adapters, strict=True)]
+            answered = one.run()
+            answers.append([answered[name] for name in names])
+        assert all(alike(*pair) for pair in zip(*answers, strict=True))
+
+    def kinds() -> set[tuple[bool, bool]]:
+        return {(kind.merged, kind.gains) for kind in decoding(replayed)._recordings}
+
+    for first, second in ((ids[0], ids[2]), (ids[2], ids[0])):
+        for one in (replayed, eager):
+            done = one.engine.merge(first)
+            while not done.done():
+                one.step()
+        assert not any(merged for merged, _ in kinds()), "no recording has weights that are gone"
+        both(first, first)
+        assert (True, False) in kinds()
+        before = recorder.replayed
+        both(second, None)
+        assert recorder.replayed > before, "others are replayed as ever"
+        before = recorder.replayed
+        both(first, second, None)
+        assert recorder.replayed == before, "merged rows beside others are computed piece by piece"
+        for one in (replayed, eager):
+            one.engine.unmerge()
+    both(ids[0], ids[2], None)
+    assert not any(merged for merged, _ in kinds())
+
+
+def huge(tensors: Tensors) -> Tensors:
+    """Finite, but B times A is not."""
+    return {name: values * 1e38 for name, values in tensors.items()}
+
+
+def test_an_overflow_stays_in_its_own_rows(replayed: House, eager: House, recorder: Again, tmp_path: Path) -> None:
+    """Twice, since in the second round the bad adapter's rows have been on the stage before."""
+    answers = []
+    for number, house in enumerate((replayed, eager)):
+        bad = house.add(write_adapter(tmp_path / f"bad{number}", house.base.shape, change=huge))
+        good = house.add(write_adapter(tmp_path / f"good{number}", house.base.shape, rank=3, seed=2, targets=MLP))
+        for _ in range(2):
+            broken = house.submit([9, 8, 7], LONG, bad)
+            fine = [house.submit([1, 2, at], LONG, adapter) for at, adapter in enumerate((None, good, None, good))]
+            answered = house.run()
+            assert answered[broken].error_code == "non_finite_logits"
+            answers.append([answered[name] for name in fine])
+    assert recorder.replayed > 5
+    for got, want in zip(answers[0] + answers[1], answers[2] + answers[3], strict=True):
+        assert alike(got, want)
+
+
+class Refuses:
+    def record(self, compute: Callable[[], None]) -> Replay:
+        raise NotRecordable("not this one")
+
+
+def test_a_model_that_cannot_be_recorded_is_served_as_without(
+    model_dir: Path, eager: House, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    house, answers = House.of(model_dir, tmp_path / "refused", recorder=Refuses()), []
+    for number, one in enumerate((house, eager)):
+        adapter = one.add(write_adapter(tmp_path / f"a{number}", one.base.shape))
+        names = [one.submit([1, 2, 3], LONG, adapter), one.submit([4], LONG)]
+        answered = one.run()
+        answers.append([answered[name].tokens for name in names])
+    house.close()
+    assert answers[0] == answers[1] and not decoding(house).works
+    assert [record.getMessage() for record in caplog.records].count(
+        "decode steps are computed without CUDA graphs from now on: not this one"
+    ) == 1
+
+
+class Simply:
+    """Replays by computing again, and looks at nothing."""
+
+    def record(self, compute: Callable[[], None]) -> Replay:
+        compute()
+        return compute
+
+
+def test_flash_attention_is_told_the_same_by_a_recorded_step(model_dir: Path, tmp_path: Path) -> None:
+    """In bfloat16 over blocks of 256, as on a GPU, against a plain `varlen_attn`."""
+    recorders, answers, told = (Simply(), None), [], []
+    for recorder in recorders:
+        varlen, root = PlainVarlen(), tmp_path / str(recorder is None)
+        house = House.of(model_dir, root, dtype="bfloat16", block_size=256, num_blocks=16, recorder=recorder)
+        runner = house.engine._runner
+        assert isinstance(runner, ModelRunner)
+        runner._flash = Flash(varlen)
+        if recorder is not None:
+            decoding(house)._flash = Flash(varlen)
+        ids = add(house, root / "adapters", 4)
+        prompts = [[number] * length for number, length in enumerate((250, 3, 254, 1, 260))]
+        names = [house.submit(prompt, LONG, id) for prompt, id in zip(prompts, [*ids, None], strict=True)]
+        answered = house.run()
+        answers.append([answered[name] for name in names])
+        told.append(varlen.longest)
+        house.close()
+        assert recorder is None or decoding(house).works
+    assert (1, 512) in told[0] and (1, 512) not in told[1], "a recording reckons with the longest context there may be"
+    for got, want in zip(*answers, strict=True):
+        assert got.tokens[:2] == want.tokens[:2], "later ones may differ by their rounding"
+        pairs = zip(got.logprobs[:2], want.logprobs[:2], strict=True)
+        assert all(abs(one.logprob - other.logprob) < 0.2 for one, other in pairs)

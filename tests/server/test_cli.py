@@ -41,6 +41,7 @@ def test_serve_has_a_flag_for_every_setting() -> None:
         "--adapter-root",
         "--config",
         "--allow-quantization-mismatch",
+        "--no-cuda-graphs",
     ):
         assert flag in shown, flag
 

@@ -4,7 +4,7 @@ Refuses what FlashAttention's own checks refuse, so that a call that passes here
 passes there.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,13 +14,14 @@ from torch import Tensor
 class PlainVarlen:
     """`wants_cu_seq_k`: None does not care; True and False insist. `knows_splits`: whether `num_splits` may be given.
 
-    `factor` spoils what comes out, `calls` counts.
+    `factor` spoils what comes out, `calls` counts, `longest` are the largest query and context counts it was told.
     """
 
     wants_cu_seq_k: bool | None = None
     knows_splits: bool = True
     factor: float = 1.0
     calls: int = 0
+    longest: set[tuple[int, int]] = field(default_factory=set)
 
     def __call__(
         self,
@@ -41,6 +42,7 @@ class PlainVarlen:
         num_splits: int | None = None,
     ) -> Tensor:
         self.calls += 1
+        self.longest.add((max_q, max_k))
         assert seqused_k is not None and block_table is not None and scale is not None
         if self.wants_cu_seq_k is not None and self.wants_cu_seq_k != (cu_seq_k is not None):
             raise RuntimeError("cu_seq_k")
