@@ -3,7 +3,7 @@
 Owns the three dialects that differ. Sends nothing itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -34,6 +34,10 @@ class Api(Protocol):
         """How many tokens this server-sent event brings."""
         ...
 
+    def ids(self, event: Mapping[str, Any]) -> Sequence[int]:
+        """Which tokens they are; none where the dialect does not tell."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class OpenAI:
@@ -50,6 +54,9 @@ class OpenAI:
     def tokens(self, event: Mapping[str, Any]) -> int:
         return sum(bool(choice.get("text")) for choice in event["choices"])
 
+    def ids(self, event: Mapping[str, Any]) -> Sequence[int]:
+        return ()
+
 
 @dataclass(frozen=True, slots=True)
 class Vllm:
@@ -63,7 +70,10 @@ class Vllm:
         return _completion(ask) | {"ignore_eos": True, "return_token_ids": True}
 
     def tokens(self, event: Mapping[str, Any]) -> int:
-        return sum(len(choice.get("token_ids") or ()) for choice in event["choices"])
+        return len(self.ids(event))
+
+    def ids(self, event: Mapping[str, Any]) -> Sequence[int]:
+        return [id for choice in event["choices"] for id in choice.get("token_ids") or ()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +102,10 @@ class LlamaCpp:
         }
 
     def tokens(self, event: Mapping[str, Any]) -> int:
-        return 0 if event.get("stop") else len(event.get("tokens") or ())
+        return len(self.ids(event))
+
+    def ids(self, event: Mapping[str, Any]) -> Sequence[int]:
+        return () if event.get("stop") else event.get("tokens") or ()
 
 
 class Dialect(StrEnum):

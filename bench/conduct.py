@@ -3,15 +3,18 @@
 Owns what is told on the terminal and which files are left. Knows neither how targets are started nor what they are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import typer
 from rich.console import Console
 
 from bench import plots, report
-from bench.measure import Cell, Record, Target, measure
+from bench.measure import Cell, Course, Record, Target, measure
+
+NO_NOTES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,19 @@ def conduct(console: Console, session: Session, targets: Sequence[Target], cells
 
     Raises typer.Exit with code 1 when a target failed, after everything else was told.
     """
+    for left_out in unable(targets, cells):
+        console.print(left_out, style="yellow", markup=False)
+    return run(console, session, cells, lambda course: measure(targets, course, session.rounds))
+
+
+def run(
+    console: Console,
+    session: Session,
+    cells: Sequence[Cell],
+    measuring: Callable[[Course], Iterator[Record]],
+    notes: Mapping[str, str] = NO_NOTES,
+) -> list[Record]:
+    """As `conduct`, whatever order `measuring` takes. The values of `notes` at the end are told with the table."""
     journal = report.Journal(session.work_dir / f"{session.name}.jsonl", report.machine() | {"title": session.title})
     records: list[Record] = []
     failures: list[str] = []
@@ -40,16 +56,17 @@ def conduct(console: Console, session: Session, targets: Sequence[Target], cells
         failures.append(f"{target.name} failed at {cell.traffic}, {cell.arrivals}: {type(error).__name__}: {error}")
         console.print(failures[-1], style="red", markup=False)
 
-    for left_out in unable(targets, cells):
-        console.print(left_out, style="yellow", markup=False)
+    course = Course(cells, session.vocab, failed, session.minutes)
     with console.status("warming up"):
-        for record in measure(targets, cells, session.rounds, session.vocab, failed, session.minutes):
+        for record in measuring(course):
             journal.add(record)
             records.append(record)
             console.print(
                 f"{record.server:14} {record.traffic:16} {record.arrivals:6} {record.tokens_per_s:8.1f} tok/s"
             )
-    tell(console, session.title, records, journal.file)
+    for note in notes.values():
+        journal.note(note)
+    tell(console, session.title, records, journal.file, list(notes.values()))
     if failures:
         raise typer.Exit(1)
     return records
@@ -65,10 +82,12 @@ def unable(targets: Sequence[Target], cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def tell(console: Console, title: str, records: Sequence[Record], journal: Path) -> None:
-    """Print the table and draw the pictures beside `journal`."""
+def tell(console: Console, title: str, records: Sequence[Record], journal: Path, notes: Sequence[str] = ()) -> None:
+    """Print the table with `notes` under it, and draw the pictures beside `journal`."""
     rows = report.rows(records)
     console.print(report.table(title, rows))
+    for note in notes:
+        console.print(note, markup=False, soft_wrap=True)
     setting = report.machine()
     console.print(f"{setting['processor']}, {setting['cores']} cores, load now {setting['load']:.2f}")
     pictures = plots.write(journal.parent, journal.stem, title, rows)
@@ -79,4 +98,5 @@ def show(console: Console, journals: Sequence[Path]) -> None:
     """The table and the pictures of runs that were measured before, in one; pictures go beside the first."""
     read = [report.read(journal) for journal in journals]
     title = " + ".join(dict.fromkeys(str(setting["title"]) for setting, _ in read))
-    tell(console, title, [record for _, records in read for record in records], journals[0])
+    notes = [note for setting, _ in read for note in setting.get("notes", ())]
+    tell(console, title, [record for _, records in read for record in records], journals[0], notes)

@@ -25,11 +25,13 @@ VLLM = Vllm()
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One request: seconds to its first token, seconds between tokens, and how many tokens came."""
+    """One request: seconds to its first token, seconds between tokens, how many tokens came, and which, where the
+    server tells that."""
 
     ttft_s: float
     gaps_s: tuple[float, ...]
     tokens: int
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ async def complete(client: httpx.AsyncClient, ask: Ask, api: Api) -> Trace:
     """Send one completion and time its tokens. A chunk of several tokens spreads its gap over them."""
     started = time.perf_counter()
     arrivals: list[tuple[float, int]] = []
+    ids: list[int] = []
     usage: dict[str, int] = {}
     async with client.stream("POST", api.path, json=api.body(ask)) as response:
         if response.status_code != httpx.codes.OK:
@@ -123,11 +126,12 @@ async def complete(client: httpx.AsyncClient, ask: Ask, api: Api) -> Trace:
             usage = event.get("usage") or usage
             if count := api.tokens(event):
                 arrivals.append((time.perf_counter() - started, count))
+                ids += api.ids(event)
     tokens = usage.get("completion_tokens", sum(count for _, count in arrivals))
     if not arrivals or (api.exact and tokens != ask.output_tokens):
         raise BenchError(f"{ask.model} sent {tokens} tokens where {ask.output_tokens} were asked for.")
     gaps = tuple((now - before) / count for (before, _), (now, count) in pairwise(arrivals) for _ in range(count))
-    return Trace(arrivals[0][0], gaps, tokens)
+    return Trace(arrivals[0][0], gaps, tokens, tuple(ids))
 
 
 async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:

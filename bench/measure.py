@@ -8,7 +8,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import httpx
@@ -129,38 +129,47 @@ class Record:
     load: float
 
 
-def measure(
-    targets: Sequence[Target],
-    cells: Sequence[Cell],
-    rounds: int,
-    vocab: int,
-    failed: Callable[[Target, Cell, Exception], None],
-    minutes: float | None = None,
-) -> Iterator[Record]:
-    """A round of short answers to warm up, then `rounds` rounds; a record for each cell of each target as it ends.
+@dataclass
+class Course:
+    """All cells, to be measured again and again. A target that fails is told to `failed` and asked no more; after
+    `minutes` nothing more is begun."""
 
-    A target is asked only for cells whose adapters it has. One that fails is told to `failed` and asked no more.
-    After `minutes` nothing more is begun.
-    """
-    began = time.monotonic()
-    standing = list(targets)
-    for round_ in range(rounds + 1):
-        for index, whole in enumerate(cells):
+    cells: Sequence[Cell]
+    vocab: int
+    failed: Callable[[Target, Cell, Exception], None]
+    minutes: float | None = None
+    began: float = field(default_factory=time.monotonic)
+    fallen: set[str] = field(default_factory=set)
+
+    @property
+    def over(self) -> bool:
+        return self.minutes is not None and time.monotonic() - self.began > 60 * self.minutes
+
+    def lap(self, targets: Sequence[Target], round_: int) -> Iterator[Record]:
+        """Each cell on all of `targets` that have its adapters, as they end; round 0 has short answers, to warm up,
+        and leaves no record."""
+        for index, whole in enumerate(self.cells):
             cell = whole if round_ > 0 else replace(whole, output=WARMING)
-            for target in tuple(standing):
-                if not target.adapters.issuperset(cell.models):
+            for target in targets:
+                if target.name in self.fallen or not target.adapters.issuperset(cell.models):
                     continue
-                if minutes is not None and time.monotonic() - began > 60 * minutes:
+                if self.over:
                     return
                 seed = 1000 * round_ + index
                 try:
-                    run = target.run(cell.asks(target.base_id, vocab, seed), cell.arrivals, seed)
+                    run = target.run(cell.asks(target.base_id, self.vocab, seed), cell.arrivals, seed)
                 except (BenchError, httpx.HTTPError) as error:
-                    standing.remove(target)
-                    failed(target, cell, error)
+                    self.fallen.add(target.name)
+                    self.failed(target, cell, error)
                     continue
                 if round_ > 0:
                     yield record(target, cell, round_, run)
+
+
+def measure(targets: Sequence[Target], course: Course, rounds: int) -> Iterator[Record]:
+    """A round to warm up, then `rounds` rounds."""
+    for round_ in range(rounds + 1):
+        yield from course.lap(targets, round_)
 
 
 def record(target: Target, cell: Cell, round_: int, run: Run) -> Record:

@@ -17,6 +17,8 @@ from rich.table import Table
 
 from bench.measure import BASE, Record
 
+NOTE = "note"
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -133,11 +135,18 @@ class Journal:
         with self.file.open("ab") as stream:
             stream.write(_line(asdict(record)))
 
+    def note(self, text: str) -> None:
+        """Something that the numbers rest on, and that was learnt only while measuring."""
+        with self.file.open("ab") as stream:
+            stream.write(_line({NOTE: text}))
+
 
 def read(file: Path) -> tuple[dict[str, Any], list[Record]]:
-    """What a journal holds. Raises KeyError or TypeError where `file` is none."""
+    """What a journal holds, its notes within the setting. Raises KeyError or TypeError where `file` is none."""
     first, *lines = (orjson.loads(line) for line in file.read_bytes().splitlines())
-    return first["setting"], [Record(**_with_nan(line)) for line in lines]
+    notes = [line[NOTE] for line in lines if NOTE in line]
+    setting = first["setting"] | ({"notes": notes} if notes else {})
+    return setting, [Record(**_with_nan(line)) for line in lines if NOTE not in line]
 
 
 def _with_nan(line: dict[str, Any]) -> dict[str, Any]:

@@ -1,25 +1,23 @@
 """`rootstock bench peers`: ours beside every peer that runs here, in one interleaved run.
 
-Owns the list of peers, and tells those that are left out, each with its reason.
+Owns the list of peers, and what the command is told.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from bench import header, launch, make_adapters, options
+from bench import conduct, header, launch, make_adapters, options
 from bench.arrivals import Span
 from bench.compare import traffics
-from bench.conduct import Session, conduct
-from bench.measure import Target
+from bench.measure import Course, Record
 from bench.peers.libraries import PEFT, TRANSFORMERS
 from bench.peers.llama_cpp import LlamaCpp
 from bench.peers.openvino import OpenVino
-from bench.peers.peer import Grafts, Peer, Unavailable
+from bench.peers.peer import Grafts, Peer
+from bench.peers.stage import Stage, install
 from bench.peers.vllm import Vllm
 from bench.terminal import terminal
 
@@ -27,7 +25,8 @@ PEERS: tuple[Peer, ...] = (
     Vllm("vllm", adapters=True),
     Vllm("vllm-base", adapters=False),
     LlamaCpp(),
-    OpenVino(),
+    OpenVino("openvino", adapters=True),
+    OpenVino("openvino-base", adapters=False),
     PEFT,
     TRANSFORMERS,
 )
@@ -42,25 +41,15 @@ def chosen(names: Sequence[str]) -> list[Peer]:
     return [known[name] for name in names or known]
 
 
-def started(
-    peers: Sequence[Peer], directory: Path, grafts: Grafts, install: bool, stack: ExitStack, console: Console
-) -> Iterator[Target]:
-    """The peers that run; the others are told with their reasons."""
-    for peer in peers:
-        home = directory / peer.name.removesuffix("-base")
-        try:
-            if install:
-                with console.status(f"installing {peer.name}; its log is in {home}"):
-                    peer.install(home)
-            with console.status(f"starting {peer.name}"):
-                yield stack.enter_context(peer.start(home, grafts))
-        except (Unavailable, OSError) as error:
-            console.print(f"{peer.name} is left out: {error}", style="yellow", markup=False)
-
-
 def main(
     peer: Annotated[list[str] | None, typer.Option(help="Only these; repeat for several.")] = None,
-    install: Annotated[bool, typer.Option(help="Install what is missing; --no-install leaves it out.")] = True,
+    install_missing: Annotated[
+        bool, typer.Option("--install/--no-install", help="Install what is missing; --no-install leaves it out.")
+    ] = True,
+    install_only: Annotated[bool, typer.Option("--install-only", help="Measure nothing.")] = False,
+    in_turn: Annotated[
+        bool, typer.Option("--in-turn/--together", help="One peer runs at a time, or all at once, which needs memory.")
+    ] = True,
     peers_dir: Annotated[
         Path | None, typer.Option(help="Their environments; by default peers/ in the work dir.")
     ] = None,
@@ -77,17 +66,26 @@ def main(
     work_dir: options.WorkDir = options.WORK_DIR,
 ) -> None:
     """Measure base, one and several adapters on ours and on every peer that can be installed here."""
-    console, peers = terminal(), chosen(peer or [])
-    with ExitStack() as stack:
-        server = stack.enter_context(launch.serve(work_dir / "peers-ours", launch.flags(model, serve_flags)))
+    console, peers, directory = terminal(), chosen(peer or []), peers_dir or work_dir / "peers"
+    if install_missing or install_only:
+        peers = install(peers, directory, console)
+    if install_only:
+        console.print("Installed: " + (", ".join(peer.name for peer in peers) or "none"), soft_wrap=True)
+        return
+    with launch.serve(work_dir / "peers-ours", launch.flags(model, serve_flags)) as server:
         if server.base is None:
             raise typer.BadParameter("The base's directory is needed: adapters are made to its shapes.")
         written = make_adapters.write(server.base, work_dir / "adapters", count=adapters, rank=rank)
-        grafts = Grafts(server.base, tuple(written), rank)
-        targets: list[Target] = [launch.target(OURS, server, written)]
-        targets += started(peers, peers_dir or work_dir / "peers", grafts, install, stack, console)
+        vocab = header.vocab_size(server.base)
+        stage = Stage(directory, Grafts(server.base, tuple(written), rank), vocab, console)
+        ours = stage.examined(launch.target(OURS, server, written), "this checkout")
+        measuring = stage.in_turn if in_turn else stage.together
+
+        def measured(course: Course) -> Iterator[Record]:
+            return measuring(ours, peers, course, rounds)
+
         spans = Span(prompt_tokens, prompt_tokens), Span(output_tokens, output_tokens)
         cells = traffics(concurrency or [1, 8, 16], per_client, *spans, adapters, rank)
         title = f"{server.base.name}, {prompt_tokens} prompt and {output_tokens} output tokens, adapters r={rank}"
-        session = Session("peers", title, work_dir, rounds, header.vocab_size(server.base), minutes)
-        conduct(console, session, targets, cells)
+        session = conduct.Session("peers", title, work_dir, rounds, vocab, minutes)
+        conduct.run(console, session, cells, measured, stage.notes)

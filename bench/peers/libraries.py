@@ -29,6 +29,9 @@ class Library:
         if not environment.has(*self.modules):
             environment.pip("install", *self.packages, log=directory / "install.log")
 
+    def version(self, directory: Path) -> str:
+        return f"{self.name} {self.environment(directory).version(self.name)}"
+
     def start(self, directory: Path, grafts: Grafts) -> AbstractContextManager[PipeTarget]:
         environment = self.environment(directory)
         return looping(self.name, f"bench.peers.loops.{self.loop}", environment, grafts, directory / "serve.log")

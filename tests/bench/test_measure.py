@@ -4,7 +4,7 @@ import pytest
 
 from bench.arrivals import Closed, Line, Poisson, Replay, Span
 from bench.conduct import unable
-from bench.measure import BASE, Cell, Target, measure
+from bench.measure import BASE, Cell, Course, Target, measure
 from bench.workload import Mix
 from tests.support.fake_target import FakeTarget
 
@@ -21,7 +21,7 @@ def no_failure(target: Target, cell: Cell, error: Exception) -> None:
 def test_rounds_are_interleaved_and_the_first_only_warms_up() -> None:
     log: list[str] = []
     targets = [FakeTarget(name, BOTH, log=log) for name in ("ours", "theirs")]
-    records = list(measure(targets, [BASE_CELL, MIXED], rounds=2, vocab=1000, failed=no_failure))
+    records = list(measure(targets, Course([BASE_CELL, MIXED], 1000, no_failure), rounds=2))
     assert log == ["ours", "theirs"] * 6
     assert [(one.server, one.traffic, one.round) for one in records[:4]] == [
         ("ours", "base", 1),
@@ -38,16 +38,15 @@ def test_rounds_are_interleaved_and_the_first_only_warms_up() -> None:
 def test_a_target_that_fails_is_told_and_the_others_go_on() -> None:
     bad, good = FakeTarget("bad", BOTH, fails_at="a0"), FakeTarget("good", BOTH)
     told: list[str] = []
-    records = list(
-        measure([bad, good], [BASE_CELL, MIXED], 2, 1000, lambda who, what, why: told.append(f"{who.name}: {why}"))
-    )
+    course = Course([BASE_CELL, MIXED], 1000, lambda who, what, why: told.append(f"{who.name}: {why}"))
+    records = list(measure([bad, good], course, 2))
     assert told == ["bad: out of memory"]
     assert [one.server for one in records] == ["good"] * 4
 
 
 def test_a_target_is_not_asked_for_adapters_that_it_lacks() -> None:
     bare = FakeTarget("bare")
-    records = list(measure([bare], [BASE_CELL, MIXED], 1, 1000, no_failure))
+    records = list(measure([bare], Course([BASE_CELL, MIXED], 1000, no_failure), 1))
     assert [one.traffic for one in records] == ["base"]
     assert unable([bare], [BASE_CELL, MIXED]) == ["bare does not have the adapters of 2 adapters: left out"]
 
@@ -68,5 +67,7 @@ def test_a_trace_decides_the_lengths() -> None:
 
 def test_nothing_is_begun_after_the_time() -> None:
     target = FakeTarget("ours", BOTH)
-    assert not list(measure([target], [BASE_CELL, MIXED], 2, 1000, no_failure, minutes=-1))
+    course = Course([BASE_CELL, MIXED], 1000, no_failure, minutes=-1)
+    assert course.over
+    assert not list(measure([target], course, 2))
     assert not target.asked

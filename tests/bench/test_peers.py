@@ -2,25 +2,21 @@
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import typer
-from rich.console import Console
 
 from bench.api import Ask
 from bench.arrivals import Closed, Poisson
 from bench.errors import BenchError
-from bench.measure import Target
-from bench.peers.command import PEERS, chosen, started
+from bench.peers.command import PEERS, chosen
 from bench.peers.loops import line
 from bench.peers.peer import Environment, Grafts, Unavailable
 from bench.peers.pipe import PipeTarget, looping
 from bench.peers.vllm import Vllm
 from tests.support.fake_loop import Instant
-from tests.support.fake_target import FakeTarget
 
 LOOP = "tests.support.fake_loop"
 HERE = Environment(None)
@@ -37,7 +33,7 @@ def test_a_library_is_measured_through_its_pipe(tmp_path: Path) -> None:
     with piped(tmp_path) as target:
         assert target.adapters == {"a0"}
         run = target.run([Ask("", (1, 2), 3), Ask("a0", (1, 2), 3), Ask("", (3,), 3)], Closed(2), seed=0)
-        assert [trace.tokens for trace in run.traces] == [3, 3, 3]
+        assert [trace.ids for trace in run.traces] == [(0, 0, 0), (2, 2, 2), (0, 0, 0)]
         assert all(gap > 0 for trace in run.traces for gap in trace.gaps_s)
         with pytest.raises(BenchError, match="lib: MemoryError: no room"):
             target.run([Ask("bad", (1,), 2)], Closed(1), seed=0)
@@ -67,31 +63,6 @@ def test_timings_stay_with_their_requests() -> None:
     arrivals = reply["arrivals_s"]
     assert isinstance(arrivals, list)
     assert [len(one) for one in arrivals] == [2, 1, 3, 4, 5]
-
-
-@dataclass(frozen=True)
-class FakePeer:
-    """Says why it cannot be had where it has a `fault`."""
-
-    name: str
-    fault: str | None = None
-
-    def install(self, directory: Path) -> None:
-        if self.fault:
-            raise Unavailable(self.fault)
-
-    @contextmanager
-    def start(self, directory: Path, grafts: Grafts) -> Iterator[Target]:
-        yield FakeTarget(self.name, grafts.names)
-
-
-def test_a_peer_that_cannot_be_had_is_told_and_the_others_start(tmp_path: Path) -> None:
-    console = Console(record=True, width=200)
-    peers = [FakePeer("absent", "its wheel wants AVX512"), FakePeer("present")]
-    with ExitStack() as stack:
-        targets = list(started(peers, tmp_path, Grafts(tmp_path, (), 4), True, stack, console))
-    assert [target.name for target in targets] == ["present"]
-    assert "absent is left out: its wheel wants AVX512" in console.export_text()
 
 
 def test_peers_are_chosen_by_name() -> None:

@@ -5,19 +5,24 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.peers.loops.line import Ask, claim_output, serve
+from bench.peers.loops.line import Answer, Ask, claim_output, serve
 
 
 class Instant:
-    """One token each microsecond; fails for the model `bad`, and has one token too few for `short`."""
+    """One token each microsecond, the length of the model's name; fails for the model `bad`, and has one token too few
+    for `short`."""
 
     mixes = False
 
-    def generate(self, asks: Sequence[Ask]) -> list[list[float]]:
+    def generate(self, asks: Sequence[Ask]) -> list[Answer]:
         if asks[0].model == "bad":
             raise MemoryError("no room")
         now = time.perf_counter()
-        return [[now + 1e-6 * token for token in range(ask.output_tokens - (ask.model == "short"))] for ask in asks]
+        tokens = [ask.output_tokens - (ask.model == "short") for ask in asks]
+        return [
+            Answer([now + 1e-6 * token for token in range(count)], [len(ask.model)] * count)
+            for ask, count in zip(asks, tokens, strict=True)
+        ]
 
 
 if __name__ == "__main__":

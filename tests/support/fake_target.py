@@ -1,6 +1,6 @@
 """Targets that answer at once, for testing what measures them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bench.api import Ask
@@ -11,7 +11,10 @@ from bench.load import Run, Trace
 
 @dataclass
 class FakeTarget:
-    """Gives each measurement the next of `rates`, over and over; fails at the first request for `fails_at`."""
+    """Gives each measurement the next of `rates`, over and over; fails at the first request for `fails_at`.
+
+    Answers have the tokens in `answers` under their model, else one for each character of the model's name.
+    """
 
     name: str
     adapters: frozenset[str] = frozenset()
@@ -19,6 +22,7 @@ class FakeTarget:
     fails_at: str | None = None
     base_id: str = "base"
     pid: int | None = None
+    answers: Mapping[str, Sequence[int]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
 
@@ -28,4 +32,9 @@ class FakeTarget:
             raise BenchError("out of memory")
         rate = self.rates[len(self.asked) % len(self.rates)]
         self.asked.append(requests[0].model)
-        return Run(10 / rate, (Trace(ttft_s=0.5, gaps_s=(0.01, 0.03), tokens=10),))
+        traces = (Trace(ttft_s=0.5, gaps_s=(0.01, 0.03), tokens=10, ids=self.ids(ask)) for ask in requests)
+        return Run(10 * len(requests) / rate, tuple(traces))
+
+    def ids(self, ask: Ask) -> tuple[int, ...]:
+        answer = self.answers.get(ask.model, [ord(letter) for letter in ask.model])
+        return tuple(answer[place % len(answer)] for place in range(ask.output_tokens))

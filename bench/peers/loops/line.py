@@ -3,8 +3,8 @@
 Owns that protocol. Runs in a peer's environment, so it imports nothing but the standard library.
 
 In: {"clients": 8, "asks": [{"model": "a0" or "", "prompt": [ids], "output_tokens": 64}]}, out: {"wall_s": seconds,
-"arrivals_s": [[seconds of each token]]} or {"error": text}. Every `clients` asks go together; the first line out is
-{"ready": true}.
+"arrivals_s": [[seconds of each token]], "ids": [[each token]]} or {"error": text}. Every `clients` asks go together;
+the first line out is {"ready": true}.
 """
 
 import json
@@ -25,13 +25,21 @@ class Ask:
     output_tokens: int
 
 
+@dataclass(frozen=True)
+class Answer:
+    """When each token came, by `time.perf_counter`, and which it was."""
+
+    came: list[float]
+    ids: list[int]
+
+
 class Engine(Protocol):
     """`mixes` says whether one call may hold different models."""
 
     mixes: bool
 
-    def generate(self, asks: Sequence[Ask]) -> list[list[float]]:
-        """Answer all of `asks` together; for each of them, when each token came, by `time.perf_counter`."""
+    def generate(self, asks: Sequence[Ask]) -> list[Answer]:
+        """Answer all of `asks` together."""
         ...
 
 
@@ -39,14 +47,16 @@ def answer(engine: Engine, asks: Sequence[Ask], clients: int) -> dict[str, objec
     """Seconds of each token since its client asked. What cannot mix answers one model after the other."""
     started = time.perf_counter()
     arrivals: list[list[float]] = [[] for _ in asks]
+    ids: list[list[int]] = [[] for _ in asks]
     for first in range(0, len(asks), clients):
         asked = time.perf_counter()
         together = range(first, min(first + clients, len(asks)))
         for call in calls([asks[index].model for index in together], engine.mixes):
             answered = engine.generate([asks[first + place] for place in call])
-            for place, tokens in zip(call, answered, strict=True):
-                arrivals[first + place] = [token - asked for token in tokens]
-    return {"wall_s": time.perf_counter() - started, "arrivals_s": arrivals}
+            for place, own in zip(call, answered, strict=True):
+                arrivals[first + place] = [token - asked for token in own.came]
+                ids[first + place] = own.ids
+    return {"wall_s": time.perf_counter() - started, "arrivals_s": arrivals, "ids": ids}
 
 
 def calls(models: Sequence[str], mixes: bool) -> list[list[int]]:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from bench.peers.loops.line import Ask, claim_output, serve
+from bench.peers.loops.line import Answer, Ask, claim_output, serve
 
 BASE_ROW = "__base__"
 
@@ -36,7 +36,7 @@ class Peft:
         self._has_adapters = bool(adapters)
         self._torch = torch
 
-    def generate(self, asks: Sequence[Ask]) -> list[list[float]]:
+    def generate(self, asks: Sequence[Ask]) -> list[Answer]:
         came: list[float] = []
 
         def clock(ids: Any, scores: Any, **_: Any) -> Any:
@@ -46,7 +46,7 @@ class Peft:
         ids = self._torch.tensor([ask.prompt for ask in asks])
         grafted, names = self._grafted([ask.model for ask in asks])
         with self._torch.inference_mode(), grafted:
-            self._model.generate(
+            rows = self._model.generate(
                 input_ids=ids,
                 attention_mask=self._torch.ones_like(ids),
                 max_new_tokens=asks[0].output_tokens,
@@ -55,7 +55,7 @@ class Peft:
                 stopping_criteria=[clock],
                 **names,
             )
-        return [list(came) for _ in asks]
+        return [Answer(list(came), row[ids.shape[1] :].tolist()) for row in rows]
 
     def _grafted(self, models: Sequence[str]) -> tuple[AbstractContextManager[Any], dict[str, Any]]:
         """How to run rows of `models`: inside of which context, and with which names."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.peers.loops.line import Ask, claim_output, serve
+from bench.peers.loops.line import Answer, Ask, claim_output, serve
 
 TIMEOUT_S = 600.0
 
@@ -33,7 +33,7 @@ class ContinuousBatching:
         )
         self._manager.start()
 
-    def generate(self, asks: Sequence[Ask]) -> list[list[float]]:
+    def generate(self, asks: Sequence[Ask]) -> list[Answer]:
         self._switch(asks[0].model)
         ids = [
             self._manager.add_request(
@@ -41,13 +41,13 @@ class ContinuousBatching:
             )
             for ask in asks
         ]
-        came: dict[str, list[float]] = {}
-        while len(came) < len(ids):
+        answers: dict[str, Answer] = {}
+        while len(answers) < len(ids):
             result = self._manager.get_result(timeout=TIMEOUT_S)
             if result is None or result.error:
                 raise RuntimeError(f"continuous batching stopped: {result and result.error}")
-            came[result.request_id] = list(result.timestamps)
-        return [came[id] for id in ids]
+            answers[result.request_id] = Answer(list(result.timestamps), list(result.generated_tokens))
+        return [answers[id] for id in ids]
 
     def _switch(self, adapter: str) -> None:
         if adapter:

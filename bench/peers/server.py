@@ -1,0 +1,66 @@
+"""A peer that is a server: its process for the time of a measurement.
+
+Owns the process, its log, and that all which came from it ends with it.
+"""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import psutil
+
+from bench import launch
+from bench.api import Dialect
+from bench.connect import connect
+from bench.errors import BenchError
+from bench.measure import HttpTarget
+from bench.peers.peer import Unavailable
+
+STOP_S = 10.0
+
+
+def nothing(url: str) -> None:
+    """What most servers need between their start and the first request."""
+
+
+@contextmanager
+def serving(
+    name: str,
+    command: Sequence[str],
+    port: int,
+    dialect: Dialect,
+    log: Path,
+    settings: Mapping[str, str],
+    prepare: Callable[[str], None] = nothing,
+) -> Iterator[HttpTarget]:
+    """Run `command`, which listens at `port`, until the block ends; `prepare` gets its URL once it is ready.
+
+    Raises Unavailable with the end of `log` where it does not become ready.
+    """
+    url = f"http://127.0.0.1:{port}"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | dict(settings))
+    try:
+        try:
+            launch.wait_ready(f"{url}/health", process, log)
+            prepare(url)
+            target = connect(name, url, dialect)
+        except (BenchError, httpx.HTTPError) as error:
+            raise Unavailable(str(error)) from error
+        yield target
+    finally:
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Its children too: one that outlives its server would take the cores of whoever is measured next."""
+    children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    launch.stop(process)
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                end(child)
+        _, children = psutil.wait_procs(children, timeout=STOP_S)
