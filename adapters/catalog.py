@@ -6,11 +6,11 @@ rows gone first, then the bytes, once the last lease is back. Knows no engine: i
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from adapters.aliases import Alias
 from adapters.canary import Canary, Split
@@ -20,6 +20,7 @@ from adapters.dossiers import DOSSIERS, Dossiers
 from adapters.errors import AdapterCorrupt, BaseMismatch, RegistryUnusable, UnknownAdapter
 from adapters.evaluations import EvalFile, Score
 from adapters.labels import Labels
+from adapters.lease import Lease
 from adapters.manifest import AdapterId, TrainedOn
 from adapters.naming import check_alias, check_name, check_slug, parse_reference
 from adapters.provenance import ServedBase
@@ -50,29 +51,6 @@ class Sweep:
     temporaries: int
 
 
-class Lease:
-    """Keeps a version's blob on disk until released, even if its name is deleted. Releasing twice is harmless."""
-
-    def __init__(self, version: Version, release: Callable[[AdapterId], None]) -> None:
-        self.version = version
-        self._release: Callable[[AdapterId], None] | None = release
-        self._lock = threading.Lock()
-
-    def release(self) -> None:
-        with self._lock:
-            release, self._release = self._release, None
-        if release is not None:
-            release(self.version.id)
-
-    def __enter__(self) -> "Lease":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
-
-
 class Catalog:
     """Safe to use from many threads. `on_forgotten` is called, on whichever thread, after a blob was removed.
 
@@ -93,6 +71,7 @@ class Catalog:
         self._registry, self._store, self._reserved, self._reader = registry, store, reserved, reader
         self._lock = threading.Lock()
         self._uses: dict[AdapterId, int] = {}
+        self._leased: Counter[str] = Counter()  # by name
         self._doomed: set[AdapterId] = set()
         self._resolved = Resolved()
         self._labels = Labels(registry, store)
@@ -200,16 +179,19 @@ class Catalog:
         with self._changing(name, ends=True):
             self._registry.delete_alias(name, alias, condition)
 
-    def delete(self, name: str, condition: Condition | None = None) -> None:
+    def delete(self, name: str, condition: Condition | None = None) -> bool:
         """Forget a name with all its versions and aliases. Blobs go when nothing names or leases them any more.
 
-        Raises UnknownAdapter, ConditionFailed.
+        True while somebody has a lease that was taken under this name. Raises UnknownAdapter, ConditionFailed.
         """
         with self._changing(name, ends=True):
             unused = self._registry.delete(name, condition)
             self.grants.refresh()
+        with self._lock:
+            in_use = self._leased[name] > 0
         for id in unused:
             self._remove_if_unused(id)
+        return in_use
 
     def set_pinned(self, name: str, pinned: bool) -> Version:
         """Ask for the newest version of `name` to stay on the device. Raises UnknownAdapter, BaseMismatch."""
@@ -241,7 +223,8 @@ class Catalog:
         with self._lock:
             version = self.resolve(ref, key)
             self._hold(version.id)
-        lease = Lease(version, self._release)
+            self._leased[version.name] += 1
+        lease = Lease(version, lambda: self._end_lease(version))
         try:
             self.base.check(version.manifest)
         except BaseException:
@@ -357,6 +340,11 @@ class Catalog:
     def _hold(self, id: AdapterId) -> None:
         assert self._lock.locked(), "uses are counted under the lock"
         self._uses[id] = self._uses.get(id, 0) + 1
+
+    def _end_lease(self, version: Version) -> None:
+        with self._lock:
+            self._leased -= Counter([version.name])  # drops what comes to nothing
+        self._release(version.id)
 
     def _release(self, id: AdapterId) -> None:
         with self._lock:

@@ -31,10 +31,10 @@ class Reference:
 
 
 def check_name(name: str, reserved: frozenset[str] = frozenset()) -> str:
-    """`name` itself. Raises NameInvalid, or NameReserved for device names and for `reserved` in any case."""
+    """`name` itself. Raises NameInvalid, also for device names, or NameReserved for `reserved` in any case."""
     folded = check_slug(name, "an adapter name").lower()
     if folded.split(".", 1)[0] in _DEVICES:
-        raise NameReserved(f"{quoted(name)} is a device name on some systems. Choose another name.")
+        raise NameInvalid(f"{quoted(name)} is a device name on some systems. Choose another name.")
     if folded in {word.lower() for word in reserved}:
         raise NameReserved(f"{quoted(name)} already names something else on this server. Choose another name.")
     return name

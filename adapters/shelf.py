@@ -14,11 +14,12 @@ from typing import TypeVar
 
 from adapters.aliases import Alias
 from adapters.canary import Canary
-from adapters.catalog import Catalog, Lease
+from adapters.catalog import Catalog
 from adapters.condition import Condition
 from adapters.errors import NotOwner, UnknownAdapter, UnknownVersion, quoted
 from adapters.evaluations import EvalFile, Score
 from adapters.grants import EVERYBODY
+from adapters.lease import Lease
 from adapters.manifest import AdapterId
 from adapters.naming import check_slug, owner_of, qualified
 from adapters.provenance import ServedBase
@@ -105,8 +106,8 @@ class Shelf:
     def delete_alias(self, name: str, alias: str, condition: Condition | None = None) -> None:
         self._catalog.delete_alias(self._own(name), alias, condition)
 
-    def delete(self, name: str, condition: Condition | None = None) -> None:
-        self._catalog.delete(self._own(name), condition)
+    def delete(self, name: str, condition: Condition | None = None) -> bool:
+        return self._catalog.delete(self._own(name), condition)
 
     def attach_eval(self, version: Version, content: bytes) -> None:
         self._catalog.attach_eval(version.renamed(self._own(version.name)), content)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import anyio.to_thread
 
 from adapters import errors
-from adapters.catalog import Lease
 from adapters.errors import AdapterError
+from adapters.lease import Lease
 from adapters.manifest import AdapterId
 from adapters.shelf import Shelf
 from server.errors import BadRequest, ModelNotFound

@@ -27,6 +27,9 @@ from server.upload import FORM, Upload, receive_upload
 
 router = APIRouter(tags=["adapters"])
 
+IN_USE: dict[int | str, dict[str, Any]] = {
+    202: {"description": "The name is gone. Requests that run on it finish, and its bytes go after the last of them."}
+}
 ContentId = Annotated[str | None, Query(pattern="^sha256:[0-9a-f]{64}$", description="An adapter's `id`.")]
 
 
@@ -86,18 +89,20 @@ async def list_versions(name: str, services: ServicesDep) -> dict[str, Any]:
     return listing(await cards(services, await in_thread(services.catalog.versions, name)))
 
 
-@router.delete("/v1/adapters/{name}", dependencies=[Depends(needs(Scope.WRITE)), Depends(accepting)])
-async def remove_adapter(name: str, http: HttpRequest, services: ServicesDep) -> dict[str, Any]:
-    """Delete an adapter with all its versions. Requests that run on it finish; its bytes go after the last of them.
+@router.delete("/v1/adapters/{name}", dependencies=[Depends(needs(Scope.WRITE)), Depends(accepting)], responses=IN_USE)
+async def remove_adapter(name: str, http: HttpRequest, services: ServicesDep, response: Response) -> dict[str, Any]:
+    """Delete an adapter with all its versions. 202 when requests run on it: they finish, and its bytes go after them.
 
     If-Match names the version that must be the newest one.
     """
-    await delete_adapter(services, name, condition(http))
+    response.status_code = await delete_adapter(services, name, condition(http))
     return {"name": name, "object": "adapter", "deleted": True}
 
 
-async def delete_adapter(services: Services, name: str, asked: Condition | None = None) -> None:
-    """Raises UnknownAdapter, ConditionFailed; 400 for a single version; 409 while one of its versions is merged."""
+async def delete_adapter(services: Services, name: str, asked: Condition | None = None) -> int:
+    """The status: 200, or 202 when requests run on it.
+
+    Raises UnknownAdapter, ConditionFailed; 400 for a single version; 409 while one of its versions is merged."""
     if "@" in name:
         raise BadRequest("Versions cannot be deleted one by one. Give the adapter's name alone.", "name")
     versions = await in_thread(services.catalog.versions, name)
@@ -106,9 +111,10 @@ async def delete_adapter(services: Services, name: str, asked: Condition | None 
     if services.worker.stats().merged in {version.id for version in versions}:
         path = f"/v1/adapters/{name}/merge"
         raise ApiError(409, f"This adapter is merged. DELETE {path} first.", headers=NO_RETRY)
-    await in_thread(services.catalog.delete, name, asked)
+    in_use = await in_thread(services.catalog.delete, name, asked)
     note("adapter_deleted", name=name)
     await follow_pins_if_possible(services)
+    return 202 if in_use else 200
 
 
 async def card(services: Services, version: Version) -> dict[str, Any]:

@@ -6,13 +6,14 @@ Owns those three routes. Knows the catalog; knows no engine.
 from typing import Any
 
 from fastapi import APIRouter, Depends
+from starlette.responses import Response
 
 from server.cards import base_card, listing, model_card
 from server.deps import ServicesDep, accepting, in_thread, needs
 from server.errors import NO_RETRY, ApiError
 from server.principal import Scope
 from server.resolve import reference, target
-from server.routes.adapters import delete_adapter
+from server.routes.adapters import IN_USE, delete_adapter
 
 router = APIRouter(tags=["models"])
 
@@ -35,11 +36,11 @@ async def show_model(id: str, services: ServicesDep) -> dict[str, Any]:
         found.release()
 
 
-@router.delete("/v1/models/{id:path}", dependencies=[Depends(needs(Scope.WRITE)), Depends(accepting)])
-async def delete_model(id: str, services: ServicesDep) -> dict[str, Any]:
-    """Delete an adapter with all its versions. The base stays."""
+@router.delete("/v1/models/{id:path}", dependencies=[Depends(needs(Scope.WRITE)), Depends(accepting)], responses=IN_USE)
+async def delete_model(id: str, services: ServicesDep, response: Response) -> dict[str, Any]:
+    """Delete an adapter with all its versions; 202 when requests run on it. The base stays."""
     name = reference(id, None, services.base_id)
     if name is None:
         raise ApiError(409, "The base cannot be deleted; it is what this server serves.", headers=NO_RETRY)
-    await delete_adapter(services, name)
+    response.status_code = await delete_adapter(services, name)
     return {"id": name, "object": "model", "deleted": True}

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from adapters.canary import Canary
-from adapters.catalog import Catalog, Lease
+from adapters.catalog import Catalog
 from adapters.condition import Condition
+from adapters.lease import Lease
 from adapters.registry import Registry
 from adapters.store import BlobStore
 from engine.sequence import FinishReason, Request

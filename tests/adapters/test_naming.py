@@ -15,8 +15,8 @@ def test_names(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "../x", "a/b", ".", "..", ".hidden", "-x", "_x", "a b", "a@1", "a:b", "%2e%2e", "x" * 65, "a\n", "a\0",
-     "\u0430bc", "a\u202eb", "caf\u00e9", "cafe\u0301", "C:\\x", "\U0001d41a"],
+    ["", "../x", "a/b", ".", "..", ".hidden", "-x", "_x", "a b", "a@1", "a:b", "%2e%2e", "x" * 65, "a\n", "a\0", "con",
+     "CON", "nul.txt", "Com1", "lpt9.a.b", "\u0430bc", "a\u202eb", "caf\u00e9", "cafe\u0301", "C:\\x", "\U0001d41a"],
 )  # fmt: skip
 def test_names_refused(name: str) -> None:
     with pytest.raises(NameInvalid) as caught:
@@ -25,7 +25,7 @@ def test_names_refused(name: str) -> None:
     assert str(caught.value).isascii() and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["con", "CON", "nul.txt", "Com1", "lpt9.a.b", "base", "Base"])
+@pytest.mark.parametrize("name", ["base", "Base"])
 def test_names_reserved(name: str) -> None:
     with pytest.raises(NameReserved):
         check_name(name, frozenset({"base"}))

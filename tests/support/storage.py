@@ -120,7 +120,7 @@ CHANGES: Mapping[str, Callable[[Storage], None]] = {
     "upload": lambda storage: storage.add("new", 3, alias="prod"),
     "upload a version and move its alias": lambda storage: storage.add("pirate", 4, alias="prod"),
     "move an alias": lambda storage: _ignore(storage.catalog.set_alias("pirate", "prod", 2)),
-    "delete": lambda storage: storage.catalog.delete("pirate"),
+    "delete": lambda storage: _ignore(storage.catalog.delete("pirate")),
     "lend": lambda storage: storage.catalog.lend("sql", "new"),
     "take back": lambda storage: storage.catalog.take_back("pirate", "acme"),
     "pin": lambda storage: _ignore(storage.catalog.set_pinned("pirate", True)),
