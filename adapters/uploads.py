@@ -8,13 +8,13 @@ import errno
 import hashlib
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from adapters.clock import Clock
 from adapters.disk import Disk
 from adapters.errors import (
     AdapterError,
@@ -83,14 +83,14 @@ class Uploads:
         self,
         root: Path,
         limits: UploadLimits,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] | None = None,
         disk: Disk | None = None,
         free_bytes: Callable[[], int] | None = None,
     ) -> None:
         """Takes up what an earlier server left, but for what has expired; a file that was being judged then is to be
         finished again. `free_bytes` says what the disk has left.
         """
-        self._disk, self._limits, self._now = SessionDisk(root, disk), limits, now
+        self._disk, self._limits, self._now = SessionDisk(root, disk), limits, now or Clock().steady
         self._free_bytes = free_bytes or self._disk.free_bytes
         self._lock = threading.Lock()
         self._busy: set[str] = set()

@@ -4,7 +4,7 @@ Owns the meeting of quotas and ledger around one answer. Knows no response forma
 """
 
 from dataclasses import dataclass, field
-from time import time
+from time import monotonic, time
 
 from server.principal import Principal
 from server.quotas.keeper import Pass, Quotas
@@ -44,7 +44,7 @@ class Reading:
 
     def __init__(self, meter: Meter, caller: Principal, claim: Claim, let_in: Pass) -> None:
         self._meter, self._caller, self._claim, self._pass = meter, caller, claim, let_in
-        self._started = time()
+        self._started, self._began = time(), monotonic()
 
     def headers(self) -> dict[str, str]:
         return self._pass.headers()
@@ -71,6 +71,6 @@ class Reading:
                 generated_tokens=generated_tokens,
                 finish_reason=finish_reason,
                 started=self._started,
-                ended=max(self._started, time()),
+                ended=self._started + monotonic() - self._began,  # a clock set meanwhile does not change what it took
             )
         )

@@ -13,6 +13,7 @@ from typing import Literal
 import anyio.to_thread
 import structlog
 
+from adapters.clock import Clock
 from server.keys.store import Key, KeyStore
 from server.keys.token import DIGEST_BYTES, digest, id_of
 from server.principal import ANYONE, Principal
@@ -25,8 +26,16 @@ _log = structlog.get_logger(__name__)
 class KeyRing:
     """All keys of a store. With mode `auto` they are asked for as soon as one was ever made, and for ever after."""
 
-    def __init__(self, store: KeyStore, mode: Mode, same: Callable[[bytes, bytes], bool] = compare_digest) -> None:
+    def __init__(
+        self,
+        store: KeyStore,
+        mode: Mode,
+        same: Callable[[bytes, bytes], bool] = compare_digest,
+        now: Callable[[], float] | None = None,
+    ) -> None:
+        """`now` gives seconds since 1970; a key that has expired does not live again when the clock is set back."""
         self._store, self._mode, self._same = store, mode, same
+        self._seconds = now or Clock().latest
         self._changes = store.changes()
         self._nobody = secrets.token_bytes(DIGEST_BYTES)
         self._seen, self._keys = self._read()
@@ -45,7 +54,7 @@ class KeyRing:
             await anyio.to_thread.run_sync(self._reload)
         if not self.asked_for:
             return ANYONE
-        return self._owner(_bearer(authorization), datetime.now(UTC))
+        return self._owner(_bearer(authorization), self._now())
 
     def _owner(self, text: str, now: datetime) -> Principal | None:
         """Whatever `text` is, one lookup, one digest and one comparison in constant time."""
@@ -53,12 +62,15 @@ class KeyRing:
         right = self._same(digest(self._store.pepper, text), self._nobody if key is None else key.digest)
         return key.principal if right and key is not None and key.live(now) else None
 
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._seconds(), UTC)
+
     def _reload(self) -> None:
         before = self._keys
         self._seen, self._keys = self._read()
         for id, key in self._keys.items():
             if key != before.get(id):
-                _log.info("key_changed", key=id, tenant=key.tenant, state=key.state(datetime.now(UTC)))
+                _log.info("key_changed", key=id, tenant=key.tenant, state=key.state(self._now()))
 
     def _read(self) -> tuple[int, Mapping[str, Key]]:
         seen = self._changes()  # before reading: what changes meanwhile is then read again

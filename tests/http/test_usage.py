@@ -90,6 +90,14 @@ def test_i86_a_retry_is_a_request_of_its_own_and_a_clients_id_is_no_key(house: H
     assert len({row.id for row in rows}) == 3 and "mine" not in {row.id for row in rows}
 
 
+def test_g74_a_row_says_how_long_it_took_whatever_the_wall_clock_did(house: House) -> None:
+    """It is run under tests/support/jumping_clock.py too."""
+    with house.client("acme") as http:
+        for _ in range(6):
+            http.post("/v1/completions", json=COMPLETION).raise_for_status()
+    assert all(0 < row.ended - row.started < 60 for row in house.rows(6))
+
+
 def test_rows_say_whose_and_on_what(house: House) -> None:
     with house.client("acme") as http:
         http.post("/v1/adapters", data={"name": "sql"}, files=form()).raise_for_status()
