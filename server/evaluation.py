@@ -10,11 +10,13 @@ from pathlib import Path
 
 from adapters.evaluations import EvalFile, Score
 from adapters.registry import Version
-from engine.sequence import Request, SamplingParams, TokenLogprob
+from engine.sequence import FinishReason, Request, SamplingParams, TokenLogprob
 from server.deps import in_thread
-from server.errors import ApiError, ChatRefused
+from server.errors import ApiError, ChatRefused, GenerationFailed
 from server.generation import Generation
+from server.meter import Claim
 from server.ports import Message, Services, Tokenizer
+from server.principal import Principal
 from training.data.jsonl import Line, parse
 from training.data.rows import Row, build, detect, faults_of
 
@@ -58,10 +60,10 @@ def read_eval(content: bytes, tokenizer: Tokenizer, max_len: int) -> list[Item]:
     return items
 
 
-async def score(services: Services, version: Version, file: EvalFile, tenant: str, request_id: str) -> Score:
-    """`version`'s score on `file`: the remembered one, or measured now and remembered.
+async def score(services: Services, version: Version, file: EvalFile, caller: Principal, request_id: str) -> Score:
+    """`version`'s score on `file`: the remembered one, or measured now, at the caller's expense, and remembered.
 
-    Raises what reading the file, leasing the version and submitting raise.
+    Raises what reading the file, leasing the version and submitting raise, and RateLimited before anything is measured.
     """
     base = f"{await in_thread(lambda: services.catalog.base.weights)}/{services.catalog.base.quantization or 'none'}"
     known = version.score
@@ -70,7 +72,7 @@ async def score(services: Services, version: Version, file: EvalFile, tenant: st
     items = await in_thread(read_eval, file.content, services.tokenizer, services.limits.max_model_len)
     lease = await in_thread(services.catalog.lease, f"{version.name}@{version.number}")
     try:
-        reports = await _reports(services, items, version, tenant, f"{request_id}-eval-{version.number}")
+        reports = await _Measuring(services, items, version, caller, f"{request_id}-eval-{version.number}").reports()
     finally:
         await in_thread(lease.release)
     tokens = [report for row in reports for report in row]
@@ -86,26 +88,57 @@ async def score(services: Services, version: Version, file: EvalFile, tenant: st
     return found
 
 
-async def _reports(
-    services: Services, items: Sequence[Item], version: Version, tenant: str, id: str
-) -> list[list[TokenLogprob]]:
-    """For each row, its completion's tokens with their probabilities and the likeliest token in their place."""
-    reports: list[list[TokenLogprob]] = []
-    for place in range(0, len(items), AT_ONCE):
-        few = items[place : place + AT_ONCE]
+@dataclass(slots=True)
+class _Measuring:
+    """One version on one file, as one request of its caller's: for the quotas, and in the ledger under `id`."""
+
+    services: Services
+    items: Sequence[Item]
+    version: Version
+    caller: Principal
+    id: str
+    accepted_tokens: int = 0
+    finish_reason: FinishReason = FinishReason.ABORT
+
+    async def reports(self) -> list[list[TokenLogprob]]:
+        """For each row, its completion's tokens with their probabilities and the likeliest token in their place."""
+        whole = sum(len(item.tokens) for item in self.items)
+        claim = Claim(self.id, f"{self.version.name}@{self.version.number}", whole, max_tokens=0)
+        reading = self.services.meter.admit(self.caller, claim)
+        try:
+            return await self._all()
+        except GenerationFailed:
+            self.finish_reason = FinishReason.ERROR
+            raise
+        finally:
+            if self.accepted_tokens:
+                reading.end(0, 0, self.finish_reason.value, prompt_tokens=self.accepted_tokens)
+            else:
+                reading.refuse()
+
+    async def _all(self) -> list[list[TokenLogprob]]:
+        reports: list[list[TokenLogprob]] = []
+        for place in range(0, len(self.items), AT_ONCE):
+            reports += await self._few(place, self.items[place : place + AT_ONCE])
+        self.finish_reason = FinishReason.LENGTH
+        return reports
+
+    async def _few(self, place: int, items: Sequence[Item]) -> list[list[TokenLogprob]]:
+        adapter, tenant = self.version.id, self.caller.tenant
         requests = [
-            Request(f"{id}-{place + index}", item.tokens, _PARAMS, version.id, tenant) for index, item in enumerate(few)
+            Request(f"{self.id}-{place + index}", item.tokens, _PARAMS, adapter, tenant)
+            for index, item in enumerate(items)
         ]
         rows: dict[int, list[TokenLogprob]] = {}
-        generation = await Generation.start(services.worker, requests)
+        generation = await Generation.start(self.services.worker, requests)
+        self.accepted_tokens += sum(len(item.tokens) for item in items)
         try:
             async for index, output in generation:
                 if output.prompt_logprobs is not None:
-                    rows[index] = [one for one in output.prompt_logprobs[few[index].start :] if one is not None]
+                    rows[index] = [one for one in output.prompt_logprobs[items[index].start :] if one is not None]
         finally:
             await generation.aclose()
-        reports += [rows[index] for index in range(len(few))]
-    return reports
+        return [rows[index] for index in range(len(items))]
 
 
 def _wrong(line: Line) -> Iterator[str]:

@@ -53,10 +53,13 @@ class Reading:
         """The engine did not take it."""
         self._pass.cancel()
 
-    def end(self, cached_tokens: int, generated_tokens: int, finish_reason: str) -> None:
-        """It was accepted, and has ended one way or another."""
+    def end(
+        self, cached_tokens: int, generated_tokens: int, finish_reason: str, prompt_tokens: int | None = None
+    ) -> None:
+        """It was accepted, and has ended one way or another. Less than the claim's prompts may have been accepted."""
         claim, caller = self._claim, self._caller
-        self._pass.close(claim.prompt_tokens + generated_tokens)
+        prompt = claim.prompt_tokens if prompt_tokens is None else prompt_tokens
+        self._pass.close(prompt + generated_tokens)
         if self._meter.writer is None:
             return
         self._meter.writer.record(
@@ -66,7 +69,7 @@ class Reading:
                 project=caller.project,
                 key=caller.key,
                 adapter=claim.adapter,
-                prompt_tokens=claim.prompt_tokens,
+                prompt_tokens=prompt,
                 cached_tokens=cached_tokens,
                 generated_tokens=generated_tokens,
                 finish_reason=finish_reason,

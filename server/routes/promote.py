@@ -90,8 +90,8 @@ async def _compare(services: Services, chosen: Version, alias: str, caller: Prin
         file = await in_thread(services.catalog.eval_file, current)
     if file is None:
         return Comparison(current)
-    after = await score(services, chosen, file, caller.tenant, id)
-    before = None if current is None else await score(services, current, file, caller.tenant, id)
+    after = await score(services, chosen, file, caller, id)
+    before = None if current is None else await score(services, current, file, caller, id)
     return Comparison(current, after, before)
 
 

@@ -4,7 +4,10 @@ The fake engine says that a token is likely or not by the adapter alone, so that
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -13,9 +16,16 @@ import pytest
 from adapters.manifest import AdapterId
 from engine.errors import QueueFull
 from engine.sequence import Output, Request, TokenLogprob
+from server.keys.store import KeyStore
+from server.meter import Meter
+from server.quotas.keeper import Quotas
+from server.quotas.quota import Quota
+from server.usage.ledger import Ledger, Usage, Wanted
+from server.usage.writer import LedgerWriter
 from tests.support.engine import FakeStream, FakeWorker
 from tests.support.face import Face, form, make_face
-from tests.support.http import serve
+from tests.support.http import LiveServer, eventually, serve
+from tests.support.keys import guarded_face, headers_of
 
 ROWS = [{"prompt": "a b", "completion": " cd"}, {"messages": [{"role": "user", "content": "x"},
         {"role": "assistant", "content": "yes"}]}]  # fmt: skip
@@ -183,3 +193,104 @@ def test_an_eval_file_is_bounded(http: httpx.Client) -> None:
     assert http.post("/v1/adapters", data={"name": "bounded"}, files=files).status_code == 413
     assert http.put("/v1/adapters/nobody/eval", content=EVAL).status_code == 404
     assert len(http.get("/v1/adapters/bounded/versions").json()["data"]) == 1
+
+
+@dataclass
+class Metered:
+    """`made` with keys, a ledger and quotas: `free` has none, `small` and `once` have too little for a promote."""
+
+    face: Face
+    live: LiveServer
+    store: KeyStore
+    ledger: Ledger
+
+    @contextmanager
+    def furnished(self, tenant: str) -> Iterator[httpx.Client]:
+        """A client of a tenant that has two versions of `q`, `prod` at the first."""
+        worker = self.face.worker
+        assert isinstance(worker, Opinionated)
+        with self.live.client(**headers_of(self.store, tenant)) as client:
+            for seed, logprob in ((1, -1.0), (2, -1.01)):
+                files = form(seed) | {"eval": ("eval.jsonl", EVAL, "x/y")}
+                card = client.post("/v1/adapters", data={"name": "q"}, files=files).json()
+                worker.logprobs[card["id"]] = logprob
+            client.put("/v1/adapters/q/aliases/prod", json={"version": 1})
+            yield client
+
+    def rows(self, tenant: str, count: int) -> list[Usage]:
+        """Once there are `count`."""
+        wanted = Wanted(tenant=tenant)
+        eventually(lambda: len(self.ledger.page(wanted)) >= count)
+        return list(self.ledger.rows(wanted))
+
+
+@pytest.fixture(scope="module")
+def metered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Metered]:
+    folder, worker = tmp_path_factory.mktemp("metered"), Opinionated()
+    worker.logprobs = {}
+    quotas = Quotas(None, {"small": Quota(tokens_per_minute=TOKENS - 1), "once": Quota(requests_per_minute=1)})
+    ledger = Ledger(f"sqlite:///{folder / 'usage.sqlite'}")
+    writer = LedgerWriter(ledger)
+    with guarded_face(folder, Meter(quotas, writer), worker) as (face, store), serve(face.app) as live:
+        yield Metered(face, live, store, ledger)
+    writer.close()
+    ledger.close()
+
+
+TOKENS = len("a b cd") + len("<user\nx><assistant\nyes")
+"""Of the rows, as the engine is given them: bytes, and a token where a turn begins and ends."""
+
+
+def test_i86_what_is_measured_is_in_the_ledger_under_its_caller(metered: Metered) -> None:
+    with metered.furnished("free") as client:
+        reply = promote(client, 2)
+        assert reply.status_code == 200
+        rows = metered.rows("free", 2)
+        assert promote(client, 1).status_code == 200
+        assert len(metered.rows("free", 2)) == 2, "what is remembered costs nothing"
+    asked = [request for request in metered.face.worker.seen if request.params.prompt_logprobs is not None]
+    assert {request.tenant for request in asked} == {"free"}, "whose turn it is, is counted too"
+    told: Counter[str] = Counter()
+    for request in asked:
+        told[request.id.rpartition("-")[0]] += len(request.prompt)
+    assert {row.id: row.prompt_tokens for row in rows} == dict(told) and sum(told.values()) == 2 * TOKENS
+    assert {row.id for row in rows} == {f"{reply.headers['x-request-id']}-eval-{number}" for number in (1, 2)}
+    assert {(row.adapter, row.generated_tokens, row.cached_tokens, row.finish_reason) for row in rows} == {
+        ("q@1", 0, 0, "length"), ("q@2", 0, 0, "length"),
+    }  # fmt: skip
+
+
+def test_i85_a_promote_is_held_to_its_callers_quotas(metered: Metered) -> None:
+    worker = metered.face.worker
+    for tenant, measured_rows in (("small", 0), ("once", 2)):
+        with metered.furnished(tenant) as client:
+            before = measured(metered.face)
+            refused = promote(client, 2)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded"), refused.text
+            assert measured(metered.face) - before == measured_rows, "a version at a time is a request"
+            assert client.get("/v1/adapters/q@prod").json()["version"] == 1
+            assert promote(client, 2, force=True).status_code == 200, "which measures nothing"
+    assert not worker.running and not metered.face.catalog._uses
+
+
+def test_i86_a_promote_that_ends_early_pays_for_what_was_begun(metered: Metered) -> None:
+    """A full queue refuses the second four of eight rows."""
+    worker = metered.face.worker
+    with metered.furnished("early") as client:
+        client.put("/v1/adapters/q@2/eval", content=b"\n".join([ROW] * 8))
+        worker.seen.clear()
+
+        class Filling(Opinionated):
+            async def submit(self, request: Request) -> FakeStream:
+                if len(self.seen) >= 4:
+                    raise QueueFull(4)
+                return await super().submit(request)
+
+        worker.__class__ = Filling
+        assert promote(client, 2).status_code == 429
+        worker.__class__ = Opinionated
+        (row,) = metered.rows("early", 1)
+        assert (row.prompt_tokens, row.finish_reason) == (4 * len("a b cd"), "abort")
+
+
+ROW = json.dumps(ROWS[0]).encode()
