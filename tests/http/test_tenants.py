@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -97,9 +98,31 @@ def everything(http: httpx.Client, name: str) -> list[httpx.Response]:
         ):
             replies.append(http.request(method, f"/v1/adapters/{path}{suffix}"))
         replies.append(http.put(f"/v1/adapters/{path}/aliases/prod", json={"version": 1}))
-        replies.append(http.post(f"/v1/adapters/{path}/promote", json={"version": 1}))
-        replies.append(http.post(f"/v1/adapters/{path}/rollback", json={}))
         replies.append(http.put(f"/v1/adapters/{path}/eval", content=b"{}"))
+        replies += practice(http, path)
+    return replies
+
+
+ROWS = b'{"prompt": "a", "completion": " b"}'
+
+
+def practice(http: httpx.Client, path: str) -> list[httpx.Response]:
+    """Every way to look at, or to change, what versions of an adapter are in use: with and without conditions."""
+    canary = {"version": 1, "canary": {"version": 2, "weight": 0.5}}
+    replies = []
+    for headers in ({}, {"if-match": '"1"'}, {"if-match": "*"}, {"if-none-match": "*"}):
+        for body in ({"version": 2}, {"version": 9}, {"version": 2, "force": True}, {"version": 2, "alias": "next"}):
+            replies.append(http.post(f"/v1/adapters/{path}/promote", json=body, headers=headers))
+        for alias in ("prod", "next"):
+            replies.append(http.post(f"/v1/adapters/{path}/rollback", json={"alias": alias}, headers=headers))
+            replies.append(http.put(f"/v1/adapters/{path}/aliases/{alias}", json=canary, headers=headers))
+        replies.append(http.delete(f"/v1/adapters/{path}/aliases/prod", headers=headers))
+    for selector in ("", "@1", "@2", "@9", "@prod", "@next"):
+        replies.append(http.get(f"/v1/adapters/{path}{selector}/eval"))
+        replies.append(http.put(f"/v1/adapters/{path}{selector}/eval", content=ROWS))
+        replies.append(http.post("/v1/adapters/mine/versions", json={"source": f"{path}{selector}"}))
+    for alias in ("prod", "next", "none"):
+        replies.append(http.get(f"/v1/adapters/{path}/aliases/{alias}"))
     return replies
 
 
@@ -118,7 +141,7 @@ def test_h76_anothers_adapter_is_an_absent_one(
     ):
         for one, other in zip(everything(b, hidden), everything(b, absent), strict=True):
             assert told(one) == told(other), one.request.url
-            assert one.status_code in (400, 404, 405, 409), (one.request.method, one.request.url, one.status_code)
+            assert one.status_code in (400, 404, 405, 409, 412), (one.request.method, one.request.url, one.status_code)
     for path in ("/v1/models", "/v1/adapters"):
         assert HIDDEN not in b.get(path).text
     near = b.post("/v1/completions", json={"model": f"{HIDDEN}x", "prompt": "x"})
@@ -126,6 +149,50 @@ def test_h76_anothers_adapter_is_an_absent_one(
     assert a.get(f"/v1/adapters/{HIDDEN}").json()["aliases"] == ["prod"], "and nothing was changed"
     if loaded:
         a.delete(f"/v1/adapters/{HIDDEN}/pin")
+
+
+def test_h76_versions_in_practice_are_their_owners_alone(tenants: Tenants, a: httpx.Client, b: httpx.Client) -> None:
+    """acme's adapter has two versions, an eval file, a score, a history and a canary; to beta it has none of them."""
+    for seed in (30, 31):
+        files = form(seed) | {"eval": ("eval.jsonl", ROWS, "x/y")}
+        assert a.post("/v1/adapters", data={"name": "practised"}, files=files).status_code == 201
+    for body in ({"version": 1}, {"version": 2}, {"version": 1, "canary": {"version": 2, "weight": 0.5}}):
+        assert a.put("/v1/adapters/practised/aliases/prod", json=body).status_code == 200
+    assert a.post("/v1/adapters/practised/promote", json={"version": 1, "alias": "next"}).status_code == 200
+    shown, before = state(a), len(tenants.face.worker.seen)
+    assert shown["prod"]["canary"] and len(shown["prod"]["history"]) == 3 and shown["eval"] == ROWS.decode()
+    for hidden, absent in (
+        ("acme%2Fpractised", f"acme%2F{ABSENT}"), ("acme/practised", f"acme/{ABSENT}"), ("practised", ABSENT),
+    ):  # fmt: skip
+        for one, other in zip(practice(b, hidden), practice(b, absent), strict=True):
+            assert told(one) == told(other), (one.request.method, one.request.url)
+            assert one.status_code in (404, 405, 409, 412), (one.request.method, one.request.url, one.text)
+    assert state(a) == shown and len(tenants.face.worker.seen) == before, "nothing was changed, and nothing measured"
+
+
+def test_who_was_lent_an_adapter_sees_no_more_of_its_practice(a: httpx.Client, b: httpx.Client) -> None:
+    files = form(32) | {"eval": ("eval.jsonl", ROWS, "x/y")}
+    a.post("/v1/adapters", data={"name": "loan", "alias": "prod"}, files=files)
+    a.put("/v1/adapters/loan/shares/beta")
+    for reply in (
+        b.get("/v1/adapters/acme%2Floan/eval"),
+        b.put("/v1/adapters/acme%2Floan/eval", content=ROWS),
+        b.get("/v1/adapters/acme%2Floan/aliases/prod"),
+        b.put("/v1/adapters/acme%2Floan/aliases/prod", json={"version": 1}),
+        b.post("/v1/adapters/acme%2Floan/promote", json={"version": 1}),
+        b.post("/v1/adapters/acme%2Floan/promote", json={"version": 1, "force": True}),
+        b.post("/v1/adapters/acme%2Floan/rollback", json={}),
+    ):
+        assert reply.status_code in (403, 404, 405), (reply.request.method, reply.request.url, reply.text)
+        assert "completion" not in reply.text and '"history"' not in reply.text
+    assert a.get("/v1/adapters/loan/aliases/prod").json()["version"] == 1
+
+
+def state(http: httpx.Client) -> dict[str, Any]:
+    """All that is known of the adapter `practised`."""
+    aliases = {word: http.get(f"/v1/adapters/practised/aliases/{word}").json() for word in ("prod", "next")}
+    versions = http.get("/v1/adapters/practised/versions").json()
+    return aliases | {"versions": versions, "eval": http.get("/v1/adapters/practised/eval").text}
 
 
 def test_each_has_its_own_of_one_name(a: httpx.Client, b: httpx.Client) -> None:
