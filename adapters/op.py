@@ -15,6 +15,7 @@ from torch import Tensor
 
 # Above this many rows times ranks, multiplying every row by every rank costs more than one product per segment.
 DENSE_LIMIT = 8_192
+GROUPED_STRIDE = 8  # elements of two bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def add_low_rank(y_TO: Tensor, x_TI: Tensor, parts: Sequence[LowRank | None], te
         return
     if terms.num_rows * sum(part.rank for part in present) <= DENSE_LIMIT:
         _add_dense(y_TO, x_TI, parts, present, terms)
-    elif y_TO.is_cuda and present[0].a_RI.dtype == torch.bfloat16:
+    elif y_TO.is_cuda and can_group(x_TI, y_TO, present[0].a_RI.dtype, torch.cuda.get_device_capability(y_TO.device)):
         add_grouped(y_TO, x_TI, parts, terms)
     else:
         _add_by_segment(y_TO, x_TI, parts, terms)
@@ -114,14 +115,19 @@ def _add_by_segment(y_TO: Tensor, x_TI: Tensor, parts: Sequence[LowRank | None],
             y_TO[rows] += torch.mm(h, part.b_RO)
 
 
+def can_group(x_TI: Tensor, y_TO: Tensor, dtype: torch.dtype, capability: tuple[int, int]) -> bool:
+    """What `grouped_mm` asks for on a GPU: bfloat16, Ampere or newer, and rows of a multiple of 16 bytes."""
+    aligned = x_TI.shape[1] % GROUPED_STRIDE == 0 and y_TO.shape[1] % GROUPED_STRIDE == 0
+    return dtype == torch.bfloat16 and capability >= (8, 0) and aligned
+
+
 def add_grouped(y_TO: Tensor, x_TI: Tensor, parts: Sequence[LowRank | None], terms: Terms) -> None:
     """Two grouped products over all terms, each term's rows a group (`torch.nn.functional.grouped_mm`).
 
-    Ranks are padded with zeros to the largest present, a multiple of 8 elements as the kernel's 16-byte rows ask,
-    for the length of this call only.
+    Ranks are padded with zeros to the largest present, in rows as `can_group` asks, for the length of this call only.
     """
     present = [(term, part) for term in terms.terms if (part := parts[term.index]) is not None]
-    width = -(-max(part.rank for _, part in present) // 8) * 8
+    width = -(-max(part.rank for _, part in present) // GROUPED_STRIDE) * GROUPED_STRIDE
     a_GRI = torch.stack([F.pad(part.a_RI, (0, 0, 0, width - part.rank)) for _, part in present])
     b_GRO = torch.stack([F.pad(part.b_RO, (0, 0, 0, width - part.rank)) for _, part in present])
     rows = torch.cat([torch.arange(term.start, term.stop) for term, _ in present]).to(y_TO.device)

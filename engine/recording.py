@@ -44,7 +44,10 @@ class CudaGraphs:
                 compute()
             now.wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
-            # Other threads read adapters into page-locked memory meanwhile, which is none of this recording's business.
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                compute()
+            try:
+                # Other threads read adapters into page-locked memory meanwhile: none of this recording's business.
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                    compute()
+            finally:
+                torch.cuda.set_stream(now)  # where a recording fails, torch leaves its stream in place
         return graph.replay

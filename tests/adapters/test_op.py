@@ -2,10 +2,12 @@
 
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapters import op
 from adapters.op import LowRank, Term, Terms, add_grouped, add_low_rank
@@ -96,6 +98,55 @@ def test_grouped_products_equal_the_loop(popularity: Popularity) -> None:
     if any(parts[term.index] is not None for term in terms):
         add_grouped(y, x, parts, Terms(T, tuple(terms), CPU))
     assert torch.allclose(y.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+class AsOnAGpu(TorchDispatchMode):
+    """Shows every grouped product to what torch checks for a GPU's, which it does for tensors without contents too."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.shown = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._grouped_mm.default:
+            self.shown += 1
+            func(*map(bare, args), **{name: bare(value) for name, value in kwargs.items()})
+        return func(*args, **kwargs)
+
+
+def bare(value: object) -> object:
+    if not isinstance(value, Tensor):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+
+
+def test_grouped_products_have_the_types_and_strides_a_gpu_asks_for() -> None:
+    parts = low_ranks(3, torch.bfloat16)
+    x, y = torch.randn(T, IN, dtype=torch.bfloat16), torch.zeros(T, OUT, dtype=torch.bfloat16)
+    terms = terms_of(owners_of(Popularity.UNIFORM))
+    expected = loop(y, x, parts, terms)
+    with AsOnAGpu() as gpu:
+        add_grouped(y, x, parts, Terms(T, tuple(terms), CPU))
+    assert gpu.shown == 2
+    assert float((y.double() - expected).abs().max()) <= 3e-2 * float(expected.abs().max())
+    with AsOnAGpu(), pytest.raises(RuntimeError, match="16 bytes"):
+        narrow = [LowRank(part.a_RI[:, :44].contiguous(), part.b_RO, 1.0) if part else None for part in parts]
+        add_grouped(y, x[:, :44].contiguous(), narrow, Terms(T, tuple(terms), CPU))
+
+
+@pytest.mark.parametrize(
+    "width, dtype, capability, can",
+    [
+        (IN, torch.bfloat16, (9, 0), True), (44, torch.bfloat16, (9, 0), False), (IN, torch.float16, (9, 0), False),
+        (IN, torch.bfloat16, (7, 5), False),
+    ],
+)  # fmt: skip
+def test_a_gpu_is_given_grouped_products_it_can_do(
+    width: int, dtype: torch.dtype, capability: tuple[int, int], can: bool
+) -> None:
+    assert op.can_group(torch.zeros(3, width), torch.zeros(3, OUT), dtype, capability) is can
+    assert op.can_group(torch.zeros(3, OUT), torch.zeros(3, width), dtype, capability) is can
 
 
 @pytest.mark.parametrize("product", [dense, by_segment])

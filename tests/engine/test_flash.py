@@ -5,16 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from engine import attention
-from engine.batch import in_batch_order, pack
-from engine.flash import BLOCK, Flash, find
-from engine.kv_cache import KVCache
+from engine.flash import Flash, find
 from engine.recording import NotRecordable
-from engine.scheduler import Chunk
-from loader.plan import KVLayer
-from tests.support.sequences import sequence
+from tests.support.paged_world import World
 from tests.support.varlen import PlainVarlen
 
 CPU = torch.device("cpu")
@@ -74,38 +69,6 @@ def test_flash_attention_only_where_its_kernel_reads_the_blocks(
     width: int, block: int, dtype: torch.dtype, takes: bool
 ) -> None:
     assert Flash(PlainVarlen()).takes(torch.zeros(3, 4, width, dtype=dtype), block) is takes
-
-
-class World:
-    """A mixed batch over blocks of 256, as a model hands it to attention; a cache of its own for every answer."""
-
-    def __init__(self, counts: list[tuple[int, int]]) -> None:
-        torch.manual_seed(4)
-        blocks = iter(torch.randperm(8).tolist())
-        chunks = []
-        for number, (past, count) in enumerate(counts):
-            own = [next(blocks) for _ in range(-(-(past + count) // BLOCK))]
-            chunks.append(Chunk(sequence(str(number), prompt=range(past + count), blocks=own), past, count))
-        self.chunks = in_batch_order(chunks)
-        self.past = torch.randn(2, 8, BLOCK, 2, 16).to(HALF)
-        total = sum(chunk.count for chunk in chunks)
-        self.query, self.key, self.value = (
-            torch.randn(1, total, heads, 16).to(HALF).transpose(1, 2) for heads in (4, 2, 2)
-        )
-
-    def attend(
-        self, flash: Flash | None, window: int | None, recorded: bool = False, softcap: float | None = None
-    ) -> Tensor:
-        cache = KVCache([KVLayer(2, 16)], 8, BLOCK, HALF, CPU)
-        for held, given in zip(cache.blocks(0), self.past, strict=True):
-            held.copy_(given)
-        layer = nn.Module()
-        layer.layer_idx = 0  # type: ignore[assignment]
-        batch = pack(self.chunks, cache, CPU, None, flash)
-        batch.recorded = recorded
-        new = self.query, self.key, self.value
-        out, _ = attention.paged_attention(layer, *new, None, 0.25, batch, window, softcap)
-        return out.float()
 
 
 @pytest.mark.parametrize("window", [None, 7])

@@ -1,8 +1,6 @@
 """Decode steps replayed from a recording say what steps computed one by one say, whoever comes and goes."""
 
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +8,15 @@ import pytest
 
 from adapters.manifest import AdapterId
 from engine.flash import Flash
-from engine.graphs import RecordedDecoding
 from engine.recording import NotRecordable, Replay
 from engine.runner import ModelRunner
 from engine.sequence import SamplingParams
-from tests.support.adapters import ATTENTION, KINDS, MLP, Tensors, write_adapter
+from tests.support.adapters import MLP, Tensors, write_adapter
 from tests.support.models import tiny_model_dir
 from tests.support.recorder import Again
-from tests.support.serving import Answer, House
+from tests.support.scenario import add, alike, decoding, serve, wishes
+from tests.support.serving import House
 from tests.support.varlen import PlainVarlen
-
-TARGETS = (ATTENTION, ("q_proj", "v_proj"), MLP, (*ATTENTION, *MLP))
-RANKS = (1, 2, 4, 5, 8, 16, 24)
 
 
 @pytest.fixture(scope="module")
@@ -48,79 +43,6 @@ def eager(model_dir: Path, tmp_path: Path) -> Iterator[House]:
     made.close()
 
 
-@dataclass(frozen=True)
-class Wish:
-    """One request of a scenario: submitted before step `at`."""
-
-    at: int
-    prompt: tuple[int, ...]
-    params: SamplingParams
-    adapter: int | None
-
-
-def wishes(seed: int, adapters: int, count: int = 24) -> list[Wish]:
-    chance = random.Random(seed)
-    return [
-        Wish(
-            at=chance.randrange(40),
-            prompt=tuple(chance.randrange(256) for _ in range(chance.choice((1, 3, 9, 20)))),
-            params=SamplingParams(
-                temperature=0, max_tokens=chance.randrange(1, 20), ignore_eos=True, logprobs=0,
-                prompt_logprobs=chance.choice((None, None, 0)),
-            ),
-            adapter=chance.choice((None, *range(adapters))),
-        )
-        for _ in range(count)
-    ]  # fmt: skip
-
-
-def add(house: House, root: Path, count: int) -> list[AdapterId]:
-    """Adapters of every kind, of many ranks, on many linears."""
-    return [
-        house.add(
-            write_adapter(
-                root / str(number),
-                house.base.shape,
-                kind=KINDS[number % len(KINDS)],
-                rank=RANKS[number % len(RANKS)],
-                ranks={"q_proj": 3} if number % 3 == 0 else None,
-                targets=TARGETS[number % len(TARGETS)],
-                seed=number,
-                scale=0.2,
-            )
-        )
-        for number in range(count)
-    ]
-
-
-def serve(house: House, scenario: Sequence[Wish], ids: Sequence[AdapterId]) -> Mapping[int, Answer]:
-    names: dict[str, int] = {}
-    outputs: dict[str, list[object]] = {}
-    step = 0
-    while house.engine.scheduler.has_work or step <= max(wish.at for wish in scenario):
-        for number, wish in enumerate(scenario):
-            if wish.at == step:
-                names[house.submit(wish.prompt, wish.params, None if wish.adapter is None else ids[wish.adapter])] = (
-                    number
-                )
-        for request, output in house.step():
-            outputs.setdefault(request, []).append(output)
-        step += 1
-    return {names[request]: Answer.of(every) for request, every in outputs.items()}  # type: ignore[arg-type]
-
-
-def decoding(house: House) -> RecordedDecoding:
-    runner = house.engine._runner
-    assert isinstance(runner, ModelRunner) and runner._recorded is not None
-    return runner._recorded
-
-
-def alike(one: Answer, other: Answer) -> bool:
-    """The same tokens, about as likely."""
-    pairs = zip(one.logprobs, other.logprobs, strict=True)
-    return one.tokens == other.tokens and all(abs(a.logprob - b.logprob) < 1e-3 for a, b in pairs)
-
-
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("device_bytes", [64 << 20, 2_600_000])
 def test_any_mix_is_replayed_and_says_what_eager_steps_say(
@@ -139,6 +61,17 @@ def test_any_mix_is_replayed_and_says_what_eager_steps_say(
     assert recorder.recorded == len(decoding(replayed)._recordings) < 25, "a mix is data, not a recording"
     eager.close()
     replayed.close()
+
+
+@pytest.mark.parametrize("arch", ["qwen2", "gemma2", "gemma3"])
+def test_windows_biases_and_caps_are_replayed_too(arch: str, tmp_path: Path) -> None:
+    model, scenario, answers = tiny_model_dir(arch, tmp_path), wishes(4, 4, count=6), []
+    for recorder in (Again(), None):
+        house = House.of(model, tmp_path / str(recorder is None), recorder=recorder)
+        answers.append(serve(house, scenario, add(house, tmp_path / f"a{len(answers)}", 4)))
+        house.close()
+        assert recorder is None or recorder.replayed > 5
+    assert [number for number in answers[1] if not alike(answers[0][number], answers[1][number])] == []
 
 
 LONG = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, logprobs=0)

@@ -1,0 +1,129 @@
+"""The stage: adapters side by side in memory of a known size, applied as the definition says."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from adapters.bank import Bank, Loaded, Part, load
+from adapters.checkpoint import read_directory
+from adapters.manifest import AdapterId
+from adapters.stage import NO_GAIN, UNIT, Stage, Staged, unit_bytes, units_within
+from tests.support.adapters import KINDS, MLP, llama_shape, write_adapter
+
+CPU = torch.device("cpu")
+SHAPE = llama_shape()
+PATHS = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj", "lm_head")
+
+
+def weight(path: str) -> Tensor:
+    linear = SHAPE.linears[path]
+    return torch.ones(linear.out_features, linear.in_features)
+
+
+@pytest.fixture
+def bank(tmp_path: Path) -> Bank:
+    """Adapters of every kind, of ranks 1 to 9, some on the attention and some on the MLP."""
+    filled = Bank(CPU)
+    for number, kind in enumerate((*KINDS, *KINDS)):
+        targets = MLP if number % 2 else ("q_proj", "v_proj")
+        folder = write_adapter(
+            tmp_path / str(number), SHAPE, kind=kind, rank=1 + number, seed=number, targets=targets, scale=0.3
+        )
+        filled.place(load(read_directory(folder, SHAPE), torch.float32, weight))
+    return filled
+
+
+def adapters(bank: Bank) -> list[AdapterId]:
+    return list(bank._placed)
+
+
+def staged(stage: Stage, owners: Sequence[AdapterId | None]) -> Staged:
+    cast = stage.call([owner for owner in dict.fromkeys(owners) if owner is not None])
+    assert cast is not None
+    outside = torch.ones(len(owners), cast.width, dtype=torch.bool)
+    for row, owner in enumerate(owners):
+        if owner is not None:
+            outside[row, cast.ranks[owner].start : cast.ranks[owner].stop] = False
+    gains = torch.tensor([cast.gains.get(owner, NO_GAIN) if owner else NO_GAIN for owner in owners])
+    return Staged(stage, outside, gains if cast.gains else None)
+
+
+def plain(part: Part | None, x: Tensor) -> tuple[Tensor, Tensor | float]:
+    """What one row gains, and its gain."""
+    if part is None:
+        return torch.zeros((), dtype=torch.float64), 1.0
+    plus = part.low.scaling * (x.double() @ part.low.a_RI.double().T) @ part.low.b_RO.double()
+    return plus, 1.0 if part.gain is None else part.gain.double()
+
+
+def check(bank: Bank, stage: Stage, owners: Sequence[AdapterId | None]) -> None:
+    rows = staged(stage, owners)
+    for path in PATHS:
+        x = torch.randn(len(owners), SHAPE.linears[path].in_features)
+        change = rows.change(path, x)
+        assert change is not None
+        for row, owner in enumerate(owners):
+            plus, gain = plain(None if owner is None else bank.part(owner, path), x[row])
+            assert torch.allclose(change.plus_TO[row].double(), plus.expand(change.plus_TO.shape[1]), atol=1e-5)
+            got = change.gains[0][1][row].double() if change.gains else torch.ones(change.plus_TO.shape[1])
+            assert torch.allclose(got.double(), torch.as_tensor(gain).double().expand(got.shape)), (row, path)
+
+
+def test_each_row_gains_what_its_own_adapter_says(bank: Bank) -> None:
+    ids = adapters(bank)
+    stage = Stage(bank, SHAPE.linears, torch.float32, 3)
+    check(bank, stage, [ids[0], ids[3], None, ids[2], ids[2], None])
+    check(bank, stage, [ids[5], ids[0], None])
+    check(bank, stage, [ids[7], ids[6], ids[3], ids[5], ids[4]])
+    check(bank, stage, [ids[1], None])
+
+
+def test_what_leaves_the_bank_and_returns_is_still_on_stage(bank: Bank) -> None:
+    ids = adapters(bank)
+    stage = Stage(bank, SHAPE.linears, torch.float32, 1)
+    check(bank, stage, [ids[1], ids[2]])
+    loaded: Loaded = bank.get(ids[1])
+    bank.drop(ids[1])
+    check(bank, stage, [ids[2]])
+    bank.place(loaded)
+    check(bank, stage, [ids[1], ids[2]])
+
+
+def test_who_does_not_fit_is_told(bank: Bank) -> None:
+    ids = adapters(bank)
+    stage = Stage(bank, SHAPE.linears, torch.float32, 1)
+    assert stage.call(ids) is None, "36 ranks on 16 rows"
+    assert stage.call([ids[2], ids[3]]) is None, "two gains on one row"
+    check(bank, stage, [ids[2], None])
+    assert Stage(bank, SHAPE.linears, torch.float32, 0).call([ids[0]]) is None
+
+
+def test_a_copy_that_fails_leaves_nobody_on_rows_they_never_got(bank: Bank) -> None:
+    ids = adapters(bank)
+    stage = Stage(bank, SHAPE.linears, torch.float32, 1)
+    loaded = bank.get(ids[0])
+    path, part = next(iter(loaded.parts.items()))
+    spoilt = Part(type(part.low)(part.low.a_RI[:, :3], part.low.b_RO, part.low.scaling))
+    bank.place(Loaded(loaded.manifest, loaded.parts | {path: spoilt}))
+    with pytest.raises(RuntimeError):
+        stage.call([ids[0]])
+    bank.place(loaded)
+    check(bank, stage, [ids[0]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("share", [0.9, 1.0, 2.5, 40.0])
+def test_it_takes_at_most_half_of_the_budget_and_no_more_than_it_says(dtype: torch.dtype, share: float) -> None:
+    linears = SHAPE.linears.values()
+    ones = sum(4 * linear.out_features for linear in linears)
+    each = unit_bytes(linears, dtype.itemsize)
+    budget = 2 * (ones + int(share * each))
+    units = units_within(budget, linears, dtype.itemsize)
+    assert units == min(16, int(share))
+    if units:
+        stage = Stage(Bank(CPU), SHAPE.linears, dtype, units)
+        assert stage.num_bytes == ones + units * each <= budget // 2
+        assert {board.a_RI.shape[0] for board in stage.boards.values()} == {units * UNIT}
