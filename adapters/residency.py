@@ -152,7 +152,7 @@ class Residency:
     def _advance(self, draft: Draft, use: Use, stays: _Stays) -> None:
         """Bring an adapter one tier closer to whoever wants it, if the tenant's share and both tiers have room."""
         adapter, counted = use.adapter, not draft.shares.admits(use)
-        given_up = draft.shares.room_for(use, draft.sizes[adapter], stays.shares.__contains__) if counted else ()
+        given_up = _given_up(draft, use, stays) if counted else ()
         if given_up is None:  # what is in host memory already is kept for when the tenant's own requests have ended
             stays.host.add(adapter)
             return
@@ -264,6 +264,26 @@ class Residency:
 
 def _everyone(_: AdapterId) -> bool:
     return True
+
+
+def _given_up(draft: Draft, use: Use, stays: _Stays) -> tuple[AdapterId, ...] | None:
+    """What the tenant gives up of its own for `use`; None while it can give up none, but has to.
+
+    At its share, the room on the device is made of its own as well, before anybody else's.
+    """
+    adapter, tenant = use
+    given_up = draft.shares.room_for(use, draft.sizes[adapter], stays.shares.__contains__)
+    if not given_up or adapter in draft.device.held:
+        return given_up
+    more = list(given_up)
+    lacking = draft.device.used + draft.sizes[adapter] - draft.device.budget
+    lacking -= sum(draft.device.held[one] for one in given_up if _unused(draft, Use(one, tenant), stays))
+    for one in draft.shares.held(tenant or ""):
+        own = Use(one, tenant)
+        if lacking > 0 and one not in more and own not in stays.shares and _unused(draft, own, stays):
+            more.append(one)
+            lacking -= draft.device.held[one]
+    return tuple(more)
 
 
 def _unused(draft: Draft, use: Use, stays: _Stays) -> bool:

@@ -60,6 +60,8 @@ async def begin_upload(body: OrderBody, services: ServicesDep, caller: Principal
         raise TooLarge(services.limits.max_upload_bytes, _FLAG)
     services.catalog.check_names(body.name, body.alias)
     rows = None if body.eval is None else body.eval.encode()
+    if rows is not None and len(rows) > EVAL_BYTES:
+        raise TooLarge(EVAL_BYTES, None)
     order = Order(caller.tenant, body.name, body.alias, body.config.encode(), body.size, body.digest, rows)
     async with storing(body.size, services, caller) as room:
         await room.begin()

@@ -54,6 +54,18 @@ def test_at_its_share_a_tenant_gives_up_its_own_that_it_used_longest_ago() -> No
     assert plan.off_device == ("b",) and on_device(residency) == "acf", "the other's, older and idle, stays"
 
 
+def test_at_its_share_a_tenant_makes_room_of_its_own_before_anybody_elses() -> None:
+    """The next adapter is larger than the one that is given up, and the other's was used longest ago."""
+    sizes = SIZES | {AdapterId("c"): 20}
+    for adapters, leaving in ((2, ("a", "b")), (3, ("f", "a"))):  # below its share it takes room as everybody does
+        shares = Shares(tenants={"t": Share(adapters=adapters)})
+        residency = furnished(shares, use("f", "other"), use("a", "t"), use("b", "t"), device=30)
+        residency.apply(residency.plan(sizes, (), [use("c", "t")]), sizes)
+        residency.fetched(AdapterId("c"))
+        plan = residency.plan(sizes, (), [use("c", "t")])
+        assert (plan.off_device, plan.place) == (leaving, ("c",))
+
+
 def test_a_share_may_be_bytes() -> None:
     shares = Shares(Share(bytes=25))
     residency = furnished(shares, use("a", "t"), use("b", "t"))

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -24,6 +25,7 @@ QUOTAS = {
     "eager": Quota(uploads_per_minute=1),
     "late": Quota(adapters=1),
     "grown": Quota(stored_bytes=ByteSize(len(adapter_weights()) + 100)),
+    "crowd": Quota(adapters=1),
     "hasty": Quota(uploads_per_minute=2),
 }
 
@@ -129,6 +131,15 @@ def test_i85_quotas_hold_again_when_an_upload_is_finished(tenant: str, clients: 
     assert client.get("/v1/adapters/second").status_code == 404
     client.delete("/v1/adapters/first")
     assert client.put(second).status_code == 201, "the upload was left as it was"
+
+
+def test_i85_of_many_that_are_finished_at_once_one_fits(clients: dict[str, httpx.Client]) -> None:
+    client = clients["crowd"]
+    ready = [whole(client, f"name-{number}", 30 + number) for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(client.put, ready))
+    assert sorted(reply.status_code for reply in replies) == [201] + [403] * 7
+    assert len(client.get("/v1/adapters").json()["data"]) == 1
 
 
 def test_i85_finishing_has_a_rate_too(clients: dict[str, httpx.Client]) -> None:

@@ -114,6 +114,7 @@ def test_an_eval_file_that_is_wrong_is_told_before_a_byte_is_sent(http: httpx.Cl
     refused = http.post(ROUTE, json=order(adapter_weights(311), "unmeasured", eval="{}"))
     assert code(refused) == (422, "invalid_eval")
     assert code(http.post(ROUTE, json=order(b"x", eval="x" * (257 << 10)))) == (400, "validation_error")
+    assert code(http.post(ROUTE, json=order(b"x", eval="\u00e9" * (200 << 10)))) == (413, "body_too_large")
     assert http.get(ROUTE).json()["data"] == before
 
 

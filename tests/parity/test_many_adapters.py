@@ -5,6 +5,7 @@ from pathlib import Path
 
 from adapters.bank import num_bytes
 from adapters.manifest import AdapterId
+from adapters.shares import Share
 from engine.sequence import Output, SamplingParams
 from tests.support.adapters import write_adapter
 from tests.support.models import tiny_model_dir
@@ -44,6 +45,25 @@ def test_five_hundred_adapters_share_a_budget_for_eight(tmp_path: Path) -> None:
     answers = {request: Answer.of(every) for request, every in outputs.items()}
     assert {adapter: answers[request].tokens for request, adapter in requests.items()} == alone
     assert base_gained == list(range(base_gained[0], base_gained[0] + 40)), "it gains a token in every step it is in"
+
+
+def test_a_share_of_the_device_changes_no_answer(tmp_path: Path) -> None:
+    """Twenty adapters of a tenant that may have two at once, on a real engine that has room for all."""
+    model = tiny_model_dir("llama", tmp_path)
+    house = House.of(model, tmp_path / "store", max_sequences=16, share=Share(adapters=2))
+    ids = [house.add(write_adapter(tmp_path / str(n), house.base.shape, rank=2, seed=n, scale=0.5)) for n in range(20)]
+    size = num_bytes(house.store.open(ids[0]).manifest, itemsize=4)
+    alone = {adapter: _alone(house, adapter) for adapter in ids}
+    requests = {house.submit(PROMPT, PARAMS, adapter): adapter for adapter in ids * 2}
+    tokens: dict[str, list[int]] = {request: [] for request in requests}
+    while house.engine.scheduler.has_work:
+        for request, output in house.step():
+            tokens[request] += output.token_ids
+        assert house.bank_bytes <= 2 * size
+    house.close()
+    assert {request: tuple(each) for request, each in tokens.items()} == {
+        request: alone[adapter] for request, adapter in requests.items()
+    }
 
 
 def _alone(house: House, adapter: AdapterId) -> tuple[int, ...]:
