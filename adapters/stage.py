@@ -49,7 +49,7 @@ class Stage:
     """`units` times UNIT rank rows and as many gain rows. What is on it is finite, as the bank's tensors are."""
 
     def __init__(self, bank: Bank, linears: Mapping[str, LinearShape], dtype: torch.dtype, units: int) -> None:
-        rows = units * UNIT
+        rows, gain_rows = units * UNIT, units + 1 if units else 0
         self._bank = bank
         self._ranks, self._gains = Seating(rows), Seating(units)
         self._scaling_LR = torch.zeros(len(linears), rows, device=bank.device)
@@ -58,7 +58,7 @@ class Stage:
                 torch.zeros(rows, linear.in_features, dtype=dtype, device=bank.device),
                 torch.zeros(rows, linear.out_features, dtype=dtype, device=bank.device),
                 self._scaling_LR[number],
-                torch.ones(units + 1, linear.out_features, device=bank.device),
+                torch.ones(gain_rows, linear.out_features, device=bank.device),
             )
             for number, (path, linear) in enumerate(linears.items())
         }

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from adapters.manifest import AdapterId
+from engine.build import cuda_graphs
 from engine.flash import Flash
 from engine.recording import NotRecordable, Replay
 from engine.runner import ModelRunner
@@ -65,13 +66,27 @@ def test_any_mix_is_replayed_and_says_what_eager_steps_say(
 
 @pytest.mark.parametrize("arch", ["qwen2", "gemma2", "gemma3"])
 def test_windows_biases_and_caps_are_replayed_too(arch: str, tmp_path: Path) -> None:
-    model, scenario, answers = tiny_model_dir(arch, tmp_path), wishes(4, 4, count=6), []
+    model, scenario = tiny_model_dir(arch, tmp_path), wishes(4, 4, count=6)
+    answers: list[Mapping[int, Answer]] = []
     for recorder in (Again(), None):
         house = House.of(model, tmp_path / str(recorder is None), recorder=recorder)
         answers.append(serve(house, scenario, add(house, tmp_path / f"a{len(answers)}", 4)))
         house.close()
         assert recorder is None or recorder.replayed > 5
     assert [number for number in answers[1] if not alike(answers[0][number], answers[1][number])] == []
+
+
+def test_the_stage_is_paid_for_out_of_the_adapters_budget(model_dir: Path, tmp_path: Path) -> None:
+    for budget in (64 << 20, 2_600_000, 1000):
+        house = House.of(model_dir, tmp_path / str(budget), device_bytes=budget, recorder=Again())
+        stage = decoding(house)._stage.num_bytes
+        assert house.engine.tiers.residency.device_budget + stage == budget
+        assert (stage > 0) == (budget > 1000) and stage <= budget // 2
+        house.close()
+
+
+def test_a_cpu_has_no_graphs(eager: House) -> None:
+    assert cuda_graphs(eager.base) is None
 
 
 LONG = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, logprobs=0)
