@@ -1,6 +1,6 @@
 """Decode steps replayed from a recording say what steps computed one by one say, whoever comes and goes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from tests.support.adapters import MLP, Tensors, write_adapter
 from tests.support.models import tiny_model_dir
 from tests.support.recorder import Again
 from tests.support.scenario import add, alike, decoding, serve, wishes
-from tests.support.serving import House
+from tests.support.serving import Answer, House
 from tests.support.varlen import PlainVarlen
 
 
