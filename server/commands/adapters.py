@@ -1,4 +1,4 @@
-"""`rootstock adapters`: push, ls, show, rm, alias, canary, eval, promote, rollback, share, pin, merge, and their ends.
+"""`rootstock adapters`: push, ls, show, cp, rm, alias, canary, eval, promote, rollback, share, pin, merge, and back.
 
 Owns those commands. All of them are HTTP calls; nothing here touches the disk of the server.
 """
@@ -56,6 +56,24 @@ def show(name: AdapterName, url: Url = LOCAL, key: ApiKey = None, as_json: Json 
 
     cards = Server(url, key).call("GET", f"/v1/adapters/{_segment(name)}/versions")["data"]
     print_json(cards) if as_json else print_cards(cards)
+
+
+@app.command()
+def cp(
+    source: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="One of yours; its newest without @VERSION.")],
+    name: Annotated[str, typer.Argument(metavar="NEW", help="The name that gets a version of it.")],
+    alias: Annotated[str | None, typer.Option("--alias", help="A word to point at this version, as `prod`.")] = None,
+    url: Url = LOCAL,
+    key: ApiKey = None,
+    as_json: Json = False,
+) -> None:
+    """Add a version under another name. Nothing is sent, and nothing is stored twice."""
+    from server.commands.http import Server
+
+    path = f"/v1/adapters/{_segment(name)}/versions"
+    card, created = Server(url, key).make("POST", path, {"source": source, "alias": alias})
+    told = f"{card['name']}@{card['version']} {'added' if created else 'already there'}"
+    print_json(card) if as_json else typer.echo(told)
 
 
 @app.command()

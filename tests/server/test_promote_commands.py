@@ -74,6 +74,22 @@ def test_what_is_wrong_is_told_without_a_traceback(made: Made) -> None:
         assert "Traceback" not in done.stderr
 
 
+def test_a_version_is_given_another_name(made: Made) -> None:
+    live, key, _ = made
+    assert said("adapters", "cp", "q@2", "renamed", "--alias", "prod", made=(live, key)).strip() == "renamed@1 added"
+    assert "already there" in said("adapters", "cp", "q@2", "renamed", made=(live, key))
+    with live.client(authorization=f"Bearer {key}") as client:
+        copied, source = (client.get(f"/v1/adapters/{name}").json() for name in ("renamed@prod", "q@2"))
+        assert copied["id"] == source["id"]
+        found = client.get("/v1/adapters", params={"id": source["id"]}).json()["data"]
+        assert [(card["name"], card["version"]) for card in found] == [("q", 2), ("renamed", 1)]
+        assert client.get("/v1/adapters", params={"id": "../x"}).status_code == 400
+        seen = client.post("/v1/adapters/renamed/versions", json={"source": "q@1"}, headers={"if-none-match": "*"})
+        assert (seen.status_code, seen.json()["error"]["code"]) == (412, "precondition_failed")
+    refused = rootstock("adapters", "cp", "nobody", "renamed", url=live.url, key=key)
+    assert refused.returncode == 1 and "no such adapter" in refused.stderr
+
+
 def test_push_takes_a_folders_eval_file_along(made: Made) -> None:
     live, key, folder = made
     source = write_adapter(folder / "along", 7)
