@@ -38,6 +38,10 @@ class Api(Protocol):
         """Which tokens they are; none where the dialect does not tell."""
         ...
 
+    def total(self, event: Mapping[str, Any]) -> int | None:
+        """How many tokens the whole answer has, where this event tells it."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class OpenAI:
@@ -57,6 +61,9 @@ class OpenAI:
     def ids(self, event: Mapping[str, Any]) -> Sequence[int]:
         return ()
 
+    def total(self, event: Mapping[str, Any]) -> int | None:
+        return _usage(event)
+
 
 @dataclass(frozen=True, slots=True)
 class Vllm:
@@ -74,6 +81,9 @@ class Vllm:
 
     def ids(self, event: Mapping[str, Any]) -> Sequence[int]:
         return [id for choice in event["choices"] for id in choice.get("token_ids") or ()]
+
+    def total(self, event: Mapping[str, Any]) -> int | None:
+        return _usage(event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +116,15 @@ class LlamaCpp:
 
     def ids(self, event: Mapping[str, Any]) -> Sequence[int]:
         return () if event.get("stop") else event.get("tokens") or ()
+
+    def total(self, event: Mapping[str, Any]) -> int | None:
+        """A token that ends within a character is in no event, so the last one's count is the answer's length."""
+        return event.get("tokens_predicted") if event.get("stop") else None
+
+
+def _usage(event: Mapping[str, Any]) -> int | None:
+    usage = event.get("usage")
+    return usage["completion_tokens"] if usage else None
 
 
 class Dialect(StrEnum):

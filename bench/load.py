@@ -117,17 +117,19 @@ async def complete(client: httpx.AsyncClient, ask: Ask, api: Api) -> Trace:
     started = time.perf_counter()
     arrivals: list[tuple[float, int]] = []
     ids: list[int] = []
-    usage: dict[str, int] = {}
+    total: int | None = None
     async with client.stream("POST", api.path, json=api.body(ask)) as response:
         if response.status_code != httpx.codes.OK:
             detail = (await response.aread()).decode(errors="replace")
             raise BenchError(f"{ask.model} answered {response.status_code}: {detail}")
         async for event in _events(response):
-            usage = event.get("usage") or usage
+            total = api.total(event) or total
             if count := api.tokens(event):
                 arrivals.append((time.perf_counter() - started, count))
                 ids += api.ids(event)
-    tokens = usage.get("completion_tokens", sum(count for _, count in arrivals))
+    if total and not arrivals:  # all of them ended within a character, and were told with the end
+        arrivals.append((time.perf_counter() - started, total))
+    tokens = total or sum(count for _, count in arrivals)
     if not arrivals or (api.exact and tokens != ask.output_tokens):
         raise BenchError(f"{ask.model} sent {tokens} tokens where {ask.output_tokens} were asked for.")
     gaps = tuple((now - before) / count for (before, _), (now, count) in pairwise(arrivals) for _ in range(count))

@@ -65,8 +65,8 @@ def _answers(target: Target, model: str, vocab: int) -> Answers:
     generator = random.Random(SEED)
     asks = [Ask(model, random_prompt(generator, vocab, PROMPT_TOKENS), OUTPUT_TOKENS) for _ in range(PROMPTS)]
     answers = [trace.ids for trace in target.run(asks, Closed(1), seed=SEED).traces]
-    if told := [len(ids) for ids in answers if len(ids) != OUTPUT_TOKENS]:
-        raise BenchError(f"{target.name} told {told[0]} of {OUTPUT_TOKENS} tokens that it made.")
+    if not any(answers):
+        raise BenchError(f"{target.name} does not tell which tokens it made, so nobody knows whether adapters act.")
     return answers
 
 

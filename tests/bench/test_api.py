@@ -26,3 +26,5 @@ def test_llama_cpp_names_every_adapter_in_every_request() -> None:
     assert api.body(ASK)["cache_prompt"] is False
     assert api.tokens({"tokens": [4], "stop": False}) == 1
     assert api.tokens({"tokens": [4, 5], "stop": True}) == 0, "the last event repeats what came"
+    assert api.total({"tokens": [4], "tokens_predicted": 1, "stop": False}) is None
+    assert api.total({"tokens": [], "tokens_predicted": 3, "stop": True}) == 3, "some tokens were in no event"

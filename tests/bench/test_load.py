@@ -1,6 +1,8 @@
 """The load client: what it sends, what it counts, and that it refuses to time a wrong answer."""
 
 import asyncio
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -64,3 +66,15 @@ def test_a_plain_server_may_end_early_and_its_usage_counts() -> None:
     assert run.tokens == 6
     assert len(run.traces[0].gaps_s) == 2, "three chunks"
     assert "ignore_eos" not in fake.requests[0]
+
+
+def test_tokens_that_no_event_brings_count_at_the_end() -> None:
+    """llama.cpp holds a token back that ends within a character."""
+
+    class Withheld(OpenAI):
+        def tokens(self, event: Mapping[str, Any]) -> int:
+            return 0
+
+    with running(FakeServer([BASE])) as url:
+        run = asyncio.run(closed_loop(url, asks(["base"], SHAPE, seed=0), concurrency=1, api=Withheld(exact=True)))
+    assert run.tokens == 7 and not run.traces[0].gaps_s
