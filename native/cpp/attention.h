@@ -4,10 +4,11 @@
 
 #include "multiply.h"
 
-constexpr Int KEYS = 48;   // keys widened together
+constexpr Int KEYS = 48;   // keys taken together
 constexpr Int AHEAD = 16;  // positions by which slots, which lie anywhere, are asked for before they are read
 constexpr Int LINE = 32;   // numbers in a cache line
-constexpr Int LINES = 32;  // at most so many query rows share them: the query heads of a KV head, times positions
+constexpr Int LINES = 32;  // at most so many query rows share a tile: the query heads of a KV head, times positions
+constexpr Int FEW = 4;     // up to so many, keys and values are widened in registers
 
 struct Batch {
     Int tokens;
@@ -34,29 +35,41 @@ struct Cache {
 };
 
 struct AttentionTask {
-    Int span, kv_head, first, count;  // `count` of the span's rows from its `first`
+    Int span, head, heads;  // `heads` key/value heads from `head`
+    Int first, count;       // `count` of the span's rows from its `first`
 };
 
 // What one thread needs for a task; kept between calls.
 struct AttentionScratch {
-    Buffer<float> q, k, v, p, out;
+    Buffer<float> q, k, v, p, out, maxima, weights;
     Buffer<Vec> sums;
 
-    void fit(Int width) {
-        q.fit(LINES * width), k.fit(KEYS * width), v.fit(KEYS * width), out.fit(LINES * width);
-        p.fit(LINES * KEYS), sums.fit(LINES * KEYS);
+    void fit(Int lines, Int heads, Int width) {
+        q.fit(heads * lines * width), out.fit(heads * lines * width);
+        k.fit(KEYS * width), v.fit(KEYS * width), p.fit(lines * KEYS), sums.fit(lines * KEYS);
+        maxima.fit(heads * lines), weights.fit(heads * lines);
     }
 };
 
+// One head's keys or values of a tile, where they lie in the cache, as a source too.
+struct Scattered {
+    static constexpr int ROWS = FEW;
+    const BFloat16* data;
+    const Int* at;  // of each key
+
+    using Some = Floats::Some;
+    Some some(Int n, Int k, int) const { return {load(data + at[n] + k)}; }
+};
+
 // out[m] += p[m] . v over the tile's keys, for M lines and N vectors of the width, from d.
-template <int M, int N>
-inline void add_values(const float* p, const float* v, Int keys, Int width, Int d, float* out) {
+template <int M, int N, class Values>
+inline void add_values(const float* p, const Values& v, Int keys, Int width, Int d, float* out) {
     Vec acc[M][N];
     for (int m = 0; m < M; ++m)
         for (int n = 0; n < N; ++n) acc[m][n] = load(out + m * width + d + n * LANES);
     for (Int j = 0; j < keys; ++j) {
         Vec value[N];
-        for (int n = 0; n < N; ++n) value[n] = load(v + j * width + d + n * LANES);
+        for (int n = 0; n < N; ++n) value[n] = v.some(j, d + n * LANES, 0).template vector<0>();
         for (int m = 0; m < M; ++m)
             for (int n = 0; n < N; ++n) acc[m][n] += p[m * KEYS + j] * value[n];
     }
@@ -64,45 +77,53 @@ inline void add_values(const float* p, const float* v, Int keys, Int width, Int 
         for (int n = 0; n < N; ++n) store(out + m * width + d + n * LANES, acc[m][n]);
 }
 
-template <int M>
-inline void add_values(const float* p, const float* v, Int keys, Int width, float* out) {
+template <int M, class Values>
+inline void add_values(const float* p, const Values& v, Int keys, Int width, float* out) {
     Int d = 0;
-    for (; d + 2 * LANES <= width; d += 2 * LANES) add_values<M, 2>(p, v, keys, width, d, out);
-    if (d < width) add_values<M, 1>(p, v, keys, width, d, out);
+    for (; d + 4 * LANES <= width; d += 4 * LANES) add_values<M, 4>(p, v, keys, width, d, out);
+    for (; d < width; d += LANES) add_values<M, 1>(p, v, keys, width, d, out);
 }
 
-// One tile of keys, positions [from, from + keys): rows' maxima, sums and outputs move on.
-inline void take_tile(AttentionScratch& s, Int lines, Int groups, Int keys, Int width, Int from, Int first_position, Int window,
-               float* maxima, float* weights) {
+// The scores of one line become weights; its maximum, its sum and its output move on.
+inline void weigh(const Vec* sums, Int seen_from, Int seen_to, Int width, float* p, float& maximum, float& weight, float* out) {
+    for (Int j = 0; j < KEYS; j += LANES) store(p + j, totals(sums + j));
+    if (seen_from > 0) std::fill(p, p + seen_from, -INFINITY);
+    if (seen_to < KEYS) std::fill(p + seen_to, p + KEYS, -INFINITY);
+    Vec highest = Vec{} + maximum;
+    for (Int j = 0; j < KEYS; j += LANES) highest = load(p + j) > highest ? load(p + j) : highest;
+    const float most = largest(highest);
+    Vec sum{};
+    for (Int j = 0; j < KEYS; j += LANES) {
+        const Vec e = exp_of(load(p + j) - most);
+        store(p + j, e);
+        sum += e;
+    }
+    const float faded = exp_of(Vec{} + (maximum - most))[0];
+    maximum = most;
+    weight = weight * faded + total(sum);
+    for (Int d = 0; d < width; d += LANES) store(out + d, load(out + d) * faded);
+}
+
+// One head's tile of keys, positions [from, from + keys), for lines whose first is at `position`.
+template <class Source>
+inline void take_tile(AttentionScratch& s, Int head, Int lines, Int groups, const Source& k, const Source& v, Int keys, Int width,
+                      Int from, Int position, Int window) {
+    float *q = s.q.data() + head * lines * width, *out = s.out.data() + head * lines * width;
     std::fill(s.sums.data(), s.sums.data() + lines * KEYS, Vec{});
-    multiply(s.q.data(), width, lines, Floats{s.k.data(), width}, keys, 0, width, s.sums.data(), KEYS);
+    multiply(q, lines * LANES, lines, k, keys, 0, width, s.sums.data(), KEYS);
     for (Int line = 0; line < lines; ++line) {
-        const Int position = first_position + line / groups;
-        const Int seen_from = window && position - window + 1 > from ? position - window + 1 - from : 0;
-        const Int seen_to = std::min(keys, position - from + 1);
+        const Int at = position + line / groups, oldest = window ? at - window + 1 : 0;
+        const Int seen_from = std::max<Int>(0, oldest - from), seen_to = std::min(keys, at - from + 1);
         float* p = s.p.data() + line * KEYS;
-        if (seen_from >= seen_to) {
+        if (seen_from >= seen_to)
             std::fill(p, p + KEYS, 0.0f);
-            continue;
-        }
-        for (Int j = 0; j < KEYS; j += LANES) store(p + j, totals(s.sums.data() + line * KEYS + j));
-        std::fill(p, p + seen_from, -INFINITY), std::fill(p + seen_to, p + KEYS, -INFINITY);
-        float most = maxima[line];
-        for (Int j = seen_from; j < seen_to; ++j) most = std::max(most, p[j]);
-        Vec sum{};
-        for (Int j = 0; j < KEYS; j += LANES) {
-            const Vec e = exp_of(load(p + j) - most);
-            store(p + j, e);
-            sum += e;
-        }
-        const float faded = std::exp(maxima[line] - most);
-        maxima[line] = most;
-        weights[line] = weights[line] * faded + total(sum);
-        for (Int d = 0; d < width; ++d) s.out[line * width + d] *= faded;
+        else
+            weigh(s.sums.data() + line * KEYS, seen_from, seen_to, width, p, s.maxima[head * lines + line],
+                  s.weights[head * lines + line], out + line * width);
     }
     Int line = 0;
     const auto add = [&](auto rows) {
-        add_values<rows>(s.p.data() + line * KEYS, s.v.data(), keys, width, s.out.data() + line * width);
+        add_values<rows>(s.p.data() + line * KEYS, v, keys, width, out + line * width);
         line += rows;
     };
     while (line + 4 <= lines) add(std::integral_constant<int, 4>());
@@ -119,48 +140,64 @@ inline void attend(const AttentionTask& task, const Batch& batch, const Rows& qu
     const Int row = batch.starts[task.span] + task.first;
     const Int position = batch.contexts[task.span] - batch.counts[task.span] + task.first;
     const Int* slots = batch.slots_NL + task.span * batch.slots_stride;
-    float maxima[LINES], weights[LINES];
-    std::fill(maxima, maxima + lines, -INFINITY), std::fill(weights, weights + lines, 0.0f);
-    std::fill(s.out.data(), s.out.data() + lines * width, 0.0f);
-    for (Int line = 0; line < lines; ++line) {
-        const BFloat16* from =
-            query.data + (row + line / groups) * query.token + (task.kv_head * groups + line % groups) * query.head;
-        for (Int d = 0; d < width; ++d) s.q[line * width + d] = from[d] * layer.scaling;
-    }
-    const Int stop = position + task.count;
+    s.fit(lines, task.heads, width);
+    std::fill(s.maxima.data(), s.maxima.data() + task.heads * lines, -INFINITY);
+    std::fill(s.weights.data(), s.weights.data() + task.heads * lines, 0.0f);
+    std::fill(s.out.data(), s.out.data() + task.heads * lines * width, 0.0f);
+    // One head's lines lie as `multiply` reads them.
+    const auto line_of = [&](Int head, Int line) { return (task.head + head) * groups + line % groups; };
+    for (Int head = 0; head < task.heads; ++head)
+        for (Int line = 0; line < lines; ++line) {
+            const BFloat16* from = query.data + (row + line / groups) * query.token + line_of(head, line) * query.head;
+            float* to = s.q.data() + head * lines * width + line * LANES;
+            for (Int d = 0; d < width; d += LANES) store(to + d * lines, load(from + d) * layer.scaling);
+        }
+    const Int stop = position + task.count, size = layer.kv_heads * width, wanted = task.heads * width;
     // Tiles begin at multiples of their size, so that a row's sums do not depend on where its chunk began.
     Int from = layer.window ? std::max<Int>(0, position - layer.window + 1) / KEYS * KEYS : 0;
     for (; from < stop; from += KEYS) {
         const Int keys = std::min(KEYS, stop - from);
-        for (Int j = 0; j < keys; ++j) {
-            if (from + j + AHEAD < stop) {
-                const Int later = (slots[from + j + AHEAD] * layer.kv_heads + task.kv_head) * width;
-                for (Int d = 0; d < width; d += LINE) {
-                    __builtin_prefetch(layer.keys + later + d);
-                    __builtin_prefetch(layer.values + later + d);
+        Int at[KEYS];
+        for (Int j = 0; j < keys; ++j) at[j] = slots[from + j] * size + task.head * width;
+        for (Int head = 0; head < task.heads; ++head) {
+            const BFloat16 *k = layer.keys + head * width, *v = layer.values + head * width;
+            if (head == 0)
+                for (Int j = AHEAD; j < std::min(keys + AHEAD, stop - from); ++j) {
+                    const Int later = slots[from + j] * size + task.head * width;
+                    for (Int d = 0; d < wanted; d += LINE)
+                        __builtin_prefetch(layer.keys + later + d), __builtin_prefetch(layer.values + later + d);
                 }
+            if (lines <= FEW) {
+                take_tile(s, head, lines, groups, Scattered{k, at}, Scattered{v, at}, keys, width, from, position, layer.window);
+                continue;
             }
-            const Int at = (slots[from + j] * layer.kv_heads + task.kv_head) * width;
-            for (Int d = 0; d < width; d += LANES) {
-                store(s.k.data() + j * width + d, load(layer.keys + at + d));
-                store(s.v.data() + j * width + d, load(layer.values + at + d));
-            }
+            for (Int j = 0; j < keys; ++j)
+                for (Int d = 0; d < width; d += LANES) {
+                    store(s.k.data() + j * width + d, load(k + at[j] + d));
+                    store(s.v.data() + j * width + d, load(v + at[j] + d));
+                }
+            take_tile(s, head, lines, groups, Floats{s.k.data(), width}, Floats{s.v.data(), width}, keys, width, from, position,
+                      layer.window);
         }
-        take_tile(s, lines, groups, keys, width, from, position, layer.window, maxima, weights);
     }
-    for (Int line = 0; line < lines; ++line) {
-        BFloat16* to = out + ((row + line / groups) * layer.heads + task.kv_head * groups + line % groups) * width;
-        for (Int d = 0; d < width; ++d) to[d] = BFloat16::of(s.out[line * width + d] / weights[line]);
-    }
+    for (Int head = 0; head < task.heads; ++head)
+        for (Int line = 0; line < lines; ++line) {
+            BFloat16* to = out + ((row + line / groups) * layer.heads + line_of(head, line)) * width;
+            const float* sums = s.out.data() + (head * lines + line) * width;
+            for (Int d = 0; d < width; d += LANES) store(to + d, load(sums + d) / s.weights[head * lines + line]);
+        }
 }
 
-// One task for each sequence, key/value head, and so many of its rows as share a reading of the keys.
-inline void append_tasks(const Batch& batch, const Cache& cache, std::vector<AttentionTask>& tasks) {
+// One task for each sequence and so many of its rows as share a reading of the keys. A single row takes several heads,
+// whose keys lie side by side in memory, as long as every thread has something to do.
+inline void append_tasks(const Batch& batch, const Cache& cache, Int threads, std::vector<AttentionTask>& tasks) {
     const Int positions = std::max<Int>(1, LINES / (cache.heads / cache.kv_heads));
     for (Int span = 0; span < batch.spans; ++span)
-        for (Int first = 0; first < batch.counts[span]; first += positions)
-            for (Int head = 0; head < cache.kv_heads; ++head)
-                tasks.push_back({span, head, first, std::min(positions, batch.counts[span] - first)});
+        for (Int first = 0; first < batch.counts[span]; first += positions) {
+            const Int count = std::min(positions, batch.counts[span] - first);
+            const Int heads = count == 1 && batch.spans >= 2 * threads ? cache.kv_heads : 1;
+            for (Int head = 0; head < cache.kv_heads; head += heads) tasks.push_back({span, head, heads, first, count});
+        }
 }
 
 // Writes a token's keys and values to its slot.

@@ -10,6 +10,10 @@
 #include <type_traits>
 #include <vector>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
 #elif defined(__AVX__)
@@ -55,7 +59,11 @@ inline Vec load(const float* from) {
 inline Vec load(const BFloat16* from) {
     HalfVec half;
     memcpy(&half, from, sizeof half);
-    BitVec wide = __builtin_convertvector(half, BitVec) << 16;
+#if defined(__AVX512F__)  // whose conversions compilers take apart into halves
+    const BitVec wide = BitVec(_mm512_slli_epi32(_mm512_cvtepu16_epi32(__m256i(half)), 16));
+#else
+    const BitVec wide = __builtin_convertvector(half, BitVec) << 16;
+#endif
     Vec value;
     memcpy(&value, &wide, sizeof value);
     return value;
@@ -78,7 +86,11 @@ inline Vec rounded(Vec value) {
 }
 
 inline void store(BFloat16* to, Vec value) {
+#if defined(__AVX512F__)
+    const HalfVec half = HalfVec(_mm512_cvtepi32_epi16(__m512i(rounded_bits(value) >> 16)));
+#else
     const HalfVec half = __builtin_convertvector(rounded_bits(value) >> 16, HalfVec);
+#endif
     memcpy(to, &half, sizeof half);
 }
 
@@ -87,6 +99,14 @@ inline float total(Vec value) {
     memcpy(lanes, &value, sizeof lanes);
     for (int width = LANES / 2; width; width /= 2)
         for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+    return lanes[0];
+}
+
+inline float largest(Vec value) {
+    float lanes[LANES];
+    memcpy(lanes, &value, sizeof lanes);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int lane = 0; lane < width; ++lane) lanes[lane] = std::max(lanes[lane], lanes[lane + width]);
     return lanes[0];
 }
 
@@ -106,14 +126,14 @@ inline void fold(Vec* values) {
 }
 
 // The totals of LANES vectors, each added up in the order of `total`.
-inline Vec totals(const Vec* values) {
+__attribute__((always_inline)) inline Vec totals(const Vec* values) {
     Vec work[LANES];
     for (int i = 0; i < LANES; ++i) work[i] = values[i];
     fold<LANES / 2>(work);
     return work[0];
 }
 #else
-inline Vec totals(const Vec* values) {
+__attribute__((always_inline)) inline Vec totals(const Vec* values) {
     Vec sums;
     for (int i = 0; i < LANES; ++i) sums[i] = total(values[i]);
     return sums;

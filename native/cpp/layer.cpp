@@ -30,23 +30,23 @@ struct DecoderLayer {
 
 // Activations of all rows as floats in pairs, and what the adapters made of them at up to three linears.
 struct Wide {
-    Buffer<float> x;
-    Int stride = 0;
+    Buffer<float> room;
+    Activations x{};
     Buffer<float> h[3];
     Int h_stride[3] = {};
     std::vector<Shrink> shrinks;
 
     // Makes room for the input of `linears`, which share it, and lists what adapters shrink.
     void fit(Int rows, const Terms& terms, std::initializer_list<const Linear*> linears) {
-        const Linear& first = **linears.begin();
-        stride = first.stride();
-        x.fit(rows * stride);
+        const Int stride = (*linears.begin())->stride();
+        room.fit(rows * stride);
+        x = {room.data(), rows, stride};
         shrinks.clear();
         int number = 0;
         for (const Linear* linear : linears) {
             h_stride[number] = terms.widest(linear->number);
             h[number].fit(rows * h_stride[number]);
-            append_shrinks(terms, linear->number, x.data(), linear->inputs, stride, h[number].data(), h_stride[number], shrinks);
+            append_shrinks(terms, linear->number, x, linear->inputs, h[number].data(), h_stride[number], shrinks);
             ++number;
         }
     }
@@ -78,12 +78,11 @@ class Pass {
         room.v.fit(rows * layer.v.outputs), room.attended.fit(rows * layer.o.inputs);
         room.normed.fit(rows * layer.q.inputs), room.gated.fit(rows * layer.gate.outputs);
         room.tasks.clear();
-        append_tasks(batch, layer.cache, room.tasks);
+        append_tasks(batch, layer.cache, omp_get_max_threads(), room.tasks);
     }
 
     // Every thread of the team calls this once.
     void run(Own& own) {
-        own.attention.fit(layer.cache.width);
         normalise(x, layer.before_attention, room.attention);
         shrink(room.attention, own);
         project(own);
@@ -107,14 +106,14 @@ class Pass {
         for (Int row = 0; row < rows; ++row) {
             BFloat16* normed = room.normed.data() + row * width;
             rms_norm(from + row * width, norm.weight, normed, width, norm.epsilon);
-            widen_activations(normed, layer.q, wide.x.data() + row * wide.stride);
+            wide.x.put(row, normed, width);
         }
     }
 
     void widen_all(const BFloat16* from, const Linear& linear, Wide& wide) {
 #pragma omp for
         for (Int row = 0; row < rows; ++row)
-            widen_activations(from + row * linear.inputs, linear, wide.x.data() + row * wide.stride);
+            wide.x.put(row, from + row * linear.inputs, linear.inputs);
     }
 
     void shrink(Wide& wide, Own& own) {
@@ -173,7 +172,7 @@ class Pass {
             Block up(layer.up, out, outs, rows, own.scratch[1]);
             products(layer.gate, room.mlp, 0, out, outs, own.scratch[0], [&](Int row, Int count, const float* gates) {
                 float ups[GROUP * BLOCK];
-                finish(up, layer.up, room.mlp, 1, row, count, out, outs, ups);
+                finish(up, layer.up, room.mlp, 1, row, out, outs, ups);
                 for (Int m = 0; m < count; ++m) {
                     BFloat16 gate[BLOCK], other[BLOCK];
                     round_row(gates + m * BLOCK, gate, outs), round_row(ups + m * BLOCK, other, outs);
@@ -203,23 +202,23 @@ class Pass {
     void products(const Linear& linear, Wide& wide, int which, Int out, Int outs, Scratch& scratch, Emit emit) {
         Block block(linear, out, outs, rows, scratch);
         for (Int row = 0; row < rows; row += GROUP) {
-            const Int count = std::min(GROUP, rows - row);
             float sums[GROUP * BLOCK];
-            finish(block, linear, wide, which, row, count, out, outs, sums);
+            const Int count = finish(block, linear, wide, which, row, out, outs, sums);
             emit(row, count, sums);
         }
     }
 
-    void finish(Block& block, const Linear& linear, const Wide& wide, int which, Int row, Int count, Int out, Int outs,
-                float* sums) {
+    // The same for one group; returns its rows.
+    Int finish(Block& block, const Linear& linear, const Wide& wide, int which, Int row, Int out, Int outs, float* sums) {
         const Int h_stride = wide.h_stride[which];
         if (h_stride && rows <= DIRECT) prefetch_expansion(terms, linear.number, linear.outputs, out);
-        block.products(wide.x.data() + row * wide.stride, count, sums);
+        const Int count = block.products(wide.x, row, sums);
         if (h_stride)
             change_rows(terms, linear.number, wide.h[which].data(), h_stride, row, count, linear.outputs, out, outs, sums, BLOCK);
-        if (!linear.bias) return;
-        for (Int m = 0; m < count; ++m)
-            for (Int n = 0; n < outs; ++n) sums[m * BLOCK + n] += linear.bias[out + n];
+        if (linear.bias)
+            for (Int m = 0; m < count; ++m)
+                for (Int n = 0; n < outs; ++n) sums[m * BLOCK + n] += linear.bias[out + n];
+        return count;
     }
 
     static void round_row(const float* from, BFloat16* to, Int count) {

@@ -8,15 +8,16 @@ extern "C" void low_rank_bf16(const BFloat16* x, float* y, const Term* data, Int
     if (!widest) return;
     static thread_local Buffer<float> kept_x, kept_h;
     kept_x.fit(rows * stride), kept_h.fit(rows * widest);
-    float *wide = kept_x.data(), *h = kept_h.data();
+    const Activations wide{kept_x.data(), rows, stride};
+    float* h = kept_h.data();
     std::vector<Shrink> shrinks;
-    append_shrinks(terms, layer, wide, inputs, stride, h, widest, shrinks);
+    append_shrinks(terms, layer, wide, inputs, h, widest, shrinks);
     const Int outs = LANES * 16, blocks = (outputs + outs - 1) / outs;
 #pragma omp parallel
     {
         static thread_local Buffer<float> block;
 #pragma omp for
-        for (Int row = 0; row < rows; ++row) widen_pairs(x + row * inputs, wide + row * stride, inputs);
+        for (Int row = 0; row < rows; ++row) wide.put(row, x + row * inputs, inputs);
 #pragma omp for schedule(dynamic)
         for (size_t i = 0; i < shrinks.size(); ++i) shrinks[i].run(block);
 #pragma omp for schedule(dynamic)

@@ -5,7 +5,6 @@
 #include "multiply.h"
 
 constexpr Int RANKS = 16;     // rows of A that a thread takes at a time
-constexpr Int SHRUNK = 32;    // rows of x that share a reading of them
 constexpr Int EXPANDED = 48;  // outputs that are expanded at a time
 
 // One adapter at one linear layer: A [rank, inputs], B [rank, outputs], and DoRA's gain [outputs] or null. Rank 0 where
@@ -40,27 +39,27 @@ struct Terms {
     }
 };
 
-// Rows [start, stop) of one term, and a range of its ranks, at one layer.
+// Rows [start, stop) of one term, all in one group, and a range of its ranks, at one layer.
 struct Shrink {
     Int start, stop, first, last;
     const Part* part;
-    const float* x;  // of all rows, in pairs
-    Int inputs, stride;
+    const Activations* x;
+    Int inputs;
     float* h;  // of all rows
     Int h_stride;
 
-    // h[t] = s * A x[t]
+    // h[t] = s * A x[t], for the rows of one group.
     void run(Buffer<float>& block) const {
-        const Int rows = stop - start, ranks = last - first;
+        const Int rows = stop - start, ranks = last - first, step = x->step(start);
         const BFloat16* a = part->a + first * inputs;
-        Vec sums[SHRUNK * RANKS] = {};
+        Vec sums[GROUP * RANKS] = {};
         if (inputs % PAIR == 0) {
-            multiply(x + start * stride, stride, rows, Halves{a, inputs}, ranks, 0, inputs, sums, RANKS);
+            multiply(x->at(start), step, rows, Halves{a, inputs}, ranks, 0, inputs, sums, RANKS);
         } else {
             const Int wide = padded(inputs, PAIR);
             block.fit(ranks * wide);
             for (Int r = 0; r < ranks; ++r) widen_pairs(a + r * inputs, block.data() + r * wide, inputs);
-            multiply(x + start * stride, stride, rows, Floats{block.data(), wide}, ranks, 0, wide, sums, RANKS);
+            multiply(x->at(start), step, rows, Floats{block.data(), wide}, ranks, 0, wide, sums, RANKS);
         }
         for (Int t = 0; t < rows; ++t)
             for (Int r = 0; r < ranks; ++r)
@@ -69,14 +68,15 @@ struct Shrink {
 };
 
 // All that one layer's adapters shrink.
-inline void append_shrinks(const Terms& terms, Int layer, const float* x, Int inputs, Int stride, float* h, Int h_stride,
+inline void append_shrinks(const Terms& terms, Int layer, const Activations& x, Int inputs, float* h, Int h_stride,
                            std::vector<Shrink>& found) {
     for (const Term& term : terms) {
         const Part* part = term.parts + layer;
-        for (Int start = term.start; start < term.stop; start += SHRUNK)
+        for (Int start = term.start, stop; start < term.stop; start = stop) {
+            stop = std::min(start / GROUP * GROUP + GROUP, term.stop);
             for (Int first = 0; first < part->rank; first += RANKS)
-                found.push_back({start, std::min(start + SHRUNK, term.stop), first, std::min(first + RANKS, part->rank),
-                                 part, x, inputs, stride, h, h_stride});
+                found.push_back({start, stop, first, std::min(first + RANKS, part->rank), part, &x, inputs, h, h_stride});
+        }
     }
 }
 

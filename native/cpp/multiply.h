@@ -1,37 +1,48 @@
 // Sums of products, x[m] . w[n], a few rows of x and of w at a time. Where w comes from, and in what precision, is its
 // source's business. Knows nothing of models.
+//
+// Rows of x that are multiplied together lie together: the first vector of each, then the second of each, and so on. So
+// a tile reads them one after the other, from addresses that differ by constants; `step` is from one vector of a row to
+// its next, in numbers.
 #pragma once
 
 #include "common.h"
 
-// A source gives `VECTORS` vectors of one row of w, which cover `STEP` inputs, in the order of x.
+// A source gives `VECTORS` vectors of one row of w at a time, in the order of x.
 
 // Floats; in whatever order x is.
 struct Floats {
-    static constexpr Int STEP = LANES;
-    static constexpr int VECTORS = 1;
     static constexpr int ROWS = LANES == 16 ? 8 : 4;  // rows of x whose sums fit the registers beside three of w
     const float* data;
     Int stride;
 
     struct Some {
-        const float* at;
-        Vec vector(int) const { return load(at); }
+        static constexpr int VECTORS = 1;
+        Vec value;
+
+        template <int>
+        Vec vector() const {
+            return value;
+        }
     };
-    Some some(Int n, Int k, int) const { return {data + n * stride + k}; }
+
+    Some some(Int n, Int k, int) const { return {load(data + n * stride + k)}; }
 };
 
 // bf16 as it lies in memory, for an x in pairs.
 struct Halves {
-    static constexpr Int STEP = PAIR;
-    static constexpr int VECTORS = 2;
     static constexpr int ROWS = 8;
     const BFloat16* data;
     Int stride;
 
     struct Some {
+        static constexpr int VECTORS = 2;
         Pair pair;
-        Vec vector(int number) const { return number ? pair.odd : pair.even; }
+
+        template <int V>
+        Vec vector() const {
+            return V ? pair.odd : pair.even;
+        }
     };
 
     Some some(Int n, Int k, int columns) const {
@@ -50,6 +61,34 @@ inline Vec once(Vec value) {
     return value;
 }
 
+constexpr Int GROUP = 8;  // rows of activations that are multiplied together
+
+// The activations of a batch, laid out for `multiply`: in groups of GROUP rows, and the rest.
+struct Activations {
+    float* data;
+    Int rows, stride;  // numbers of one row, its zeros at the end included
+
+    Int group(Int row) const { return std::min(GROUP, rows - row / GROUP * GROUP); }
+    Int step(Int row) const { return group(row) * LANES; }
+    float* at(Int row) const { return data + row / GROUP * GROUP * stride + row % GROUP * LANES; }
+
+    // A row as floats in pairs, and zeros up to the stride.
+    void put(Int row, const BFloat16* from, Int count) const {
+        float* to = at(row);
+        const Int next = step(row);
+        Int i = 0;
+        for (; i + PAIR <= count; i += PAIR, to += 2 * next) {
+            const Pair pair = load_pair(from + i);
+            store(to, pair.even), store(to + next, pair.odd);
+        }
+        for (; i < stride; i += PAIR, to += 2 * next) {
+            float rest[PAIR] = {};
+            for (Int k = i; k < std::min(i + PAIR, count); ++k) rest[place(k - i)] = from[k];
+            store(to, load(rest)), store(to + next, load(rest + LANES));
+        }
+    }
+};
+
 // How many rows of w stand beside M rows of x in one tile: their sums fill most of the registers, and a sum that waits
 // for its last addition has others to wait beside it.
 template <class Source>
@@ -58,55 +97,61 @@ constexpr int columns_beside(int rows) {
     return rows == 1 ? 4 : rows <= 4 ? 3 : rows <= 6 ? 2 : 1;
 }
 
+// acc[m][n] += x[m] * w[n] for vectors V and on of those that a source gives at a time.
+template <int V, int M, int N, class Some>
+inline void add_vectors(const float* x, Int step, const Some (&some)[N], Vec (&acc)[M][N]) {
+    Vec b[N];
+    for (int n = 0; n < N; ++n) b[n] = some[n].template vector<V>();
+    for (int m = 0; m < M; ++m) {
+        const Vec a = once(load(x + m * LANES));
+        for (int n = 0; n < N; ++n) acc[m][n] += a * b[n];
+    }
+    if constexpr (V + 1 < Some::VECTORS) add_vectors<V + 1>(x + step, step, some, acc);
+}
+
 // sums[m][n] += x[m] . w[n] over inputs [from, to), lane by lane. The order of additions of one sum does not depend on
 // what else is in the tile, so a request's result does not depend on its neighbours.
 template <int M, int N, class Source>
-inline void tile(const float* x, Int x_stride, const Source& w, Int column, Int from, Int to, Vec* sums, Int stride) {
+inline void tile(const float* x, Int step, const Source& w, Int column, Int from, Int to, Vec* sums, Int stride) {
+    using Some = typename Source::Some;
     Vec acc[M][N];
     for (int m = 0; m < M; ++m)
         for (int n = 0; n < N; ++n) acc[m][n] = sums[m * stride + n];
-    for (Int k = from; k < to; k += Source::STEP) {
-        typename Source::Some some[N];
+    x += from / LANES * step;
+    for (Int k = from; k < to; k += Some::VECTORS * LANES, x += Some::VECTORS * step) {
+        Some some[N];
         for (int n = 0; n < N; ++n) some[n] = w.some(column + n, k, N);
-#pragma GCC unroll 8
-        for (int v = 0; v < Source::VECTORS; ++v) {
-            Vec b[N];
-            for (int n = 0; n < N; ++n) b[n] = some[n].vector(v);
-            for (int m = 0; m < M; ++m) {
-                const Vec a = once(load(x + m * x_stride + k + v * LANES));
-                for (int n = 0; n < N; ++n) acc[m][n] += a * b[n];
-            }
-        }
+        add_vectors<0>(x, step, some, acc);
     }
     for (int m = 0; m < M; ++m)
         for (int n = 0; n < N; ++n) sums[m * stride + n] = acc[m][n];
 }
 
 template <int M, class Source>
-inline void some_rows(const float* x, Int x_stride, const Source& w, Int columns, Int from, Int to, Vec* sums, Int stride) {
+inline void some_rows(const float* x, Int step, const Source& w, Int columns, Int from, Int to, Vec* sums, Int stride) {
     constexpr int N = columns_beside<Source>(M);
     Int n = 0;
-    for (; n + N <= columns; n += N) tile<M, N>(x, x_stride, w, n, from, to, sums + n, stride);
+    for (; n + N <= columns; n += N) tile<M, N>(x, step, w, n, from, to, sums + n, stride);
     if constexpr (N > 2)
-        for (; n + 2 <= columns; n += 2) tile<M, 2>(x, x_stride, w, n, from, to, sums + n, stride);
-    for (; n < columns; ++n) tile<M, 1>(x, x_stride, w, n, from, to, sums + n, stride);
+        for (; n + 2 <= columns; n += 2) tile<M, 2>(x, step, w, n, from, to, sums + n, stride);
+    for (; n < columns; ++n) tile<M, 1>(x, step, w, n, from, to, sums + n, stride);
 }
 
-// sums[m][n] += x[m] . w[n] over inputs [from, to) for all m < rows and n < columns. `to` is a multiple of the
-// source's step from `from`.
+// sums[m][n] += x[m] . w[n] over inputs [from, to) for all m < rows and n < columns. `to` lies a whole
+// number of the source's steps from `from`.
 template <class Source>
-inline void multiply(const float* x, Int x_stride, Int rows, const Source& w, Int columns, Int from, Int to, Vec* sums,
+inline void multiply(const float* x, Int step, Int rows, const Source& w, Int columns, Int from, Int to, Vec* sums,
                      Int stride) {
     constexpr int MOST = Source::ROWS;
-    for (; rows >= MOST; rows -= MOST, x += MOST * x_stride, sums += MOST * stride)
-        some_rows<MOST>(x, x_stride, w, columns, from, to, sums, stride);
+    for (; rows >= MOST; rows -= MOST, x += MOST * LANES, sums += MOST * stride)
+        some_rows<MOST>(x, step, w, columns, from, to, sums, stride);
     switch (rows) {
-        case 7: return some_rows<7>(x, x_stride, w, columns, from, to, sums, stride);
-        case 6: return some_rows<6>(x, x_stride, w, columns, from, to, sums, stride);
-        case 5: return some_rows<5>(x, x_stride, w, columns, from, to, sums, stride);
-        case 4: return some_rows<4>(x, x_stride, w, columns, from, to, sums, stride);
-        case 3: return some_rows<3>(x, x_stride, w, columns, from, to, sums, stride);
-        case 2: return some_rows<2>(x, x_stride, w, columns, from, to, sums, stride);
-        case 1: return some_rows<1>(x, x_stride, w, columns, from, to, sums, stride);
+        case 7: return some_rows<7>(x, step, w, columns, from, to, sums, stride);
+        case 6: return some_rows<6>(x, step, w, columns, from, to, sums, stride);
+        case 5: return some_rows<5>(x, step, w, columns, from, to, sums, stride);
+        case 4: return some_rows<4>(x, step, w, columns, from, to, sums, stride);
+        case 3: return some_rows<3>(x, step, w, columns, from, to, sums, stride);
+        case 2: return some_rows<2>(x, step, w, columns, from, to, sums, stride);
+        case 1: return some_rows<1>(x, step, w, columns, from, to, sums, stride);
     }
 }

@@ -25,22 +25,21 @@ extern "C" void product_bf16(const BFloat16* x, const Linear* linear, const floa
     static thread_local Buffer<float> kept;
     const Int inputs = linear->inputs, outputs = linear->outputs, stride = linear->stride();
     kept.fit(rows * stride);
-    float* wide = kept.data();
+    const Activations wide{kept.data(), rows, stride};
     const Ending ending{linear->bias, plus, gains};
 #pragma omp parallel
     {
         static thread_local Scratch scratch;
         const Int width = block_width(outputs, omp_get_num_threads()), blocks = (outputs + width - 1) / width;
 #pragma omp for
-        for (Int row = 0; row < rows; ++row) widen_activations(x + row * inputs, *linear, wide + row * stride);
+        for (Int row = 0; row < rows; ++row) wide.put(row, x + row * inputs, inputs);
 #pragma omp for schedule(dynamic)
         for (Int b = 0; b < blocks; ++b) {
             const Int out = b * width, outs = std::min(width, outputs - out);
             Block block(*linear, out, outs, rows, scratch);
             for (Int row = 0; row < rows; row += GROUP) {
-                const Int count = std::min(GROUP, rows - row);
                 float sums[GROUP * BLOCK];
-                block.products(wide + row * stride, count, sums);
+                const Int count = block.products(wide, row, sums);
                 for (Int m = 0; m < count; ++m)
                     for (Int n = 0; n < outs; ++n) {
                         const float value = ending.of(sums[m * BLOCK + n], row + m, out + n, outputs);

@@ -4,12 +4,7 @@
 
 #include "multiply.h"
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
 constexpr Int BLOCK = 48;    // outputs that a thread takes at most at a time
-constexpr Int GROUP = 8;     // rows of activations that are multiplied together
 constexpr Int DIRECT = 16;   // up to so many rows in all, weights are widened in registers, each time anew
 constexpr Int DEPTH = 640;   // inputs after which a tile's sums are put aside, so that x stays in the nearest cache
 constexpr Int SCALED = 64;   // codes that share a scale, and
@@ -26,6 +21,24 @@ struct Codes {
     float offset;
 
     float scale(Int block) const { return scale_values[scale_codes[block]] * scale_scales[block / NESTED] + offset; }
+
+    // The scales of `count` blocks from `block`.
+    void scales(Int block, Int count, float* to) const {
+        Int i = 0;
+#if defined(__AVX512F__)
+        for (; i + LANES <= count; i += LANES) {
+            if ((block + i) / NESTED != (block + i + LANES - 1) / NESTED) {
+                for (Int lane = 0; lane < LANES; ++lane) to[i + lane] = scale(block + i + lane);
+                continue;
+            }
+            uint8_t bytes __attribute__((vector_size(LANES)));
+            memcpy(&bytes, scale_codes + block + i, sizeof bytes);
+            const Vec found = Vec(_mm512_i32gather_ps(__m512i(__builtin_convertvector(bytes, IntVec)), scale_values, 4));
+            store(to + i, found * scale_scales[(block + i) / NESTED] + offset);
+        }
+#endif
+        for (; i < count; ++i) to[i] = scale(block + i);
+    }
 
     float weight(Int at) const {
         const uint8_t both = data[at / 2];
@@ -47,39 +60,39 @@ struct Linear {
 // One block of 64 codes as floats in pairs.
 #if defined(__AVX512F__)
 struct CodeBlock {
+    static constexpr int VECTORS = SCALED / LANES;
     Vec table;
-    IntVec words[2];  // in each a byte, whose lower code is found by its last four bits
+    __m512i first, second;  // a byte in each word, whose lower code is found by its last four bits
 
     CodeBlock() = default;
-    CodeBlock(const uint8_t* from, Vec values, float scale) : table(values * scale) {
-        for (int half = 0; half < 2; ++half) {
-            uint8_t bytes __attribute__((vector_size(LANES)));
-            memcpy(&bytes, from + half * LANES, sizeof bytes);
-            words[half] = __builtin_convertvector(bytes, IntVec);
-        }
+    CodeBlock(const uint8_t* from, Vec values, float scale)
+        : table(values * scale), first(words(from)), second(words(from + LANES)) {}
+
+    template <int V>
+    Vec vector() const {
+        const __m512i code = V < 2 ? first : second;
+        return Vec(_mm512_permutexvar_ps(V % 2 ? code : _mm512_srli_epi32(code, 4), __m512(table)));
     }
 
-    Vec vector(int number) const {
-        const IntVec code = words[number / 2];
-        return __builtin_shuffle(table, number % 2 ? code : code >> 4);
+  private:
+    static __m512i words(const uint8_t* from) {
+        return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
     }
 };
 
 // 4-bit rows as a source: each lane picks its value from a register.
 struct CodeRows {
-    static constexpr Int STEP = SCALED;
-    static constexpr int VECTORS = SCALED / LANES;
     static constexpr int ROWS = 8;
     const uint8_t* data;
     const float* scales;  // [columns, inputs / SCALED]
     Vec values;
-    Int inputs;
+    size_t inputs;
 
     using Some = CodeBlock;
     Some some(Int n, Int k, int columns) const {
-        const uint8_t* at = data + (n * inputs + k) / 2;
-        __builtin_prefetch(at + columns * inputs / 2);
-        return {at, values, scales[n * (inputs / SCALED) + k / SCALED]};
+        const uint8_t* at = data + inputs / 2 * n + size_t(k) / 2;
+        __builtin_prefetch(at + inputs / 2 * columns);
+        return {at, values, scales[inputs / SCALED * n + size_t(k) / SCALED]};
     }
 };
 
@@ -96,7 +109,8 @@ struct CodeTable {
 
     void widen(const uint8_t* from, float scale, float* to) const {
         const CodeBlock block(from, values, scale);
-        for (int v = 0; v < CodeRows::VECTORS; ++v) store(to + v * LANES, block.vector(v));
+        store(to, block.vector<0>()), store(to + LANES, block.vector<1>());
+        store(to + 2 * LANES, block.vector<2>()), store(to + 3 * LANES, block.vector<3>());
     }
 };
 #elif defined(__AVX2__)
@@ -164,38 +178,40 @@ class Block {
         if (!linear.halves && inputs % SCALED == 0) {
             const Int count = inputs / SCALED;
             scratch.scales.fit(outs * count);
-            for (Int i = 0; i < outs * count; ++i) scratch.scales[i] = linear.codes.scale(out * count + i);
+            linear.codes.scales(out * count, outs * count, scratch.scales.data());
         }
         if (direct) return;
         scratch.weights.fit(outs * linear.stride());
         for (Int n = 0; n < outs; ++n) widen_row(n, scratch.weights.data() + n * linear.stride());
     }
 
-    // y[m][n] = x[m] . w[n] for up to GROUP rows; y has BLOCK columns.
-    void products(const float* x, Int rows, float* y) {
+    // y[m][n] = x[m] . w[n] for a group of rows from `row`; y has BLOCK columns. Returns how many they are.
+    Int products(const Activations& x, Int row, float* y) {
+        const Int rows = x.group(row);
         Vec* sums = scratch.sums.data();
         std::fill(sums, sums + rows * BLOCK, Vec{});
-        const Int stride = linear.stride(), end = direct ? linear.inputs : stride;
+        const Int end = direct ? linear.inputs : linear.stride();
         const Int parts = (end + DEPTH - 1) / DEPTH, depth = padded((end + parts - 1) / parts, SCALED);
-        for (Int from = 0; from < end; from += depth) add(x, stride, rows, from, std::min(from + depth, end), sums);
+        for (Int from = 0; from < end; from += depth) add(x.at(row), x.step(row), rows, from, std::min(from + depth, end), sums);
         for (Int m = 0; m < rows; ++m) {
             Int n = 0;
             for (; n + LANES <= outs; n += LANES) store(y + m * BLOCK + n, totals(sums + m * BLOCK + n));
             for (; n < outs; ++n) y[m * BLOCK + n] = total(sums[m * BLOCK + n]);
         }
+        return rows;
     }
 
   private:
-    void add(const float* x, Int stride, Int rows, Int from, Int to, Vec* sums) const {
+    void add(const float* x, Int step, Int rows, Int from, Int to, Vec* sums) const {
         const Int inputs = linear.inputs;
         if (!direct) {
-            multiply(x, stride, rows, Floats{scratch.weights.data(), stride}, outs, from, to, sums, BLOCK);
+            multiply(x, step, rows, Floats{scratch.weights.data(), linear.stride()}, outs, from, to, sums, BLOCK);
         } else if (linear.halves) {
-            multiply(x, stride, rows, Halves{linear.halves + out * inputs, inputs}, outs, from, to, sums, BLOCK);
+            multiply(x, step, rows, Halves{linear.halves + out * inputs, inputs}, outs, from, to, sums, BLOCK);
         } else {
 #if defined(__AVX512F__)
-            const CodeRows rows_of{linear.codes.data + out * inputs / 2, scratch.scales.data(), load(linear.codes.values), inputs};
-            multiply(x, stride, rows, rows_of, outs, from, to, sums, BLOCK);
+            const CodeRows rows_of{linear.codes.data + out * inputs / 2, scratch.scales.data(), load(linear.codes.values), size_t(inputs)};
+            multiply(x, step, rows, rows_of, outs, from, to, sums, BLOCK);
 #endif
         }
     }
@@ -221,12 +237,6 @@ class Block {
     Scratch& scratch;
     bool direct;
 };
-
-// Activations as floats in pairs, and zeros up to the stride.
-inline void widen_activations(const BFloat16* x, const Linear& linear, float* to) {
-    std::fill(to + linear.inputs / PAIR * PAIR, to + linear.stride(), 0.0f);
-    widen_pairs(x, to, linear.inputs);
-}
 
 // Outputs that each of `threads` takes at a time: small enough that all have something to do until the end.
 inline Int block_width(Int outputs, Int threads) {
