@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from server.connections import PROBES
 from server.errors import TABLE, ApiError, ClientGone, api_error
 from server.gauges import CanaryCollector, EngineCollector, ServerCollector
 from server.middleware import RequestLog
@@ -31,6 +32,7 @@ from server.routes import (
     usage,
     vllm,
 )
+from server.turns import Paced
 from server.validation import bad_request
 from server.version import version
 
@@ -56,6 +58,7 @@ def create_app(services: Services) -> FastAPI:
     for kind, _ in TABLE:
         app.add_exception_handler(kind, _known_error)
     app.add_middleware(RequestLog, metrics=services.metrics, traces=services.traces)
+    app.add_middleware(Paced, unpaced=frozenset(path.decode() for path in PROBES))
     return app
 
 

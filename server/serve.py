@@ -6,6 +6,7 @@ Owns the order of the start and of the end. The pieces are made in `assembly.py`
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 from collections.abc import Iterator
@@ -105,6 +106,7 @@ async def _run(settings: Settings, house: House, door: socket.socket, console: C
     open_catalog(house, asyncio.get_running_loop(), settings.adapters)
     await worker.prefetch(services.whole.residents())
     await restore_pins(services)
+    _settle_memory()
     server = uvicorn.Server(_config(house, Bounds(settings.max_connections, head_s=settings.idle_timeout)))
     serving = asyncio.create_task(server.serve(sockets=[door]))
     while not server.started and not serving.done():
@@ -138,6 +140,15 @@ async def _until_stopped(serving: asyncio.Task[None], memory: ResidentMemory) ->
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
         await memory.note()
+
+
+def _settle_memory() -> None:
+    """What was made for the start stays: the garbage collector looks at none of it any more.
+
+    A full collection walks every module of torch and transformers otherwise, and nobody is answered for half a second.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _config(house: House, bounds: Bounds) -> uvicorn.Config:

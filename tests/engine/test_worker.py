@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from time import monotonic
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from adapters.errors import UnknownAdapter
 from engine.errors import AdapterTooLarge, EngineStopped, MergeRefused, QueueFull
 from engine.sequence import FinishReason, Output, Request, SamplingParams
-from engine.worker import EngineWorker, OutputStream
+from engine.worker import HEARD_AT_ONCE, EngineWorker, OutputStream
 from tests.support.engine_fakes import Bench, expected_tokens, named
 
 pytestmark = pytest.mark.anyio
@@ -192,3 +193,18 @@ async def test_the_thread_ticks_while_it_has_nothing_to_do() -> None:
     async with running(Bench()) as worker:
         await until(lambda: worker.silent_s > 0.01)
         await until(lambda: worker.silent_s < 0.01)
+
+
+async def test_the_loop_hears_a_few_outputs_at_a_time_in_their_order() -> None:
+    worker = EngineWorker(Bench().engine)
+    worker.start()
+    heard: list[int] = []
+    worker._hear([partial(heard.append, number) for number in range(3 * HEARD_AT_ONCE)])
+    worker._hear([partial(heard.append, 3 * HEARD_AT_ONCE)])
+    assert len(heard) == HEARD_AT_ONCE
+    for parts in (2, 3):
+        await asyncio.sleep(0)
+        assert len(heard) == parts * HEARD_AT_ONCE, "whoever waited for a turn of the loop had one"
+    await asyncio.sleep(0)
+    assert heard == list(range(3 * HEARD_AT_ONCE + 1))
+    await worker.stop(1)
