@@ -42,7 +42,7 @@ def told(reply: httpx.Response) -> list[int]:
 
 def delete(home: House, *names: str) -> None:
     for name in names:
-        assert home.http.delete(f"/v1/adapters/{name}").status_code == 200
+        assert home.http.delete(f"/v1/adapters/{name}").is_success
 
 
 def test_d41_no_cached_prefix_of_the_old_version_is_taken_for_the_new(home: House, tmp_path: Path) -> None:
