@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
@@ -54,8 +55,12 @@ def _compile(compiler: str, library: Path) -> None:
     partial = library.with_name(f".{library.stem}-{os.getpid()}")
     objects = [partial.with_name(f"{partial.name}-{path.stem}.o") for path in sources()]
     try:
-        for path, compiled in zip(sources(), objects, strict=True):
-            _run([compiler, *OPTIONS, *QUIET, "-c", str(path), "-o", str(compiled)])
+        commands = [
+            [compiler, *OPTIONS, *QUIET, "-c", str(path), "-o", str(compiled)]
+            for path, compiled in zip(sources(), objects, strict=True)
+        ]
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            list(pool.map(_run, commands))
         _run([compiler, "-shared", *map(str, objects), "-o", str(partial)])
         partial.replace(library)
     finally:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from engine.sequence import SamplingParams
+from tests.support.kernels import kernels
 from tests.support.models import ARCHITECTURES, tiny_model_dir
 from tests.support.peft_adapters import KINDS, PeftReference, write_adapter
 from tests.support.serving import Answer, House
@@ -39,8 +41,8 @@ class Precision:
 PRECISIONS = {
     "bfloat16": Precision("bfloat16"),
     "float16": Precision("float16", mean=0.03, most=0.05),
-    "nf4": Precision("bfloat16", "nf4"),
-    "fp4": Precision("bfloat16", "fp4"),
+    "nf4": Precision("bfloat16", "nf4", most=0.25),
+    "fp4": Precision("bfloat16", "fp4", most=0.25),
 }
 
 
@@ -90,7 +92,13 @@ def test_the_adapters_change_what_is_said(written: Written, house: House) -> Non
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_reduced_precision_stays_within_its_bound(written: Written, tmp_path: Path, name: str) -> None:
     precision = PRECISIONS[name]
-    house = House.of(written.model, tmp_path, dtype=precision.dtype, quantization=precision.quantization)
+    house = House.of(
+        written.model,
+        tmp_path,
+        dtype=precision.dtype,
+        quantization=precision.quantization,
+        kernels=kernels() if precision.quantization else None,
+    )
     answers = _ask(house, written, SamplingParams(max_tokens=0, prompt_logprobs=0))
     house.close()
     reference = PeftReference(_quantized(written.model, precision), written.adapters)
@@ -104,7 +112,10 @@ def test_reduced_precision_stays_within_its_bound(written: Written, tmp_path: Pa
 
 
 def _quantized(model: Path, precision: Precision) -> PreTrainedModel:
-    """The model as PEFT's users load it: bitsandbytes configured by hand, nothing of ours involved."""
+    """The model as PEFT's users load it: bitsandbytes configured by hand, nothing of ours involved.
+
+    It multiplies the weights that are stored: for some processors bitsandbytes packs them anew and rounds their scales.
+    """
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}[precision.dtype]
     config = None
     if precision.quantization is not None:
@@ -116,6 +127,9 @@ def _quantized(model: Path, precision: Precision) -> PreTrainedModel:
         )
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, quantization_config=config)
     assert isinstance(loaded, PreTrainedModel)
+    for module in loaded.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
     return loaded
 
 
