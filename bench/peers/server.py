@@ -20,6 +20,8 @@ from bench.measure import HttpTarget
 from bench.peers.peer import Unavailable
 
 STOP_S = 10.0
+START_S = 1800.0
+"""Some compile the model at their first start, which takes minutes on a quiet machine."""
 
 
 def nothing(url: str) -> None:
@@ -45,7 +47,7 @@ def serving(
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | dict(settings))
     try:
         try:
-            launch.wait_ready(f"{url}/health", process, log)
+            launch.wait_ready(f"{url}/health", process, log, START_S)
             prepare(url)
             target = connect(name, url, dialect)
         except (BenchError, httpx.HTTPError) as error:
