@@ -12,6 +12,7 @@ from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from adapters.canary import Canary
+from adapters.database import FEW
 from adapters.errors import CanaryInvalid, NothingToRollBack, UnknownAdapter, quoted
 from adapters.tables import AliasMoveRow, AliasRow, CanaryRow
 
@@ -110,9 +111,8 @@ def canary_of(session: Session, name: str, alias: str) -> Canary | None:
 def pointers(session: Session, names: Set[str]) -> Mapping[tuple[str, int], Pointers]:
     """By name and number; what nothing points at is left out."""
     aliases, canaries = select(AliasRow).order_by(AliasRow.alias), select(CanaryRow).order_by(CanaryRow.alias)
-    if len(names) == 1:
-        (name,) = names
-        aliases, canaries = aliases.where(AliasRow.name == name), canaries.where(CanaryRow.name == name)
+    if len(names) <= FEW:
+        aliases, canaries = aliases.where(AliasRow.name.in_(names)), canaries.where(CanaryRow.name.in_(names))
     found: dict[tuple[str, int], Pointers] = {}
     for alias in session.scalars(aliases):
         known = found.get((alias.name, alias.number), Pointers())

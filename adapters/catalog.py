@@ -135,9 +135,13 @@ class Catalog:
             self._registry.remember_score(version.name, version.number, score)
         self._dossiers.follow(version.name)
 
-    def list(self) -> Versions:
-        """The newest version of each name, sorted by name."""
-        return self._registry.newest()
+    def list(self, tenant: str | None = None) -> Versions:
+        """The newest version of each name, sorted by name; of all, or of those that are `tenant`'s or lent to it."""
+        return self._registry.newest(tenant)
+
+    def named(self, id: AdapterId) -> Versions:
+        """Every version with this content."""
+        return self._registry.named(id)
 
     def every(self) -> Versions:
         """Every version of every name."""

@@ -28,6 +28,8 @@ from adapters.errors import RegistryUnusable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_MS = 30_000
+FEW = 500
+"""So many keys may stand in a question; where there are more, the whole table is read."""
 _PRAGMAS = (
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from adapters.database import FEW
 from adapters.tables import EvalFileRow, ScoreRow
 
 EVAL_BYTES = 256 << 10
@@ -76,7 +77,7 @@ def remember(session: Session, name: str, number: int, score: Score) -> None:
 
 def scores(session: Session, names: Set[str]) -> Mapping[tuple[str, int], Score]:
     """The latest score of each version that has one, by name and number."""
-    query = select(ScoreRow).where(ScoreRow.name.in_(names)) if len(names) == 1 else select(ScoreRow)
+    query = select(ScoreRow).where(ScoreRow.name.in_(names)) if len(names) <= FEW else select(ScoreRow)
     return {
         (row.name, row.number): Score(row.sha256, row.base, row.mean_logprob, row.exact, row.rows, row.tokens)
         for row in session.scalars(query)

@@ -33,10 +33,6 @@ class Grants:
         """To whom `name` is lent."""
         return self._known.get(name, frozenset())
 
-    def lent_to(self, tenant: str) -> frozenset[str]:
-        """The names that were lent to `tenant`."""
-        return frozenset(name for name in self._known if self.allows(name, tenant))
-
     def grant(self, name: str, tenant: str) -> None:
         """Twice is once. Raises UnknownAdapter."""
         with self._lock, self._database.writing() as session:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from sqlalchemy import delete, exists, func, select
+from sqlalchemy import ColumnElement, delete, exists, func, select
 from sqlalchemy.orm import Session
 
 from adapters import aliases, dossier, evaluations
@@ -20,10 +20,10 @@ from adapters.disk import Disk
 from adapters.dossier import Dossier
 from adapters.errors import UnknownAdapter, UnknownVersion, quoted
 from adapters.evaluations import EvalFile, Score
-from adapters.grants import Grants
+from adapters.grants import EVERYBODY, Grants
 from adapters.manifest import AdapterId, Manifest, TrainedOn
 from adapters.manifest_json import manifest_from_json, manifest_to_json
-from adapters.naming import Reference
+from adapters.naming import Reference, qualified
 from adapters.tables import AdapterRow, AliasRow, CanaryRow, GrantRow, NameRow, ResidentRow, VersionRow
 
 
@@ -112,10 +112,10 @@ class Registry:
                 for row in rows
             ]
 
-    def newest(self) -> list[Version]:
-        """The newest version of each name, sorted by name."""
+    def newest(self, tenant: str | None = None) -> list[Version]:
+        """The newest version of each name, sorted by name; of all, or of those that are `tenant`'s or lent to it."""
         with self._database.reading() as session:
-            return self._versions(session, _newest_of_each(session))
+            return self._versions(session, _newest_of_each(session, tenant))
 
     def every(self) -> list[Version]:
         """Every version of every name, sorted by name and number."""
@@ -342,10 +342,22 @@ def _newest_number(session: Session, name: str) -> int | None:
     return session.scalar(select(func.max(VersionRow.number)).where(VersionRow.name == name))
 
 
-def _newest_of_each(session: Session) -> Sequence[VersionRow]:
-    newest = select(VersionRow.name, func.max(VersionRow.number).label("number")).group_by(VersionRow.name).subquery()
+def _newest_of_each(session: Session, tenant: str | None = None) -> Sequence[VersionRow]:
+    names = select(VersionRow.name, func.max(VersionRow.number).label("number")).group_by(VersionRow.name)
+    if tenant is not None:
+        lent = select(GrantRow.name).where(GrantRow.tenant.in_((tenant, EVERYBODY)))
+        names = names.where(_owned(tenant) | VersionRow.name.in_(lent))
+    newest = names.subquery()
     query = select(VersionRow).join(newest, (VersionRow.name == newest.c.name) & (VersionRow.number == newest.c.number))
     return session.scalars(query.order_by(VersionRow.name)).all()
+
+
+def _owned(tenant: str) -> ColumnElement[bool]:
+    """As naming.owner_of has it; a range of names, which an index serves. To `LIKE`, `_` would be any letter."""
+    if not tenant:
+        return ~VersionRow.name.contains("/")
+    first = qualified(tenant, "")
+    return (VersionRow.name >= first) & (VersionRow.name < first[:-1] + chr(ord("/") + 1))
 
 
 def _is_used(session: Session, id: str) -> bool:

@@ -66,8 +66,7 @@ class Shelf:
 
     def having(self, id: AdapterId) -> Versions:
         """The tenant's own versions with this content. What others have of it is told to nobody."""
-        every = self._catalog.every()
-        return [self._told(one) for one in every if one.id == id and owner_of(one.name) == self._tenant]
+        return [self._told(one) for one in self._catalog.named(id) if owner_of(one.name) == self._tenant]
 
     def resolve(self, ref: str, key: str | None = None) -> Version:
         return self._told(self._ask(ref, lambda full: self._catalog.resolve(full, key)))
@@ -79,14 +78,11 @@ class Shelf:
 
     def list(self) -> Versions:
         """The tenant's own and those lent to it; a name of its own hides the server's."""
-        lent = self._catalog.grants.lent_to(self._tenant)
         told: dict[str, Version] = {}
-        for version in self._catalog.list():
-            own = owner_of(version.name) == self._tenant
-            if own or version.name in lent:
-                shown = self._told(version)
-                if own or shown.name not in told:
-                    told[shown.name] = shown
+        for version in self._catalog.list(self._tenant):
+            shown = self._told(version)
+            if owner_of(version.name) == self._tenant or shown.name not in told:
+                told[shown.name] = shown
         return sorted(told.values(), key=lambda version: version.name)
 
     def versions(self, name: str) -> Versions:

@@ -9,6 +9,7 @@ from sqlalchemy import Engine, event
 
 from adapters.errors import NameInvalid, NameReserved, NotOwner, UnknownAdapter, UnknownVersion
 from adapters.grants import EVERYBODY
+from adapters.naming import owner_of
 from adapters.shelf import Shelf
 from tests.adapters.test_catalog import RESERVED, SHAPE, House
 from tests.support.adapters import adapters
@@ -109,6 +110,30 @@ def test_the_servers_own_are_used_by_their_bare_names(house: House, sources: lis
     mine, _ = acme.add_directory("pirate", sources[2])
     assert [version.id for version in acme.list()] == [mine.id], "its own hides the server's"
     assert acme.resolve("pirate").id == mine.id != server.resolve("pirate").id
+
+
+def test_a_list_is_the_tenants_own_and_what_is_lent_to_it_however_names_resemble(
+    house: House, sources: list[Path]
+) -> None:
+    """As if every name were looked at in turn, which the database does not do."""
+    tenants = ("", "a", "a-b", "a_b", "axb", "ab", "a0", "a.b", "b")
+    shelves = {tenant: Shelf(house.catalog, tenant) for tenant in tenants}
+    for tenant, shelf in shelves.items():
+        for name in ("a", "lent", f"own{len(tenant)}"):
+            shelf.add_directory(name, sources[0], alias="prod")
+        shelf.lend("lent", "ab" if tenant else EVERYBODY)
+    everything = house.catalog.list()
+    for tenant, shelf in shelves.items():
+        mine = [
+            version.name
+            for version in everything
+            if owner_of(version.name) == tenant or house.catalog.grants.allows(version.name, tenant)
+        ]
+        assert [version.name for version in house.catalog.list(tenant)] == mine
+        own = {name.removeprefix(f"{tenant}/") for name in mine}
+        assert {version.name for version in shelf.list()} == own
+        assert all(version.aliases == ("prod",) for version in shelf.list())
+        assert len(shelf.having(everything[0].id)) == 3
 
 
 @pytest.mark.parametrize("tenant", ["", "acme"])
