@@ -1,10 +1,11 @@
-"""`rootstock bench step`: a decode step of base requests against its bare matrix products.
+"""`rootstock bench step`: a decode step against its bare matrix products, and what adapters add to it.
 
 Owns the command. torch and the engine are imported when it runs, so that the other commands start at once.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import orjson
 import typer
@@ -12,26 +13,51 @@ import typer
 from bench import options
 from bench.terminal import terminal
 
+if TYPE_CHECKING:
+    from bench.inside import Setting
+
 
 def main(
     base: options.Base = "embedded",
     dtype: str = "bfloat16",
+    quantization: Annotated[str | None, typer.Option(help="nf4 or fp4; as it is stored if not given.")] = None,
     data_dir: Annotated[Path, typer.Option(help="Where a converted base is kept.")] = Path("data"),
     rows: Annotated[int, typer.Option(min=1, help="Requests in the batch.")] = 8,
     context: Annotated[int, typer.Option(min=1, help="Prompt tokens of each.")] = 128,
-    steps: Annotated[int, typer.Option(min=3)] = 40,
+    adapters: options.Adapters = 8,
+    rank: options.Rank = 16,
+    steps: Annotated[int, typer.Option(min=3, help="Steps of each kind in each round.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="All kinds are measured in turn so often.")] = 3,
     kernels: Annotated[bool, typer.Option(help="With the compiled CPU kernels.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
 ) -> None:
-    """Time decode steps and their bare matrix products in turn, and print the ratio of the medians."""
-    from bench.inside import step_and_products
+    """Time decode steps of the base, its bare products, steps with adapters, and with one that is merged, in turn."""
+    from bench.inside import Setting, measure
 
-    found = step_and_products(base, dtype, data_dir, rows, context, steps, kernels)
+    setting = Setting(rows, context, adapters, rank)
+    found = measure(base, dtype, quantization, data_dir, setting, steps, rounds, kernels)
     if as_json:
         typer.echo(orjson.dumps(found))
         return
     console = terminal()
-    step, as_torch, as_house = found["step_ms"], found["torch_ms"], found["house_ms"]
-    console.print(f"decode step of {rows} base requests at {context} tokens: {step:.1f} ms")
-    console.print(f"bare products: {as_torch:.1f} ms as torch multiplies, {as_house:.1f} ms as the server multiplies")
-    console.print(f"[bold]{step / min(as_torch, as_house):.2f}[/bold] times the faster of the two")
+    for line in _lines(found, setting, quantization or dtype):
+        console.print(line)
+
+
+def _lines(found: Mapping[str, float], setting: "Setting", precision: str) -> list[str]:
+    step, served = found["base"], found["served"]
+    lines = [
+        f"{precision}, {setting.rows} requests at {setting.context} tokens and on; medians",
+        f"decode step of the base: {step:.1f} ms, {step / served:.2f} times its bare products ({served:.1f} ms)",
+    ]
+    if "torch" in found:
+        lines.append(f"the same products as torch multiplies: {found['torch']:.1f} ms")
+    if "mixed" in found:
+        mixed, reading = found["mixed"], found["adapters"]
+        extra = mixed - step
+        lines += [
+            f"with {setting.adapters} adapters r={setting.rank}: {mixed:.1f} ms, {step / mixed:.2f} of"
+            f" the base's speed; {extra:.1f} ms more, {extra / reading:.2f} times reading them ({reading:.1f} ms)",
+            f"with one that is merged: {found['merged']:.1f} ms, {step / found['merged']:.2f} of the base's speed",
+        ]
+    return lines
