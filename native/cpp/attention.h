@@ -109,7 +109,6 @@ template <class Source>
 inline void take_tile(AttentionScratch& s, Int head, Int lines, Int groups, const Source& k, const Source& v, Int keys, Int width,
                       Int from, Int position, Int window) {
     float *q = s.q.data() + head * lines * width, *out = s.out.data() + head * lines * width;
-    std::fill(s.sums.data(), s.sums.data() + lines * KEYS, Vec{});
     multiply(q, lines * LANES, lines, k, keys, 0, width, s.sums.data(), KEYS);
     for (Int line = 0; line < lines; ++line) {
         const Int at = position + line / groups, oldest = window ? at - window + 1 : 0;

@@ -114,9 +114,13 @@ inline float largest(Vec value) {
 // a and b, each folded upon itself within groups of 2 * HALF lanes: a's sums in every group's first half, b's behind.
 template <int HALF>
 inline Vec folded(Vec a, Vec b) {
-    IntVec low;
-    for (int lane = 0; lane < LANES; ++lane) low[lane] = lane % (2 * HALF) < HALF ? lane : LANES + lane - HALF;
-    return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, low + HALF);
+    IntVec kept, moved;  // a blend, which any port does, and one shuffle
+    for (int lane = 0; lane < LANES; ++lane) {
+        const bool first = lane % (2 * HALF) < HALF;
+        kept[lane] = first ? lane : LANES + lane;
+        moved[lane] = first ? lane + HALF : LANES + lane - HALF;
+    }
+    return __builtin_shuffle(a, b, kept) + __builtin_shuffle(a, b, moved);
 }
 
 template <int HALF>

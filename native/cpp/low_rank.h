@@ -52,7 +52,7 @@ struct Shrink {
     void run(Buffer<float>& block) const {
         const Int rows = stop - start, ranks = last - first, step = x->step(start);
         const BFloat16* a = part->a + first * inputs;
-        Vec sums[GROUP * RANKS] = {};
+        Vec sums[GROUP * RANKS];
         if (inputs % PAIR == 0) {
             multiply(x->at(start), step, rows, Halves{a, inputs}, ranks, 0, inputs, sums, RANKS);
         } else {

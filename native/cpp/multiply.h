@@ -109,14 +109,15 @@ inline void add_vectors(const float* x, Int step, const Some (&some)[N], Vec (&a
     if constexpr (V + 1 < Some::VECTORS) add_vectors<V + 1>(x + step, step, some, acc);
 }
 
-// sums[m][n] += x[m] . w[n] over inputs [from, to), lane by lane. The order of additions of one sum does not depend on
-// what else is in the tile, so a request's result does not depend on its neighbours.
+// sums[m][n] += x[m] . w[n] over inputs [from, to), lane by lane; from input 0 on, whatever was in sums counts as zero.
+// The order of additions of one sum does not depend on what else is in the tile, so a request's result does not depend
+// on its neighbours.
 template <int M, int N, class Source>
 inline void tile(const float* x, Int step, const Source& w, Int column, Int from, Int to, Vec* sums, Int stride) {
     using Some = typename Source::Some;
     Vec acc[M][N];
     for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n) acc[m][n] = sums[m * stride + n];
+        for (int n = 0; n < N; ++n) acc[m][n] = from ? sums[m * stride + n] : Vec{};
     x += from / LANES * step;
     for (Int k = from; k < to; k += Some::VECTORS * LANES, x += Some::VECTORS * step) {
         Some some[N];
@@ -137,8 +138,7 @@ inline void some_rows(const float* x, Int step, const Source& w, Int columns, In
     for (; n < columns; ++n) tile<M, 1>(x, step, w, n, from, to, sums + n, stride);
 }
 
-// sums[m][n] += x[m] . w[n] over inputs [from, to) for all m < rows and n < columns. `to` lies a whole
-// number of the source's steps from `from`.
+// As `tile`, for all m < rows and n < columns. `to` lies a whole number of the source's steps from `from`.
 template <class Source>
 inline void multiply(const float* x, Int step, Int rows, const Source& w, Int columns, Int from, Int to, Vec* sums,
                      Int stride) {

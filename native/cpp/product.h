@@ -189,7 +189,6 @@ class Block {
     Int products(const Activations& x, Int row, float* y) {
         const Int rows = x.group(row);
         Vec* sums = scratch.sums.data();
-        std::fill(sums, sums + rows * BLOCK, Vec{});
         const Int end = direct ? linear.inputs : linear.stride();
         const Int parts = (end + DEPTH - 1) / DEPTH, depth = padded((end + parts - 1) / parts, SCALED);
         for (Int from = 0; from < end; from += depth) add(x.at(row), x.step(row), rows, from, std::min(from + depth, end), sums);
