@@ -4,7 +4,7 @@ Owns that replacement, and when a step has to take the layer's own modules inste
 layer may be replaced is found out by trying both on the same rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -57,11 +57,14 @@ class HouseLayer(nn.Module):
             self.add_module(name, part)
         self._by_parts = [theirs]  # in a list, so that its modules are not found twice
         self._linears = {name: cast(GraftedLinear, theirs.get_submodule(path)) for name, path in LINEARS.items()}
-        self._numbers = {name: numbers.get(linear.path, 0) for name, linear in self._linears.items()}
+        self._numbers = {name: numbers[linear.path] for name, linear in self._linears.items()}
         self._active, self._cache, self._kernels = active, cache, kernels
-        self._tables: dict[tuple[nn.Module, ...], LayerTable] = {}
-        self._base = tuple(linear.base for linear in self._linears.values())
-        self._table(self._base)
+        self._base = self._table([linear.base for linear in self._linears.values()])
+        self._merged: LayerTable | None = None
+
+    def forget_merged(self) -> None:
+        """Other weights are merged now, or none: those that were have to go."""
+        self._merged = None
 
     def forward(self, hidden_states: Tensor, **told: object) -> Tensor:
         selection, paged = self._active.tokens, cast(PagedBatch, told["paged"])
@@ -76,19 +79,14 @@ class HouseLayer(nn.Module):
     def _table_for(self, selection: Selection | None) -> LayerTable | None:
         """The weights that all of the step's rows take, or None where they take different ones."""
         if selection is None or not selection.pieces:
-            return self._table(self._base)
+            return self._base
         if not selection.all_merged:
             return None
-        return self._table(tuple(linear.merged or linear.base for linear in self._linears.values()))
+        if self._merged is None:
+            self._merged = self._table([linear.merged or linear.base for linear in self._linears.values()])
+        return self._merged
 
-    def _table(self, weights: tuple[nn.Module, ...]) -> LayerTable:
-        if weights not in self._tables:
-            # Beside the base's own, at most one: an adapter that is merged no more gives its weights' memory back.
-            kept = {self._base: self._tables[self._base]} if self._base in self._tables else {}
-            self._tables = {**kept, weights: self._made(weights)}
-        return self._tables[weights]
-
-    def _made(self, weights: tuple[nn.Module, ...]) -> LayerTable:
+    def _table(self, weights: Sequence[nn.Module]) -> LayerTable:
         linears = {
             name: linear_table(cast(HouseLinear, module).stored, cast(HouseLinear, module).bias, self._numbers[name])
             for name, module in zip(LINEARS, weights, strict=True)
@@ -115,20 +113,23 @@ def heads_of(attention: HouseAttention) -> Heads:
 @torch.inference_mode()
 def speed_up_layers(
     model: PreTrainedModel, active: ActiveGrafts, numbers: Mapping[str, int], cache: KVCache, kernels: Kernels | None
-) -> None:
-    """Replace the decoder layers of `model` that compute what HouseLayer does.
+) -> list[HouseLayer]:
+    """Replace the decoder layers of `model` that compute what HouseLayer does. Returns what stands there instead.
 
     Its linears are grafted already; `numbers` are their places in adapters' tables. `cache` is still empty: the trial
     writes to its first slots.
     """
     rotary = getattr(model.base_model, "rotary_emb", None)
+    replaced: list[HouseLayer] = []
     if kernels is None or rotary is None:
-        return
+        return replaced
     for path, module in list(model.named_modules()):
         if _could(module):
             house = HouseLayer(module, active, numbers, cache, kernels)
             if _agree(module, house, rotary, cache, kernels):
                 model.set_submodule(path, house)
+                replaced.append(house)
+    return replaced
 
 
 def _could(layer: nn.Module) -> bool:

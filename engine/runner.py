@@ -48,7 +48,7 @@ class ModelRunner:
         self._active = ActiveGrafts()
         self._selections = Selections(bank)
         linears = graft(base.model, base.shape.linears, bank, self._active, base.head)
-        speed_up_layers(base.model, self._active, bank.numbers, cache, base.kernels)
+        self._layers = speed_up_layers(base.model, self._active, bank.numbers, cache, base.kernels)
         self._merger = Merger(base, linears)
 
     def record_decoding(self, recorder: Recorder, stage: Stage, max_rows: int, max_blocks: int) -> None:
@@ -82,6 +82,8 @@ class ModelRunner:
         self._forget_merged()
 
     def _forget_merged(self) -> None:
+        for layer in self._layers:
+            layer.forget_merged()
         if self._recorded is not None:
             self._recorded.forget_merged()
 

@@ -1,15 +1,19 @@
 """A house with compiled kernels says what one without says, for every architecture; and says it whoever is beside."""
 
 from pathlib import Path
+from typing import cast
+from weakref import ref
 
 import pytest
 from torch import nn
 
+from adapters.layer import GraftedLinear
 from adapters.manifest import AdapterId, Kind
 from engine.house_attention import HouseAttention
 from engine.house_layer import HouseLayer
 from engine.sequence import SamplingParams
 from loader.pointwise import HouseMLP, HouseNorm
+from loader.product import HouseLinear
 from tests.support.adapters import write_adapter
 from tests.support.kernels import kernels
 from tests.support.models import tiny_model_dir
@@ -64,6 +68,21 @@ def test_it_says_what_torch_says(arch: str, quantization: str | None, tmp_path: 
         assert sum(errors) <= 0.1 * len(errors), errors
     plain.close()
     compiled.close()
+
+
+def test_what_was_merged_gives_its_memory_back(tmp_path: Path) -> None:
+    served = house("llama", tmp_path, True)
+    adapter = add(served, tmp_path)[1]
+    assert adapter is not None
+    said(served, [adapter] * len(PROMPTS))
+    served.engine.merge(adapter)
+    said(served, [adapter] * len(PROMPTS))
+    grafted = [module for module in served.base.model.modules() if isinstance(module, GraftedLinear)]
+    merged = [ref(cast(HouseLinear, module.merged).weight) for module in grafted if module.merged]
+    assert merged and all(weight() is not None for weight in merged)
+    served.engine.unmerge()
+    assert all(weight() is None for weight in merged)
+    served.close()
 
 
 @pytest.mark.parametrize(
