@@ -19,6 +19,7 @@ from server.commands.errors import CommandFailed
 from server.commands.merge import Way, merge
 from tests.support.models import tiny_model_dir
 from tests.support.peft_adapters import KINDS, write_adapter
+from training.base import keep_trainable
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
@@ -57,6 +58,7 @@ def loaded(path: Path, quantization: str | None = None) -> PreTrainedModel:
     config = config_for(quantization, torch.float32) if quantization else None
     made = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, quantization_config=config)
     assert isinstance(made, PreTrainedModel)
+    keep_trainable(made)
     made.eval()
     return made
 

@@ -14,6 +14,7 @@ from loader.quantize import config_for
 from server.parity import EngineServing
 from tests.support.models import tiny_model_dir
 from tests.support.peft_adapters import KINDS, write_adapter
+from training.base import keep_trainable
 from training.parity import Reference, bound, compare
 from training.reference import reference
 
@@ -41,6 +42,7 @@ def trainer(model: Path, adapter: Path, quantization: str | None) -> Reference:
     config = config_for(quantization, torch.float32) if quantization else None
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, quantization_config=config)
     assert isinstance(base, torch.nn.Module)
+    keep_trainable(base)
     return reference(PeftModel.from_pretrained(base, adapter), ROWS)
 
 

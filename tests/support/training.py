@@ -32,8 +32,12 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 
 
 def config(output: Path, name: str = "lora", **changes: Any) -> TrainConfig:
-    """Four steps with an evaluation in the middle; `changes` are sections or keys on top."""
+    """Four steps with an evaluation in the middle; `changes` are sections or keys on top.
+
+    In float32 also where the processor has instructions for bf16, so that what is compared does not round.
+    """
     values: dict[str, Any] = {
+        "precision": "float32",
         "output": str(output),
         "data": {"train": "unused.jsonl"},
         "adapter": {"rank": 4, "alpha": 8, "saved_as": "float32"},
