@@ -29,7 +29,8 @@ class Supply:
         self._base_weight = base_weight
         self._host: dict[AdapterId, Loaded] = {}
         self._sizes: dict[AdapterId, int] = {}
-        self._threads = ThreadPoolExecutor(readers, thread_name_prefix="adapter-reader")
+        alone = None if bank.kernels is None else bank.kernels.work_alone  # the processors belong to the engine
+        self._threads = ThreadPoolExecutor(readers, thread_name_prefix="adapter-reader", initializer=alone)
 
     def size(self, adapter: AdapterId) -> int:
         if adapter not in self._sizes:

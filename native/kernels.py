@@ -55,6 +55,8 @@ class Kernels:
             "rms_norm_bf16": [_Pointer] * 3 + [_Int] * 2 + [ctypes.c_float],
             "silu_product_bf16": [_Pointer] * 3 + [_Int],
             "rotate_bf16": [_Pointer] * 3 + [_Int] * 3,
+            "release_threads": [],
+            "work_alone": [],
         }
         for name, types in signatures.items():
             function = getattr(self._library, name)
@@ -64,6 +66,18 @@ class Kernels:
     def takes(*tensors: Tensor) -> bool:
         """Whether these tensors are in the kernels' precision and memory."""
         return all([tensor.dtype is DTYPE and tensor.is_cpu for tensor in tensors])  # asked hundreds of times a step
+
+    def release_threads(self) -> None:
+        """End the pool of threads that the calling thread has computed with, because another will compute from now on.
+
+        torch's and the kernels' pools are the same. Where all pools together have more threads than there are
+        processors, every wait of one thread for the others becomes a sleep, several hundred times a step.
+        """
+        self._library.release_threads()
+
+    def work_alone(self) -> None:
+        """Let the calling thread compute without a pool of its own."""
+        self._library.work_alone()
 
     def linear(
         self,

@@ -81,6 +81,8 @@ def build_house(
     progress("preparing the engine", None)
     make = maker(base, store, engine_config(settings, memory, max_model_len), _observer(metrics, traces))
     worker = EngineWorker(make(), make)
+    if base.kernels is not None:
+        base.kernels.release_threads()  # from now on it is the worker's thread that computes
     registry = Registry(data.registry_url)
     served = ServedBase(
         base.shape,

@@ -21,7 +21,7 @@ def test_the_library_alone_stays_and_a_second_build_finds_it(tmp_path: Path) -> 
 
 
 def test_the_sources_are_there() -> None:
-    assert [path.stem for path in sources()] == ["attention", "layer", "low_rank", "pointwise", "product"]
+    assert [path.stem for path in sources()] == ["attention", "layer", "low_rank", "pointwise", "product", "threads"]
 
 
 def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
