@@ -36,8 +36,7 @@ class OpenVino:
         prompts = [self._openvino.Tensor(self._numpy.array([ask.prompt], self._numpy.int64)) for ask in asks]
         results = self._pipeline.generate(prompts, [self._generation(ask) for ask in asks])
         return [
-            Answer([1e-3 * at for at in one.perf_metrics.raw_metrics.m_new_token_times], list(one.m_generation_ids[0]))
-            for one in results
+            _answer(list(one.m_generation_ids[0]), one.perf_metrics.raw_metrics.m_new_token_times) for one in results
         ]
 
     def _generation(self, ask: Ask) -> Any:
@@ -52,6 +51,12 @@ class OpenVino:
         for name in names:
             config.add(*self._adapters[name])
         return config
+
+
+def _answer(ids: list[int], times_ms: Sequence[float]) -> Answer:
+    """With several prompts in a call it tells fewer times than tokens, or more: the last ones are those of the last."""
+    last = [1e-3 * at for at in times_ms][-len(ids) :]
+    return Answer([*[last[0]] * (len(ids) - len(last)), *last], ids)
 
 
 def scale(adapter: Path) -> float:
