@@ -128,13 +128,16 @@ class Pass {
         const Int width = block_width(layer.q.outputs + 2 * layer.k.outputs, omp_get_num_threads());
         Int starts[4] = {};
         for (int i = 0; i < 3; ++i) starts[i + 1] = starts[i] + (linears[i]->outputs + width - 1) / width;
+        const Int parts = parts_of(layer.q);
 #pragma omp for schedule(dynamic)
-        for (Int task = 0; task < starts[3]; ++task) {
-            const int which = task >= starts[2] ? 2 : task >= starts[1] ? 1 : 0;
+        for (Int task = 0; task < parts * starts[3]; ++task) {
+            const Int block = task % starts[3];
+            const int which = block >= starts[2] ? 2 : block >= starts[1] ? 1 : 0;
             const Linear& linear = *linears[which];
-            const Int out = (task - starts[which]) * width, outs = std::min(width, linear.outputs - out);
+            const Int out = (block - starts[which]) * width, outs = std::min(width, linear.outputs - out);
+            const Range range = part(layer.q, task / starts[3]);
             BFloat16* to = results[which] + out;
-            products(linear, room.attention, which, out, outs, own.scratch[0], [&](Int row, Int count, const float* sums) {
+            products(linear, room.attention, which, range, out, outs, own.scratch[0], [&](Int row, Int count, const float* sums) {
                 for (Int m = 0; m < count; ++m) round_row(sums + m * BLOCK, to + (row + m) * linear.outputs, outs);
             });
         }
@@ -166,11 +169,13 @@ class Pass {
 
     void gate_and_up(Own& own) {
         const Int outputs = layer.gate.outputs, width = block_width(outputs, omp_get_num_threads());
+        const Int blocks = (outputs + width - 1) / width, parts = parts_of(layer.gate);
 #pragma omp for schedule(dynamic)
-        for (Int out = 0; out < outputs; out += width) {
-            const Int outs = std::min(width, outputs - out);
-            Block up(layer.up, out, outs, rows, own.scratch[1]);
-            products(layer.gate, room.mlp, 0, out, outs, own.scratch[0], [&](Int row, Int count, const float* gates) {
+        for (Int task = 0; task < parts * blocks; ++task) {
+            const Int out = task % blocks * width, outs = std::min(width, outputs - out);
+            const Range range = part(layer.gate, task / blocks);
+            Block up(layer.up, out, outs, range.count(), own.scratch[1]);
+            products(layer.gate, room.mlp, 0, range, out, outs, own.scratch[0], [&](Int row, Int count, const float* gates) {
                 float ups[GROUP * BLOCK];
                 finish(up, layer.up, room.mlp, 1, row, out, outs, ups);
                 for (Int m = 0; m < count; ++m) {
@@ -185,10 +190,11 @@ class Pass {
     // y = before + W x
     void add_product(const Linear& linear, Wide& wide, const BFloat16* before, Own& own) {
         const Int outputs = linear.outputs, width = block_width(outputs, omp_get_num_threads());
+        const Int blocks = (outputs + width - 1) / width, parts = parts_of(linear);
 #pragma omp for schedule(dynamic)
-        for (Int out = 0; out < outputs; out += width) {
-            const Int outs = std::min(width, outputs - out);
-            products(linear, wide, 0, out, outs, own.scratch[0], [&](Int row, Int count, const float* sums) {
+        for (Int task = 0; task < parts * blocks; ++task) {
+            const Int out = task % blocks * width, outs = std::min(width, outputs - out);
+            products(linear, wide, 0, part(linear, task / blocks), out, outs, own.scratch[0], [&](Int row, Int count, const float* sums) {
                 for (Int m = 0; m < count; ++m) {
                     const Int at = (row + m) * outputs + out;
                     add_row(before + at, sums + m * BLOCK, y + at, outs);
@@ -197,11 +203,24 @@ class Pass {
         }
     }
 
-    // Sums of W x + s B (A x), times the gain, plus bias, for outputs [out, out + outs) of all rows, a group at a time.
+    struct Range {
+        Int first, stop;
+        Int count() const { return stop - first; }
+    };
+
+    // All rows, in parts that stay in a cache while one block after the other is multiplied with them.
+    Int parts_of(const Linear& linear) const { return (rows + rows_at_once(linear) - 1) / rows_at_once(linear); }
+
+    Range part(const Linear& linear, Int number) const {
+        const Int size = rows_at_once(linear);
+        return {number * size, std::min(number * size + size, rows)};
+    }
+
+    // Sums of W x + s B (A x), times the gain, plus bias, for outputs [out, out + outs) of some rows, a group at a time.
     template <class Emit>
-    void products(const Linear& linear, Wide& wide, int which, Int out, Int outs, Scratch& scratch, Emit emit) {
-        Block block(linear, out, outs, rows, scratch);
-        for (Int row = 0; row < rows; row += GROUP) {
+    void products(const Linear& linear, Wide& wide, int which, Range range, Int out, Int outs, Scratch& scratch, Emit emit) {
+        Block block(linear, out, outs, range.count(), scratch);
+        for (Int row = range.first; row < range.stop; row += GROUP) {
             float sums[GROUP * BLOCK];
             const Int count = finish(block, linear, wide, which, row, out, outs, sums);
             emit(row, count, sums);

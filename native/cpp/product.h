@@ -7,6 +7,7 @@
 constexpr Int BLOCK = 48;    // outputs that a thread takes at most at a time
 constexpr Int DIRECT = 16;   // up to so many rows in all, weights are widened in registers, each time anew
 constexpr Int DEPTH = 640;   // inputs after which a tile's sums are put aside, so that x stays in the nearest cache
+constexpr Int CACHED = 512 * 1024;  // bytes of activations that stay in the second-level cache beside a block
 constexpr Int SCALED = 64;   // codes that share a scale, and
 constexpr Int NESTED = 256;  // scales that share one of theirs
 
@@ -236,6 +237,12 @@ class Block {
     Scratch& scratch;
     bool direct;
 };
+
+// Rows of activations that are multiplied with one block after the other: so many as stay in the second-level cache.
+inline Int rows_at_once(const Linear& linear) {
+    const Int fitting = CACHED / (linear.stride() * Int(sizeof(float))) / GROUP * GROUP;
+    return std::max<Int>(4 * GROUP, fitting);
+}
 
 // Outputs that each of `threads` takes at a time: small enough that all have something to do until the end.
 inline Int block_width(Int outputs, Int threads) {
