@@ -72,7 +72,7 @@ format: $(DEV_STAMP)  ## Apply ruff's fixes and format.
 bench: $(DEV_STAMP)  ## Measure base, one adapter, eight adapters, and the NF4 of each, over HTTP.
 	$(BIN)/rootstock bench compare $(BENCH_FLAGS)
 
-bench-step: $(DEV_STAMP)  ## Measure a decode step against its bare matrix products.
+bench-step: $(DEV_STAMP)  ## Measure a decode step against its bare matrix products, and with adapters.
 	$(BIN)/rootstock bench step $(BENCH_FLAGS)
 
 bench-connections: $(DEV_STAMP)  ## Open a thousand streams at once: are they right, and does the server stay responsive?

@@ -6,7 +6,6 @@
 
 constexpr Int KEYS = 48;   // keys taken together
 constexpr Int AHEAD = 16;  // positions by which slots, which lie anywhere, are asked for before they are read
-constexpr Int LINE = 32;   // numbers in a cache line
 constexpr Int LINES = 32;  // at most so many query rows share a tile: the query heads of a KV head, times positions
 constexpr Int FEW = 4;     // up to so many, keys and values are widened in registers
 

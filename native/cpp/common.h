@@ -23,6 +23,7 @@ constexpr int LANES = 4;
 #endif
 
 using Int = int64_t;
+constexpr Int LINE = 32;  // bf16 numbers in a cache line
 typedef float Vec __attribute__((vector_size(LANES * 4)));
 typedef int32_t IntVec __attribute__((vector_size(LANES * 4)));
 typedef uint32_t BitVec __attribute__((vector_size(LANES * 4)));
@@ -46,9 +47,6 @@ struct BFloat16 {
         return {uint16_t(value != value ? 0x7FC0 : rounded)};
     }
 };
-
-inline float narrow(float value, float) { return value; }
-inline BFloat16 narrow(float value, BFloat16) { return BFloat16::of(value); }
 
 inline Vec load(const float* from) {
     Vec value;
@@ -175,8 +173,8 @@ class Buffer {
     void fit(Int count) {
         if (count <= size) return;
         std::free(room);
-        size = padded(count, LINE);
-        room = static_cast<T*>(std::aligned_alloc(LINE, size * sizeof(T)));
+        size = padded(count, ALIGNED);
+        room = static_cast<T*>(std::aligned_alloc(ALIGNED, size * sizeof(T)));
         if (!room) std::abort();
     }
 
@@ -184,7 +182,7 @@ class Buffer {
     T& operator[](Int i) const { return room[i]; }
 
   private:
-    static constexpr Int LINE = 64;
+    static constexpr Int ALIGNED = 64;  // bytes
 
     T* room = nullptr;
     Int size = 0;

@@ -230,7 +230,7 @@ class Pass {
     // The same for one group; returns its rows.
     Int finish(Block& block, const Linear& linear, const Wide& wide, int which, Int row, Int out, Int outs, float* sums) {
         const Int h_stride = wide.h_stride[which];
-        if (h_stride && rows <= DIRECT) prefetch_expansion(terms, linear.number, linear.outputs, out);
+        if (h_stride && rows <= DIRECT) prefetch_expansion(terms, linear.number, linear.outputs, out, outs);
         const Int count = block.products(wide.x, row, sums);
         if (h_stride)
             change_rows(terms, linear.number, wide.h[which].data(), h_stride, row, count, linear.outputs, out, outs, sums, BLOCK);

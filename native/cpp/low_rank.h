@@ -4,8 +4,7 @@
 
 #include "multiply.h"
 
-constexpr Int RANKS = 16;     // rows of A that a thread takes at a time
-constexpr Int EXPANDED = 48;  // outputs that are expanded at a time
+constexpr Int RANKS = 16;  // rows of A that a thread takes at a time
 
 // One adapter at one linear layer: A [rank, inputs], B [rank, outputs], and DoRA's gain [outputs] or null. Rank 0 where
 // the adapter does not touch the layer.
@@ -134,11 +133,10 @@ inline void change_rows(const Terms& terms, Int layer, const float* h, Int h_str
 }
 
 // Asks for the bytes of B that `change_rows` will read: each rank's is a row of its own, far from the last one's.
-inline void prefetch_expansion(const Terms& terms, Int layer, Int outputs, Int out) {
-    constexpr Int LINE = 32;  // numbers
+inline void prefetch_expansion(const Terms& terms, Int layer, Int outputs, Int out, Int outs) {
     for (const Term& term : terms) {
         const Part& part = term.parts[layer];
         for (Int r = 0; r < part.rank; ++r)
-            for (Int n = 0; n < EXPANDED; n += LINE) __builtin_prefetch(part.b + r * outputs + out + n);
+            for (Int n = 0; n < outs; n += LINE) __builtin_prefetch(part.b + r * outputs + out + n);
     }
 }

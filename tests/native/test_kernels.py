@@ -1,5 +1,10 @@
 """Every compiled kernel against the plain formula in float32 or float64, over shapes that meet each of its branches."""
 
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -204,3 +209,31 @@ def test_what_it_does_not_take() -> None:
     assert not Kernels.can_attend(bf16(4, 1, 40), bf16(2, 1, 40), bf16(2, 1, 40))
     assert not Kernels.can_attend(bf16(64, 1, 16), bf16(1, 1, 16), bf16(1, 1, 16))
     assert Kernels.can_attend(bf16(4, 1, 48), bf16(2, 1, 48), bf16(2, 1, 48))
+
+
+def test_a_thread_that_works_alone_makes_no_others() -> None:
+    """torch asks the same OpenMP, so its operators are bound too; other threads are not."""
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(1, initializer=kernels().work_alone) as reader:
+        assert reader.submit(torch.get_num_threads).result() == 1
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted where Linux lists them")
+def test_a_pool_that_is_given_back_is_gone_and_comes_again() -> None:
+    if torch.get_num_threads() < 2:
+        pytest.skip("one thread has no pool")
+    x, weight = bf16(5, 64), bf16(200, 64)
+
+    def counts() -> tuple[Tensor, int, int, Tensor]:
+        first, many = kernels().linear(x, weight, None), len(os.listdir("/proc/self/task"))
+        kernels().release_threads()
+        deadline = time.monotonic() + 5
+        while len(os.listdir("/proc/self/task")) >= many and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return first, many, len(os.listdir("/proc/self/task")), kernels().linear(x, weight, None)
+
+    with ThreadPoolExecutor(1) as loader:
+        first, many, few, again = loader.submit(counts).result()
+    assert few < many
+    assert torch.equal(first, again)
