@@ -52,12 +52,14 @@ struct AttentionScratch {
 
 // One head's keys or values of a tile, where they lie in the cache, as a source too.
 struct Scattered {
+    using X = float;
     static constexpr int ROWS = FEW;
+    static constexpr int WIDE = LANES;
     const BFloat16* data;
     const Int* at;  // of each key
 
     using Some = Floats::Some;
-    Some some(Int n, Int k, int) const { return {load(data + at[n] + k)}; }
+    Some some(Int n, Int k) const { return {load(data + at[n] + k)}; }
 };
 
 // out[m] += p[m] . v over the tile's keys, for M lines and N vectors of the width, from d.
@@ -68,7 +70,7 @@ inline void add_values(const float* p, const Values& v, Int keys, Int width, Int
         for (int n = 0; n < N; ++n) acc[m][n] = load(out + m * width + d + n * LANES);
     for (Int j = 0; j < keys; ++j) {
         Vec value[N];
-        for (int n = 0; n < N; ++n) value[n] = v.some(j, d + n * LANES, 0).template vector<0>();
+        for (int n = 0; n < N; ++n) value[n] = v.some(j, d + n * LANES).template vector<0>();
         for (int m = 0; m < M; ++m)
             for (int n = 0; n < N; ++n) acc[m][n] += p[m * KEYS + j] * value[n];
     }
@@ -163,7 +165,7 @@ inline void attend(const AttentionTask& task, const Batch& batch, const Rows& qu
                 for (Int j = AHEAD; j < std::min(keys + AHEAD, stop - from); ++j) {
                     const Int later = slots[from + j] * size + task.head * width;
                     for (Int d = 0; d < wanted; d += LINE)
-                        __builtin_prefetch(layer.keys + later + d), __builtin_prefetch(layer.values + later + d);
+                        fetch(layer.keys + later + d), fetch(layer.values + later + d);
                 }
             if (lines <= FEW) {
                 take_tile(s, head, lines, groups, Scattered{k, at}, Scattered{v, at}, keys, width, from, position, layer.window);

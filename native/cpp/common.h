@@ -160,6 +160,10 @@ inline Vec exp_of(Vec x) {
     return x < -87.0f ? Vec{} : p * power;
 }
 
+// Asks for the cache line at an address that will be read soon. It comes to the second-level cache: the nearest one
+// waits for so few lines at a time that memory is read at half its speed.
+inline void fetch(const void* at) { __builtin_prefetch(at, 0, 2); }
+
 inline Int padded(Int count, Int to) { return (count + to - 1) / to * to; }
 
 // Room for numbers that begins at a cache line, so that no vector lies in two. What was in it is lost when it grows.
@@ -187,35 +191,3 @@ class Buffer {
     T* room = nullptr;
     Int size = 0;
 };
-
-
-// Numbers that are multiplied lie in pairs of vectors: those with even numbers, then those with odd ones. So bf16, two
-// of which are in a word, needs no shuffling to become float. Any order will do for a sum.
-constexpr Int PAIR = 2 * LANES;
-
-inline Int place(Int i) { return i / PAIR * PAIR + i % 2 * LANES + i % PAIR / 2; }
-
-struct Pair {
-    Vec even, odd;
-};
-
-inline Pair load_pair(const BFloat16* from) {
-    BitVec words;
-    memcpy(&words, from, sizeof words);
-    const BitVec even = words << 16, odd = words & 0xFFFF0000u;
-    Pair pair;
-    memcpy(&pair.even, &even, sizeof even), memcpy(&pair.odd, &odd, sizeof odd);
-    return pair;
-}
-
-// `count` numbers as floats in that order, and zeros up to the next whole pair.
-inline void widen_pairs(const BFloat16* from, float* to, Int count) {
-    Int i = 0;
-    for (; i + PAIR <= count; i += PAIR) {
-        const Pair pair = load_pair(from + i);
-        store(to + i, pair.even), store(to + i + LANES, pair.odd);
-    }
-    if (i == count) return;
-    std::fill(to + i, to + i + PAIR, 0.0f);
-    for (; i < count; ++i) to[place(i)] = from[i];
-}

@@ -28,9 +28,9 @@ struct DecoderLayer {
     Cache cache;
 };
 
-// Activations of all rows as floats in pairs, and what the adapters made of them at up to three linears.
+// Activations of all rows as they are multiplied, and what the adapters made of them at up to three linears.
 struct Wide {
-    Buffer<float> room;
+    Buffer<Number> room;
     Activations x{};
     Buffer<float> h[3];
     Int h_stride[3] = {};
@@ -62,7 +62,7 @@ struct Room {
 struct Own {  // what each thread keeps
     Scratch scratch[2];
     AttentionScratch attention;
-    Buffer<float> block;
+    Buffer<Number> block;
 };
 
 class Pass {

@@ -6,7 +6,8 @@ extern "C" void low_rank_bf16(const BFloat16* x, float* y, const Term* data, Int
     const Terms terms{data, count};
     const Int widest = terms.widest(layer), stride = padded(inputs, PAIR);
     if (!widest) return;
-    static thread_local Buffer<float> kept_x, kept_h;
+    static thread_local Buffer<Number> kept_x;
+    static thread_local Buffer<float> kept_h;
     kept_x.fit(rows * stride), kept_h.fit(rows * widest);
     const Activations wide{kept_x.data(), rows, stride};
     float* h = kept_h.data();
@@ -15,7 +16,7 @@ extern "C" void low_rank_bf16(const BFloat16* x, float* y, const Term* data, Int
     const Int outs = LANES * 16, blocks = (outputs + outs - 1) / outs;
 #pragma omp parallel
     {
-        static thread_local Buffer<float> block;
+        static thread_local Buffer<Number> block;
 #pragma omp for
         for (Int row = 0; row < rows; ++row) wide.put(row, x + row * inputs, inputs);
 #pragma omp for schedule(dynamic)

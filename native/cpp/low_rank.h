@@ -48,7 +48,7 @@ struct Shrink {
     Int h_stride;
 
     // h[t] = s * A x[t], for the rows of one group.
-    void run(Buffer<float>& block) const {
+    void run(Buffer<Number>& block) const {
         const Int rows = stop - start, ranks = last - first, step = x->step(start);
         const BFloat16* a = part->a + first * inputs;
         Vec sums[GROUP * RANKS];
@@ -57,8 +57,8 @@ struct Shrink {
         } else {
             const Int wide = padded(inputs, PAIR);
             block.fit(ranks * wide);
-            for (Int r = 0; r < ranks; ++r) widen_pairs(a + r * inputs, block.data() + r * wide, inputs);
-            multiply(x->at(start), step, rows, Floats{block.data(), wide}, ranks, 0, wide, sums, RANKS);
+            for (Int r = 0; r < ranks; ++r) lay(a + r * inputs, block.data() + r * wide, WIDE, inputs, wide);
+            multiply(x->at(start), step, rows, Numbers{block.data(), wide}, ranks, 0, wide, sums, RANKS);
         }
         for (Int t = 0; t < rows; ++t)
             for (Int r = 0; r < ranks; ++r)
@@ -137,6 +137,6 @@ inline void prefetch_expansion(const Terms& terms, Int layer, Int outputs, Int o
     for (const Term& term : terms) {
         const Part& part = term.parts[layer];
         for (Int r = 0; r < part.rank; ++r)
-            for (Int n = 0; n < outs; n += LINE) __builtin_prefetch(part.b + r * outputs + out + n);
+            for (Int n = 0; n < outs; n += LINE) fetch(part.b + r * outputs + out + n);
     }
 }

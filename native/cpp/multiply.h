@@ -6,13 +6,15 @@
 // its next, in numbers.
 #pragma once
 
-#include "common.h"
+#include "operand.h"
 
-// A source gives `VECTORS` vectors of one row of w at a time, in the order of x.
+// A source gives `VECTORS` vectors of one row of w at a time, of `WIDE` numbers each, in the order of x.
 
 // Floats; in whatever order x is.
 struct Floats {
+    using X = float;
     static constexpr int ROWS = LANES == 16 ? 8 : 4;  // rows of x whose sums fit the registers beside three of w
+    static constexpr int WIDE = LANES;
     const float* data;
     Int stride;
 
@@ -26,67 +28,53 @@ struct Floats {
         }
     };
 
-    Some some(Int n, Int k, int) const { return {load(data + n * stride + k)}; }
+    Some some(Int n, Int k) const { return {load(data + n * stride + k)}; }
 };
 
-// bf16 as it lies in memory, for an x in pairs.
+// bf16 as it lies in memory.
 struct Halves {
+    using X = Number;
     static constexpr int ROWS = 8;
+    static constexpr int WIDE = ::WIDE;
+    static constexpr Int AHEAD = 8;  // rows of w by which memory is asked before it is read
     const BFloat16* data;
     Int stride;
 
     struct Some {
-        static constexpr int VECTORS = 2;
-        Pair pair;
+        static constexpr int VECTORS = LAID;
+        Laid laid;
 
         template <int V>
-        Vec vector() const {
-            return V ? pair.odd : pair.even;
+        Operand vector() const {
+            return laid.vectors[V];
         }
     };
 
-    Some some(Int n, Int k, int columns) const {
+    Some some(Int n, Int k) const {
         const BFloat16* at = data + n * stride + k;
         // Rows are short, and the processor's own prefetching stops at each row's end.
-        __builtin_prefetch(at + columns * stride);
-        return {load_pair(at)};
+        fetch(at + AHEAD * stride);
+        return {Laid(at)};
     }
 };
 
-// A value that is read from memory once, not anew by every multiplication.
-inline Vec once(Vec value) {
-#if defined(__AVX__)
-    asm("" : "+v"(value));
+#if defined(BF16_DOTS)
+using Numbers = Halves;
+#else
+using Numbers = Floats;
 #endif
-    return value;
-}
 
 constexpr Int GROUP = 8;  // rows of activations that are multiplied together
 
 // The activations of a batch, laid out for `multiply`: in groups of GROUP rows, and the rest.
 struct Activations {
-    float* data;
+    Number* data;
     Int rows, stride;  // numbers of one row, its zeros at the end included
 
     Int group(Int row) const { return std::min(GROUP, rows - row / GROUP * GROUP); }
-    Int step(Int row) const { return group(row) * LANES; }
-    float* at(Int row) const { return data + row / GROUP * GROUP * stride + row % GROUP * LANES; }
-
-    // A row as floats in pairs, and zeros up to the stride.
-    void put(Int row, const BFloat16* from, Int count) const {
-        float* to = at(row);
-        const Int next = step(row);
-        Int i = 0;
-        for (; i + PAIR <= count; i += PAIR, to += 2 * next) {
-            const Pair pair = load_pair(from + i);
-            store(to, pair.even), store(to + next, pair.odd);
-        }
-        for (; i < stride; i += PAIR, to += 2 * next) {
-            float rest[PAIR] = {};
-            for (Int k = i; k < std::min(i + PAIR, count); ++k) rest[place(k - i)] = from[k];
-            store(to, load(rest)), store(to + next, load(rest + LANES));
-        }
-    }
+    Int step(Int row) const { return group(row) * WIDE; }
+    Number* at(Int row) const { return data + row / GROUP * GROUP * stride + row % GROUP * WIDE; }
+    void put(Int row, const BFloat16* from, Int count) const { lay(from, at(row), step(row), count, stride); }
 };
 
 // How many rows of w stand beside M rows of x in one tile: their sums fill most of the registers, and a sum that waits
@@ -98,38 +86,38 @@ constexpr int columns_beside(int rows) {
 }
 
 // acc[m][n] += x[m] * w[n] for vectors V and on of those that a source gives at a time.
-template <int V, int M, int N, class Some>
-inline void add_vectors(const float* x, Int step, const Some (&some)[N], Vec (&acc)[M][N]) {
-    Vec b[N];
+template <int V, class Source, int M, int N>
+inline void add_vectors(const typename Source::X* x, Int step, const typename Source::Some (&some)[N], Vec (&acc)[M][N]) {
+    decltype(some[0].template vector<V>()) b[N];
     for (int n = 0; n < N; ++n) b[n] = some[n].template vector<V>();
     for (int m = 0; m < M; ++m) {
-        const Vec a = once(load(x + m * LANES));
-        for (int n = 0; n < N; ++n) acc[m][n] += a * b[n];
+        const auto a = once(operand(x + m * Source::WIDE));
+        for (int n = 0; n < N; ++n) acc[m][n] = add_product(acc[m][n], a, b[n]);
     }
-    if constexpr (V + 1 < Some::VECTORS) add_vectors<V + 1>(x + step, step, some, acc);
+    if constexpr (V + 1 < Source::Some::VECTORS) add_vectors<V + 1, Source>(x + step, step, some, acc);
 }
 
 // sums[m][n] += x[m] . w[n] over inputs [from, to), lane by lane; from input 0 on, whatever was in sums counts as zero.
 // The order of additions of one sum does not depend on what else is in the tile, so a request's result does not depend
 // on its neighbours.
 template <int M, int N, class Source>
-inline void tile(const float* x, Int step, const Source& w, Int column, Int from, Int to, Vec* sums, Int stride) {
+inline void tile(const typename Source::X* x, Int step, const Source& w, Int column, Int from, Int to, Vec* sums, Int stride) {
     using Some = typename Source::Some;
     Vec acc[M][N];
     for (int m = 0; m < M; ++m)
         for (int n = 0; n < N; ++n) acc[m][n] = from ? sums[m * stride + n] : Vec{};
-    x += from / LANES * step;
-    for (Int k = from; k < to; k += Some::VECTORS * LANES, x += Some::VECTORS * step) {
+    x += from / Source::WIDE * step;
+    for (Int k = from; k < to; k += Some::VECTORS * Source::WIDE, x += Some::VECTORS * step) {
         Some some[N];
-        for (int n = 0; n < N; ++n) some[n] = w.some(column + n, k, N);
-        add_vectors<0>(x, step, some, acc);
+        for (int n = 0; n < N; ++n) some[n] = w.some(column + n, k);
+        add_vectors<0, Source>(x, step, some, acc);
     }
     for (int m = 0; m < M; ++m)
         for (int n = 0; n < N; ++n) sums[m * stride + n] = acc[m][n];
 }
 
 template <int M, class Source>
-inline void some_rows(const float* x, Int step, const Source& w, Int columns, Int from, Int to, Vec* sums, Int stride) {
+inline void some_rows(const typename Source::X* x, Int step, const Source& w, Int columns, Int from, Int to, Vec* sums, Int stride) {
     constexpr int N = columns_beside<Source>(M);
     Int n = 0;
     for (; n + N <= columns; n += N) tile<M, N>(x, step, w, n, from, to, sums + n, stride);
@@ -140,10 +128,10 @@ inline void some_rows(const float* x, Int step, const Source& w, Int columns, In
 
 // As `tile`, for all m < rows and n < columns. `to` lies a whole number of the source's steps from `from`.
 template <class Source>
-inline void multiply(const float* x, Int step, Int rows, const Source& w, Int columns, Int from, Int to, Vec* sums,
+inline void multiply(const typename Source::X* x, Int step, Int rows, const Source& w, Int columns, Int from, Int to, Vec* sums,
                      Int stride) {
     constexpr int MOST = Source::ROWS;
-    for (; rows >= MOST; rows -= MOST, x += MOST * LANES, sums += MOST * stride)
+    for (; rows >= MOST; rows -= MOST, x += MOST * Source::WIDE, sums += MOST * stride)
         some_rows<MOST>(x, step, w, columns, from, to, sums, stride);
     switch (rows) {
         case 7: return some_rows<7>(x, step, w, columns, from, to, sums, stride);

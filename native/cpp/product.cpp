@@ -22,7 +22,7 @@ struct Ending {
 
 extern "C" void product_bf16(const BFloat16* x, const Linear* linear, const float* plus, const float* const* gains,
                              BFloat16* y, Int rows) {
-    static thread_local Buffer<float> kept;
+    static thread_local Buffer<Number> kept;
     const Int inputs = linear->inputs, outputs = linear->outputs, stride = linear->stride();
     kept.fit(rows * stride);
     const Activations wide{kept.data(), rows, stride};

@@ -5,8 +5,8 @@
 #include "multiply.h"
 
 constexpr Int BLOCK = 48;    // outputs that a thread takes at most at a time
-constexpr Int DIRECT = 16;   // up to so many rows in all, weights are widened in registers, each time anew
-constexpr Int DEPTH = 640;   // inputs after which a tile's sums are put aside, so that x stays in the nearest cache
+constexpr Int DIRECT = 16;   // up to so many rows in all, weights become operands in registers, each time anew
+constexpr Int DEPTH = 2560 / sizeof(Number);  // inputs after which a tile's sums are put aside, so that x stays in the nearest cache
 constexpr Int CACHED = 512 * 1024;  // bytes of activations that stay in the second-level cache beside a block
 constexpr Int SCALED = 64;   // codes that share a scale, and
 constexpr Int NESTED = 256;  // scales that share one of theirs
@@ -55,11 +55,34 @@ struct Linear {
     const BFloat16* bias;
     Int outputs, inputs, number;
 
-    Int stride() const { return padded(inputs, SCALED); }  // of its activations as floats, in pairs
+    Int stride() const { return padded(inputs, SCALED); }  // of its activations as they are multiplied
 };
 
-// One block of 64 codes as floats in pairs.
-#if defined(__AVX512F__)
+// One block of 64 codes as operands.
+#if defined(BF16_DOTS)
+struct CodeBlock {
+    static constexpr int VECTORS = SCALED / WIDE;
+    Operand table;             // rounded, as a weight that is dequantized to bf16; twice, so that an index's fifth bit is free
+    Operand first, second;  // a code in the last four bits of each half word
+
+    CodeBlock() = default;
+    CodeBlock(const uint8_t* from, Vec values, float scale) : first(halves(from)), second(halves(from + WIDE / 2)) {
+        table = _mm512_broadcast_i64x4(__m256i(_mm512_cvtneps_pbh(__m512(values * scale))));
+    }
+
+    template <int V>
+    Operand vector() const {
+        return _mm512_permutexvar_epi16(V ? second : first, table);
+    }
+
+  private:
+    // Two bytes to each eight, in which each half word takes those bits that begin with its code.
+    static Operand halves(const uint8_t* from) {
+        const Operand bits = _mm512_set1_epi64(0x0008000C00000004);
+        return _mm512_multishift_epi64_epi8(bits, _mm512_cvtepu16_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+    }
+};
+#elif defined(__AVX512F__)
 struct CodeBlock {
     static constexpr int VECTORS = SCALED / LANES;
     Vec table;
@@ -80,19 +103,24 @@ struct CodeBlock {
         return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
     }
 };
+#endif
 
+#if defined(__AVX512F__)
 // 4-bit rows as a source: each lane picks its value from a register.
 struct CodeRows {
+    using X = Number;
     static constexpr int ROWS = 8;
+    static constexpr int WIDE = ::WIDE;
+    static constexpr size_t AHEAD = 24;
     const uint8_t* data;
     const float* scales;  // [columns, inputs / SCALED]
     Vec values;
     size_t inputs;
 
     using Some = CodeBlock;
-    Some some(Int n, Int k, int columns) const {
+    Some some(Int n, Int k) const {
         const uint8_t* at = data + inputs / 2 * n + size_t(k) / 2;
-        __builtin_prefetch(at + inputs / 2 * columns);
+        fetch(at + inputs / 2 * AHEAD);
         return {at, values, scales[inputs / SCALED * n + size_t(k) / SCALED]};
     }
 };
@@ -108,10 +136,16 @@ struct CodeTable {
 
     explicit CodeTable(const float* values) : values(load(values)) {}
 
-    void widen(const uint8_t* from, float scale, float* to) const {
-        const CodeBlock block(from, values, scale);
-        store(to, block.vector<0>()), store(to + LANES, block.vector<1>());
-        store(to + 2 * LANES, block.vector<2>()), store(to + 3 * LANES, block.vector<3>());
+    void lay(const uint8_t* from, float scale, Number* to) const {
+        put<0>(CodeBlock(from, values, scale), to);
+    }
+
+  private:
+    template <int V>
+    static void put(const CodeBlock& block, Number* to) {
+        const Operand vector = block.vector<V>();
+        memcpy(to + V * WIDE, &vector, sizeof vector);
+        if constexpr (V + 1 < CodeBlock::VECTORS) put<V + 1>(block, to);
     }
 };
 #elif defined(__AVX2__)
@@ -128,7 +162,7 @@ struct CodeTable {
         memcpy(&lower, bytes[0], sizeof lower), memcpy(&upper, bytes[1], sizeof upper);
     }
 
-    void widen(const uint8_t* from, float scale, float* to) const {
+    void lay(const uint8_t* from, float scale, Number* to) const {
         __m256i both;
         memcpy(&both, from, sizeof both);
         // Unpacking works on halves of a register: words are put so that eight bytes in a row end up in one vector.
@@ -153,7 +187,7 @@ struct CodeTable {
 
     explicit CodeTable(const float* values) : values(values) {}
 
-    void widen(const uint8_t* from, float scale, float* to) const {
+    void lay(const uint8_t* from, float scale, Number* to) const {
         for (Int i = 0; i < SCALED; ++i) to[place(i)] = values[i % 2 ? from[i / 2] & 15 : from[i / 2] >> 4] * scale;
     }
 };
@@ -161,7 +195,8 @@ struct CodeTable {
 
 // What one thread needs for a block; kept between calls.
 struct Scratch {
-    Buffer<float> weights, scales;
+    Buffer<Number> weights;
+    Buffer<float> scales;
     Buffer<Vec> sums;
 };
 
@@ -172,7 +207,7 @@ class Block {
         : linear(linear), out(out), outs(outs), scratch(scratch) {
         scratch.sums.fit(GROUP * BLOCK);
         const Int inputs = linear.inputs;
-        direct = rows <= DIRECT && inputs % (linear.halves ? PAIR : SCALED) == 0;
+        direct = inputs % (linear.halves ? PAIR : SCALED) == 0 && (rows <= DIRECT || (linear.halves && LAID == 1));
 #if !defined(__AVX512F__)
         direct &= linear.halves != nullptr;
 #endif
@@ -183,7 +218,7 @@ class Block {
         }
         if (direct) return;
         scratch.weights.fit(outs * linear.stride());
-        for (Int n = 0; n < outs; ++n) widen_row(n, scratch.weights.data() + n * linear.stride());
+        for (Int n = 0; n < outs; ++n) lay_row(n, scratch.weights.data() + n * linear.stride());
     }
 
     // y[m][n] = x[m] . w[n] for a group of rows from `row`; y has BLOCK columns. Returns how many they are.
@@ -202,10 +237,10 @@ class Block {
     }
 
   private:
-    void add(const float* x, Int step, Int rows, Int from, Int to, Vec* sums) const {
+    void add(const Number* x, Int step, Int rows, Int from, Int to, Vec* sums) const {
         const Int inputs = linear.inputs;
         if (!direct) {
-            multiply(x, step, rows, Floats{scratch.weights.data(), linear.stride()}, outs, from, to, sums, BLOCK);
+            multiply(x, step, rows, Numbers{scratch.weights.data(), linear.stride()}, outs, from, to, sums, BLOCK);
         } else if (linear.halves) {
             multiply(x, step, rows, Halves{linear.halves + out * inputs, inputs}, outs, from, to, sums, BLOCK);
         } else {
@@ -216,20 +251,32 @@ class Block {
         }
     }
 
-    void widen_row(Int n, float* to) const {
+    void lay_row(Int n, Number* to) const {
         const Int inputs = linear.inputs, at = (out + n) * inputs;
-        if (linear.halves || inputs % SCALED) std::fill(to + inputs / PAIR * PAIR, to + linear.stride(), 0.0f);
         if (linear.halves)
-            widen_pairs(linear.halves + at, to, inputs);
-        else if (inputs % SCALED)  // rows begin within a block
-            for (Int i = 0; i < inputs; ++i) to[place(i)] = linear.codes.weight(at + i);
+            lay(linear.halves + at, to, WIDE, inputs, linear.stride());
+        else if (inputs % SCALED)
+            lay_codes(at, to);
         else
-            widen_code_blocks(at, scratch.scales.data() + n * (inputs / SCALED), to);
+            lay_code_blocks(at, scratch.scales.data() + n * (inputs / SCALED), to);
     }
 
-    void widen_code_blocks(Int at, const float* scales, float* to) const {
+    // A row that begins within a block.
+    void lay_codes(Int at, Number* to) const {
+        std::fill(to + linear.inputs / PAIR * PAIR, to + linear.stride(), Number{});
+        for (Int i = 0; i < linear.inputs; ++i) {
+            const float weight = linear.codes.weight(at + i);
+#if defined(BF16_DOTS)
+            to[place(i)] = BFloat16::of(weight);
+#else
+            to[place(i)] = weight;
+#endif
+        }
+    }
+
+    void lay_code_blocks(Int at, const float* scales, Number* to) const {
         const CodeTable table(linear.codes.values);
-        for (Int i = 0; i < linear.inputs; i += SCALED) table.widen(linear.codes.data + (at + i) / 2, scales[i / SCALED], to + i);
+        for (Int i = 0; i < linear.inputs; i += SCALED) table.lay(linear.codes.data + (at + i) / 2, scales[i / SCALED], to + i);
     }
 
     const Linear& linear;
@@ -240,7 +287,7 @@ class Block {
 
 // Rows of activations that are multiplied with one block after the other: so many as stay in the second-level cache.
 inline Int rows_at_once(const Linear& linear) {
-    const Int fitting = CACHED / (linear.stride() * Int(sizeof(float))) / GROUP * GROUP;
+    const Int fitting = CACHED / (linear.stride() * Int(sizeof(Number))) / GROUP * GROUP;
     return std::max<Int>(4 * GROUP, fitting);
 }
 

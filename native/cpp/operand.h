@@ -1,0 +1,75 @@
+// The form in which activations and weights are multiplied, and that multiplication. Two forms: floats, or bf16 as it
+// is where BF16_DOTS says that this processor multiplies it at full speed. Knows nothing of models.
+#pragma once
+
+#include "common.h"
+
+#if defined(BF16_DOTS)
+// A vector holds twice as many numbers as a sum has lanes. Each lane adds two products; the sums are floats.
+using Number = BFloat16;
+using Operand = __m512i;
+
+inline Operand operand(const BFloat16* from) { return _mm512_loadu_si512(from); }
+
+inline Vec add_product(Vec sum, Operand a, Operand b) {
+    return Vec(_mm512_dpbf16_ps(__m512(sum), __m512bh(a), __m512bh(b)));
+}
+
+// Where the i-th number of a row lies.
+inline Int place(Int i) { return i; }
+#else
+// Numbers lie in pairs of vectors: those with even numbers, then those with odd ones. So bf16, two of which are in a
+// word, needs no shuffling to become float. Any order will do for a sum.
+using Number = float;
+using Operand = Vec;
+
+inline Int place(Int i) { return i / (2 * LANES) * (2 * LANES) + i % 2 * LANES + i % (2 * LANES) / 2; }
+#endif
+
+constexpr Int PAIR = 2 * LANES;                  // numbers of a row that are laid together
+constexpr Int WIDE = sizeof(Vec) / sizeof(Number);  // numbers in a vector
+constexpr int LAID = PAIR / WIDE;                // vectors they make
+
+inline Vec operand(const float* from) { return load(from); }
+inline Vec add_product(Vec sum, Vec a, Vec b) { return sum + a * b; }
+
+// A value that is read from memory once, not anew by every multiplication.
+template <class Value>
+inline Value once(Value value) {
+#if defined(__AVX__)
+    asm("" : "+v"(value));
+#endif
+    return value;
+}
+
+// PAIR numbers of bf16 as operands.
+struct Laid {
+    Operand vectors[LAID];
+
+    Laid() = default;
+    explicit Laid(const BFloat16* from) {
+#if defined(BF16_DOTS)
+        vectors[0] = operand(from);
+#else
+        BitVec words;
+        memcpy(&words, from, sizeof words);
+        const BitVec even = words << 16, odd = words & 0xFFFF0000u;
+        memcpy(&vectors[0], &even, sizeof even), memcpy(&vectors[1], &odd, sizeof odd);
+#endif
+    }
+};
+
+// `count` numbers as they are multiplied, from one vector of the row to its next `step`, and zeros up to `stride`.
+inline void lay(const BFloat16* from, Number* to, Int step, Int count, Int stride) {
+    const auto put = [&](const BFloat16* some) {
+        const Laid laid(some);
+        for (int v = 0; v < LAID; ++v, to += step) memcpy(to, &laid.vectors[v], sizeof(Operand));
+    };
+    Int i = 0;
+    for (; i + PAIR <= count; i += PAIR) put(from + i);
+    for (; i < stride; i += PAIR) {
+        BFloat16 rest[PAIR] = {};
+        if (i < count) std::copy(from + i, from + count, rest);
+        put(rest);
+    }
+}
