@@ -3,9 +3,8 @@
 //
 //   a = x + O(attend(rotate(norm(Q n)), rotate(norm(K n)), V n)),  n = norm(x)
 //   y = a + D(silu(G m) * U m),                                    m = norm(a)
-#include <omp.h>
-
 #include "attention.h"
+#include "deal.h"
 #include "low_rank.h"
 #include "pointwise.h"
 #include "product.h"
@@ -35,6 +34,7 @@ struct Wide {
     Buffer<float> h[3];
     Int h_stride[3] = {};
     std::vector<Shrink> shrinks;
+    Deal shrinking, multiplying;
 
     // Makes room for the input of `linears`, which share it, and lists what adapters shrink.
     void fit(Int rows, const Terms& terms, std::initializer_list<const Linear*> linears) {
@@ -49,6 +49,7 @@ struct Wide {
             append_shrinks(terms, linear->number, x, linear->inputs, h[number].data(), h_stride[number], shrinks);
             ++number;
         }
+        shrinking.set(shrinks.size());
     }
 };
 
@@ -57,6 +58,7 @@ struct Room {
     Wide attention, out, mlp, down;
     Buffer<BFloat16> q, k, v, attended, normed, gated;
     std::vector<AttentionTask> tasks;
+    Deal attending;
 };
 
 struct Own {  // what each thread keeps
@@ -79,6 +81,13 @@ class Pass {
         room.normed.fit(rows * layer.q.inputs), room.gated.fit(rows * layer.gate.outputs);
         room.tasks.clear();
         append_tasks(batch, layer.cache, omp_get_max_threads(), room.tasks);
+        room.attending.set(room.tasks.size());
+        const Linear* projections[] = {&layer.q, &layer.k, &layer.v};
+        project_width = width_for(layer.q.outputs + 2 * layer.k.outputs);
+        for (int i = 0; i < 3; ++i) starts[i + 1] = starts[i] + blocks_of(projections[i]->outputs, project_width);
+        room.attention.multiplying.set(parts_of(layer.q) * starts[3]);
+        for (auto [linear, wide] : {std::pair{&layer.o, &room.out}, {&layer.gate, &room.mlp}, {&layer.down, &room.down}})
+            wide->multiplying.set(parts_of(*linear) * blocks_of(linear->outputs, width_for(linear->outputs)));
     }
 
     // Every thread of the team calls this once.
@@ -118,29 +127,23 @@ class Pass {
 
     void shrink(Wide& wide, Own& own) {
         if (wide.shrinks.empty()) return;
-#pragma omp for schedule(dynamic)
-        for (size_t i = 0; i < wide.shrinks.size(); ++i) wide.shrinks[i].run(own.block);
+        wide.shrinking.run([&](Int task) { wide.shrinks[task].run(own.block); });
     }
 
     void project(Own& own) {
         const Linear* linears[] = {&layer.q, &layer.k, &layer.v};
         BFloat16* results[] = {room.q.data(), room.k.data(), room.v.data()};
-        const Int width = block_width(layer.q.outputs + 2 * layer.k.outputs, omp_get_num_threads());
-        Int starts[4] = {};
-        for (int i = 0; i < 3; ++i) starts[i + 1] = starts[i] + (linears[i]->outputs + width - 1) / width;
-        const Int parts = parts_of(layer.q);
-#pragma omp for schedule(dynamic)
-        for (Int task = 0; task < parts * starts[3]; ++task) {
+        room.attention.multiplying.run([&](Int task) {
             const Int block = task % starts[3];
             const int which = block >= starts[2] ? 2 : block >= starts[1] ? 1 : 0;
             const Linear& linear = *linears[which];
-            const Int out = (block - starts[which]) * width, outs = std::min(width, linear.outputs - out);
+            const Int out = (block - starts[which]) * project_width, outs = std::min(project_width, linear.outputs - out);
             const Range range = part(layer.q, task / starts[3]);
             BFloat16* to = results[which] + out;
             products(linear, room.attention, which, range, out, outs, own.scratch[0], [&](Int row, Int count, const float* sums) {
                 for (Int m = 0; m < count; ++m) round_row(sums + m * BLOCK, to + (row + m) * linear.outputs, outs);
             });
-        }
+        });
     }
 
     void attend_all(Own& own) {
@@ -154,9 +157,8 @@ class Pass {
             turn_heads(room.k.data() + row * key.token, cache.kv_heads, layer.of_keys, row);
             write_slot(batch, row, key, value, cache);
         }
-#pragma omp for schedule(dynamic)
-        for (size_t i = 0; i < room.tasks.size(); ++i)
-            attend(room.tasks[i], batch, query, cache, own.attention, room.attended.data());
+        room.attending.run(
+            [&](Int task) { attend(room.tasks[task], batch, query, cache, own.attention, room.attended.data()); });
     }
 
     void turn_heads(BFloat16* heads, Int count, const Norm& norm, Int row) {
@@ -168,10 +170,8 @@ class Pass {
     }
 
     void gate_and_up(Own& own) {
-        const Int outputs = layer.gate.outputs, width = block_width(outputs, omp_get_num_threads());
-        const Int blocks = (outputs + width - 1) / width, parts = parts_of(layer.gate);
-#pragma omp for schedule(dynamic)
-        for (Int task = 0; task < parts * blocks; ++task) {
+        const Int outputs = layer.gate.outputs, width = width_for(outputs), blocks = blocks_of(outputs, width);
+        room.mlp.multiplying.run([&](Int task) {
             const Int out = task % blocks * width, outs = std::min(width, outputs - out);
             const Range range = part(layer.gate, task / blocks);
             Block up(layer.up, out, outs, range.count(), own.scratch[1]);
@@ -184,15 +184,13 @@ class Pass {
                     silu_product(gate, other, room.gated.data() + (row + m) * outputs + out, outs);
                 }
             });
-        }
+        });
     }
 
     // y = before + W x
     void add_product(const Linear& linear, Wide& wide, const BFloat16* before, Own& own) {
-        const Int outputs = linear.outputs, width = block_width(outputs, omp_get_num_threads());
-        const Int blocks = (outputs + width - 1) / width, parts = parts_of(linear);
-#pragma omp for schedule(dynamic)
-        for (Int task = 0; task < parts * blocks; ++task) {
+        const Int outputs = linear.outputs, width = width_for(outputs), blocks = blocks_of(outputs, width);
+        wide.multiplying.run([&](Int task) {
             const Int out = task % blocks * width, outs = std::min(width, outputs - out);
             products(linear, wide, 0, part(linear, task / blocks), out, outs, own.scratch[0], [&](Int row, Int count, const float* sums) {
                 for (Int m = 0; m < count; ++m) {
@@ -200,8 +198,11 @@ class Pass {
                     add_row(before + at, sums + m * BLOCK, y + at, outs);
                 }
             });
-        }
+        });
     }
+
+    static Int width_for(Int outputs) { return block_width(outputs, omp_get_max_threads()); }
+    static Int blocks_of(Int outputs, Int width) { return (outputs + width - 1) / width; }
 
     struct Range {
         Int first, stop;
@@ -260,6 +261,7 @@ class Pass {
     BFloat16* y;
     const Int rows;
     Room& room;
+    Int project_width, starts[4] = {};  // the projections' blocks: how wide, and where each one's begin
 };
 
 }  // namespace

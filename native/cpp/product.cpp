@@ -1,6 +1,5 @@
 // y = g * (x W^T + plus) + bias for a whole batch. Sums are floats, rounded once.
-#include <omp.h>
-
+#include "deal.h"
 #include "product.h"
 
 namespace {
@@ -27,15 +26,17 @@ extern "C" void product_bf16(const BFloat16* x, const Linear* linear, const floa
     kept.fit(rows * stride);
     const Activations wide{kept.data(), rows, stride};
     const Ending ending{linear->bias, plus, gains};
+    const Int width = block_width(outputs, omp_get_max_threads());
+    static thread_local Deal kept_deal;
+    Deal& deal = kept_deal;
+    deal.set((outputs + width - 1) / width);
 #pragma omp parallel
     {
         static thread_local Scratch scratch;
-        const Int width = block_width(outputs, omp_get_num_threads()), blocks = (outputs + width - 1) / width;
 #pragma omp for
         for (Int row = 0; row < rows; ++row) wide.put(row, x + row * inputs, inputs);
-#pragma omp for schedule(dynamic)
-        for (Int b = 0; b < blocks; ++b) {
-            const Int out = b * width, outs = std::min(width, outputs - out);
+        deal.run([&](Int task) {
+            const Int out = task * width, outs = std::min(width, outputs - out);
             Block block(*linear, out, outs, rows, scratch);
             for (Int row = 0; row < rows; row += GROUP) {
                 float sums[GROUP * BLOCK];
@@ -46,6 +47,6 @@ extern "C" void product_bf16(const BFloat16* x, const Linear* linear, const floa
                         y[(row + m) * outputs + out + n] = BFloat16::of(value);
                     }
             }
-        }
+        });
     }
 }
