@@ -1,6 +1,8 @@
 """The dashboard and the alert rules, held against what a server exports and against the docs."""
 
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,9 @@ from engine.events import (
     StepDone,
 )
 from engine.sequence import FinishReason
-from tests.support.face import make_face
+from tests.support import prometheus
+from tests.support.face import Face, make_face
+from tests.support.http import eventually, serve
 from tests.support.promql import Exported, exported, faults, names
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +52,12 @@ EVENTS = (
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CollectorRegistry]:
     """A live server's, after one of everything."""
     face = make_face(tmp_path_factory.mktemp("face"))
+    one_of_everything(face)
+    yield face.services.metrics.registry
+    face.registry.close()
+
+
+def one_of_everything(face: Face) -> None:
     metrics = face.services.metrics
     for event in EVENTS:
         metrics.observe(event)
@@ -55,8 +65,6 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CollectorRegi
     metrics.error("queue_full")
     metrics.loop_lag(0.0)
     face.worker.pinned.add(ONE)
-    yield metrics.registry
-    face.registry.close()
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +79,7 @@ def panels() -> list[dict[str, Any]]:
 def queries() -> list[tuple[str, str]]:
     """Every expression of the dashboard with its panel's title; Grafana's own variables are filled in."""
     return [
-        (panel["title"], target["expr"].replace("$__rate_interval", "5m"))
+        (panel["title"], target["expr"].replace("$__rate_interval", "1m").replace("$instance", ".+"))
         for panel in panels()
         for target in panel["targets"]
     ]
@@ -145,3 +153,39 @@ def test_prometheus_is_given_the_rules_and_a_job_that_they_name() -> None:
     config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
     assert config["rule_files"] == ["alerts.yml"]
     assert [job["job_name"] for job in config["scrape_configs"]] == ["rootstock"]
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool, of Prometheus, is not here")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "config", "deploy/prometheus/prometheus.yml"),
+        ("check", "rules", "deploy/prometheus/alerts.yml"),
+        ("test", "rules", "tests/deploy/alerts.yml"),
+    ],
+    ids=" ".join,
+)
+def test_prometheus_own_tool_agrees(arguments: tuple[str, ...]) -> None:
+    done = subprocess.run(["promtool", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_each_alert_is_seen_to_fire() -> None:
+    """`promtool test rules` says when; here, that none was left out."""
+    told = (ROOT / "tests/deploy/alerts.yml").read_text()
+    assert not [rule["alert"] for rule in RULES if f'alertname="{rule["alert"]}"' not in told]
+
+
+@pytest.mark.skipif(not prometheus.HERE, reason="prometheus is not here")
+def test_a_real_prometheus_has_something_to_show_on_every_panel(tmp_path: Path) -> None:
+    face = make_face(tmp_path / "face")
+    rules = ROOT / "deploy/prometheus/alerts.yml"
+    with serve(face.app) as live, prometheus.scraping(live.url.removeprefix("http://"), rules, tmp_path) as watching:
+        eventually(watching.scrapes, within_s=30)
+        one_of_everything(face)
+        eventually(lambda: watching.query("rootstock_requests_total"), within_s=30)
+        one_of_everything(face)
+        eventually(lambda: watching.query("increase(rootstock_requests_total[1m]) > 0"), within_s=30)
+        assert not [(title, expression) for title, expression in queries() if not watching.query(expression)]
+        assert not watching.sick_rules()
+    face.registry.close()
