@@ -57,7 +57,7 @@ class Residency:
 
     @property
     def changes(self) -> int:
-        """How often anything moved: what was read of the tiers before the last change is out of date."""
+        """How often anything moved, or counted for another tenant: what was read before the last is out of date."""
         return self._changes
 
     def tier(self, adapter: AdapterId) -> Tier:
@@ -192,7 +192,7 @@ class Residency:
 
     def apply(self, plan: AdapterPlan, sizes: Mapping[AdapterId, int], used: Iterable[Use] = ()) -> None:
         """Make a plan of this residency's own come true, and note who was `used` in this step."""
-        self._changes += plan.moves
+        self._changes += plan.moves or bool(plan.taken)
         for adapter in plan.off_device:
             del self._device.held[adapter]
             self._shares.left(adapter)

@@ -35,6 +35,12 @@ class Share:
             self.adapters is not None and adapters > self.adapters
         )
 
+    def part(self, bytes: int, adapters: int) -> float:
+        """What part of it that much is, of the bytes or of the adapters, whichever is more."""
+        of_bytes = 0.0 if self.bytes is None else bytes / self.bytes
+        of_adapters = 0.0 if self.adapters is None else adapters / self.adapters
+        return max(of_bytes, of_adapters)
+
 
 class Shares:
     """Who has what on the device, each tenant's least recently used first. `default` holds for every tenant that is
@@ -69,6 +75,12 @@ class Shares:
     def held(self, tenant: str) -> dict[AdapterId, int]:
         """The adapters that count for a tenant, and their bytes."""
         return dict(self._held.get(tenant, {}))
+
+    def used(self) -> tuple[float, ...]:
+        """What part of their shares the tenants have that have one and hold anything, the fullest first."""
+        shares = [(self.of(tenant), held) for tenant, held in self._held.items() if held]
+        parts = (share.part(sum(held.values()), len(held)) for share, held in shares if share.limits)
+        return tuple(sorted(parts, reverse=True))
 
     def users(self, adapter: AdapterId) -> set[str]:
         return {tenant for tenant, held in self._held.items() if adapter in held}

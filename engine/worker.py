@@ -87,6 +87,7 @@ class EngineWorker:
         self._ticked = monotonic()
         self._stats = EngineStats()
         self._residents: tuple[Resident, ...] = ()
+        self._shares_used: tuple[float, ...] = ()
         self._shown: object = None
         self._pins: frozenset[AdapterId] = frozenset()
         engine.tiers.wake = self._wake
@@ -132,6 +133,10 @@ class EngineWorker:
     def residents(self) -> tuple[Resident, ...]:
         """Every adapter above disk, most recently used first."""
         return self._residents
+
+    def shares_used(self) -> tuple[float, ...]:
+        """What part of their shares of the device the tenants have, the fullest first."""
+        return self._shares_used
 
     def pins(self) -> frozenset[AdapterId]:
         """The adapters that are pinned, loaded or not yet."""
@@ -318,6 +323,7 @@ class EngineWorker:
         if shown != self._shown:
             self._shown = shown
             self._residents, self._pins = _residents(self._engine), residency.pinned
+            self._shares_used = residency.shares.used()
 
 
 _STOPPED = "The server is shutting down. Send the request to another instance, or retry later."

@@ -5,7 +5,7 @@ names are those of the gateway API's model-server protocol.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -19,6 +19,8 @@ from server.ports import EngineStats, Resident, Worker
 from server.version import version
 
 NameOf = Callable[[AdapterId], str]
+
+MAX_SHARES = 10
 
 
 class EngineCollector(Collector):
@@ -34,6 +36,7 @@ class EngineCollector(Collector):
         stats, residents = self._worker.stats(), list(self._worker.residents())
         yield from _own(stats)
         yield from self._adapters(residents)
+        yield _shares(self._worker.shares_used())
         yield from _companions(stats)
         yield self._lora_info(stats, residents)
 
@@ -135,6 +138,15 @@ def _own(stats: EngineStats) -> Iterator[Metric]:
     yield pool
     yield CounterMetricFamily("rootstock_prefix_hit_tokens", "Tokens found in the prefix cache.", stats.prefix_hits)
     yield CounterMetricFamily("rootstock_prefix_query_tokens", "Tokens looked up there.", stats.prefix_queries)
+
+
+def _shares(used: Sequence[float]) -> Metric:
+    """By how full they are, not by whose they are: whoever may see metrics need not know who else is served."""
+    about = "Part of a tenant's share of the device that is in use, for the fullest ones; place 1 is the fullest."
+    family = GaugeMetricFamily("rootstock_device_share_used", about, labels=["place"])
+    for place, part in enumerate(used[:MAX_SHARES], 1):
+        family.add_metric([str(place)], part)
+    return family
 
 
 def _companions(stats: EngineStats) -> Iterator[Metric]:

@@ -135,6 +135,17 @@ def test_what_leaves_the_device_counts_for_nobody() -> None:
     assert shares.held("t") == {}
 
 
+def test_how_full_shares_are_is_told_without_whose_they_are() -> None:
+    shares = Shares(Share(bytes=40), {"few": Share(bytes=100, adapters=2), "free": Share(), "idle": Share(adapters=1)})
+    residency = furnished(shares, use("a", "t"), use("b", "few"), use("c", "free"))
+    assert shares.used() == (0.5, 0.25)
+    changes = residency.changes
+    step(residency, [use("c", "t")])
+    assert shares.used() == (0.5, 0.5) and residency.changes > changes, "it was there already, and counts for t now"
+    residency.forget(AdapterId("b"))
+    assert shares.used() == (0.5,)
+
+
 LIMITS = {"one": Share(adapters=1), "two": Share(adapters=2), "bytes": Share(bytes=30), "free": Share()}
 uses = st.builds(use, st.sampled_from(NAMES), st.sampled_from([*LIMITS]))
 

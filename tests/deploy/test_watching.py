@@ -65,6 +65,7 @@ def one_of_everything(face: Face) -> None:
     metrics.error("queue_full")
     metrics.loop_lag(0.0)
     face.worker.pinned.add(ONE)
+    face.worker.shares = (1.0, 0.5)
 
 
 @pytest.fixture(scope="module")

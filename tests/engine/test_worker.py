@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from time import monotonic
 
 import pytest
 
 from adapters.errors import UnknownAdapter
+from adapters.shares import Share, Shares
 from engine.errors import AdapterTooLarge, EngineStopped, MergeRefused, QueueFull
 from engine.sequence import FinishReason, Output, Request, SamplingParams
 from engine.worker import HEARD_AT_ONCE, EngineWorker, OutputStream
@@ -60,6 +62,15 @@ async def test_refusals_are_raised_by_submit() -> None:
             await worker.submit(request("r", adapter="nobody"))
         with pytest.raises(AdapterTooLarge):
             await worker.submit(request("r", adapter="big"))
+
+
+async def test_how_full_shares_are_is_told() -> None:
+    bench = Bench(adapters={"a": 10, "b": 10}, shares=Shares(tenants={"t": Share(adapters=2)}))
+    async with running(bench) as worker:
+        assert worker.shares_used() == ()
+        for adapter, part in (("a", 0.5), ("b", 1.0), ("a", 1.0)):
+            await collect(await worker.submit(replace(request(f"r-{part}-{adapter}", adapter=adapter), tenant="t")))
+            await until(partial(lambda told: worker.shares_used() == told, (part,)))
 
 
 async def test_a_full_queue_is_told() -> None:
