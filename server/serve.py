@@ -10,6 +10,7 @@ import gc
 import os
 import socket
 from collections.abc import Iterator
+from functools import partial
 
 import structlog
 import uvicorn
@@ -19,6 +20,7 @@ from rich.console import Console
 from server import logs
 from server.app import create_app
 from server.assembly import House, build_house, open_catalog
+from server.chores import Chore, repeat
 from server.connections import Bounds, bounded, raise_file_limit
 from server.datadir import DataDir
 from server.deps import in_thread
@@ -28,7 +30,7 @@ from server.keys.opening import open_keys
 from server.keys.ring import KeyRing, NoKeys
 from server.meter import Meter
 from server.pins import restore_pins
-from server.ports import Callers
+from server.ports import Callers, Services
 from server.pulse import pulse
 from server.quotas.keeper import Quotas
 from server.screen import loading
@@ -120,7 +122,7 @@ async def _run(settings: Settings, house: House, door: socket.socket, console: C
     services.lifecycle.ready()
     _say_where(console, door, services.base_id)
     beating = asyncio.create_task(pulse(services.metrics.loop_lag))
-    await _until_stopped(serving, ResidentMemory(worker, services.whole))
+    await _until_stopped(serving, services)
     beating.cancel()
     if shutdown.forced:
         return 1
@@ -131,15 +133,24 @@ async def _run(settings: Settings, house: House, door: socket.socket, console: C
     return 0
 
 
-async def _until_stopped(serving: asyncio.Task[None], memory: ResidentMemory) -> None:
-    """Serve; meanwhile and at the end, remember what is resident."""
-    keeping = asyncio.create_task(memory.keep())
+async def _until_stopped(serving: asyncio.Task[None], services: Services) -> None:
+    """Serve; meanwhile do the chores. At the end, remember what is resident."""
+    memory = ResidentMemory(services.worker, services.whole)
+    keeping = asyncio.create_task(repeat(chores(services, memory)))
     try:
         await serving
     finally:
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
         await memory.note()
+
+
+def chores(services: Services, memory: ResidentMemory) -> dict[str, Chore]:
+    """What is done now and then: remember what is resident, forget uploads that have expired."""
+    return {
+        "residents_not_remembered": memory.note,
+        "uploads_not_collected": partial(in_thread, services.resumable.collect),
+    }
 
 
 def _settle_memory() -> None:

@@ -1,20 +1,13 @@
 """Remembering which adapters are resident, so that the next start is warm.
 
-Owns the periodic note to the catalog. Knows the worker's snapshot; loads nothing itself.
+Owns the note to the catalog, and that it is made only when something has changed. Knows the worker's snapshot; loads
+nothing itself, and does not know when it is asked.
 """
-
-import asyncio
-
-import structlog
 
 from adapters.catalog import Catalog
 from adapters.manifest import AdapterId
 from server.deps import in_thread
 from server.ports import Worker
-
-_log = structlog.get_logger(__name__)
-
-PERIOD_S = 5.0
 
 
 class ResidentMemory:
@@ -23,15 +16,6 @@ class ResidentMemory:
     def __init__(self, worker: Worker, catalog: Catalog) -> None:
         self._worker, self._catalog = worker, catalog
         self._known: list[AdapterId] | None = None
-
-    async def keep(self, period_s: float = PERIOD_S) -> None:
-        """Until cancelled."""
-        while True:
-            await asyncio.sleep(period_s)
-            try:
-                await self.note()
-            except Exception:
-                _log.exception("residents_not_remembered")
 
     async def note(self) -> None:
         residents = list(dict.fromkeys(resident.id for resident in self._worker.residents()))

@@ -1,0 +1,47 @@
+"""What a server does without being asked: again and again, whatever fails."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from adapters.sessions import Order
+from adapters.uploads import UploadLimits
+from server.chores import repeat
+from server.serve import chores
+from server.warm import ResidentMemory
+from tests.support.face import make_face
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_chore_that_fails_is_tried_again_and_keeps_no_other_from_being_done() -> None:
+    done: list[str] = []
+
+    async def fail() -> None:
+        done.append("failed")
+        raise OSError("no disk")
+
+    async def work() -> None:
+        done.append("worked")
+
+    doing = asyncio.create_task(repeat({"it_failed": fail, "work_failed": work}, 0.001))
+    async with asyncio.timeout(10):
+        while len(done) < 6:
+            await asyncio.sleep(0.001)
+    doing.cancel()
+    assert done[:6] == ["failed", "worked"] * 3
+
+
+async def test_a_server_that_nobody_asks_anything_forgets_expired_uploads(tmp_path: Path) -> None:
+    face = make_face(tmp_path, uploads=UploadLimits(age_s=0.3))
+    services, folder = face.services, tmp_path / "uploads" / "resumable"
+    services.resumable.begin(Order("", "x", None, b"{}", 5))
+    assert list(folder.iterdir())
+    doing = asyncio.create_task(repeat(chores(services, ResidentMemory(services.worker, services.whole)), 0.01))
+    async with asyncio.timeout(10):
+        while list(folder.iterdir()):
+            await asyncio.sleep(0.01)
+    doing.cancel()
+    await asyncio.gather(doing, return_exceptions=True)
+    face.registry.close()
