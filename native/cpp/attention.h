@@ -66,16 +66,13 @@ struct Scattered {
 template <int M, int N, class Values>
 inline void add_values(const float* p, const Values& v, Int keys, Int width, Int d, float* out) {
     Vec acc[M][N];
-    for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n) acc[m][n] = load(out + m * width + d + n * LANES);
+    each<M, N>([&](int m, int n) { acc[m][n] = load(out + m * width + d + n * LANES); });
     for (Int j = 0; j < keys; ++j) {
         Vec value[N];
         for (int n = 0; n < N; ++n) value[n] = v.some(j, d + n * LANES).template vector<0>();
-        for (int m = 0; m < M; ++m)
-            for (int n = 0; n < N; ++n) acc[m][n] += p[m * KEYS + j] * value[n];
+        each<M, N>([&](int m, int n) { acc[m][n] += p[m * KEYS + j] * value[n]; });
     }
-    for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n) store(out + m * width + d + n * LANES, acc[m][n]);
+    each<M, N>([&](int m, int n) { store(out + m * width + d + n * LANES, acc[m][n]); });
 }
 
 template <int M, class Values>

@@ -82,16 +82,13 @@ inline void append_shrinks(const Terms& terms, Int layer, const Activations& x, 
 template <int M, int N>
 void expand_tile(const float* h, Int h_stride, const BFloat16* b, Int outputs, Int ranks, float* y, Int y_stride) {
     Vec acc[M][N];
-    for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n) acc[m][n] = load(y + m * y_stride + n * LANES);
+    each<M, N>([&](int m, int n) { acc[m][n] = load(y + m * y_stride + n * LANES); });
     for (Int r = 0; r < ranks; ++r) {
         Vec wide[N];
         for (int n = 0; n < N; ++n) wide[n] = load(b + r * outputs + n * LANES);
-        for (int m = 0; m < M; ++m)
-            for (int n = 0; n < N; ++n) acc[m][n] += h[m * h_stride + r] * wide[n];
+        each<M, N>([&](int m, int n) { acc[m][n] += h[m * h_stride + r] * wide[n]; });
     }
-    for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n) store(y + m * y_stride + n * LANES, acc[m][n]);
+    each<M, N>([&](int m, int n) { store(y + m * y_stride + n * LANES, acc[m][n]); });
 }
 
 template <int N>

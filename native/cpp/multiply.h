@@ -64,6 +64,15 @@ using Numbers = Halves;
 using Numbers = Floats;
 #endif
 
+// `what` for each of a tile's M x N sums. Unrolled before the compiler decides which arrays are registers.
+template <int M, int N, class Do>
+__attribute__((always_inline)) inline void each(Do what) {
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) what(m, n);
+}
+
 constexpr Int GROUP = 8;  // rows of activations that are multiplied together
 
 // The activations of a batch, laid out for `multiply`: in groups of GROUP rows, and the rest.
@@ -104,16 +113,15 @@ template <int M, int N, class Source>
 inline void tile(const typename Source::X* x, Int step, const Source& w, Int column, Int from, Int to, Vec* sums, Int stride) {
     using Some = typename Source::Some;
     Vec acc[M][N];
-    for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n) acc[m][n] = from ? sums[m * stride + n] : Vec{};
+    each<M, N>([&](int m, int n) { acc[m][n] = Vec{}; });
+    if (from) each<M, N>([&](int m, int n) { acc[m][n] = sums[m * stride + n]; });
     x += from / Source::WIDE * step;
     for (Int k = from; k < to; k += Some::VECTORS * Source::WIDE, x += Some::VECTORS * step) {
         Some some[N];
         for (int n = 0; n < N; ++n) some[n] = w.some(column + n, k);
         add_vectors<0, Source>(x, step, some, acc);
     }
-    for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n) sums[m * stride + n] = acc[m][n];
+    each<M, N>([&](int m, int n) { sums[m * stride + n] = acc[m][n]; });
 }
 
 template <int M, class Source>

@@ -6,7 +6,7 @@
 
 constexpr Int BLOCK = 48;    // outputs that a thread takes at most at a time
 constexpr Int DIRECT = 16;   // up to so many rows in all, weights become operands in registers, each time anew
-constexpr Int DEPTH = 2560 / sizeof(Number);  // inputs after which a tile's sums are put aside, so that x stays in the nearest cache
+constexpr Int DEPTH = 3072 / sizeof(Number);  // inputs after which a tile's sums are put aside, so that x stays in the nearest cache
 constexpr Int CACHED = 512 * 1024;  // bytes of activations that stay in the second-level cache beside a block
 constexpr Int SCALED = 64;   // codes that share a scale, and
 constexpr Int NESTED = 256;  // scales that share one of theirs
