@@ -66,7 +66,7 @@ class Job:
 
 
 async def answer(http: HttpRequest, services: Services, caller: Principal, target: Target, job: Job) -> Response:
-    """The response to `job`. It releases `target` when the last byte has been produced or the client is gone.
+    """The response to `job`. It releases `target` once the engine is through with it, or the client is gone.
 
     Raises RateLimited before anything has begun.
     """
@@ -132,7 +132,6 @@ class _Turn:
             outputs[index].append(output)
         layout = self._job.layout
         choices = [layout.whole(index, fold(parts)) for index, parts in enumerate(outputs)]
-        await self.aclose()
         return layout.frame(choices, streamed=False) | {"usage": self._usage()}, self.headers()
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
@@ -179,10 +178,15 @@ class _Turn:
         return headers
 
     async def _outputs(self) -> AsyncIterator[Indexed]:
+        """In order. Before the last one is told, the adapter is let go: whoever reads it may delete the adapter."""
         item = self._first
-        while item is not None:
+        while item is not None and len(self._reasons) < len(self._job.requests):
             yield item
             item = await self._next()
+        if item is not None:
+            await self._next()  # there is none, and the generation has come to its end
+            await self.aclose()
+            yield item
 
     async def _next(self) -> Indexed | None:
         """The next output, noted; None after the last."""

@@ -3,11 +3,12 @@
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.ports import Limits
 from tests.support.engine import FakeWorker
@@ -117,6 +118,39 @@ def test_f61_a_hangup_gives_the_adapter_back(slow: tuple[Face, LiveServer]) -> N
             assert list(store.ids()), "the running request still holds the bytes"
         eventually(lambda: not face.worker.running)
         eventually(lambda: not list(store.ids()))
+
+
+class Watched:
+    """Shows `see` each part of an answer before it is sent."""
+
+    def __init__(self, app: ASGIApp, see: Callable[[str], None]) -> None:
+        self._app, self._see = app, see
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def seen(message: Message) -> None:
+            self._see(message.get("body", b"").decode())
+            await send(message)
+
+        await self._app(scope, receive, seen)
+
+
+@pytest.mark.parametrize(("path", "body"), BOTH)
+@pytest.mark.parametrize("n", [1, 3])
+def test_an_adapter_is_let_go_before_its_last_finish_reason_is_told(
+    path: str, body: dict[str, object], n: int, tmp_path: Path
+) -> None:
+    """So that a delete right after it never finds the adapter in use."""
+    face = make_face(tmp_path)
+    held: list[tuple[str, bool]] = []
+    face.app.add_middleware(
+        Watched, see=lambda text: held.extend((event, bool(face.catalog._leased)) for event in events(text))
+    )
+    with serve(face.app) as live, live.client() as client:
+        client.post("/v1/adapters", data={"name": "brief"}, files=form(3)).raise_for_status()
+        client.post(path, json=body | {"model": "brief", "n": n, "stream": True}).raise_for_status()
+    face.registry.close()
+    assert held[0][1]
+    assert [leased for event, leased in held if '"finish_reason":"length"' in event] == [True] * (n - 1) + [False]
 
 
 def test_f62_a_client_that_does_not_read_is_cut_off(tmp_path: Path) -> None:
