@@ -5,9 +5,8 @@
 #include "multiply.h"
 
 constexpr Int KEYS = 48;   // keys taken together
-constexpr Int AHEAD = 16;  // positions by which slots, which lie anywhere, are asked for before they are read
 constexpr Int LINES = 32;  // at most so many query rows share a tile: the query heads of a KV head, times positions
-constexpr Int FEW = 4;     // up to so many, keys and values are widened in registers
+constexpr Int FEW = 8;     // up to so many, values are widened in registers
 
 struct Batch {
     Int tokens;
@@ -40,27 +39,72 @@ struct AttentionTask {
 
 // What one thread needs for a task; kept between calls.
 struct AttentionScratch {
-    Buffer<float> q, k, v, p, out, maxima, weights;
+    Buffer<float> q, v, p, out, maxima, weights;
     Buffer<Vec> sums;
 
     void fit(Int lines, Int heads, Int width) {
         q.fit(heads * lines * width), out.fit(heads * lines * width);
-        k.fit(KEYS * width), v.fit(KEYS * width), p.fit(lines * KEYS), sums.fit(lines * KEYS);
+        v.fit(KEYS * width), p.fit(lines * KEYS), sums.fit(lines * KEYS);
         maxima.fit(heads * lines), weights.fit(heads * lines);
     }
 };
 
-// One head's keys or values of a tile, where they lie in the cache, as a source too.
+// A tile's keys, where they lie in the cache, and those that the next tile reads.
+struct Places {
+    Int now[KEYS], later[KEYS];
+};
+
+// What a task reads: from the tile with the oldest position that its first row sees, to its last row's own.
+struct Course {
+    const Int* slots;
+    Int position, first, stop, size, start;
+
+    Course(const AttentionTask& task, const Batch& batch, const Cache& layer) {
+        slots = batch.slots_NL + task.span * batch.slots_stride;
+        position = batch.contexts[task.span] - batch.counts[task.span] + task.first;
+        stop = position + task.count;
+        // Tiles begin at multiples of their size, so that a row's sums do not depend on where its chunk began.
+        first = layer.window ? std::max<Int>(0, position - layer.window + 1) / KEYS * KEYS : 0;
+        size = layer.kv_heads * layer.width, start = task.head * layer.width;
+    }
+
+    // Where the keys of the tile at `from` lie; behind the last one, that again.
+    void find(Int from, Int* at) const {
+        for (Int j = 0; j < KEYS; ++j) at[j] = slots[std::min(from + j, stop - 1)] * size + start;
+    }
+};
+
+// One head's keys or values of a tile as floats, where they lie in the cache. Asks for the next tile's meanwhile.
 struct Scattered {
     using X = float;
-    static constexpr int ROWS = FEW;
+    static constexpr int ROWS = LANES == 16 ? 8 : 4;
     static constexpr int WIDE = LANES;
     const BFloat16* data;
-    const Int* at;  // of each key
+    const Places& at;
 
     using Some = Floats::Some;
-    Some some(Int n, Int k) const { return {load(data + at[n] + k)}; }
+    Some some(Int n, Int k) const {
+        fetch(data + at.later[n] + k);
+        return {load(data + at.now[n] + k)};
+    }
 };
+
+#if defined(BF16_DOTS)
+// Keys as they are.
+struct ScatteredHalves {
+    using X = Number;
+    static constexpr int ROWS = 8;
+    static constexpr int WIDE = ::WIDE;
+    const BFloat16* data;
+    const Places& at;
+
+    using Some = Halves::Some;
+    Some some(Int n, Int k) const {
+        fetch(data + at.later[n] + k);
+        return {Laid(data + at.now[n] + k)};
+    }
+};
+#endif
 
 // out[m] += p[m] . v over the tile's keys, for M lines and N vectors of the width, from d.
 template <int M, int N, class Values>
@@ -83,15 +127,18 @@ inline void add_values(const float* p, const Values& v, Int keys, Int width, flo
 }
 
 // The scores of one line become weights; its maximum, its sum and its output move on.
-inline void weigh(const Vec* sums, Int seen_from, Int seen_to, Int width, float* p, float& maximum, float& weight, float* out) {
-    for (Int j = 0; j < KEYS; j += LANES) store(p + j, totals(sums + j));
+inline void weigh(const Vec* sums, float scaling, Int seen_from, Int seen_to, Int width, float* p, float& maximum, float& weight,
+                  float* out) {
+    const Int keys = padded(seen_to, LANES);
+    for (Int j = 0; j < keys; j += LANES) store(p + j, totals(sums + j) * scaling);
     if (seen_from > 0) std::fill(p, p + seen_from, -INFINITY);
-    if (seen_to < KEYS) std::fill(p + seen_to, p + KEYS, -INFINITY);
+    if (seen_to < keys) std::fill(p + seen_to, p + keys, -INFINITY);
+    std::fill(p + keys, p + KEYS, 0.0f);
     Vec highest = Vec{} + maximum;
-    for (Int j = 0; j < KEYS; j += LANES) highest = load(p + j) > highest ? load(p + j) : highest;
+    for (Int j = 0; j < keys; j += LANES) highest = load(p + j) > highest ? load(p + j) : highest;
     const float most = largest(highest);
     Vec sum{};
-    for (Int j = 0; j < KEYS; j += LANES) {
+    for (Int j = 0; j < keys; j += LANES) {
         const Vec e = exp_of(load(p + j) - most);
         store(p + j, e);
         sum += e;
@@ -102,87 +149,113 @@ inline void weigh(const Vec* sums, Int seen_from, Int seen_to, Int width, float*
     for (Int d = 0; d < width; d += LANES) store(out + d, load(out + d) * faded);
 }
 
-// One head's tile of keys, positions [from, from + keys), for lines whose first is at `position`.
-template <class Source>
-inline void take_tile(AttentionScratch& s, Int head, Int lines, Int groups, const Source& k, const Source& v, Int keys, Int width,
-                      Int from, Int position, Int window) {
-    float *q = s.q.data() + head * lines * width, *out = s.out.data() + head * lines * width;
-    multiply(q, lines * LANES, lines, k, keys, 0, width, s.sums.data(), KEYS);
-    for (Int line = 0; line < lines; ++line) {
-        const Int at = position + line / groups, oldest = window ? at - window + 1 : 0;
+// One task's work: its lines, query heads times positions, against one tile of keys after the other.
+class Attention {
+  public:
+    Attention(const AttentionTask& task, const Batch& batch, const Rows& query, const Cache& layer, AttentionScratch& s)
+        : task(task), layer(layer), course(task, batch, layer), s(s), groups(layer.heads / layer.kv_heads), width(layer.width),
+          lines(task.count * groups), row(batch.starts[task.span] + task.first) {
+        s.fit(lines, task.heads, width);
+        std::fill(s.maxima.data(), s.maxima.data() + task.heads * lines, -INFINITY);
+        std::fill(s.weights.data(), s.weights.data() + task.heads * lines, 0.0f);
+        std::fill(s.out.data(), s.out.data() + task.heads * lines * width, 0.0f);
+        for (Int head = 0; head < task.heads; ++head)
+            for (Int line = 0; line < lines; ++line) lay_query(query, head, line);
+    }
+
+    // `next` is what this thread does after it, or null.
+    void run(const Course* next, BFloat16* out) {
+        Places at;
+        course.find(course.first, at.later);
+        for (Int from = course.first; from < course.stop; from += KEYS) {
+            std::copy(at.later, at.later + KEYS, at.now);
+            if (from + KEYS < course.stop)
+                course.find(from + KEYS, at.later);
+            else if (next)
+                next->find(next->first, at.later);
+            for (Int head = 0; head < task.heads; ++head) take_tile(head, at, from);
+        }
+        for (Int head = 0; head < task.heads; ++head)
+            for (Int line = 0; line < lines; ++line) {
+                BFloat16* to = out + ((row + line / groups) * layer.heads + query_head(head, line)) * width;
+                const float* sums = s.out.data() + (head * lines + line) * width;
+                for (Int d = 0; d < width; d += LANES) store(to + d, load(sums + d) / s.weights[head * lines + line]);
+            }
+    }
+
+  private:
+    Int query_head(Int head, Int line) const { return (task.head + head) * groups + line % groups; }
+    bool dots() const { return LAID == 1 && width % PAIR == 0; }
+
+    // One head's lines lie as `multiply` reads them.
+    void lay_query(const Rows& query, Int head, Int line) {
+        const BFloat16* from = query.data + (row + line / groups) * query.token + query_head(head, line) * query.head;
+        float* lines_of_head = s.q.data() + head * lines * width;
+        if (dots()) return lay(from, reinterpret_cast<Number*>(lines_of_head) + line * WIDE, lines * WIDE, width, width);
+        for (Int d = 0; d < width; d += LANES) store(lines_of_head + d * lines + line * LANES, load(from + d));
+    }
+
+    // Positions [from, from + KEYS), as far as there are such.
+    void take_tile(Int head, const Places& at, Int from) {
+        const Int keys = std::min(KEYS, course.stop - from);
+        const float* q = s.q.data() + head * lines * width;
+        const BFloat16 *k = layer.keys + head * width, *v = layer.values + head * width;
+        for (Int j = keys; j < KEYS; ++j)
+            for (Int d = 0; d < width; d += LINE) fetch(k + at.later[j] + d), fetch(v + at.later[j] + d);
+#if defined(BF16_DOTS)
+        if (dots())
+            multiply(reinterpret_cast<const Number*>(q), lines * WIDE, lines, ScatteredHalves{k, at}, keys, 0, width, s.sums.data(), KEYS);
+        else
+#endif
+            multiply(q, lines * LANES, lines, Scattered{k, at}, keys, 0, width, s.sums.data(), KEYS);
+        for (Int line = 0; line < lines; ++line) weigh_line(head, line, from, keys);
+        float* out = s.out.data() + head * lines * width;
+        if (lines <= FEW) return add_all(Scattered{v, at}, keys, out);
+        for (Int j = 0; j < keys; ++j)
+            for (Int d = 0; d < width; d += LANES) store(s.v.data() + j * width + d, Scattered{v, at}.some(j, d).value);
+        add_all(Floats{s.v.data(), width}, keys, out);
+    }
+
+    void weigh_line(Int head, Int line, Int from, Int keys) {
+        const Int at = course.position + line / groups, oldest = layer.window ? at - layer.window + 1 : 0;
         const Int seen_from = std::max<Int>(0, oldest - from), seen_to = std::min(keys, at - from + 1);
         float* p = s.p.data() + line * KEYS;
-        if (seen_from >= seen_to)
-            std::fill(p, p + KEYS, 0.0f);
-        else
-            weigh(s.sums.data() + line * KEYS, seen_from, seen_to, width, p, s.maxima[head * lines + line],
-                  s.weights[head * lines + line], out + line * width);
+        if (seen_from >= seen_to) return std::fill(p, p + KEYS, 0.0f);
+        const Int i = head * lines + line;
+        weigh(s.sums.data() + line * KEYS, layer.scaling, seen_from, seen_to, width, p, s.maxima[i], s.weights[i],
+              s.out.data() + i * width);
     }
-    Int line = 0;
-    const auto add = [&](auto rows) {
-        add_values<rows>(s.p.data() + line * KEYS, v, keys, width, out + line * width);
-        line += rows;
-    };
-    while (line + 4 <= lines) add(std::integral_constant<int, 4>());
-    switch (lines - line) {
-        case 3: return add(std::integral_constant<int, 3>());
-        case 2: return add(std::integral_constant<int, 2>());
-        case 1: return add(std::integral_constant<int, 1>());
-    }
-}
 
-inline void attend(const AttentionTask& task, const Batch& batch, const Rows& query, const Cache& layer, AttentionScratch& s,
-                   BFloat16* out) {
-    const Int groups = layer.heads / layer.kv_heads, width = layer.width, lines = task.count * groups;
-    const Int row = batch.starts[task.span] + task.first;
-    const Int position = batch.contexts[task.span] - batch.counts[task.span] + task.first;
-    const Int* slots = batch.slots_NL + task.span * batch.slots_stride;
-    s.fit(lines, task.heads, width);
-    std::fill(s.maxima.data(), s.maxima.data() + task.heads * lines, -INFINITY);
-    std::fill(s.weights.data(), s.weights.data() + task.heads * lines, 0.0f);
-    std::fill(s.out.data(), s.out.data() + task.heads * lines * width, 0.0f);
-    // One head's lines lie as `multiply` reads them.
-    const auto line_of = [&](Int head, Int line) { return (task.head + head) * groups + line % groups; };
-    for (Int head = 0; head < task.heads; ++head)
-        for (Int line = 0; line < lines; ++line) {
-            const BFloat16* from = query.data + (row + line / groups) * query.token + line_of(head, line) * query.head;
-            float* to = s.q.data() + head * lines * width + line * LANES;
-            for (Int d = 0; d < width; d += LANES) store(to + d * lines, load(from + d) * layer.scaling);
-        }
-    const Int stop = position + task.count, size = layer.kv_heads * width, wanted = task.heads * width;
-    // Tiles begin at multiples of their size, so that a row's sums do not depend on where its chunk began.
-    Int from = layer.window ? std::max<Int>(0, position - layer.window + 1) / KEYS * KEYS : 0;
-    for (; from < stop; from += KEYS) {
-        const Int keys = std::min(KEYS, stop - from);
-        Int at[KEYS];
-        for (Int j = 0; j < keys; ++j) at[j] = slots[from + j] * size + task.head * width;
-        for (Int head = 0; head < task.heads; ++head) {
-            const BFloat16 *k = layer.keys + head * width, *v = layer.values + head * width;
-            if (head == 0)
-                for (Int j = AHEAD; j < std::min(keys + AHEAD, stop - from); ++j) {
-                    const Int later = slots[from + j] * size + task.head * width;
-                    for (Int d = 0; d < wanted; d += LINE)
-                        fetch(layer.keys + later + d), fetch(layer.values + later + d);
-                }
-            if (lines <= FEW) {
-                take_tile(s, head, lines, groups, Scattered{k, at}, Scattered{v, at}, keys, width, from, position, layer.window);
-                continue;
-            }
-            for (Int j = 0; j < keys; ++j)
-                for (Int d = 0; d < width; d += LANES) {
-                    store(s.k.data() + j * width + d, load(k + at[j] + d));
-                    store(s.v.data() + j * width + d, load(v + at[j] + d));
-                }
-            take_tile(s, head, lines, groups, Floats{s.k.data(), width}, Floats{s.v.data(), width}, keys, width, from, position,
-                      layer.window);
+    // out += p . v for all lines
+    template <class Values>
+    void add_all(const Values& v, Int keys, float* out) {
+        Int line = 0;
+        const auto add = [&](auto rows) {
+            add_values<rows>(s.p.data() + line * KEYS, v, keys, width, out + line * width);
+            line += rows;
+        };
+        while (line + 4 <= lines) add(std::integral_constant<int, 4>());
+        switch (lines - line) {
+            case 3: return add(std::integral_constant<int, 3>());
+            case 2: return add(std::integral_constant<int, 2>());
+            case 1: return add(std::integral_constant<int, 1>());
         }
     }
-    for (Int head = 0; head < task.heads; ++head)
-        for (Int line = 0; line < lines; ++line) {
-            BFloat16* to = out + ((row + line / groups) * layer.heads + line_of(head, line)) * width;
-            const float* sums = s.out.data() + (head * lines + line) * width;
-            for (Int d = 0; d < width; d += LANES) store(to + d, load(sums + d) / s.weights[head * lines + line]);
-        }
+
+    const AttentionTask& task;
+    const Cache& layer;
+    const Course course;
+    AttentionScratch& s;
+    const Int groups, width, lines, row;
+};
+
+// Number `i` of `tasks`.
+inline void attend(const std::vector<AttentionTask>& tasks, size_t i, const Batch& batch, const Rows& query, const Cache& layer,
+                   AttentionScratch& s, BFloat16* out) {
+    Attention attention(tasks[i], batch, query, layer, s);
+    if (i + 1 == tasks.size()) return attention.run(nullptr, out);
+    const Course next(tasks[i + 1], batch, layer);
+    attention.run(&next, out);
 }
 
 // One task for each sequence and so many of its rows as share a reading of the keys. A single row takes several heads,

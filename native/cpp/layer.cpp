@@ -158,7 +158,7 @@ class Pass {
             write_slot(batch, row, key, value, cache);
         }
         room.attending.run(
-            [&](Int task) { attend(room.tasks[task], batch, query, cache, own.attention, room.attended.data()); });
+            [&](Int task) { attend(room.tasks, task, batch, query, cache, own.attention, room.attended.data()); });
     }
 
     void turn_heads(BFloat16* heads, Int count, const Norm& norm, Int row) {
