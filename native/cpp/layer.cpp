@@ -27,27 +27,32 @@ struct DecoderLayer {
     Cache cache;
 };
 
-// Activations of all rows as they are multiplied, and what the adapters made of them at up to three linears.
+// Activations of all rows as they are multiplied, and what the adapters make of them at up to three linears.
 struct Wide {
     Buffer<Number> room;
     Activations x{};
-    Buffer<float> h[3];
-    Int h_stride[3] = {};
+    Buffer<float> h[3], plus[3];
+    Shrinking terms[3];
     std::vector<Shrink> shrinks;
     Deal shrinking, multiplying;
 
-    // Makes room for the input of `linears`, which share it, and lists what adapters shrink.
-    void fit(Int rows, const Terms& terms, std::initializer_list<const Linear*> linears) {
+    // Makes room for the input of `linears`, which share it, and lists what adapters shrink. Where every thread has an
+    // adapter's few rows to itself, it expands them at once.
+    void fit(Int rows, const Terms& adapters, std::initializer_list<const Linear*> linears) {
         const Int stride = (*linears.begin())->stride();
+        const bool at_once = rows <= DIRECT && adapters.count >= omp_get_max_threads();
         room.fit(rows * stride);
         x = {room.data(), rows, stride};
         shrinks.clear();
-        int number = 0;
+        Int i = 0;
         for (const Linear* linear : linears) {
-            h_stride[number] = terms.widest(linear->number);
-            h[number].fit(rows * h_stride[number]);
-            append_shrinks(terms, linear->number, x, linear->inputs, h[number].data(), h_stride[number], shrinks);
-            ++number;
+            const Int h_stride = adapters.widest(linear->number);
+            h[i].fit(rows * h_stride);
+            if (at_once && h_stride) plus[i].fit(rows * linear->outputs);
+            terms[i] = {linear->number, linear->inputs, linear->outputs, h[i].data(), h_stride,
+                        at_once && h_stride ? plus[i].data() : nullptr};
+            terms[i].append(adapters, x, shrinks);
+            ++i;
         }
         shrinking.set(shrinks.size());
     }
@@ -127,7 +132,10 @@ class Pass {
 
     void shrink(Wide& wide, Own& own) {
         if (wide.shrinks.empty()) return;
-        wide.shrinking.run([&](Int task) { wide.shrinks[task].run(own.block); });
+        wide.shrinking.run([&](Int task) {
+            const Shrink* shrink = &wide.shrinks[task];
+            shrink->run(own.block, task + 1 < Int(wide.shrinks.size()) ? shrink + 1 : nullptr);
+        });
     }
 
     void project(Own& own) {
@@ -230,11 +238,10 @@ class Pass {
 
     // The same for one group; returns its rows.
     Int finish(Block& block, const Linear& linear, const Wide& wide, int which, Int row, Int out, Int outs, float* sums) {
-        const Int h_stride = wide.h_stride[which];
-        if (h_stride && rows <= DIRECT) prefetch_expansion(terms, linear.number, linear.outputs, out, outs);
+        const Shrinking& changes = wide.terms[which];
+        if (changes.h_stride && rows <= DIRECT) changes.fetch_expansion(terms, out, outs);
         const Int count = block.products(wide.x, row, sums);
-        if (h_stride)
-            change_rows(terms, linear.number, wide.h[which].data(), h_stride, row, count, linear.outputs, out, outs, sums, BLOCK);
+        if (changes.h_stride) changes.change_rows(terms, row, count, out, outs, sums, BLOCK);
         if (linear.bias)
             for (Int m = 0; m < count; ++m)
                 for (Int n = 0; n < outs; ++n) sums[m * BLOCK + n] += linear.bias[out + n];

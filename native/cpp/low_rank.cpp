@@ -12,7 +12,7 @@ extern "C" void low_rank_bf16(const BFloat16* x, float* y, const Term* data, Int
     const Activations wide{kept_x.data(), rows, stride};
     float* h = kept_h.data();
     std::vector<Shrink> shrinks;
-    append_shrinks(terms, layer, wide, inputs, h, widest, shrinks);
+    Shrinking{layer, inputs, outputs, h, widest, nullptr}.append(terms, wide, shrinks);
     const Int outs = LANES * 16, blocks = (outputs + outs - 1) / outs;
 #pragma omp parallel
     {
@@ -20,7 +20,7 @@ extern "C" void low_rank_bf16(const BFloat16* x, float* y, const Term* data, Int
 #pragma omp for
         for (Int row = 0; row < rows; ++row) wide.put(row, x + row * inputs, inputs);
 #pragma omp for schedule(dynamic)
-        for (size_t i = 0; i < shrinks.size(); ++i) shrinks[i].run(block);
+        for (size_t i = 0; i < shrinks.size(); ++i) shrinks[i].run(block, nullptr);
 #pragma omp for schedule(dynamic)
         for (Int task = 0; task < blocks * count; ++task) {
             const Term& term = data[task / blocks];

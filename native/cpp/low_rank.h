@@ -38,57 +38,17 @@ struct Terms {
     }
 };
 
-// Rows [start, stop) of one term, all in one group, and a range of its ranks, at one layer.
-struct Shrink {
-    Int start, stop, first, last;
-    const Part* part;
-    const Activations* x;
-    Int inputs;
-    float* h;  // of all rows
-    Int h_stride;
-
-    // h[t] = s * A x[t], for the rows of one group.
-    void run(Buffer<Number>& block) const {
-        const Int rows = stop - start, ranks = last - first, step = x->step(start);
-        const BFloat16* a = part->a + first * inputs;
-        Vec sums[GROUP * RANKS];
-        if (inputs % PAIR == 0) {
-            multiply(x->at(start), step, rows, Halves{a, inputs}, ranks, 0, inputs, sums, RANKS);
-        } else {
-            const Int wide = padded(inputs, PAIR);
-            block.fit(ranks * wide);
-            for (Int r = 0; r < ranks; ++r) lay(a + r * inputs, block.data() + r * wide, WIDE, inputs, wide);
-            multiply(x->at(start), step, rows, Numbers{block.data(), wide}, ranks, 0, wide, sums, RANKS);
-        }
-        for (Int t = 0; t < rows; ++t)
-            for (Int r = 0; r < ranks; ++r)
-                h[(start + t) * h_stride + first + r] = total(sums[t * RANKS + r]) * float(part->scaling);
-    }
-};
-
-// All that one layer's adapters shrink.
-inline void append_shrinks(const Terms& terms, Int layer, const Activations& x, Int inputs, float* h, Int h_stride,
-                           std::vector<Shrink>& found) {
-    for (const Term& term : terms) {
-        const Part* part = term.parts + layer;
-        for (Int start = term.start, stop; start < term.stop; start = stop) {
-            stop = std::min(start / GROUP * GROUP + GROUP, term.stop);
-            for (Int first = 0; first < part->rank; first += RANKS)
-                found.push_back({start, stop, first, std::min(first + RANKS, part->rank), part, &x, inputs, h, h_stride});
-        }
-    }
-}
-
+// y[t] += B h[t]; its own sum first, so that it is the same wherever it is added.
 template <int M, int N>
 void expand_tile(const float* h, Int h_stride, const BFloat16* b, Int outputs, Int ranks, float* y, Int y_stride) {
     Vec acc[M][N];
-    each<M, N>([&](int m, int n) { acc[m][n] = load(y + m * y_stride + n * LANES); });
+    each<M, N>([&](int m, int n) { acc[m][n] = Vec{}; });
     for (Int r = 0; r < ranks; ++r) {
         Vec wide[N];
         for (int n = 0; n < N; ++n) wide[n] = load(b + r * outputs + n * LANES);
         each<M, N>([&](int m, int n) { acc[m][n] += h[m * h_stride + r] * wide[n]; });
     }
-    each<M, N>([&](int m, int n) { store(y + m * y_stride + n * LANES, acc[m][n]); });
+    each<M, N>([&](int m, int n) { store(y + m * y_stride + n * LANES, load(y + m * y_stride + n * LANES) + acc[m][n]); });
 }
 
 template <int N>
@@ -108,32 +68,114 @@ inline void expand(const float* h, Int h_stride, Int rows, const Part& part, Int
     for (; n + LANES <= outs; n += LANES) expand_rows<1>(h, h_stride, rows, b + n, outputs, part.rank, y + n, y_stride);
     for (; n < outs; ++n)
         for (Int t = 0; t < rows; ++t) {
-            float value = y[t * y_stride + n];
+            float value = 0;
             for (Int r = 0; r < part.rank; ++r) value += h[t * h_stride + r] * float(b[r * outputs + n]);
-            y[t * y_stride + n] = value;
+            y[t * y_stride + n] += value;
         }
 }
 
-// The layer's parts on rows [first, first + count), added to y, whose row 0 is `first`; then their gains.
-inline void change_rows(const Terms& terms, Int layer, const float* h, Int h_stride, Int first, Int count, Int outputs,
-                        Int out, Int outs, float* y, Int y_stride) {
-    for (const Term& term : terms) {
-        const Part& part = term.parts[layer];
-        const Int start = std::max(first, term.start), stop = std::min(first + count, term.stop);
-        if (part.rank == 0 || start >= stop) continue;
-        float* rows = y + (start - first) * y_stride;
-        expand(h + start * h_stride, h_stride, stop - start, part, outputs, out, outs, rows, y_stride);
-        if (!part.gain) continue;
-        for (Int t = 0; t < stop - start; ++t)
-            for (Int n = 0; n < outs; ++n) rows[t * y_stride + n] *= part.gain[out + n];
-    }
-}
+// Rows [start, stop) of one term, all in one group, and a range of its ranks, at one layer.
+struct Shrink {
+    Int start, stop, first, last;
+    const Part* part;
+    const Activations* x;
+    Int inputs, outputs;
+    float* h;  // of all rows
+    Int h_stride;
+    float* plus;  // if not null, [rows, outputs] for what is expanded at once, while nothing else is read
 
-// Asks for the bytes of B that `change_rows` will read: each rank's is a row of its own, far from the last one's.
-inline void prefetch_expansion(const Terms& terms, Int layer, Int outputs, Int out, Int outs) {
-    for (const Term& term : terms) {
-        const Part& part = term.parts[layer];
-        for (Int r = 0; r < part.rank; ++r)
-            for (Int n = 0; n < outs; n += LINE) fetch(part.b + r * outputs + out + n);
+    // h[t] = s * A x[t], for the rows of one group. Asks for what the next one reads, if there is one.
+    void run(Buffer<Number>& block, const Shrink* next) const {
+        if (plus) fetch_outputs(0), fetch_outputs(STRIP);
+        if (next) next->fetch_inputs();
+        for (Int from = first; from < last; from += RANKS) shrink(from, std::min(RANKS, last - from), block);
+        if (!plus) return;
+        std::fill(plus + start * outputs, plus + stop * outputs, 0.0f);
+        for (Int out = 0; out < outputs; out += STRIP) {
+            fetch_outputs(out + 2 * STRIP);
+            expand(h + start * h_stride, h_stride, stop - start, *part, outputs, out, std::min(STRIP, outputs - out),
+                   plus + start * outputs + out, outputs);
+        }
     }
-}
+
+  private:
+    static constexpr Int STRIP = 3 * LANES;
+
+    void shrink(Int from, Int ranks, Buffer<Number>& block) const {
+        const Int rows = stop - start, step = x->step(start);
+        const BFloat16* a = part->a + from * inputs;
+        Vec sums[GROUP * RANKS];
+        if (inputs % PAIR == 0) {
+            multiply(x->at(start), step, rows, Halves{a, inputs}, ranks, 0, inputs, sums, RANKS);
+        } else {
+            const Int wide = padded(inputs, PAIR);
+            block.fit(ranks * wide);
+            for (Int r = 0; r < ranks; ++r) lay(a + r * inputs, block.data() + r * wide, WIDE, inputs, wide);
+            multiply(x->at(start), step, rows, Numbers{block.data(), wide}, ranks, 0, wide, sums, RANKS);
+        }
+        for (Int t = 0; t < rows; ++t) {
+            float* to = h + (start + t) * h_stride + from;
+            Int r = 0;
+            for (; r + LANES <= ranks; r += LANES) store(to + r, totals(sums + t * RANKS + r) * float(part->scaling));
+            for (; r < ranks; ++r) to[r] = total(sums[t * RANKS + r]) * float(part->scaling);
+        }
+    }
+
+    void fetch_inputs() const {
+        const BFloat16 *from = part->a + first * inputs, *to = from + std::min(Halves::AHEAD, last - first) * inputs;
+        for (; from < to; from += LINE) fetch(from);
+    }
+
+    void fetch_outputs(Int out) const {
+        for (Int r = 0; r < part->rank; ++r)
+            for (Int n = out; n < std::min(out + STRIP, outputs); n += LINE) fetch(part->b + r * outputs + n);
+    }
+};
+
+// What one layer's adapters shrink: those of all rows to h, and if `plus` is not null, expanded at once.
+struct Shrinking {
+    Int layer, inputs, outputs;
+    float* h;
+    Int h_stride;
+    float* plus;
+
+    void append(const Terms& terms, const Activations& x, std::vector<Shrink>& found) const {
+        for (const Term& term : terms) {
+            const Part* part = term.parts + layer;
+            const Int ranks = plus ? std::max<Int>(part->rank, 1) : RANKS;
+            for (Int start = term.start, stop; start < term.stop; start = stop) {
+                stop = std::min(start / GROUP * GROUP + GROUP, term.stop);
+                for (Int first = 0; first < part->rank; first += ranks)
+                    found.push_back({start, stop, first, std::min(first + ranks, part->rank), part, &x, inputs, outputs, h,
+                                     h_stride, plus});
+            }
+        }
+    }
+
+    // The layer's terms on rows [row, row + count), added to y, whose row 0 is `row`; then their gains.
+    void change_rows(const Terms& terms, Int row, Int count, Int out, Int outs, float* y, Int y_stride) const {
+        for (const Term& term : terms) {
+            const Part& part = term.parts[layer];
+            const Int start = std::max(row, term.start), stop = std::min(row + count, term.stop);
+            if (part.rank == 0 || start >= stop) continue;
+            float* rows = y + (start - row) * y_stride;
+            if (!plus) expand(h + start * h_stride, h_stride, stop - start, part, outputs, out, outs, rows, y_stride);
+            for (Int t = 0; t < stop - start; ++t) {
+                float* values = rows + t * y_stride;
+                const float *more = plus ? plus + (start + t) * outputs + out : nullptr, *gain = part.gain;
+                for (Int n = 0; more && n < outs; ++n) values[n] += more[n];
+                for (Int n = 0; gain && n < outs; ++n) values[n] *= gain[out + n];
+            }
+        }
+    }
+
+    // Asks for the bytes of B that `change_rows` will read: each rank's is a row of its own, far from the last one's.
+    void fetch_expansion(const Terms& terms, Int out, Int outs) const {
+        if (plus) return;
+        for (const Term& term : terms) {
+            const Part& part = term.parts[layer];
+            for (Int r = 0; r < part.rank; ++r)
+                for (Int n = 0; n < outs; n += LINE) fetch(part.b + r * outputs + out + n);
+        }
+    }
+};
