@@ -3,7 +3,7 @@
 Owns the plan, and the arithmetic of room under a byte budget. Who may leave for whom is the residency's to say.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from adapters.manifest import AdapterId
@@ -51,13 +51,17 @@ class Room:
             self.held[adapter] = self.held.pop(adapter)
 
     def room_for(
-        self, size: int, stays: Callable[[AdapterId], bool], first: tuple[AdapterId, ...] = ()
+        self,
+        size: int,
+        stays: Callable[[AdapterId], bool],
+        first: tuple[AdapterId, ...] = (),
+        last: Collection[AdapterId] = (),
     ) -> tuple[AdapterId, ...] | None:
-        """Those in `first`, then the least recently used that may leave until there is room; None if that is not
-        enough."""
+        """Those in `first`, then the least recently used that may leave until there is room, those in `last` after
+        the others; None if that is not enough."""
         missing = self.used + size - self.budget - sum(self.held[adapter] for adapter in first)
         leaving = list(first)
-        for adapter, held in self.held.items():
+        for adapter, held in sorted(self.held.items(), key=lambda item: item[0] in last):
             if missing <= 0:
                 break
             if not stays(adapter) and adapter not in first:
@@ -105,8 +109,11 @@ class Draft:
         return True
 
     def place(self, adapter: AdapterId, stays: Callable[[AdapterId], bool], first: tuple[AdapterId, ...] = ()) -> bool:
-        """Whether there was room on the device, where it now is; those in `first` left for it before others."""
-        leaving = self.device.room_for(self.sizes[adapter], stays, first)
+        """Whether there was room on the device, where it now is; those in `first` left for it before others.
+
+        What counts for nobody leaves before what counts for somebody: it takes room that no share has.
+        """
+        leaving = self.device.room_for(self.sizes[adapter], stays, first, self.shares.counted())
         if leaving is None:
             return False
         self.dismiss(leaving)

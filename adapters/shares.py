@@ -85,6 +85,10 @@ class Shares:
     def users(self, adapter: AdapterId) -> set[str]:
         return {tenant for tenant, held in self._held.items() if adapter in held}
 
+    def counted(self) -> frozenset[AdapterId]:
+        """The adapters that count for anybody."""
+        return frozenset().union(*self._held.values())
+
     def room_for(self, use: Use, size: int, stays: Callable[[Use], bool]) -> tuple[AdapterId, ...] | None:
         """What the tenant gives up, least recently used first, to take this adapter; None if that is not enough."""
         share, held = self.of(use.tenant), self._held.get(use.tenant or "", {})

@@ -1,6 +1,6 @@
 """Each tenant's share of the device: it gives up its own for its own, and nobody else notices."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -64,6 +64,20 @@ def test_at_its_share_a_tenant_makes_room_of_its_own_before_anybody_elses() -> N
         residency.fetched(AdapterId("c"))
         plan = residency.plan(sizes, (), [use("c", "t")])
         assert (plan.off_device, plan.place) == (leaving, ("c",))
+
+
+def test_what_counts_for_nobody_leaves_before_what_was_used_longest_ago() -> None:
+    """A warm start that nobody came for takes room that belongs to no share."""
+    residency = furnished(Shares(Share(adapters=1)), use("a", "t"), device=30)
+    for _ in range(2):
+        residency.apply(plan := residency.plan(SIZES, (), (), [AdapterId("b"), AdapterId("c")]), SIZES)
+        for adapter in plan.fetch:
+            residency.fetched(adapter)
+    assert on_device(residency) == "abc"
+    for wanted, there in (("d", "acd"), ("e", "ade")):
+        for _ in range(2):
+            step(residency, [use(wanted, f"who wants {wanted}")])
+        assert on_device(residency) == there
 
 
 def test_a_share_may_be_bytes() -> None:
@@ -147,6 +161,8 @@ def test_how_full_shares_are_is_told_without_whose_they_are() -> None:
 
 
 LIMITS = {"one": Share(adapters=1), "two": Share(adapters=2), "bytes": Share(bytes=30), "free": Share()}
+ROOM = {"one": 30, "two": 60, "bytes": 30}
+"""What each tenant with a share can come to, where no adapter is larger than 30."""
 uses = st.builds(use, st.sampled_from(NAMES), st.sampled_from([*LIMITS]))
 
 
@@ -161,20 +177,26 @@ class Tenants(RuleBasedStateMachine):
         self.device = device
         self.queue: list[Use] = []
         self.running: list[Use] = []
+        self.warm: list[AdapterId] = []
 
     def turn(self) -> None:
         wanted = tuple(dict.fromkeys(self.queue))
-        plan = self.residency.plan(self.sizes, set(self.running), wanted)
+        plan = self.residency.plan(self.sizes, set(self.running), wanted, self.warm)
         before = {tenant: self.shares.held(tenant) for tenant in LIMITS}
         assert not {each.adapter for each in self.running} & set(plan.off_device), "what runs stays"
         for given in plan.given_up:
             assert given.adapter in before[given.tenant or ""], "a tenant gives up only what is its own"
             assert any(taken.tenant == given.tenant for taken in plan.taken), "and only for its own"
+        self.check(plan, before)
         self.residency.apply(plan, self.sizes, used=self.running)
+        self.warm = [adapter for adapter in self.warm if not self.residency.on_device(adapter)]
         for each in list(self.queue):
             if self.residency.ready(each):
                 self.queue.remove(each)
                 self.running.append(each)
+
+    def check(self, plan: AdapterPlan, before: Mapping[str, Mapping[AdapterId, int]]) -> None:
+        """What else is true of a turn; `before` is what each tenant held."""
 
     @rule(each=uses)
     def arrive(self, each: Use) -> None:
@@ -226,5 +248,41 @@ class Tenants(RuleBasedStateMachine):
                 self.running, waited = [], waited + 1
 
 
+class Apart(Tenants):
+    """Everybody has a share, and all shares together fit the device, where warm starts are that nobody uses yet."""
+
+    @initialize(data=st.data(), device=st.just(sum(ROOM.values())))
+    def start(self, data: st.DataObject, device: int) -> None:
+        super().start(data, device)
+        self.sizes = {name: data.draw(st.integers(25, 30)) for name in self.sizes}
+
+    @rule(each=uses)
+    def arrive(self, each: Use) -> None:
+        if each.tenant in ROOM:
+            self.queue.append(each)
+
+    @rule(name=st.sampled_from(NAMES))
+    def warm_up(self, name: str) -> None:
+        self.warm.append(AdapterId(name))
+        self.settle()
+
+    @rule()
+    def settle(self) -> None:
+        """All that can come in comes in, and all that runs ends."""
+        for _ in range(3):
+            self.turn()
+            self.reads_end(well=True)
+        self.turn()
+        self.running = []
+
+    def check(self, plan: AdapterPlan, before: Mapping[str, Mapping[AdapterId, int]]) -> None:
+        for adapter in plan.off_device:
+            for tenant in ROOM:
+                own = Use(adapter, tenant)
+                assert adapter not in before[tenant] or own in plan.given_up, "nobody loses what it did not give up"
+
+
 TestTenants = Tenants.TestCase
 TestTenants.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestApart = Apart.TestCase
+TestApart.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
