@@ -197,9 +197,12 @@ class Kernels:
         return x_THD
 
 
-def load(cache: Path) -> Kernels:
-    """The kernels for this machine, compiled under `cache` if need be. Raises Unavailable with the reason."""
-    return Kernels(build(cache))
+def load(cache: Path, dots: bool | None = None) -> Kernels:
+    """The kernels for this machine, compiled under `cache` if need be; `dots` as in `build`.
+
+    Raises Unavailable with the reason.
+    """
+    return Kernels(build(cache, dots))
 
 
 def _rows(heads_TD: Tensor) -> Rows:

@@ -24,6 +24,19 @@ def test_the_sources_are_there() -> None:
     assert [path.stem for path in sources()] == ["attention", "layer", "low_rank", "pointwise", "product", "threads"]
 
 
+@pytest.mark.parametrize(("vendor", "fast"), [("AuthenticAMD", True), ("GenuineIntel", False)])
+def test_bf16_is_multiplied_as_it_is_where_that_is_fast(vendor: str, fast: bool, tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+    assert build.has_fast_dots(cpuinfo) is fast
+    assert not build.has_fast_dots(tmp_path / "no such file")
+
+
+def test_a_processor_without_the_instructions_is_not_asked_for_them() -> None:
+    assert not build.can_dot(b"#define __AVX512F__ 1\n#define __AVX512BF16__ 1\n")
+    assert build.can_dot(b"#define __AVX512BF16__ 1\n#define __AVX512VBMI__ 1\n")
+
+
 def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Unavailable, match="install one, such as g\\+\\+"):

@@ -29,6 +29,12 @@ def close(got: Tensor, want: Tensor, scale: float = 1.0) -> None:
     torch.testing.assert_close(got.float(), want.float(), rtol=2 * ROUNDING, atol=2 * ROUNDING * scale)
 
 
+@pytest.fixture(params=[False, True], ids=["floats", "dots"])
+def compiled(request: pytest.FixtureRequest) -> Kernels:
+    """Both forms of multiplication, whichever is the faster here."""
+    return kernels(request.param)
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(3)
@@ -37,41 +43,43 @@ def seed() -> None:
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
 @pytest.mark.parametrize("biased", [False, True])
-def test_a_product_is_the_sum_rounded_once(rows: int, outputs: int, inputs: int, biased: bool) -> None:
+def test_a_product_is_the_sum_rounded_once(
+    compiled: Kernels, rows: int, outputs: int, inputs: int, biased: bool
+) -> None:
     x, weight, bias = bf16(rows, inputs), bf16(outputs, inputs), bf16(outputs) if biased else None
     want = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
-    close(kernels().linear(x, weight, bias), want)
+    close(compiled.linear(x, weight, bias), want)
 
 
 @pytest.mark.parametrize("biased", [False, True])
-def test_what_is_added_and_what_is_gained_is_rounded_with_the_product(biased: bool) -> None:
+def test_what_is_added_and_what_is_gained_is_rounded_with_the_product(compiled: Kernels, biased: bool) -> None:
     x, weight, bias = bf16(9, 64), bf16(30, 64), bf16(30) if biased else None
     plus, gain = torch.randn(9, 30) / 10, torch.rand(30) + 0.5
     want = x.float() @ weight.float().t() + plus
     want[2:7] *= gain
-    close(kernels().linear(x, weight, bias, plus, [(slice(2, 7), gain)]), want if bias is None else want + bias.float())
+    close(compiled.linear(x, weight, bias, plus, [(slice(2, 7), gain)]), want if bias is None else want + bias.float())
 
 
-def test_a_term_too_small_for_the_products_last_place_is_not_lost() -> None:
+def test_a_term_too_small_for_the_products_last_place_is_not_lost(compiled: Kernels) -> None:
     """Single elements round away; the mean over many does not, as it would if the product had been rounded first."""
     x, weight, small = bf16(64, 64), bf16(300, 64), 1e-3
     exact = F.linear(x.double(), weight.double())
-    once = kernels().linear(x, weight, None, torch.full((64, 300), small)).double()
-    twice = (kernels().linear(x, weight, None) + small).double()
+    once = compiled.linear(x, weight, None, torch.full((64, 300), small)).double()
+    twice = (compiled.linear(x, weight, None) + small).double()
     assert abs((once - exact).mean() - small) < small / 4 < abs((twice - exact).mean() - small)
 
 
-def test_a_product_keeps_leading_dimensions_and_takes_strided_input() -> None:
+def test_a_product_keeps_leading_dimensions_and_takes_strided_input(compiled: Kernels) -> None:
     x, weight = bf16(2, 40, 3).transpose(1, 2), bf16(5, 40)
-    got = kernels().linear(x, weight, None)
+    got = compiled.linear(x, weight, None)
     assert got.shape == (2, 3, 5)
     close(got, x.float() @ weight.float().t())
 
 
-def test_a_row_does_not_depend_on_its_neighbours() -> None:
+def test_a_row_does_not_depend_on_its_neighbours(compiled: Kernels) -> None:
     x, weight = bf16(37, 576), bf16(50, 576)
-    together = kernels().linear(x, weight, None)
-    assert all(torch.equal(kernels().linear(x[row : row + 1], weight, None)[0], together[row]) for row in range(37))
+    together = compiled.linear(x, weight, None)
+    assert all(torch.equal(compiled.linear(x[row : row + 1], weight, None)[0], together[row]) for row in range(37))
 
 
 def dequantized(weight: FourBitWeight) -> Tensor:
@@ -88,7 +96,9 @@ def dequantized(weight: FourBitWeight) -> Tensor:
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize(("outputs", "inputs"), [(12, 64), (25, 96), (33, 46), (5, 2048)])
-def test_a_4_bit_product_is_that_of_the_dequantized_weight(kind: str, rows: int, outputs: int, inputs: int) -> None:
+def test_a_4_bit_product_is_that_of_the_dequantized_weight(
+    compiled: Kernels, kind: str, rows: int, outputs: int, inputs: int
+) -> None:
     codes, state = quantize_4bit(bf16(outputs, inputs), quant_type=kind, compress_statistics=True)
     nested = state.state2
     weight = FourBitWeight(
@@ -96,7 +106,7 @@ def test_a_4_bit_product_is_that_of_the_dequantized_weight(kind: str, rows: int,
     )
     x, bias = bf16(rows, inputs), bf16(outputs)
     want = x.float() @ dequantized(weight).t() + bias.float()
-    close(kernels().linear(x, weight, bias), want, scale=inputs**0.5)
+    close(compiled.linear(x, weight, bias), want, scale=inputs**0.5)
 
 
 class Batch:
@@ -125,30 +135,32 @@ class Batch:
                 want[start:stop] = h @ part.b_RO.float()
         return want
 
-    def got(self, layer: int) -> Tensor:
-        return kernels().low_rank(self.x, self.table, layer, self.outputs)
+    def got(self, compiled: Kernels, layer: int) -> Tensor:
+        return compiled.low_rank(self.x, self.table, layer, self.outputs)
 
 
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize(("inputs", "outputs"), [(64, 48), (40, 300), (33, 7)])
 @pytest.mark.parametrize("rows", [8, 90])
-def test_each_row_gains_its_own_adapter(layer: int, inputs: int, outputs: int, rows: int) -> None:
+def test_each_row_gains_its_own_adapter(compiled: Kernels, layer: int, inputs: int, outputs: int, rows: int) -> None:
     batch = Batch(inputs, outputs, rows)
-    got = batch.got(layer)
+    got = batch.got(compiled, layer)
     torch.testing.assert_close(got, batch.want(layer), rtol=1e-4, atol=1e-4)
     assert not got[[4, rows - 1]].any(), "no adapter covers these"
 
 
-def test_a_neighbours_overflow_stays_its_own() -> None:
+def test_a_neighbours_overflow_stays_its_own(compiled: Kernels) -> None:
     batch = Batch(64, 48, 20)
     batch.x[0] = float("inf")
-    got = batch.got(0)
+    got = batch.got(compiled, 0)
     assert not got[0].isfinite().any() and got[1:].isfinite().all()
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "width"), [(9, 3, 64), (4, 4, 16), (32, 1, 128)])
 @pytest.mark.parametrize("window", [None, 1, 37])
-def test_attention_over_scattered_slots(heads: int, kv_heads: int, width: int, window: int | None) -> None:
+def test_attention_over_scattered_slots(
+    compiled: Kernels, heads: int, kv_heads: int, width: int, window: int | None
+) -> None:
     counts, contexts = [1, 1, 40, 77], [5, 200, 40, 300]
     starts = [0, 1, 2, 42]
     tokens, longest = sum(counts), 304
@@ -161,7 +173,7 @@ def test_attention_over_scattered_slots(heads: int, kv_heads: int, width: int, w
     written = torch.cat([row[c - n : c] for row, n, c in zip(slots, counts, contexts, strict=True)])
     spans = span_table(written, torch.tensor(starts), torch.tensor(counts), torch.tensor(contexts), slots)
 
-    got = kernels().attend(query, key, value, (keys, values), spans, width**-0.5, window)
+    got = compiled.attend(query, key, value, (keys, values), spans, width**-0.5, window)
 
     assert torch.equal(keys[written], key.transpose(0, 1)) and torch.equal(values[written], value.transpose(0, 1))
     for row, start, count, context in zip(slots, starts, counts, contexts, strict=True):
@@ -178,30 +190,30 @@ def test_attention_over_scattered_slots(heads: int, kv_heads: int, width: int, w
 
 
 @pytest.mark.parametrize("width", [64, 70])
-def test_a_norm_rounds_where_transformers_does(width: int) -> None:
+def test_a_norm_rounds_where_transformers_does(compiled: Kernels, width: int) -> None:
     x, weight = bf16(5, width) * torch.tensor([[1e-3], [1.0], [30.0], [0.0], [1e4]]).bfloat16(), bf16(width)
     wide = x.float()
     want = weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5)).bfloat16()
-    torch.testing.assert_close(kernels().rms_norm(x, weight, 1e-5), want, rtol=2**-7, atol=0)
+    torch.testing.assert_close(compiled.rms_norm(x, weight, 1e-5), want, rtol=2**-7, atol=0)
 
 
 @pytest.mark.parametrize("count", [7, 40, 20003])
-def test_silu_rounds_where_torch_does(count: int) -> None:
+def test_silu_rounds_where_torch_does(compiled: Kernels, count: int) -> None:
     gate, up = bf16(count, scale=20.0), bf16(count)
     gate[:4] = torch.tensor([float("inf"), float("-inf"), float("nan"), -200.0])
     want = F.silu(gate) * up
-    got = kernels().silu_product_(gate, up)
+    got = compiled.silu_product_(gate, up)
     assert got is gate
     torch.testing.assert_close(got, want, rtol=2**-7, atol=1e-30, equal_nan=True)
 
 
 @pytest.mark.parametrize("tokens", [1, 40])
 @pytest.mark.parametrize(("heads", "width"), [(9, 64), (2, 20)])
-def test_a_rotation_is_transformers_own(tokens: int, heads: int, width: int) -> None:
+def test_a_rotation_is_transformers_own(compiled: Kernels, tokens: int, heads: int, width: int) -> None:
     x, cos, sin = bf16(tokens, heads, width), bf16(tokens, width), bf16(tokens, width)
     half = torch.cat([-x[..., width // 2 :], x[..., : width // 2]], dim=-1)
     want = x * cos[:, None] + half * sin[:, None]
-    assert torch.equal(kernels().rotate_(x, cos, sin), want)
+    assert torch.equal(compiled.rotate_(x, cos, sin), want)
 
 
 def test_what_it_does_not_take() -> None:
@@ -211,27 +223,27 @@ def test_what_it_does_not_take() -> None:
     assert Kernels.can_attend(bf16(4, 1, 48), bf16(2, 1, 48), bf16(2, 1, 48))
 
 
-def test_a_thread_that_works_alone_makes_no_others() -> None:
+def test_a_thread_that_works_alone_makes_no_others(compiled: Kernels) -> None:
     """torch asks the same OpenMP, so its operators are bound too; other threads are not."""
     before = torch.get_num_threads()
-    with ThreadPoolExecutor(1, initializer=kernels().work_alone) as reader:
+    with ThreadPoolExecutor(1, initializer=compiled.work_alone) as reader:
         assert reader.submit(torch.get_num_threads).result() == 1
     assert torch.get_num_threads() == before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted where Linux lists them")
-def test_a_pool_that_is_given_back_is_gone_and_comes_again() -> None:
+def test_a_pool_that_is_given_back_is_gone_and_comes_again(compiled: Kernels) -> None:
     if torch.get_num_threads() < 2:
         pytest.skip("one thread has no pool")
     x, weight = bf16(5, 64), bf16(200, 64)
 
     def counts() -> tuple[Tensor, int, int, Tensor]:
-        first, many = kernels().linear(x, weight, None), len(os.listdir("/proc/self/task"))
-        kernels().release_threads()
+        first, many = compiled.linear(x, weight, None), len(os.listdir("/proc/self/task"))
+        compiled.release_threads()
         deadline = time.monotonic() + 5
         while len(os.listdir("/proc/self/task")) >= many and time.monotonic() < deadline:
             time.sleep(0.01)
-        return first, many, len(os.listdir("/proc/self/task")), kernels().linear(x, weight, None)
+        return first, many, len(os.listdir("/proc/self/task")), compiled.linear(x, weight, None)
 
     with ThreadPoolExecutor(1) as loader:
         first, many, few, again = loader.submit(counts).result()
