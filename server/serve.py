@@ -6,7 +6,6 @@ Owns the order of the start and of the end. The pieces are made in `assembly.py`
 
 import asyncio
 import contextlib
-import gc
 import os
 import socket
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from server.connections import Bounds, bounded, raise_file_limit
 from server.datadir import DataDir
 from server.deps import in_thread
 from server.door import bind, opens_to_others
+from server.garbage import Garbage
 from server.keys.errors import Unguarded
 from server.keys.opening import open_keys
 from server.keys.ring import KeyRing, NoKeys
@@ -108,7 +108,8 @@ async def _run(settings: Settings, house: House, door: socket.socket, console: C
     open_catalog(house, asyncio.get_running_loop(), settings.adapters)
     await worker.prefetch(services.whole.residents())
     await restore_pins(services)
-    _settle_memory()
+    garbage = Garbage(lambda: services.lifecycle.in_flight > 0)
+    garbage.settle()
     server = uvicorn.Server(_config(house, Bounds(settings.max_connections, head_s=settings.idle_timeout)))
     serving = asyncio.create_task(server.serve(sockets=[door]))
     while not server.started and not serving.done():
@@ -122,7 +123,7 @@ async def _run(settings: Settings, house: House, door: socket.socket, console: C
     services.lifecycle.ready()
     _say_where(console, door, services.base_id)
     beating = asyncio.create_task(pulse(services.metrics.loop_lag))
-    await _until_stopped(serving, services)
+    await _until_stopped(serving, services, garbage)
     beating.cancel()
     if shutdown.forced:
         return 1
@@ -133,10 +134,10 @@ async def _run(settings: Settings, house: House, door: socket.socket, console: C
     return 0
 
 
-async def _until_stopped(serving: asyncio.Task[None], services: Services) -> None:
+async def _until_stopped(serving: asyncio.Task[None], services: Services, garbage: Garbage) -> None:
     """Serve; meanwhile do the chores. At the end, remember what is resident."""
     memory = ResidentMemory(services.worker, services.whole)
-    keeping = asyncio.create_task(repeat(chores(services, memory)))
+    keeping = asyncio.create_task(repeat(chores(services, memory, garbage)))
     try:
         await serving
     finally:
@@ -145,21 +146,13 @@ async def _until_stopped(serving: asyncio.Task[None], services: Services) -> Non
         await memory.note()
 
 
-def chores(services: Services, memory: ResidentMemory) -> dict[str, Chore]:
-    """What is done now and then: remember what is resident, forget uploads that have expired."""
+def chores(services: Services, memory: ResidentMemory, garbage: Garbage) -> dict[str, Chore]:
+    """What is done now and then: remember what is resident, forget uploads that have expired, look for garbage."""
     return {
         "residents_not_remembered": memory.note,
         "uploads_not_collected": partial(in_thread, services.resumable.collect),
+        "garbage_not_collected": garbage.collect,
     }
-
-
-def _settle_memory() -> None:
-    """What was made for the start stays: the garbage collector looks at none of it any more.
-
-    A full collection walks every module of torch and transformers otherwise, and nobody is answered for half a second.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def _config(house: House, bounds: Bounds) -> uvicorn.Config:

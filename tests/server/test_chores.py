@@ -8,6 +8,7 @@ import pytest
 from adapters.sessions import Order
 from adapters.uploads import UploadLimits
 from server.chores import repeat
+from server.garbage import Garbage
 from server.serve import chores
 from server.warm import ResidentMemory
 from tests.support.face import make_face
@@ -38,7 +39,8 @@ async def test_a_server_that_nobody_asks_anything_forgets_expired_uploads(tmp_pa
     services, folder = face.services, tmp_path / "uploads" / "resumable"
     services.resumable.begin(Order("", "x", None, b"{}", 5))
     assert list(folder.iterdir())
-    doing = asyncio.create_task(repeat(chores(services, ResidentMemory(services.worker, services.whole)), 0.01))
+    todo = chores(services, ResidentMemory(services.worker, services.whole), Garbage(lambda: False))
+    doing = asyncio.create_task(repeat(todo, 0.01))
     async with asyncio.timeout(10):
         while list(folder.iterdir()):
             await asyncio.sleep(0.01)
