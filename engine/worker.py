@@ -10,7 +10,6 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
@@ -22,6 +21,7 @@ from engine.engine import Delivery, Engine
 from engine.errors import EngineRestarting, EngineStopped
 from engine.restarts import Restarts
 from engine.sequence import FinishReason, Output, Request
+from engine.shown import EngineStats, Resident, residents_of, stats_of
 
 log = logging.getLogger(__name__)
 
@@ -30,36 +30,6 @@ HEARD_AT_ONCE = 32
 
 Job = Callable[[], None]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Resident:
-    """An adapter above disk. `tier` is `device`, `host` or `merged`."""
-
-    id: AdapterId
-    tier: str
-    bytes: int
-    pinned: bool
-    in_use: bool
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """The engine after its latest step. Prefix figures count prompt tokens since the start."""
-
-    running: int = 0
-    waiting: int = 0
-    blocks_total: int = 0
-    blocks_used: int = 0
-    prefix_queries: int = 0
-    prefix_hits: int = 0
-    device_bytes_used: int = 0
-    device_bytes_total: int = 0
-    host_bytes_used: int = 0
-    host_bytes_total: int = 0
-    running_adapters: tuple[AdapterId, ...] = ()
-    waiting_adapters: tuple[AdapterId, ...] = ()
-    merged: AdapterId | None = None
 
 
 class EngineWorker:
@@ -78,6 +48,7 @@ class EngineWorker:
         self._inbox: SimpleQueue[Job] = SimpleQueue()
         self._outputs: dict[str, asyncio.Queue[Output]] = {}
         self._told: deque[Job] = deque()  # the loop's
+        self._answers: list[Job] = []  # the thread's, for those who asked it something
         self._thread = Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
@@ -191,9 +162,9 @@ class EngineWorker:
             try:
                 result = self._do(job)
             except Exception as error:
-                self._tell([partial(done.set_exception, error)])
+                self._answers.append(partial(done.set_exception, error))
             else:
-                self._tell([partial(done.set_result, result)])
+                self._answers.append(partial(done.set_result, result))
 
         with self._door:
             if self._closed:
@@ -279,9 +250,7 @@ class EngineWorker:
     def _do(self, job: Callable[[], T]) -> T:
         if self._closed:
             raise EngineStopped(_STOPPED)
-        result = job()
-        self._snapshot()
-        return result
+        return job()
 
     def _turn(self) -> None:
         """One round: do what came in, then one step if there is something to do."""
@@ -302,6 +271,15 @@ class EngineWorker:
                 job = self._inbox.get_nowait()
         except Empty:
             return
+        finally:
+            self._answer()
+
+    def _answer(self) -> None:
+        """Tell those who asked, after one snapshot for all of them: it walks everybody who waits."""
+        if self._answers:
+            self._snapshot()
+            answers, self._answers = self._answers, []
+            self._tell(answers)
 
     def _end(self) -> None:
         self._deliver(self._engine.abort_all())
@@ -318,11 +296,11 @@ class EngineWorker:
     def _snapshot(self) -> None:
         """What others see from now on. There may be thousands of residents, so they are listed when they change."""
         residency = self._engine.tiers.residency
-        self._stats = _stats(self._engine)
+        self._stats = stats_of(self._engine)
         shown = residency.changes, self._stats.running_adapters, self._stats.merged
         if shown != self._shown:
             self._shown = shown
-            self._residents, self._pins = _residents(self._engine), residency.pinned
+            self._residents, self._pins = residents_of(self._engine), residency.pinned
             self._shares_used = residency.shares.used()
 
 
@@ -360,37 +338,3 @@ class OutputStream(AsyncIterator[Output]):
 
 def _nothing() -> None:
     """The job that only wakes the thread."""
-
-
-def _stats(engine: Engine) -> EngineStats:
-    scheduler, residency = engine.scheduler, engine.tiers.residency
-    return EngineStats(
-        running=len(scheduler.running),
-        waiting=len(scheduler.waiting),
-        blocks_total=engine.pool.num_blocks,
-        blocks_used=engine.pool.num_used,
-        prefix_queries=scheduler.prefix_tokens_asked,
-        prefix_hits=scheduler.prefix_tokens_found,
-        device_bytes_used=residency.device_used,
-        device_bytes_total=residency.device_budget,
-        host_bytes_used=residency.host_used,
-        host_bytes_total=residency.host_budget,
-        running_adapters=tuple(sorted(scheduler.running_adapters())),
-        waiting_adapters=scheduler.wanted_adapters(),
-        merged=engine.merged,
-    )
-
-
-def _residents(engine: Engine) -> tuple[Resident, ...]:
-    residency = engine.tiers.residency
-    running = engine.scheduler.running_adapters()
-    return tuple(
-        Resident(
-            adapter,
-            "merged" if adapter == engine.merged else tier.value,
-            size,
-            adapter in residency.pinned,
-            adapter in running,
-        )
-        for adapter, tier, size in residency.residents()
-    )

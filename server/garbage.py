@@ -10,7 +10,7 @@ from time import monotonic
 YOUNG = 10_000
 """So many new containers are looked through at a time, which takes a millisecond; Python's own 700 come too often."""
 
-MIDDLE = 20
+MIDDLE = 5
 """So many of those make one look through all that is not old yet."""
 
 NEVER = 1_000_000_000

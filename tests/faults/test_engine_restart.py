@@ -55,7 +55,7 @@ async def test_g72_a_failed_engine_is_replaced_and_everybody_is_told() -> None:
     workshop.benches[0].mover.instant = False
     waiting = asyncio.create_task(collect(await worker.submit(request("under way", adapter="slow"))))
     workshop.fail()
-    await worker.unpin(named("b"))  # wakes it
+    waking = asyncio.create_task(worker.unpin(named("b")))  # answered by this engine or by the next
     outputs = await waiting
     assert (outputs[-1].finish_reason, outputs[-1].error_code) == (FinishReason.ERROR, "engine_failed")
     assert worker.restarting and worker.alive
@@ -63,6 +63,7 @@ async def test_g72_a_failed_engine_is_replaced_and_everybody_is_told() -> None:
         await worker.submit(request("too early"))
     workshop.open.set()
     await until(lambda: not worker.restarting)
+    await waking
     assert len(await collect(await worker.submit(request("after it", adapter="b")))) == 4
     assert worker.restarts == 1 and worker.pins() == {named("a")}
     await until(lambda: named("a") in workshop.benches[1].mover.device)
