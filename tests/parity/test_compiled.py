@@ -22,6 +22,7 @@ from tests.support.serving import Answer, House
 
 PROMPTS = [tuple(range(30, 73)), (5, 6, 7, 8), (42, 17) * 9, (99,)]
 SCORED = SamplingParams(max_tokens=0, prompt_logprobs=0)
+DECODED = SamplingParams(max_tokens=6, logprobs=0, ignore_eos=True)
 
 
 def house(arch: str, root: Path, compiled: Kernels | None, quantization: str | None = None) -> House:
@@ -37,7 +38,7 @@ def house(arch: str, root: Path, compiled: Kernels | None, quantization: str | N
 
 def add(served: House, root: Path) -> list[AdapterId | None]:
     """The base, a LoRA, a DoRA, and an adapter of another rank."""
-    kinds: tuple[tuple[Kind, int], ...] = (("lora", 8), ("dora", 4), ("rslora", 3))
+    kinds: tuple[tuple[Kind, int], ...] = (("lora", 8), ("dora", 4), ("rslora", 20))
     shape = served.base.shape
     targets = tuple({path.rpartition(".")[2] for path in shape.linears})
     written = [
@@ -119,6 +120,19 @@ def test_an_answer_does_not_depend_on_its_neighbours(dots: bool, tmp_path: Path)
         served.engine.pool.forget_content()
         id = served.submit(prompt, SCORED, adapter)
         assert logprobs(served.run()[id]) == want
+    served.close()
+
+
+@pytest.mark.parametrize("dots", [False, True])
+def test_what_is_decoded_does_not_depend_on_its_neighbours(dots: bool, tmp_path: Path) -> None:
+    """Where there are enough adapters, a thread expands each by itself; otherwise beside the products."""
+    served = house("llama", tmp_path, kernels(dots))
+    adapters = add(served, tmp_path)
+    ids = [served.submit(prompt, DECODED, adapter) for prompt, adapter in zip(PROMPTS, adapters, strict=True)]
+    together = served.run()
+    for prompt, adapter, id in zip(PROMPTS, adapters, ids, strict=True):
+        alone = served.submit(prompt, DECODED, adapter)
+        assert served.run()[alone].logprobs == together[id].logprobs
     served.close()
 
 
