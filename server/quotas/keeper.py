@@ -123,7 +123,8 @@ class Quotas:
         account = self._account(tenant)
         most = account.quota.concurrent_requests
         if most is not None and account.running >= most:
-            raise RateLimited(f"{account.running} requests are running already, of {most} at once.", 1, {})
+            message = f"{account.running} requests are running already, of {most} at once."
+            raise RateLimited(message, 1, _headers(account))
         self.take(account, {"requests": 1, "tokens": tokens})
         account.running += 1
         return Pass(account, tokens)

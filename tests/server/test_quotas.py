@@ -77,10 +77,12 @@ def test_a_refused_request_counts_for_nothing() -> None:
 
 
 def test_only_so_many_run_at_once() -> None:
-    quotas = Quotas(Quota(concurrent_requests=2))
+    quotas = Quotas(Quota(requests_per_minute=10, concurrent_requests=2), clock=Clock())
     running = [quotas.admit("a", 5), quotas.admit("a", 5)]
-    with pytest.raises(RateLimited, match="2 requests are running"):
+    with pytest.raises(RateLimited, match="2 requests are running") as refused:
         quotas.admit("a", 5)
+    assert refused.value.headers is not None, "what is left of the minute is told here too, and nothing of it was taken"
+    assert refused.value.headers["x-ratelimit-remaining-requests"] == "8"
     running[0].close(0)
     quotas.admit("a", 5)
 
