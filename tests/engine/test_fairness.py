@@ -93,15 +93,26 @@ def test_turns_are_those_of_the_papers_algorithm(data: st.DataObject) -> None:
 
 
 class Books:
-    """What each tenant was served, counted from the plans alone: every position once, by its price."""
+    """What each tenant was served, counted from the plans alone: every position once, by its price, and every move of
+    an adapter, whose name begins with its tenant's. `most_moved` is the most that moves cost it between two turns.
+    """
 
     def __init__(self, bench: Bench, prices: Prices) -> None:
         self._bench, self._prices = bench, prices
         self._seen: set[tuple[str, int]] = set()
+        self._moved: dict[str, float] = defaultdict(float)
         self.service: dict[str, float] = defaultdict(float)
+        self.most_moved: dict[str, float] = defaultdict(float)
 
     def step(self) -> StepPlan | None:
         plan = self._bench.step()
+        for adapter, size in self._bench.engine.tiers.moved.items():
+            tenant, price = adapter[0], self._prices.adapter_byte * size
+            self.service[tenant] += price
+            self._moved[tenant] += price
+            self.most_moved[tenant] = max(self.most_moved[tenant], self._moved[tenant])
+        for admitted in plan.admitted if plan else ():
+            self._moved.pop(admitted.tenant, None)
         for chunk in plan.chunks if plan else ():
             for position in range(chunk.start, chunk.stop):
                 if (chunk.sequence.id, position) not in self._seen:
@@ -114,13 +125,16 @@ class Books:
 PROMPT, ANSWER, SEATS = 30, 12, 4
 
 
-def apart(data: st.DataObject, counters: VirtualCounters, weights: dict[str, float], prices: Prices) -> float:
+def apart(
+    data: st.DataObject, counters: VirtualCounters, weights: dict[str, float], adapters: dict[str, int]
+) -> tuple[float, Books]:
     """How far the weighted services of two backlogged tenants come apart, at most, over any interval of a run."""
     bench = Bench(
         blocks=data.draw(st.integers(11, 60)), batch_tokens=data.draw(st.integers(5, 40)), sequences=SEATS,
-        waiting=1000, counters=counters,
+        waiting=1000, counters=counters, adapters=adapters, host=200,
     )  # fmt: skip
-    books, numbers, chance = Books(bench, prices), count(), Random(data.draw(st.integers(0, 1 << 32)))
+    bench.mover.instant = data.draw(st.booleans())
+    books, numbers, chance = Books(bench, counters.prices), count(), Random(data.draw(st.integers(0, 1 << 32)))
     kinds = {tenant: data.draw(st.tuples(st.integers(1, PROMPT), st.integers(1, ANSWER))) for tenant in "fgx"}
 
     def submit(tenant: str) -> None:
@@ -129,7 +143,13 @@ def apart(data: st.DataObject, counters: VirtualCounters, weights: dict[str, flo
             prompt, answer = chance.randint(1, PROMPT), chance.randint(1, ANSWER)
         number = next(numbers)
         tokens = [number, *range(prompt - 1)]  # no two begin alike, so that no prompt is cached
-        bench.submit(str(number), tokens, tenant=tenant, max_tokens=answer)
+        own = [name for name in adapters if name.startswith(tenant)]
+        adapter = chance.choice(own) if own and chance.random() < 0.4 else None
+        bench.submit(str(number), tokens, adapter=adapter, tenant=tenant, max_tokens=answer)
+
+    def able(tenant: str) -> int:
+        """How many wait that no adapter keeps out."""
+        return sum(each.tenant == tenant and each.adapter is None for each in bench.engine.scheduler.waiting)
 
     for _ in range(data.draw(st.integers(0, 10))):  # a past, which is to be no credit
         submit("x")
@@ -138,21 +158,36 @@ def apart(data: st.DataObject, counters: VirtualCounters, weights: dict[str, flo
     differences = []
     for _ in range(80):
         for tenant in "fg":
-            while bench.engine.scheduler.num_waiting(tenant) < SEATS + 1:
+            while able(tenant) < SEATS + 1:
                 submit(tenant)
         if chance.random() < 0.1:
             submit("x")
+        for adapter in [each for each in bench.mover.reading if chance.random() < 0.5]:
+            bench.mover.arrive(adapter)
         books.step()
         differences.append(books.service["f"] / weights["f"] - books.service["g"] / weights["g"])
-    return max(differences) - min(differences)
+    return max(differences) - min(differences), books
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.data(), st.sampled_from([{"f": 1.0, "g": 1.0}, {"f": 1.0, "g": 3.0}, {"f": 0.2, "g": 0.5}]))
 def test_two_backlogged_tenants_stay_within_the_bound(data: st.DataObject, weights: dict[str, float]) -> None:
     bound = PRICES.input * PROMPT + PRICES.output * SEATS * ANSWER
-    found = apart(data, VirtualCounters(PRICES, weights), weights, PRICES)
+    found, _ = apart(data, VirtualCounters(PRICES, weights), weights, {})
     assert found <= sum(bound / weight for weight in weights.values())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data(), st.sampled_from([{"f": 1.0, "g": 1.0}, {"f": 1.0, "g": 3.0}, {"f": 0.2, "g": 0.5}]))
+def test_loads_move_two_tenants_apart_by_what_they_cost_and_no_more(
+    data: st.DataObject, weights: dict[str, float]
+) -> None:
+    """Two adapters of five fit the device, and four the host, so they come and go all the time."""
+    bound = PRICES.input * PROMPT + PRICES.output * SEATS * ANSWER
+    adapters = {name: 45 for name in ("f1", "f2", "g1", "g2", "x1")}
+    found, books = apart(data, VirtualCounters(PRICES, weights), weights, adapters)
+    assert all(books.most_moved[tenant] for tenant in weights), "adapters were moved for both"
+    assert found <= sum((bound + books.most_moved[tenant]) / weight for tenant, weight in weights.items())
 
 
 def test_without_prices_two_of_the_same_do_not() -> None:
