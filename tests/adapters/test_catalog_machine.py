@@ -1,8 +1,8 @@
 """Uploads, aliases, canaries, promotes, rollbacks, deletions, requests, evictions and crashes in any order.
 
 A real catalog on disk, and the real engine between a fake runner and a fake mover whose device holds two adapters.
-After every step: I2, an untouched adapter keeps its bytes and its version; I5, blocks, slots and references add up;
-I6, every row has its blob, and every blob a row or somebody who runs on it.
+After every step: I2, an untouched adapter keeps its bytes and its version; I3, nothing temporary is left; I5, blocks,
+slots and references add up; I6, every row has its blob, and every blob a row or somebody who runs on it.
 """
 
 import shutil
@@ -154,6 +154,10 @@ class Life(RuleBasedStateMachine):
     def the_witness_is_what_it_was(self) -> None:
         assert self.catalog.resolve("witness") == self.witness, "I2"
         self.store.verify(self.witness.id)
+
+    @invariant()
+    def nothing_temporary_is_left(self) -> None:
+        assert self.store.temporaries() == [], "I3"
 
     @invariant()
     def rows_have_blobs_and_blobs_have_rows_or_users(self) -> None:
