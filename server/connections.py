@@ -20,6 +20,11 @@ PROBES = frozenset({b"/livez", b"/readyz", b"/health"})
 RESERVE = 32
 """Connections beyond the bound that are still read, so that a probe gets through when all others are busy."""
 
+OTHER_FILES = 192
+"""Files that are no connections: databases, adapters that are read, uploads."""
+
+_A_FEW = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -39,6 +44,15 @@ def raise_file_limit() -> None:
     """A connection is a file: take as many as the system lets this process have."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def affordable(wanted: int) -> int:
+    """As many of the `wanted` connections as this process has files for, but always a few.
+
+    With more than that the bound would never be reached: idle ones would hold the last files, and nobody else get in.
+    """
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return wanted if files == resource.RLIM_INFINITY else max(_A_FEW, min(wanted, files - RESERVE - OTHER_FILES))
 
 
 class _Bounded(HttpToolsProtocol):

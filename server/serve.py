@@ -20,7 +20,7 @@ from server import logs
 from server.app import create_app
 from server.assembly import House, build_house, open_catalog
 from server.chores import Chore, repeat
-from server.connections import Bounds, bounded, raise_file_limit
+from server.connections import Bounds, affordable, bounded, raise_file_limit
 from server.datadir import DataDir
 from server.deps import in_thread
 from server.door import bind, opens_to_others
@@ -110,7 +110,10 @@ async def _run(settings: Settings, house: House, door: socket.socket, console: C
     await restore_pins(services)
     garbage = Garbage(lambda: services.lifecycle.in_flight > 0)
     garbage.settle()
-    server = uvicorn.Server(_config(house, Bounds(settings.max_connections, head_s=settings.idle_timeout)))
+    most = affordable(settings.max_connections)
+    if most < settings.max_connections:
+        _log.warning("fewer_connections", max_connections=most, fix="raise the limit on open files (ulimit -n)")
+    server = uvicorn.Server(_config(house, Bounds(most, head_s=settings.idle_timeout)))
     serving = asyncio.create_task(server.serve(sockets=[door]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.02)
