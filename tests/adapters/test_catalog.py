@@ -166,7 +166,7 @@ def test_d42_upload_delete_and_lease_race(house: House, sources: list[Path]) -> 
     def work(seed: int) -> None:
         choose = random.Random(seed)
         try:
-            for _ in range(12):
+            for _ in range(125):
                 name = choose.choice("ab")
                 try:
                     match choose.randrange(3):

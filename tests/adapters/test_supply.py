@@ -1,5 +1,7 @@
 """Bytes between the tiers: read and checked in background threads, placed, dropped."""
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from queue import SimpleQueue
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adapters.bank import Bank
-from adapters.checkpoint import read_directory
+from adapters.checkpoint import Checkpoint, read_directory
 from adapters.errors import AdapterCorrupt, UnknownAdapter
 from adapters.manifest import AdapterId
 from adapters.mover import Arrival
@@ -25,12 +27,23 @@ def base_weight(path: str) -> Tensor:
     return torch.ones(linear.out_features, linear.in_features)
 
 
+class Unreadable(BlobStore):
+    """A store whose reads end in OSError while `number` is one."""
+
+    number: int | None = None
+
+    def open(self, id: AdapterId) -> Checkpoint:
+        if self.number is not None:
+            raise OSError(self.number, os.strerror(self.number))
+        return super().open(id)
+
+
 class Yard:
     """A supply over a store on disk, and the arrivals it reports."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.store = BlobStore(root / "store")
+        self.store = Unreadable(root / "store")
         self.bank = Bank(torch.device("cpu"))
         self.supply = Supply(self.store, self.bank, torch.float32, base_weight)
         self.arrivals: SimpleQueue[Arrival] = SimpleQueue()
@@ -80,6 +93,21 @@ def test_changed_bytes_are_not_served(yard: Yard) -> None:
     weights.chmod(0o600)
     weights.write_bytes(content)
     assert isinstance(yard.fetch(adapter).error, AdapterCorrupt)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE])
+def test_g69_a_read_that_fails_is_told_and_the_next_one_is_well(yard: Yard, number: int) -> None:
+    """What cannot be read now is not damaged: it stays where it is, and nothing of it is in memory."""
+    adapter, other = yard.add(1), yard.add(2)
+    assert yard.fetch(other).error is None
+    yard.store.number = number
+    error = yard.fetch(adapter).error
+    assert isinstance(error, OSError) and error.errno == number
+    yard.store.number = None
+    assert not yard.store.quarantined() and set(yard.store.ids()) == {adapter, other}
+    yard.supply.place(other)
+    assert yard.fetch(adapter).error is None, "both reading threads are still there"
+    yard.supply.place(adapter)
 
 
 def test_a_deleted_blob_is_told_by_the_read(yard: Yard) -> None:

@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import resource
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from engine.worker import EngineWorker
-from server.connections import Bounds
+from server.connections import OTHER_FILES, RESERVE, Bounds, affordable
 from server.ports import Limits
 from tests.support.engine import FakeWorker
 from tests.support.engine_fakes import Bench
 from tests.support.face import BASE, Face, make_face
 from tests.support.http import LiveServer, eventually, serve
 
+ROOT = Path(__file__).parents[2]
 COMPLETION = {"model": BASE, "prompt": "Once", "max_tokens": 4}
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
@@ -80,13 +84,47 @@ def test_f62_a_reader_that_stops_reading_holds_up_nobody(face: Face) -> None:
         eventually(lambda: bool(face.worker.aborted), within_s=30)
 
 
+@contextlib.contextmanager
+def crowd(live: LiveServer, count: int) -> Iterator["subprocess.Popen[str]"]:
+    """So many idle connections, in a process that has its own limit on files; it has to say how many it opened."""
+    command = [sys.executable, "-m", "tests.support.crowd", live.url.rsplit(":", 1)[1], str(count)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_f63_idle_connections_make_room_for_requests(face: Face) -> None:
-    with serve(face.app, Bounds(connections=50)) as live, contextlib.ExitStack() as stack:
-        crowd = [stack.enter_context(connect(live)) for _ in range(300)]
+    """Ten thousand, or as many files as the system lets one process open."""
+    most = 50
+    with serve(face.app, Bounds(connections=most)) as live, crowd(live, 10_000) as idle:
+        assert idle.stdin is not None and idle.stdout is not None
+        opened = int(idle.stdout.readline())
+        assert opened > 500, "with `ulimit -Hn` so low there is no crowd"
         assert ask(live) == 200
         with live.client() as client:
             assert client.get("/livez").status_code == 200
-        assert told(crowd[0]) == (503, "too_many_connections")
+
+        def refused() -> int:
+            assert idle.stdin is not None and idle.stdout is not None
+            print(file=idle.stdin, flush=True)
+            return int(idle.stdout.readline())
+
+        eventually(lambda: refused() >= opened - most)
+
+
+def test_f63_there_are_no_more_connections_than_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+        assert affordable(100) == 100
+        assert affordable(2048) == 1024 - RESERVE - OTHER_FILES
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+        assert 0 < affordable(2048) < 100
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_f63_when_all_are_busy_the_rest_is_refused_and_probes_answer(face: Face) -> None:

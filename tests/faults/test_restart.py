@@ -1,10 +1,16 @@
 """kill -9, and the next start: everything that was answered is still there, what was resident is warm again, and what
 the disk has spoilt meanwhile is found, told and repaired."""
 
+import contextlib
+import os
+import resource
+import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -16,7 +22,7 @@ from loader.source import resolve
 from tests.support.adapters import write_adapter
 from tests.support.http import eventually
 from tests.support.models import tiny_model_dir
-from tests.support.served import served
+from tests.support.served import Served, served
 
 REFS = ("red", "red@prod")
 
@@ -28,6 +34,7 @@ class Restarted:
     One bit of `blue` has flipped between.
     """
 
+    server: Served
     http: httpx.Client
     said: dict[str, list[int]]
     used: list[dict[str, Any]]
@@ -56,7 +63,7 @@ def restarted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restarted]:
         first.process.wait()
     _flip(root / "data" / "adapters", blue)
     with served(*flags, *budgets, log=root / "second.log") as second, second.client() as http:
-        yield Restarted(http, said, used, folders[2])
+        yield Restarted(second, http, said, used, folders[2])
 
 
 def test_g68_a_killed_server_comes_back_as_it_was(restarted: Restarted) -> None:
@@ -74,6 +81,32 @@ def test_i86_a_killed_server_has_told_every_request_once(restarted: Restarted) -
     rows = _used(restarted.http)
     assert rows[: len(truth)] == restarted.used
     assert len({row["id"] for row in rows}) == len(rows)
+
+
+def test_g69_a_server_without_files_left_lives_and_serves_again(restarted: Restarted) -> None:
+    """Each connection is a file. The limit is set on the running process, and back in the end."""
+    assert _complete(restarted.http, "red").status_code == 200, "this one is connected"
+    pid, where = restarted.server.process.pid, urlsplit(restarted.server.url)
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    taken = len(os.listdir(f"/proc/{pid}/fd"))
+    with contextlib.ExitStack() as stack:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (taken + 8, hard))
+        stack.callback(resource.prlimit, pid, resource.RLIMIT_NOFILE, (soft, hard))
+        with contextlib.ExitStack() as crowd:
+            for _ in range(100):
+                crowd.enter_context(contextlib.closing(socket.create_connection((where.hostname, where.port))))
+            time.sleep(0.5)
+            assert restarted.server.process.poll() is None
+            assert _said(_complete(restarted.http, "red")) == restarted.said["red"], "whoever is connected is answered"
+        with restarted.server.client() as late:
+            eventually(lambda: _is_alive(late))
+            assert _said(_complete(late, "red@prod")) == restarted.said["red@prod"]
+
+
+def _is_alive(http: httpx.Client) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return http.get("/livez").status_code == 200
+    return False
 
 
 def test_d44_a_flipped_bit_is_found_told_and_repaired(restarted: Restarted) -> None:

@@ -21,9 +21,10 @@ from adapters.uploads import UploadLimits
 from server.ports import Limits
 from tests.support.adapters import adapters, write_adapter
 from tests.support.door import SHAPE, Door
-from tests.support.face import adapter_config, make_face
+from tests.support.face import Face, adapter_config, make_face
+from tests.support.face import write_adapter as write_tiny
 from tests.support.http import LiveServer, eventually, serve
-from tests.support.invariants import check_reply
+from tests.support.invariants import Invariants, check_reply
 
 UPLOADS = "/v1/adapters/uploads"
 Parts = dict[str, Any]
@@ -126,12 +127,17 @@ def test_a06_forms_that_lack_something(door: Door, good: Path, case: str) -> Non
 
 
 @pytest.fixture
-def narrow(tmp_path: Path) -> Iterator[LiveServer]:
-    """A server that takes 2000 bytes at most, and waits half a second."""
+def narrow_face(tmp_path: Path) -> Iterator[Face]:
+    """It takes 2000 bytes at most, and waits half a second."""
     face = make_face(tmp_path, limits=Limits(4096, max_upload_bytes=2000, idle_s=0.5), uploads=UploadLimits(4, 6000))
-    with serve(face.app) as live:
-        yield live
+    yield face
     face.registry.close()
+
+
+@pytest.fixture
+def narrow(narrow_face: Face) -> Iterator[LiveServer]:
+    with serve(narrow_face.app) as live:
+        yield live
 
 
 def test_a07_too_much_is_413_before_it_is_read(narrow: LiveServer) -> None:
@@ -233,7 +239,10 @@ def test_a10_out_of_order_and_overlapping_chunks(door: Door, good: Path) -> None
 
 
 @pytest.mark.parametrize("resumable", [True, False])
-def test_a11_a_byte_now_and_then_is_408_and_nobody_else_waits(narrow: LiveServer, resumable: bool) -> None:
+def test_a11_a_byte_now_and_then_is_408_and_nobody_else_waits(
+    narrow: LiveServer, narrow_face: Face, tmp_path: Path, resumable: bool
+) -> None:
+    canary, _ = narrow_face.catalog.add_directory("canary", write_tiny(tmp_path.parent / "canary"))
     with narrow.client() as http:
         head, body = f"PATCH {begin(http, adapter_config(), b'x' * 2000)} HTTP/1.1\r\nupload-offset: 0", ""
         if not resumable:
@@ -249,7 +258,8 @@ def test_a11_a_byte_now_and_then_is_408_and_nobody_else_waits(narrow: LiveServer
             stop.set()
             dribbling.join()
         assert answer == b"HTTP/1.1 408"
-        assert http.get("/v1/models").status_code == 200
+        eventually(lambda: narrow_face.services.lifecycle.in_flight == 0)
+        Invariants(narrow_face, http, tmp_path, canary).check()
 
 
 def dribble(client: socket.socket, stop: threading.Event) -> None:

@@ -126,6 +126,17 @@ E53 = {
     "surrogate in the prompt": prompt('"\\ud800"'),
     "surrogate in a key": raw("\\udfff", "1"),
     "NUL": raw("stop", '"\\u0000"'),
+    "NUL in the prompt": prompt('"a\\u0000b"'),
+    "NUL in one of the prompts": prompt('["a", "\\u0000"]'),
+    "NUL in a key": raw("\\u0000", "1"),
+    "NUL in a field's key": raw("logit_bias", '{"1\\u0000": 1}'),
+    "NUL in metadata": raw("metadata", '{"a": "\\u0000"}'),
+    "NUL in the user": raw("user", '"\\u0000"'),
+    "NUL in the adapter": raw("adapter_id", '"a\\u0000"'),
+    "NUL in the model": '{"model": "a\\u0000", "prompt": "x"}',
+    "NUL as it is": prompt('"a\0b"'),
+    "NUL before": "\0" + body(),
+    "NUL behind": body() + "\0",
     "seed of 20 digits": raw("seed", "9" * 20),
     "seed of 4000 digits": raw("seed", "9" * 4000),
     "seed of 5000 digits": raw("seed", "9" * 5000),
@@ -135,6 +146,27 @@ E53 = {
 @each(E53)
 def test_e53_no_text_and_no_number(content: str, http: httpx.Client, face: Face) -> None:
     refused(post(http, content), http, face)
+
+
+E53_TURNS = {
+    "content": '{"role": "user", "content": "\\u0000"}',
+    "a part": '{"role": "user", "content": [{"type": "text", "text": "\\u0000"}]}',
+    "role": '{"role": "user\\u0000", "content": "x"}',
+    "name": '{"role": "user", "content": "x", "name": "\\u0000"}',
+}
+
+
+@each(E53_TURNS)
+def test_e53_no_text_in_a_turn(content: str, http: httpx.Client, face: Face) -> None:
+    refused(post(http, f'{{"model": "{BASE}", "messages": [{content}]}}', CHAT), http, face)
+
+
+@pytest.mark.parametrize("path", ["models/a%00b", "adapters/a%00b", "adapters/a%00b/versions", "adapters/x@%00"])
+def test_e53_no_text_in_a_path(path: str, http: httpx.Client, face: Face) -> None:
+    reply = http.get(f"/v1/{path}")
+    assert reply.status_code in (400, 404), reply.text
+    check_reply(reply, "a\0b")
+    check_after(http, face)
 
 
 def test_e53_what_only_looks_like_a_surrogate(http: httpx.Client) -> None:
@@ -169,7 +201,7 @@ def test_e55_deep_nesting(content: str, http: httpx.Client, face: Face) -> None:
 
 
 def test_e55_many_messages(http: httpx.Client, face: Face) -> None:
-    messages = [{"role": "user", "content": "x"}] * 10_000
+    messages = [{"role": "user", "content": "x"}] * 100_000
     refused(http.post(CHAT, json={"model": BASE, "messages": messages}), http, face)
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,10 @@ import pytest
 import structlog
 
 from adapters.grants import EVERYBODY
+from adapters.manifest import AdapterId
+from engine.events import Admitted
 from server.keys.store import KeyStore
+from server.metrics import MAX_ADAPTER_LABELS
 from server.principal import Scope
 from tests.support.face import BASE, Face, form, write_adapter
 from tests.support.http import LiveServer, eventually, serve
@@ -281,9 +285,19 @@ def test_h80_public_labels_name_no_tenant_and_stay_few(tenants: Tenants, a: http
     push(a, "measured", 7)
     answering(a, "measured")
     a.get("/v1/adapters/measured")
+    for number in range(500):
+        tenants.face.services.metrics.observe(
+            Admitted("r", AdapterId(f"sha256:{number:064x}"), "disk", 0.1, 0.0, 10, 0)
+        )
+    for number in range(20):
+        a.get(f"/v1/nowhere{number}")
+        a.get(f"/v1/adapters/nowhere{number}")
+        a.request(f"ODD{number}", "/v1/models")
     text = a.get("/metrics").text
     assert "rootstock_http_requests_total" in text
     assert "acme" not in text and "beta" not in text and "measured" not in text
+    assert "nowhere" not in text and "ODD" not in text
+    assert len(set(re.findall(r'adapter="([^"]*)"', text))) <= MAX_ADAPTER_LABELS + 2, "those, `base` and `other`"
 
 
 def test_h81_the_log_has_the_tenant_and_the_key_but_no_secret_and_no_prompt(tenants: Tenants) -> None:
