@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.inside import Setting, measure
+from bench.overhead import bare_step_s
 from bench.step import _lines
 from tests.support.models import tiny_model_dir
 
@@ -28,3 +29,7 @@ def test_it_is_told_in_words() -> None:
 
 def test_a_base_alone_says_nothing_of_adapters() -> None:
     assert "adapters" not in "\n".join(_lines({"base": 2.0, "served": 1.0}, Setting(8, 128, 0, 16), "nf4"))
+
+
+def test_whoever_wants_the_bare_step_can_read_what_it_prints(tmp_path: Path) -> None:
+    assert 0 < bare_step_s(str(tiny_model_dir("llama", tmp_path)), rows=2, context=8, steps=3) < 60
