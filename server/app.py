@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from server.connections import PROBES
+from server.described import ERRORS
 from server.errors import TABLE, ApiError, ClientGone, api_error
 from server.gauges import CanaryCollector, EngineCollector, ServerCollector
 from server.middleware import RequestLog
@@ -50,7 +51,7 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     _register_collectors(services)
     for module in _ROUTERS:
-        app.include_router(module.router)
+        app.include_router(module.router, responses=ERRORS)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(ClientGone, _gone)

@@ -16,6 +16,7 @@ from adapters.registry import Version
 from server.audit import note, note_upload
 from server.cards import adapter_card, listing, tiers_of
 from server.deps import PrincipalDep, ServicesDep, accepting, in_thread, judging, needs
+from server.described import STORED
 from server.errors import NO_RETRY, ApiError, BadRequest
 from server.etag import condition, etag
 from server.evaluation import read_eval
@@ -38,6 +39,7 @@ ContentId = Annotated[str | None, Query(pattern="^sha256:[0-9a-f]{64}$", descrip
     dependencies=[Depends(needs(Scope.WRITE)), Depends(accepting)],
     openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}},
     status_code=201,
+    responses=STORED,
 )
 async def upload_adapter(http: HttpRequest, services: ServicesDep, caller: PrincipalDep) -> Response:
     """Add a version to an adapter, or a new adapter. 201 when it is new, 200 when the same bytes were there.

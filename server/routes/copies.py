@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from server.audit import note_upload
 from server.body import StrictRoute
 from server.deps import PrincipalDep, ServicesDep, accepting, in_thread, needs
+from server.described import STORED
 from server.etag import condition, etag
 from server.fields import Strict
 from server.pins import follow_pins_if_possible
@@ -29,7 +30,10 @@ class CopyBody(Strict):
 
 
 @router.post(
-    "/v1/adapters/{name}/versions", dependencies=[Depends(needs(Scope.WRITE)), Depends(accepting)], status_code=201
+    "/v1/adapters/{name}/versions",
+    dependencies=[Depends(needs(Scope.WRITE)), Depends(accepting)],
+    status_code=201,
+    responses=STORED,
 )
 async def copy_version(
     name: str, body: CopyBody, http: HttpRequest, services: ServicesDep, caller: PrincipalDep

@@ -19,6 +19,14 @@ from server.principal import Scope
 router = APIRouter(tags=["adapters"])
 
 MEDIA_TYPE = "application/jsonl"
+
+
+class Rows(Response):
+    """A JSON object a line."""
+
+    media_type = MEDIA_TYPE
+
+
 _BODY = {"required": True, "content": {MEDIA_TYPE: {"schema": {"type": "string"}}}}
 
 
@@ -37,11 +45,11 @@ async def put_eval(name: str, http: HttpRequest, services: ServicesDep) -> dict[
     return {"object": "eval", "name": version.name, "version": version.number, "rows": len(items)}
 
 
-@router.get("/v1/adapters/{name}/eval", dependencies=[Depends(needs(Scope.READ))])
+@router.get("/v1/adapters/{name}/eval", response_class=Rows, dependencies=[Depends(needs(Scope.READ))])
 async def get_eval(name: str, services: ServicesDep) -> Response:
     """The eval file that a version carries. 404 when it carries none."""
     version = await in_thread(services.catalog.resolve, name)
     found = await in_thread(services.catalog.eval_file, version)
     if found is None:
         raise UnknownAdapter("This version carries no eval file.")
-    return Response(found.content, media_type=MEDIA_TYPE)
+    return Rows(found.content)

@@ -10,9 +10,10 @@ from fastapi import APIRouter, Depends
 from fastapi.openapi.docs import get_swagger_ui_html
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from server.deps import ServerDep, needs
+from server.described import UNWELL
 from server.lifecycle import Phase
 from server.principal import Scope
 from server.version import version
@@ -24,7 +25,7 @@ HUNG_S = 300.0
 """No step lasts this long: neither a full chunk of prompts on a slow CPU nor the merge of a large base."""
 
 
-@router.get("/livez")
+@router.get("/livez", responses=UNWELL)
 async def live(services: ServerDep) -> Response:
     """200 while the engine's thread comes round or starts over, also during a drain; 503 calls for a restart.
 
@@ -42,7 +43,7 @@ async def live(services: ServerDep) -> Response:
     return JSONResponse(told, status_code=503 if status in ("dead", "hung") else 200)
 
 
-@router.get("/readyz")
+@router.get("/readyz", responses=UNWELL)
 async def ready(services: ServerDep) -> Response:
     """200 when new requests are taken, 503 while loading or draining."""
     phase = services.lifecycle.phase
@@ -51,7 +52,7 @@ async def ready(services: ServerDep) -> Response:
     return JSONResponse({"status": phase.value}, status_code=200 if taking else 503, headers=headers)
 
 
-@router.get("/health")
+@router.get("/health", response_class=Response, responses={503: {"description": "The engine is down."}})
 async def health(services: ServerDep) -> Response:
     """vLLM's probe: an empty 200, or 503."""
     return Response(status_code=200 if services.worker.alive else 503)
@@ -69,7 +70,7 @@ async def show_version(services: ServerDep) -> dict[str, Any]:
     }
 
 
-@router.get("/metrics", dependencies=[Depends(needs(Scope.ADMIN))])
+@router.get("/metrics", response_class=PlainTextResponse, dependencies=[Depends(needs(Scope.ADMIN))])
 def metrics(services: ServerDep) -> Response:
     """Prometheus' text format."""
     return Response(generate_latest(services.metrics.registry), media_type=CONTENT_TYPE_LATEST)

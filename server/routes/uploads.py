@@ -21,6 +21,7 @@ from server.body import StrictRoute, check_declared, check_encoding
 from server.cards import listing
 from server.chunk import appending, declared_offset, pour
 from server.deps import PrincipalDep, ServicesDep, accepting, in_thread, judging, needs
+from server.described import BEGUN, STORED
 from server.errors import BadRequest, TooLarge, offset_headers
 from server.etag import condition, etag
 from server.evaluation import read_eval
@@ -53,7 +54,7 @@ class OrderBody(Strict):
     ] = None
 
 
-@router.post("/v1/adapters/uploads", dependencies=[WRITE, Depends(accepting)], status_code=201)
+@router.post("/v1/adapters/uploads", dependencies=[WRITE, Depends(accepting)], status_code=201, responses=BEGUN)
 async def begin_upload(body: OrderBody, services: ServicesDep, caller: PrincipalDep) -> Response:
     """Begin an upload, or go on with the one that was begun with the same words. 201 when it is new, else 200."""
     if body.size > services.limits.max_upload_bytes:
@@ -101,7 +102,7 @@ async def continue_upload(id: str, http: HttpRequest, services: ServicesDep, cal
     return _shown(services, session, writer.offset, 202)
 
 
-@router.put("/v1/adapters/uploads/{id}", dependencies=[WRITE, Depends(accepting)], status_code=201)
+@router.put("/v1/adapters/uploads/{id}", dependencies=[WRITE, Depends(accepting)], status_code=201, responses=STORED)
 async def finish_upload(
     id: str, digest: str, http: HttpRequest, services: ServicesDep, caller: PrincipalDep
 ) -> Response:
