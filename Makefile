@@ -4,12 +4,14 @@
 #   SERVE_FLAGS  more flags for `rootstock serve`, such as --port 9000, or
 #                --quantization nf4 --allow-quantization-mismatch (the demo adapters were trained unquantized)
 #   TEST_FLAGS   more flags for pytest, such as -x or a path
+#   SECONDS      how long each fuzzer runs
 #   BENCH_FLAGS  more flags for the bench; `rootstock bench --help` lists all that it measures
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP_FLAGS ?=
 SERVE_FLAGS ?=
 TEST_FLAGS ?=
+SECONDS ?= 60
 BENCH_FLAGS ?=
 
 BIN := .venv/bin
@@ -20,7 +22,7 @@ PACKAGES := server engine training adapters loader native
 ADAPTER_FILES := README.md adapter_config.json adapter_model.safetensors
 DEMO_ADAPTERS := $(patsubst %/,%,$(dir $(wildcard demo/adapters/*/adapter_config.json)))
 
-.PHONY: help setup serve test lint audit sbom format bench bench-step bench-connections compare-training demo-adapters clean
+.PHONY: help setup serve test fuzz lint audit sbom format bench bench-step bench-connections compare-training demo-adapters clean
 
 help:  ## What can be typed here.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,6 +46,16 @@ serve: $(STAMP)  ## Serve the embedded base and the demo adapters on 127.0.0.1:8
 
 test: $(DEV_STAMP)  ## Run the tests.
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TEST_FLAGS)
+
+# The parsers need atheris, which has wheels for Linux on x86-64 only. What they found interesting, and what crashed them,
+# stays under data/fuzz for the next run.
+FUZZ_TARGETS := config header
+fuzz: $(DEV_STAMP)  ## Run each fuzzer for SECONDS: the parsers, single requests, chains of requests.
+	set -e; for target in $(FUZZ_TARGETS); do \
+		$(BIN)/python -m tests.fuzz.run $$target --seconds $(SECONDS) --corpus data/fuzz/$$target; \
+	done
+	$(BIN)/python -m tests.fuzz.api --seconds $(SECONDS)
+	$(BIN)/python -m tests.fuzz.stateful --seconds $(SECONDS)
 
 lint: $(DEV_STAMP)  ## ruff, mypy --strict and the layering.
 	$(BIN)/ruff check .

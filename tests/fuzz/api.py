@@ -1,11 +1,13 @@
-"""`python -m tests.fuzz.api --examples N`: the OpenAPI description against the application, in process.
+"""`python -m tests.fuzz.api --seconds N`: the OpenAPI description against the application, in process.
 
 Owns the requests that schemathesis makes of the description, half of them for an adapter that is there, and the checks
-on what comes back. The engine is the fake one, so an answer's text says nothing; its status and its manners do.
+on what comes back, each by itself; chains of requests are `stateful.py`'s. The engine is the fake one, so an answer's
+text says nothing; its status and its manners do.
 """
 
 import argparse
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,20 +20,22 @@ from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.core.result import Ok
 from starlette.testclient import TestClient
 
+from tests.fuzz.stateful import CONFORMANCE
 from tests.support.face import Face, form, make_face
 
 NAME = "fuzzed"
-_CHECKS = ("not_a_server_error", "unsupported_method", "allow_header_conformance", "use_after_free")
+_ROUND = 10
+"""Requests of each operation between two looks at the clock."""
+
+_CHECKS = ("not_a_server_error", "unsupported_method", "allow_header_conformance", *CONFORMANCE)
 _INSIDE = ("Traceback", ".py", "site-packages")
 
 
-@schemathesis.serializer("application/jsonl")
-def _plain(context: object, value: object) -> bytes:
-    return str(value).encode(errors="replace")
+def fuzz(face: Face, examples: int, same: bool = False) -> Counter[tuple[str, int]]:
+    """`examples` requests of each operation; how often each had which status. Raises what a check raises.
 
-
-def fuzz(face: Face, examples: int) -> Counter[tuple[str, int]]:
-    """`examples` requests of each operation; how often each had which status. Raises what a check raises."""
+    With `same`, they are the same ones every time.
+    """
     load_all_checks()
     checks: list[Any] = [CHECKS.get_one(name) for name in _CHECKS]
     schema = schemathesis.openapi.from_asgi("/openapi.json", face.app)
@@ -41,7 +45,7 @@ def fuzz(face: Face, examples: int) -> Counter[tuple[str, int]]:
         operation = found.ok()
         health = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 
-        @settings(max_examples=examples, deadline=None, suppress_health_check=health, database=None)
+        @settings(max_examples=examples, derandomize=same, deadline=None, suppress_health_check=health, database=None)
         @given(case=operation.as_strategy(), known=st.booleans())
         def request(case: Case[Any], known: bool) -> None:
             if known:
@@ -77,12 +81,16 @@ def _aim(case: Case[Any]) -> None:
 
 def main() -> None:
     options = argparse.ArgumentParser(description="Send what the OpenAPI description allows, and what it does not.")
-    options.add_argument("--examples", type=int, default=200, help="requests of each operation")
-    with tempfile.TemporaryDirectory() as folder:
-        face = make_face(Path(folder))
-        for (label, status), count in sorted(fuzz(face, options.parse_args().examples).items()):
-            print(f"{label}\t{status}\t{count}")
-        face.registry.close()
+    options.add_argument("--seconds", type=float, default=60)
+    until = time.monotonic() + options.parse_args().seconds
+    seen: Counter[tuple[str, int]] = Counter()
+    while not seen or time.monotonic() < until:
+        with tempfile.TemporaryDirectory() as folder:
+            face = make_face(Path(folder))
+            seen += fuzz(face, _ROUND)
+            face.registry.close()
+    for (label, status), count in sorted(seen.items()):
+        print(f"{label}\t{status}\t{count}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """`python -m tests.fuzz.run TARGET --seconds N`: one target under atheris (libFuzzer), for as long as wanted.
 
-A crash leaves its input in the working directory, and exits with another code than 0. Needs the extra `fuzz`.
+With `--corpus DIR`, what was found interesting is kept there for the next run. A crash leaves its input there too,
+or in the working directory, and exits with another code than 0. Needs the extra `fuzz`.
 """
 
 import argparse
+import contextlib
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import atheris
@@ -14,17 +17,30 @@ with atheris.instrument_imports(include=["adapters"]):
     from tests.fuzz.targets import TARGETS
 
 
+@contextlib.contextmanager
+def _corpus(kept: Path | None) -> Iterator[Path]:
+    if kept is not None:
+        kept.mkdir(parents=True, exist_ok=True)
+        yield kept
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description="Fuzz one parser.")
     options.add_argument("target", choices=sorted(TARGETS))
     options.add_argument("--seconds", type=int, default=60)
+    options.add_argument("--corpus", type=Path, help="a directory to begin from and to add to")
     chosen = options.parse_args()
     target = TARGETS[chosen.target]
-    with tempfile.TemporaryDirectory() as corpus:
+    with _corpus(chosen.corpus) as corpus:
         for number, seed in enumerate(target.seeds):
-            (Path(corpus) / str(number)).write_bytes(seed)
+            (corpus / f"seed-{number}").write_bytes(seed)
         flags = [f"-max_total_time={chosen.seconds}", "-max_len=4096", "-timeout=10", "-rss_limit_mb=2048"]
-        atheris.Setup([sys.argv[0], *flags, corpus], target.parse)
+        if chosen.corpus is not None:
+            flags.append(f"-artifact_prefix={corpus}/")
+        atheris.Setup([sys.argv[0], *flags, str(corpus)], target.parse)
         atheris.Fuzz()
 
 

@@ -1,0 +1,100 @@
+"""Applications around the real one that keep one promise less each, so that a test of the promise is seen to fail.
+
+Know ASGI and a path's shape, and nothing of the server.
+"""
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_ADAPTERS = "/v1/adapters/"
+
+
+class _Around:
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        else:
+            await self.http(scope, receive, send)
+
+    async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+class Undead(_Around):
+    """Says that it has deleted an adapter, and still answers for it."""
+
+    async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "DELETE" and scope["path"].startswith(_ADAPTERS):
+            name = scope["path"].removeprefix(_ADAPTERS)
+            await JSONResponse({"name": name, "object": "adapter", "deleted": True})(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+class Haunted(_Around):
+    """Deletes an adapter, and still lists it as a model."""
+
+    async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "GET" and scope["path"].startswith("/v1/models/"):
+            await JSONResponse({"object": "model"})(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+class Forgetful(_Around):
+    """Stores adapters and shows none."""
+
+    async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "GET" and scope["path"].startswith(_ADAPTERS):
+            error = {"message": "There is none.", "type": "invalid_request_error", "param": None, "code": None}
+            await JSONResponse({"error": error}, status_code=404)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+class OpenDoor(_Around):
+    """Lends everybody without a key, or with a wrong one, the key of `authorization`."""
+
+    def __init__(self, app: ASGIApp, authorization: str) -> None:
+        super().__init__(app)
+        self._key = authorization
+
+    async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        MutableHeaders(scope=scope)["authorization"] = self._key
+        await self._app(scope, receive, send)
+
+
+class Undescribed(_Around):
+    """Creates with a status that its description does not have."""
+
+    async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def other(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 201:
+                message["status"] = 207
+            await send(message)
+
+        await self._app(scope, receive, other)
+
+
+class Unmannered(_Around):
+    """Tells errors in words of its own."""
+
+    async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = False
+
+        async def other(message: Message) -> None:
+            nonlocal refused
+            if message["type"] == "http.response.start":
+                refused = 400 <= message["status"] < 500
+                if refused:
+                    length = str(len(b'{"detail": "no"}'))
+                    message["headers"] = Headers({"content-type": "application/json", "content-length": length}).raw
+            elif refused:
+                message["body"] = b'{"detail": "no"}'
+            await send(message)
+
+        await self._app(scope, receive, other)
