@@ -1,12 +1,25 @@
-"""What the docs promise is what tests show: every case has its row, and every test that a row names is there."""
+"""What the docs promise is what tests show: every case has tests, and the tables name them as they are now."""
 
 import re
 
 import pytest
 
-from tests.support.cases import README, SECURITY, Case, cases, found, group, summed_up, written
+from tests.support.cases import (
+    NOTHING,
+    README,
+    SECURITY,
+    Case,
+    cases,
+    every_test,
+    found,
+    group,
+    summed_up,
+    written,
+)
 
 CASES = cases(SECURITY.read_text())
+AGAIN = "run `python -m tests.support.cases`, which writes the tables again"
+SECTION = "## What is promised, and which test shows it"
 
 
 def test_every_case_has_one_row() -> None:
@@ -16,14 +29,24 @@ def test_every_case_has_one_row() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.letter}{case.number}")
-def test_a_row_names_tests_that_exist(case: Case) -> None:
-    assert set(case.tests) <= set(found().get((case.letter, case.number), ()))
+def test_a_case_has_tests_and_its_row_names_them(case: Case) -> None:
+    tests = found().get((case.letter, case.number), [])
+    assert tests, f"no test is named test_{case.letter.lower()}{case.number}_…"
+    assert list(case.tests) == tests, AGAIN
 
 
-def test_the_readme_names_tests_that_exist() -> None:
-    everything = {name for names in found().values() for name in names}
-    named = re.findall(r"`(test_[a-i]\d+_\w+)`", README.read_text())
-    assert named and set(named) <= everything
+def test_the_tables_are_as_they_would_be_written() -> None:
+    assert written(SECURITY.read_text()) == SECURITY.read_text(), AGAIN
+    assert summed_up(README.read_text()) == README.read_text(), AGAIN
+
+
+def test_each_row_of_the_readme_says_which_test_shows_it() -> None:
+    section = README.read_text().partition(SECTION)[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")][2:]
+    assert [row[2] for row in rows[:9]] == list("ABCDEFGHI") and len(rows) > 9
+    for row in rows:
+        named = set(re.findall(r"`(test_\w+)`", row))
+        assert named and named <= every_test(), row
 
 
 def test_a_group_is_summed_up_by_the_cases_that_have_tests() -> None:
@@ -35,4 +58,8 @@ def test_the_table_is_written_from_what_is_there() -> None:
     text = "| H81 | promised | x |\n| A1 | other | y |\n"
     shown = cases(written(text))
     assert shown[0].promise == "promised" and "test_h81_logs_hold_no_key_and_no_prompt" in found()["H", 81]
-    assert shown[0].tests and set(shown[0].tests) <= set(found()["H", 81])
+    assert list(shown[0].tests) == found()["H", 81], "all of them, by their whole names"
+
+
+def test_a_case_without_a_test_says_so() -> None:
+    assert NOTHING in written("| A99 | promised | x |\n")

@@ -35,8 +35,12 @@ from tests.support.broken_files import (
     replaced,
 )
 from tests.support.door import SHAPE, Door
+from tests.support.reader import cost_of_reading
 
 MILLION = file_of(b"{" + b",".join(b'"%d":%b' % (n, json.dumps(entry(0, 0, [0])).encode()) for n in range(1_000_000)))
+
+FULL = file_of(b"{" + b",".join(b'"%x":{}' % n for n in range(100_000)) + b"}")
+"""As many entries as a header may have bytes for that is read to its end."""
 
 
 def broken(door: Door, good: Path, table: Table, case: str) -> None:
@@ -80,6 +84,20 @@ def test_b17_the_reader_itself_takes_no_more_than_it_is_given(good: Path, tmp_pa
     (tmp_path / "adapter_model.safetensors").write_bytes(MILLION)
     with pytest.raises(InvalidAdapter, match="expected at most"):
         read_directory(tmp_path, SHAPE, ReadApart(memory=128 << 20))
+
+
+@pytest.mark.parametrize(
+    "header", [MILLION, B17["spaces"][0], FULL], ids=["a million tensors", "spaces", "all that is read"]
+)
+def test_b17_reading_it_takes_less_than_a_second_and_50_megabytes(good: Path, tmp_path: Path, header: bytes) -> None:
+    """More than a good adapter takes, which is what Python and numpy take to start."""
+    config, bad = (good / "adapter_config.json").read_bytes(), tmp_path / "bad"
+    bad.write_bytes(header)
+    usual = cost_of_reading(config, good / "adapter_model.safetensors", SHAPE)
+    cost = cost_of_reading(config, bad, SHAPE)
+    assert b"faults" in cost.verdict and b"faults" not in usual.verdict
+    assert cost.cpu_s - usual.cpu_s < 1, "processor time, so that a busy machine does not count"
+    assert cost.peak - usual.peak < 50_000_000
 
 
 @pytest.mark.parametrize("case", B18)

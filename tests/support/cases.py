@@ -14,7 +14,6 @@ README = ROOT / "README.md"
 LAST = {"A": 14, "B": 27, "C": 36, "D": 45, "E": 60, "F": 66, "G": 74, "H": 82, "I": 86}
 """Each group's last case; the next group begins after it."""
 NOTHING = "none of this number"
-SHOWN = 3
 
 _ROW = re.compile(r"^\| ([A-I])(\d+) \| (.*) \| (.*) \|$", re.MULTILINE)
 _GROUP = re.compile(r"^\| ([A-I]) \| (.*) \| (.*) \|$", re.MULTILINE)
@@ -39,6 +38,15 @@ def cases(text: str) -> list[Case]:
     ]
 
 
+def every_test() -> set[str]:
+    """Every test's name, with a case's number or without."""
+    return {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^ *(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+
+
 def found() -> dict[tuple[str, int], list[str]]:
     """The tests of each case, by name."""
     tests: dict[tuple[str, int], list[str]] = {}
@@ -55,8 +63,7 @@ def written(text: str) -> str:
     def row(match: re.Match[str]) -> str:
         letter, number, promise, _ = match.groups()
         names = tests.get((letter, int(number)), [])
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        shown = ", ".join(f"`{name}`" for name in names[:SHOWN]) + more if names else NOTHING
+        shown = ", ".join(f"`{name}`" for name in names) or NOTHING
         return f"| {letter}{number} | {promise} | {shown} |"
 
     return _ROW.sub(row, text)
