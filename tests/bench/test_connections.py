@@ -2,12 +2,12 @@
 
 import asyncio
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
-from bench.connections import PROMPTS, measure
+from bench.connections import GROWTH_MIB, HEALTH_P99_MS, MIB, PROMPTS, Result, broken, measure
 from bench.load import Shape
 from engine.sequence import Output, Request
 from tests.support.engine import FakeStream, FakeWorker
@@ -16,6 +16,23 @@ from tests.support.http import eventually, serve
 
 SHAPE = Shape(vocab=256, prompt_tokens=16, output_tokens=12)
 CROWD = 200
+KEPT = Result(
+    connections=1000,
+    most_open=1000,
+    wrong=0,
+    wall_s=10.0,
+    tokens_per_s=6400.0,
+    ttft_p50_ms=500.0,
+    ttft_p99_ms=900.0,
+    health_asked=180,
+    health_failures=0,
+    health_p50_ms=5.0,
+    health_p99_ms=HEALTH_P99_MS,
+    health_max_ms=5000.0,
+    resident_before=700 * MIB,
+    resident_peak=700 * MIB + int(GROWTH_MIB) * MIB,
+)
+"""A run at its limits."""
 
 
 @dataclass
@@ -83,3 +100,29 @@ def test_a_refusal_is_told_with_its_reason(tmp_path: Path) -> None:
     with serve(face.app) as live, pytest.raises(RuntimeError, match="429.*queue_full"):
         asyncio.run(measure(live.url, BASE, 1, SHAPE, None))
     face.registry.close()
+
+
+def test_what_is_within_its_limits_is_kept() -> None:
+    assert broken(KEPT, HEALTH_P99_MS, GROWTH_MIB) == []
+    elsewhere = replace(KEPT, resident_before=None, resident_peak=None)
+    assert broken(elsewhere, HEALTH_P99_MS, 0) == [], "memory of a server that runs elsewhere is not known"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"wrong": 3}, "3 of 1000 streams answered otherwise than when asked alone."),
+        ({"most_open": 999}, "At most 999 of 1000 streams were open at once."),
+        ({"health_failures": 2}, "2 of 180 health answers were no 200."),
+        ({"health_p99_ms": 579.4}, "was 579 ms, which is over the 100 ms of --health-p99-ms."),
+        ({"health_p99_ms": float("nan")}, "was nan ms"),
+        ({"resident_peak": 1300 * MIB}, "The server's memory grew by 600 MiB, over the 512 MiB of --growth-mib."),
+    ],
+)
+def test_what_is_not_kept_is_told_in_one_sentence(change: dict[str, float], sentence: str) -> None:
+    told = broken(replace(KEPT, **change), HEALTH_P99_MS, GROWTH_MIB)  # type: ignore[arg-type]
+    assert len(told) == 1 and sentence in told[0]
+
+
+def test_the_limits_are_the_callers() -> None:
+    assert len(broken(KEPT, HEALTH_P99_MS / 2, GROWTH_MIB / 2)) == 2
