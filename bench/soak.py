@@ -176,7 +176,7 @@ def held(url: str) -> dict[str, float]:
     """What the server holds for requests and adapters: all of it is 0 when it has been left alone."""
     used = 'state="used"'
     return {
-        "requests": total(url, "rootstock_requests"),
+        "requests": total(url, "rootstock_sequences"),
         "answers in progress": total(url, "rootstock_answers_in_progress"),
         "KV blocks": total(url, "rootstock_kv_blocks", used),
         "adapter bytes": total(url, "rootstock_adapter_pool_bytes", used),
@@ -184,11 +184,21 @@ def held(url: str) -> dict[str, float]:
     }
 
 
-def settle(url: str) -> dict[str, float]:
-    """What is still held after a while without traffic."""
-    deadline = time.monotonic() + QUIET_S
-    while any((left := held(url)).values()) and time.monotonic() < deadline:
-        time.sleep(PERIOD_S)
+def on_disk(data: Path) -> dict[str, float]:
+    """What lies in the data directory of adapters and uploads: nothing, when every adapter has been deleted."""
+    return {
+        "blobs on disk": len(list(data.glob("adapters/sha256/??/*"))),
+        "files of uploads": sum(path.is_file() for path in data.glob("uploads/**/*")),
+    }
+
+
+def settle(
+    look: Callable[[], dict[str, float]], within_s: float = QUIET_S, every_s: float = PERIOD_S
+) -> dict[str, float]:
+    """What `look` still finds after a while without traffic."""
+    deadline = time.monotonic() + within_s
+    while any((left := look()).values()) and time.monotonic() < deadline:
+        time.sleep(every_s)
     return left
 
 
@@ -239,9 +249,8 @@ def main(
         for part, its_seed in ((WARM_UP, seed), (1 - WARM_UP, seed + 1)):
             traffic = soak(server, adapters, part * minutes, clients, its_seed)
             answers += asyncio.run(_watched(server.pid, samples, traffic)).answers
-            left = settle(server.url)
+            left = settle(lambda: held(server.url) | on_disk(data))
             files.append(psutil.Process(server.pid).num_fds())
-        left["blobs on disk"] = len(list(data.glob("adapters/sha256/??/*")))
     verdict = judge(answers, samples, (files[0], files[1]), minutes, left, growth)
     report.tell_json(Console(), work_dir / "soak.json", {"setting": report.machine(), "verdict": asdict(verdict)})
     if verdict.leaks:
