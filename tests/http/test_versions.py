@@ -1,16 +1,42 @@
 """Versions in practice over HTTP: aliases that move and go back, and canaries."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.support.face import BASE, form
+from adapters.manifest import AdapterId
+from engine.events import Admitted, Finished, Observer, ignore
+from engine.sequence import FinishReason, Request
+from server.metrics import MAX_ADAPTER_LABELS
+from tests.support.engine import FakeStream, FakeWorker
+from tests.support.face import BASE, form, make_face
+from tests.support.http import serve
+
+
+@dataclass
+class Counted(FakeWorker):
+    """Says of each request that it was admitted and has ended, as the engine does."""
+
+    observe: Observer = ignore
+
+    async def submit(self, request: Request) -> FakeStream:
+        stream = await super().submit(request)
+        self.observe(Admitted(request.id, request.adapter, "device", 0.0, 0.0, len(request.prompt), 0))
+        self.observe(Finished(request.id, request.adapter, FinishReason.LENGTH, 1, 0.0))
+        return stream
 
 
 @pytest.fixture(scope="module")
 def ids(http: httpx.Client) -> Mapping[int, str]:
+    return uploaded(http)
+
+
+def uploaded(http: httpx.Client) -> Mapping[int, str]:
     """The contents of three versions of `v`, with `prod` at the first; by number."""
     cards = [http.post("/v1/adapters", data={"name": "v"}, files=form(seed)).json() for seed in (201, 202, 203)]
     return {card["version"]: card["id"] for card in cards}
@@ -109,6 +135,28 @@ def test_metrics_tell_the_two_versions_apart(http: httpx.Client, ids: Mapping[in
     assert f'rootstock_canary_weight{{canary="{tried}",stable="{stable}"}} 0.25' in http.get("/metrics").text
     http.put("/v1/adapters/v/aliases/prod", json={"version": 1})
     assert not re.search(r"^rootstock_canary_weight\{", http.get("/metrics").text, re.MULTILINE)
+
+
+def test_requests_of_both_versions_are_counted_apart(tmp_path: Path) -> None:
+    """Also where other adapters have taken every label before: a canary that is `other` cannot be compared."""
+    worker = Counted()
+    face = make_face(tmp_path, worker)
+    metrics = face.services.metrics
+    worker.observe = metrics.observe
+    for number in range(MAX_ADAPTER_LABELS):
+        metrics.labels.of(AdapterId(f"sha256:{number:012x}{0:052x}"))
+    with serve(face.app) as live, live.client() as http:
+        ids = uploaded(http)
+        canary(http)
+        http.get("/metrics")  # what is compared is labelled when it is first scraped
+        answered = Counter(answering(http, user=str(number)) for number in range(40))
+        told = http.get("/metrics").text
+    face.registry.close()
+    assert set(answered) == {ids[1], ids[3]}
+    for id, count in answered.items():
+        label = id.removeprefix("sha256:")[:12]
+        assert f'rootstock_requests_total{{adapter="{label}",reason="length"}} {count}.0' in told
+        assert f'rootstock_generated_tokens_total{{adapter="{label}"}} {count}.0' in told
 
 
 @pytest.mark.parametrize(

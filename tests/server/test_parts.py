@@ -160,6 +160,18 @@ def test_adapter_labels_are_bounded() -> None:
     assert labels.of(id_of(499)) == "other"
 
 
+def test_labels_of_compared_versions_are_bounded_too() -> None:
+    """When adapters have taken all labels, there are as many again for canaries' versions, and no more."""
+    labels = AdapterLabels()
+    for number in range(500):
+        labels.of(id_of(number))
+    compared = {labels.compared(id_of(number)) for number in range(1000, 1500)}
+    assert len(compared) == MAX_ADAPTER_LABELS + 1 and "other" in compared
+    assert labels.of(id_of(1000)) == labels.compared(id_of(1000)) != "other", "their requests carry the same label"
+    assert labels.of(id_of(1499)) == labels.compared(id_of(1499)) == "other"
+    assert labels.compared(id_of(0)) == labels.of(id_of(0)) != "other", "whoever has a label keeps it"
+
+
 def test_metrics_count_every_event() -> None:
     metrics = Metrics()
     one = id_of(1)
