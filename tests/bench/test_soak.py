@@ -74,7 +74,7 @@ def test_the_slope_is_that_of_the_second_half() -> None:
     assert samples(warming).slope() == pytest.approx(0, abs=1), "30 MiB while everything becomes warm"
     assert samples([0.0] * 30 + [float(n) for n in range(30)]).slope() == pytest.approx(60 * MIBI)
     sawtooth = [second % 2 * 5.0 for second in range(60)]
-    assert abs(samples(sawtooth).slope()) < 1 * MIBI, "what comes and goes is no growth"
+    assert abs(samples(sawtooth).slope()) < 2 * MIBI, "what comes and goes is no growth"
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
