@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from jinja2.exceptions import TemplateError
 
-from loader.chat import ChatLayout, continuation
+from loader.chat import ChatLayout, continuation, encoded
 from loader.chat import FastTokenizer as ChatTokenizer
 from server.errors import ChatRefused
 from server.ports import Message
@@ -36,8 +36,7 @@ class HubTokenizer:
         self._byte_level = "ByteLevel" in str(self._backend.decoder)
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._backend.encode(text).ids
-        return ids
+        return encoded(self._backend, text, special=True)
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Lay out `messages` and the assistant's turn to come. A message that spells one of the base's added tokens
@@ -67,8 +66,7 @@ class HubTokenizer:
         return str(token).replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
 
     def _plain(self, text: str) -> list[int]:
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        return ids
+        return encoded(self._backend, text, special=False)
 
     def _render(self, turns: list[dict[str, str]]) -> str:
         if not self._layout.exists:

@@ -43,6 +43,12 @@ def test_a_chat_is_the_templates_text() -> None:
     assert ids == made.encode("<|im_start|>user\nabc<|im_end|>\n<|im_start|>assistant\n")
 
 
+@pytest.mark.parametrize("times", [1, 10_000])
+def test_long_texts_have_the_ids_that_short_ones_have(times: int) -> None:
+    made = tokenizer()
+    assert made.encode("abc <|im_end|>" * times) == made.encode("abc <|im_end|>") * times
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -1,0 +1,158 @@
+"""`python -m tests.fuzz.loop`: how long the event loop stands still for the heaviest bodies that the counts let pass.
+
+Owns those bodies, the ticks, and the verdict. A server on a socket around a fake engine, with the real reading,
+checking, laying out and tokenizing; each body comes from a process of its own. Fails when the loop once stood still for
+100 ms. No test does that: what else runs on the machine would decide.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import structlog
+
+from server.body import MAX_BRACKETS, MAX_FIELDS, MAX_KEYS, MAX_VALUES
+from server.chat_body import MAX_PARTS
+from server.completion_body import MAX_PROMPTS
+from server.garbage import Garbage
+from server.ports import Limits
+from tests.server.test_tokens import tokenizer
+from tests.support.engine import FakeWorker
+from tests.support.face import BASE, make_face
+from tests.support.http import LiveServer, serve
+
+LIMIT_MS = 100.0
+CONTEXT = 131_072
+TURNS = 2048
+SIZE = (4 << 20) - 1024
+_TICK_S = 0.002
+_SEND = """
+import http.client, sys
+host, port, path = sys.argv[1:]
+connection = http.client.HTTPConnection(host, int(port), timeout=120)
+connection.request("POST", path, sys.stdin.buffer.read(), {"content-type": "application/json"})
+print(connection.getresponse().status)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """`fields` beside the model's name, as JSON without its outer braces."""
+
+    path: str
+    fields: str
+
+    @property
+    def content(self) -> bytes:
+        return f'{{"model": "{BASE}", "max_tokens": 1, {self.fields}}}'.encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What a body was answered, and the longest that the loop stood still meanwhile."""
+
+    name: str
+    status: int
+    pause_ms: float
+
+
+def verdict(heard: Sequence[Heard]) -> list[str]:
+    """What is wrong: one line for each body that held the loop up, or that was not taken as far as the parser."""
+    slow = [f"{each.name}: {each.pause_ms:.0f} ms" for each in heard if each.pause_ms >= LIMIT_MS]
+    return slow + [f"{each.name}: status {each.status}" for each in heard if each.status not in (200, 400)]
+
+
+def bodies() -> Mapping[str, Body]:
+    """Each as large as one of the bounds lets it be. Some are answered, some are refused by what comes behind."""
+    return {
+        "token ids that fit": _prompts(["299"] * (CONTEXT - 8)),
+        "token ids": _prompts(["299"] * (MAX_VALUES - 8)),
+        "prompts that fit": _prompts([_text(400)] * MAX_PROMPTS),
+        "prompts": _prompts([_text(SIZE // MAX_PROMPTS - 8)] * MAX_PROMPTS),
+        "one prompt": _prompts([_text(SIZE - 8)]),
+        "short strings": _prompts(['"\\u6f22\\u5b57"'] * (MAX_VALUES - 8)),
+        "floats": _prompts(["1.5e10"] * (MAX_VALUES - 8)),
+        "long numbers": _prompts(["9" * 4000] * (SIZE // 4002)),
+        "lists": _prompts(["[299]"] * (MAX_BRACKETS - 8)),
+        "fields": Body("/v1/completions", ",".join(f'"u{number}": 1' for number in range(MAX_FIELDS - 8))),
+        "turns that fit": _turns([_text(32)] * TURNS),
+        "turns": _turns([_text(SIZE // TURNS - 48)] * TURNS),
+        "too many turns": _turns(['"x"'] * (MAX_KEYS // 2 - 8)),
+        "parts": _turns([f"[{','.join([_part(SIZE // MAX_PARTS)] * MAX_PARTS)}]"]),
+    }
+
+
+def measure(live: LiveServer, name: str, body: Body) -> Heard:
+    where = urlsplit(live.url)
+    command = [sys.executable, "-c", _SEND, str(where.hostname), str(where.port), body.path]
+    with _ticking(live) as pauses_ms:
+        sent = subprocess.run(command, input=body.content, stdout=subprocess.PIPE, check=True, timeout=120)
+    return Heard(name, int(sent.stdout), max(pauses_ms))
+
+
+@contextlib.contextmanager
+def _ticking(live: LiveServer) -> Iterator[list[float]]:
+    """How late each tick of the loop was, as far as this process computed meanwhile: other processes are no fault."""
+    pauses_ms: list[float] = []
+
+    async def tick() -> None:
+        while True:
+            wall, computed = time.monotonic(), time.process_time()
+            await asyncio.sleep(_TICK_S)
+            late = time.monotonic() - wall - _TICK_S
+            pauses_ms.append(1e3 * min(late, time.process_time() - computed))
+
+    ticking = asyncio.run_coroutine_threadsafe(tick(), live.loop)
+    try:
+        yield pauses_ms
+    finally:
+        ticking.cancel()
+
+
+def _prompts(items: Sequence[str]) -> Body:
+    return Body("/v1/completions", f'"prompt": [{",".join(items)}]')
+
+
+def _turns(contents: Sequence[str]) -> Body:
+    turns = ",".join(f'{{"role":"user","content":{content}}}' for content in contents)
+    return Body("/v1/chat/completions", f'"messages": [{turns}]')
+
+
+def _part(size: int) -> str:
+    return f'{{"type":"text","text":{_text(size - 32)}}}'
+
+
+def _text(size: int) -> str:
+    return json.dumps(("word " * (size // 5 + 1))[:size])
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description="Send the heaviest bodies that are read, and watch the event loop.")
+    options.add_argument("--rounds", type=int, default=3, help="how often each is sent")
+    rounds = options.parse_args().rounds
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    with tempfile.TemporaryDirectory() as folder:
+        worker = FakeWorker(max_model_len=CONTEXT)
+        face = make_face(Path(folder), worker, Limits(CONTEXT), tokenizer=tokenizer())
+        Garbage(lambda: face.services.lifecycle.in_flight > 0).settle()  # as `rootstock serve` does
+        with serve(face.app) as live:
+            heard = []
+            for name, body in [*bodies().items()] * rounds:
+                heard.append(measure(live, name, body))
+                print(f"{name}\t{heard[-1].status}\t{heard[-1].pause_ms:.1f} ms", flush=True)
+        face.registry.close()
+    sys.exit("\n".join(verdict(heard)) or None)
+
+
+if __name__ == "__main__":
+    main()
