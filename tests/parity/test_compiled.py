@@ -22,7 +22,7 @@ from tests.support.serving import Answer, House
 
 PROMPTS = [tuple(range(30, 73)), (5, 6, 7, 8), (42, 17) * 9, (99,)]
 SCORED = SamplingParams(max_tokens=0, prompt_logprobs=0)
-DECODED = SamplingParams(max_tokens=6, logprobs=0, ignore_eos=True)
+DECODED = SamplingParams(max_tokens=6, temperature=0.0, logprobs=0, ignore_eos=True)
 
 
 def house(arch: str, root: Path, compiled: Kernels | None, quantization: str | None = None) -> House:
