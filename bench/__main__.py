@@ -12,6 +12,7 @@ import typer
 from bench import (
     compare,
     connections,
+    flood,
     limits,
     make_adapters,
     make_base,
@@ -43,6 +44,7 @@ for name, command in (
     ("reuse", reuse.main),
     ("overhead", overhead.main),
     ("connections", connections.main),
+    ("flood", flood.main),
     ("soak", soak.main),
     ("step", step.main),
     ("limits", limits.main),

@@ -9,18 +9,21 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
+import orjson
 
 from bench.errors import BenchError
 from bench.measure import HttpTarget
 
 START_S = 600.0
 STOP_S = 30.0
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +38,12 @@ class Server:
 
 
 @contextmanager
-def serve(data_dir: Path, flags: Sequence[str], command: Sequence[str] = ()) -> Iterator[Server]:
+def serve(
+    data_dir: Path, flags: Sequence[str], command: Sequence[str] = (), headers: Mapping[str, str] = NO_HEADERS
+) -> Iterator[Server]:
     """Run `rootstock serve` on a free port of this machine until the block ends; its log is `data_dir/bench.log`.
 
-    `command` stands for `rootstock` where it is given.
+    `command` stands for `rootstock` where it is given; `headers` bear a key where the server asks for one.
 
     Raises BenchError with the end of the log when the server does not become ready.
     """
@@ -51,7 +56,7 @@ def serve(data_dir: Path, flags: Sequence[str], command: Sequence[str] = ()) -> 
         process = subprocess.Popen([*(command or [rootstock()]), *arguments], stdout=output, stderr=subprocess.STDOUT)
     try:
         wait_ready(f"{url}/readyz", process, log)
-        yield Server(url, base_id(url), _base_directory(data_dir, flags), process.pid)
+        yield Server(url, base_id(url, headers), _base_directory(data_dir, flags), process.pid)
     finally:
         stop(process)
 
@@ -61,9 +66,9 @@ def flags(base: str, more: str) -> list[str]:
     return ["--base", base, *shlex.split(more)]
 
 
-def base_id(url: str) -> str:
+def base_id(url: str, headers: Mapping[str, str] = NO_HEADERS) -> str:
     """The id of the base that `url` serves: the one model without a parent."""
-    models = httpx.get(f"{url}/v1/models").raise_for_status().json()["data"]
+    models = httpx.get(f"{url}/v1/models", headers=dict(headers)).raise_for_status().json()["data"]
     return next(str(model["id"]) for model in models if not model.get("parent"))
 
 
@@ -87,6 +92,15 @@ def upload(url: str, name: str, directory: Path) -> None:
         )
     if reply.is_error:
         raise BenchError(f"Uploading {name} answered {reply.status_code}: {reply.text}")
+
+
+def make_key(data_dir: Path, tenant: str) -> str:
+    """The text of a new key of `tenant`, valid for a day, for a server on `data_dir`. Raises BenchError."""
+    arguments = ["keys", "create", "--tenant", tenant, "--expires", "1d", "--data-dir", str(data_dir), "--json"]
+    ended = subprocess.run([rootstock(), *arguments], capture_output=True, text=True)
+    if ended.returncode:
+        raise BenchError(f"Making a key of {tenant} ended with {ended.returncode}: {ended.stderr[-2000:]}")
+    return str(orjson.loads(ended.stdout)["key"])
 
 
 def rootstock() -> str:

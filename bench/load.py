@@ -6,7 +6,7 @@ Owns the clients and their clocks. Knows the API's dialects and nothing of what 
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -79,7 +79,7 @@ async def closed_loop(url: str, requests: Sequence[Ask], concurrency: int, api: 
     Raises BenchError when an answer is not what was asked for: a wrong answer has no speed.
     """
     queue = iter(requests)
-    async with _connected(url, api, concurrency) as client:
+    async with connected(url, api, concurrency) as client:
         started = time.perf_counter()
         shares = await asyncio.gather(*(_client(client, queue, api) for _ in range(concurrency)))
         wall_s = time.perf_counter() - started
@@ -91,7 +91,7 @@ async def open_loop(url: str, requests: Sequence[Ask], due_s: Sequence[float], a
 
     Raises BenchError as `closed_loop` does.
     """
-    async with _connected(url, api, len(requests)) as client:
+    async with connected(url, api, len(requests)) as client:
         started = time.perf_counter()
 
         async def one(ask: Ask, due: float) -> Trace:
@@ -102,7 +102,7 @@ async def open_loop(url: str, requests: Sequence[Ask], due_s: Sequence[float], a
         return Run(time.perf_counter() - started, tuple(traces))
 
 
-def _connected(url: str, api: Api, connections: int) -> httpx.AsyncClient:
+def connected(url: str, api: Api, connections: int) -> httpx.AsyncClient:
     limits = httpx.Limits(max_connections=connections)
     return httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, limits=limits, headers=dict(api.headers))
 
@@ -112,8 +112,15 @@ async def _client(client: httpx.AsyncClient, queue: Iterator[Ask], api: Api) -> 
     return [await complete(client, ask, api) for ask in queue]
 
 
-async def complete(client: httpx.AsyncClient, ask: Ask, api: Api) -> Trace:
-    """Send one completion and time its tokens. A chunk of several tokens spreads its gap over them."""
+def _nothing(tokens: int) -> None:
+    pass
+
+
+async def complete(client: httpx.AsyncClient, ask: Ask, api: Api, heard: Callable[[int], None] = _nothing) -> Trace:
+    """Send one completion and time its tokens. A chunk of several tokens spreads its gap over them.
+
+    `heard` is told how many came, as they come.
+    """
     started = time.perf_counter()
     arrivals: list[tuple[float, int]] = []
     ids: list[int] = []
@@ -127,6 +134,7 @@ async def complete(client: httpx.AsyncClient, ask: Ask, api: Api) -> Trace:
             if count := api.tokens(event):
                 arrivals.append((time.perf_counter() - started, count))
                 ids += api.ids(event)
+                heard(count)
     if total and not arrivals:  # all of them ended within a character, and were told with the end
         arrivals.append((time.perf_counter() - started, total))
     tokens = total or sum(count for _, count in arrivals)

@@ -3,10 +3,13 @@
 Knows typer and nothing of what is measured.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
+
+T = TypeVar("T")
 
 WorkDir = Annotated[Path, typer.Option(help="Data directories, adapters and results go here.")]
 WORK_DIR = Path("data/bench")
@@ -23,3 +26,11 @@ PromptTokens = Annotated[int, typer.Option(min=1)]
 OutputTokens = Annotated[int, typer.Option(min=2)]
 Adapters = Annotated[int, typer.Option(min=1)]
 Rank = Annotated[int, typer.Option(min=1, max=256)]
+
+
+def typed(parse: Callable[[str], T], text: str, option: str) -> T:
+    """What `text` means as a value of `option`. Raises typer.BadParameter where `parse` cannot read it."""
+    try:
+        return parse(text)
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(f"{text}: {error}", param_hint=option) from error

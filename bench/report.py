@@ -154,11 +154,16 @@ def _with_nan(line: dict[str, Any]) -> dict[str, Any]:
     return {key: float("nan") if value is None and key != "rss_bytes" else value for key, value in line.items()}
 
 
-def tell_json(console: Console, file: Path, document: dict[str, Any]) -> None:
-    """Print `document` and write it to `file`."""
+def save_json(file: Path, document: dict[str, Any]) -> Path:
+    """Write `document` to `file`; returns `file`."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-    console.print_json(file.read_text())
+    return file
+
+
+def tell_json(console: Console, file: Path, document: dict[str, Any]) -> None:
+    """Print `document` and write it to `file`."""
+    console.print_json(save_json(file, document).read_text())
     console.print(f"Written: {file}")
 
 

@@ -3,10 +3,10 @@
 Owns how a workload is typed. Starts no server; uploads adapters only where it is told which base they are for.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
@@ -19,7 +19,6 @@ from bench.measure import BASE, Cell, HttpTarget
 from bench.terminal import terminal
 from bench.workload import Mix
 
-T = TypeVar("T")
 LISTED = 0
 """The rank of adapters that a server has already: it is not known."""
 
@@ -47,10 +46,10 @@ def main(
     work_dir: options.WorkDir = options.WORK_DIR,
 ) -> None:
     """Send a workload to servers by URL, and tell throughput, latencies and memory."""
-    counts, mixes = adapters or [8], [_typed(Mix.parse, text, "--popularity") for text in popularity or ["zipf"]]
-    prompt = _typed(Span.parse, prompt_tokens, "--prompt-tokens")
-    output = _typed(Span.parse, output_tokens, "--output-tokens")
-    comings = [_typed(parse_arrivals, text, "--arrivals") for text in arrivals or ["closed:8"]]
+    counts, mixes = adapters or [8], [options.typed(Mix.parse, text, "--popularity") for text in popularity or ["zipf"]]
+    prompt = options.typed(Span.parse, prompt_tokens, "--prompt-tokens")
+    output = options.typed(Span.parse, output_tokens, "--output-tokens")
+    comings = [options.typed(parse_arrivals, text, "--arrivals") for text in arrivals or ["closed:8"]]
     targets = list(_targets(server, api or [Dialect.VLLM]))
     if base_dir:
         sets = {each: _uploaded(targets, base_dir, work_dir, each, max(counts)) for each in rank or [16]}
@@ -74,13 +73,6 @@ def parse_arrivals(text: str) -> Arrivals:
     if not text.endswith(".jsonl"):
         raise ValueError("Arrivals are closed:CLIENTS, poisson:RATE or a FILE.jsonl.")
     return Replay.read(Path(text))
-
-
-def _typed(parse: Callable[[str], T], text: str, option: str) -> T:
-    try:
-        return parse(text)
-    except (ValueError, OSError) as error:
-        raise typer.BadParameter(f"{text}: {error}", param_hint=option) from error
 
 
 def _targets(servers: Sequence[str], dialects: Sequence[Dialect]) -> Iterator[HttpTarget]:
