@@ -26,9 +26,9 @@ using Operand = Vec;
 inline Int place(Int i) { return i / (2 * LANES) * (2 * LANES) + i % 2 * LANES + i % (2 * LANES) / 2; }
 #endif
 
-constexpr Int PAIR = 2 * LANES;                  // numbers of a row that are laid together
+constexpr Int PAIR = 2 * LANES;  // numbers of a row that are laid together
 constexpr Int WIDE = sizeof(Vec) / sizeof(Number);  // numbers in a vector
-constexpr int LAID = PAIR / WIDE;                // vectors they make
+constexpr int LAID = PAIR / WIDE;  // vectors they make
 
 inline Vec operand(const float* from) { return load(from); }
 inline Vec add_product(Vec sum, Vec a, Vec b) { return sum + a * b; }

@@ -62,7 +62,7 @@ struct Linear {
 #if defined(BF16_DOTS)
 struct CodeBlock {
     static constexpr int VECTORS = SCALED / WIDE;
-    Operand table;             // rounded, as a weight that is dequantized to bf16; twice, so that an index's fifth bit is free
+    Operand table;  // rounded, as a weight that is dequantized to bf16; twice, so that an index's fifth bit is free
     Operand first, second;  // a code in the last four bits of each half word
 
     CodeBlock() = default;
