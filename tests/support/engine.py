@@ -172,7 +172,8 @@ def outputs_for(request: Request, fail_after: int | None = None) -> Iterable[Out
 
 def spelled(request: Request) -> str:
     """`max_tokens` letters that depend on nothing but the prompt, the adapter and the seed."""
-    about = repr((request.prompt, request.adapter, request.params.seed))
+    long = len(request.prompt) > 1000  # to write one out holds the loop up, which is the server's to do
+    about = repr((hash(request.prompt) if long else request.prompt, request.adapter, request.params.seed))
     length, letters = request.params.max_tokens, ""
     while len(letters) < length:
         about = hashlib.sha256(about.encode()).hexdigest()
