@@ -4,7 +4,7 @@
 
 #include "multiply.h"
 
-constexpr Int RANKS = 16;  // rows of A that a thread takes at a time
+constexpr Int RANKS = 16;  // rows of A that are multiplied together
 
 // One adapter at one linear layer: A [rank, inputs], B [rank, outputs], and DoRA's gain [outputs] or null. Rank 0 where
 // the adapter does not touch the layer.

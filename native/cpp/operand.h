@@ -17,6 +17,7 @@ inline Vec add_product(Vec sum, Operand a, Operand b) {
 
 // Where the i-th number of a row lies.
 inline Int place(Int i) { return i; }
+inline Number number(float value) { return BFloat16::of(value); }
 #else
 // Numbers lie in pairs of vectors: those with even numbers, then those with odd ones. So bf16, two of which are in a
 // word, needs no shuffling to become float. Any order will do for a sum.
@@ -24,6 +25,7 @@ using Number = float;
 using Operand = Vec;
 
 inline Int place(Int i) { return i / (2 * LANES) * (2 * LANES) + i % 2 * LANES + i % (2 * LANES) / 2; }
+inline Number number(float value) { return value; }
 #endif
 
 constexpr Int PAIR = 2 * LANES;  // numbers of a row that are laid together

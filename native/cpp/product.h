@@ -6,7 +6,8 @@
 
 constexpr Int BLOCK = 48;    // outputs that a thread takes at most at a time
 constexpr Int DIRECT = 16;   // up to so many rows in all, weights become operands in registers, each time anew
-constexpr Int DEPTH = 3072 / sizeof(Number);  // inputs after which a tile's sums are put aside, so that x stays in the nearest cache
+// Inputs after which a tile's sums are put aside, so that x stays in the nearest cache.
+constexpr Int DEPTH = 3072 / sizeof(Number);
 constexpr Int CACHED = 512 * 1024;  // bytes of activations that stay in the second-level cache beside a block
 constexpr Int SCALED = 64;   // codes that share a scale, and
 constexpr Int NESTED = 256;  // scales that share one of theirs
@@ -264,14 +265,7 @@ class Block {
     // A row that begins within a block.
     void lay_codes(Int at, Number* to) const {
         std::fill(to + linear.inputs / PAIR * PAIR, to + linear.stride(), Number{});
-        for (Int i = 0; i < linear.inputs; ++i) {
-            const float weight = linear.codes.weight(at + i);
-#if defined(BF16_DOTS)
-            to[place(i)] = BFloat16::of(weight);
-#else
-            to[place(i)] = weight;
-#endif
-        }
+        for (Int i = 0; i < linear.inputs; ++i) to[place(i)] = number(linear.codes.weight(at + i));
     }
 
     void lay_code_blocks(Int at, const float* scales, Number* to) const {
