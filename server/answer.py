@@ -122,6 +122,7 @@ class _Turn:
             self._generation = await Generation.start(self._services.worker, self._job.requests)
         except PromptTooLong as error:
             raise BadRequest(str(error), self._job.prompt_field, "context_length_exceeded") from error
+        self._reading.accepted()
         self._rest = aiter(self._generation)
         self._first = await self._next()
 

@@ -5,7 +5,7 @@ place among everybody's. Knows no routes; what is worse than what, the scores sa
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapters.evaluations import EvalFile, Score
@@ -14,7 +14,7 @@ from engine.sequence import FinishReason, Request, SamplingParams, TokenLogprob
 from server.deps import in_thread
 from server.errors import ApiError, ChatRefused, GenerationFailed
 from server.generation import Generation
-from server.meter import Claim
+from server.meter import Claim, Reading
 from server.ports import Message, Services, Tokenizer
 from server.principal import Principal
 from training.data.jsonl import Line, parse
@@ -97,6 +97,7 @@ class _Measuring:
     version: Version
     caller: Principal
     id: str
+    reading: Reading = field(init=False)
     accepted_tokens: int = 0
     finish_reason: FinishReason = FinishReason.ABORT
 
@@ -104,7 +105,7 @@ class _Measuring:
         """For each row, its completion's tokens with their probabilities and the likeliest token in their place."""
         whole = sum(len(item.tokens) for item in self.items)
         claim = Claim(self.id, f"{self.version.name}@{self.version.number}", whole, max_tokens=0)
-        reading = self.services.meter.admit(self.caller, claim)
+        self.reading = self.services.meter.admit(self.caller, claim)
         try:
             return await self._all()
         except GenerationFailed:
@@ -112,9 +113,9 @@ class _Measuring:
             raise
         finally:
             if self.accepted_tokens:
-                reading.end(0, 0, self.finish_reason.value, prompt_tokens=self.accepted_tokens)
+                self.reading.end(0, 0, self.finish_reason.value)
             else:
-                reading.refuse()
+                self.reading.refuse()
 
     async def _all(self) -> list[list[TokenLogprob]]:
         reports: list[list[TokenLogprob]] = []
@@ -132,6 +133,7 @@ class _Measuring:
         rows: dict[int, list[TokenLogprob]] = {}
         generation = await Generation.start(self.services.worker, requests)
         self.accepted_tokens += sum(len(item.tokens) for item in items)
+        self.reading.accepted(self.accepted_tokens)
         try:
             async for index, output in generation:
                 if output.prompt_logprobs is not None:

@@ -1,14 +1,14 @@
-"""What a request costs its caller: taken from the quota when it is accepted, written to the ledger when it ends.
+"""What a request costs its caller: taken from the quota and noted in the ledger when it is accepted, told when it ends.
 
 Owns the meeting of quotas and ledger around one answer. Knows no response format.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic, time
 
 from server.principal import Principal
 from server.quotas.keeper import Pass, Quotas
-from server.usage.ledger import Ledger, Usage
+from server.usage.ledger import Begun, Ledger
 from server.usage.writer import LedgerWriter
 
 
@@ -43,8 +43,10 @@ class Reading:
     """One request's. It ends once: refused by the engine, or with what it used."""
 
     def __init__(self, meter: Meter, caller: Principal, claim: Claim, let_in: Pass) -> None:
-        self._meter, self._caller, self._claim, self._pass = meter, caller, claim, let_in
-        self._started, self._began = time(), monotonic()
+        self._writer, self._pass, self._began = meter.writer, let_in, monotonic()
+        self._begun = Begun(
+            claim.id, caller.tenant, caller.project, caller.key, claim.adapter, claim.prompt_tokens, started=time()
+        )
 
     def headers(self) -> dict[str, str]:
         return self._pass.headers()
@@ -53,27 +55,19 @@ class Reading:
         """The engine did not take it."""
         self._pass.cancel()
 
-    def end(
-        self, cached_tokens: int, generated_tokens: int, finish_reason: str, prompt_tokens: int | None = None
-    ) -> None:
-        """It was accepted, and has ended one way or another. Less than the claim's prompts may have been accepted."""
-        claim, caller = self._claim, self._caller
-        prompt = claim.prompt_tokens if prompt_tokens is None else prompt_tokens
-        self._pass.close(prompt + generated_tokens)
-        if self._meter.writer is None:
-            return
-        self._meter.writer.record(
-            Usage(
-                id=claim.id,
-                tenant=caller.tenant,
-                project=caller.project,
-                key=caller.key,
-                adapter=claim.adapter,
-                prompt_tokens=prompt,
-                cached_tokens=cached_tokens,
-                generated_tokens=generated_tokens,
-                finish_reason=finish_reason,
-                started=self._started,
-                ended=self._started + monotonic() - self._began,  # a clock set meanwhile does not change what it took
-            )
-        )
+    def accepted(self, prompt_tokens: int | None = None) -> None:
+        """The engine took it, or so far only `prompt_tokens` of the claim's: told again when it has taken more.
+
+        From here on the request is in the ledger whatever becomes of the server.
+        """
+        if prompt_tokens is not None:
+            self._begun = replace(self._begun, prompt_tokens=prompt_tokens)
+        if self._writer is not None:
+            self._writer.record(self._begun)
+
+    def end(self, cached_tokens: int, generated_tokens: int, finish_reason: str) -> None:
+        """It was accepted, and has ended one way or another."""
+        self._pass.close(self._begun.prompt_tokens + generated_tokens)
+        if self._writer is not None:
+            ended = self._begun.started + monotonic() - self._began  # a clock set meanwhile does not change its length
+            self._writer.record(self._begun.ended(cached_tokens, generated_tokens, finish_reason, ended))

@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Iterator
 from functools import partial
+from time import time
 
 import structlog
 import uvicorn
@@ -80,7 +81,10 @@ def _callers(settings: Settings, data: DataDir) -> Iterator[Callers]:
 
 @contextlib.contextmanager
 def _meter(settings: Settings, data: DataDir) -> Iterator[Meter]:
-    """At the end what was recorded is on disk. Raises RegistryUnusable for a damaged ledger."""
+    """What a killed server left under way ends here; at the end what was recorded is on disk.
+
+    Raises RegistryUnusable for a damaged ledger.
+    """
     quotas = Quotas(settings.quota, settings.tenant_quotas())
     if settings.usage_ledger == "off":
         yield Meter(quotas)
@@ -89,6 +93,10 @@ def _meter(settings: Settings, data: DataDir) -> Iterator[Meter]:
         contextlib.closing(Ledger(data.usage_url)) as ledger,
         contextlib.closing(LedgerWriter(ledger)) as writer,
     ):
+        if lost := ledger.lost(time()):
+            _log.warning("requests_lost", requests=len(lost), cause="the server before this one was killed")
+        for row in lost:
+            writer.record(row)
         yield Meter(quotas, writer)
 
 

@@ -1,4 +1,4 @@
-"""What every accepted request used: one row each, appended and never changed.
+"""What every accepted request used: one row each, appended and never changed; and which requests are under way.
 
 Owns the ledger's database. It is a file of its own beside the registry's, so that a row a request never queues behind
 the registry's writers, and so that it can be archived or removed by itself. Knows no HTTP and no threads.
@@ -8,15 +8,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, delete, select
 from sqlalchemy.dialects.sqlite import insert
 
 from adapters.database import Database, Schema
 from adapters.disk import Disk
-from server.usage.tables import UsageRow
+from server.usage.tables import UnderWayRow, UsageRow
 
 _SCHEMA = Schema("usage ledger", Path(__file__).parent / "migrations")
 _PAGE = 1000
+LOST = "lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Usage:
     """One request. `id` is the server's own request id, `adapter` a `name@version`, or "" for the base.
 
     `started` and `ended` are seconds since 1970. `finish_reason` is the engine's, or `mixed` where several choices of
-    one request ended in different ways.
+    one request ended in different ways, or `lost` where the server died before it did.
     """
 
     id: str
@@ -41,6 +42,31 @@ class Usage:
 
 
 COLUMNS = tuple(field.name for field in fields(Usage))
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What is known of a request once it has been accepted."""
+
+    id: str
+    tenant: str
+    project: str
+    key: str
+    adapter: str
+    prompt_tokens: int
+    started: float
+
+    def ended(self, cached_tokens: int, generated_tokens: int, finish_reason: str, ended: float) -> Usage:
+        return Usage(
+            **asdict(self),
+            cached_tokens=cached_tokens,
+            generated_tokens=generated_tokens,
+            finish_reason=finish_reason,
+            ended=ended,
+        )
+
+
+_FORGET = delete(UnderWayRow).where(UnderWayRow.id == bindparam("ended"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +88,33 @@ class Ledger:
     def close(self) -> None:
         self._database.close()
 
-    def append(self, rows: Sequence[Usage]) -> None:
-        """Write rows in one transaction. A request that has its row already keeps that one. Raises OSError."""
+    def append(self, ended: Sequence[Usage], begun: Sequence[Begun] = ()) -> None:
+        """Write in one transaction what has ended, and what has begun and not ended. Raises OSError.
+
+        A request that has its row already keeps that one; one that was begun before is now as it is told.
+        """
         with self._database.writing() as session:
-            session.execute(insert(UsageRow).on_conflict_do_nothing(), [asdict(row) for row in rows])
+            if begun:
+                told = insert(UnderWayRow)
+                told = told.on_conflict_do_update(["id"], set_={"prompt_tokens": told.excluded.prompt_tokens})
+                session.execute(told, [asdict(each) for each in begun])
+            if ended:
+                session.execute(insert(UsageRow).on_conflict_do_nothing(), [asdict(row) for row in ended])
+                session.connection().execute(_FORGET, [{"ended": row.id} for row in ended])
+
+    def under_way(self) -> list[Begun]:
+        """What has begun, and has not ended as far as the disk knows."""
+        with self._database.reading() as session:
+            return [
+                Begun(*(getattr(row, field.name) for field in fields(Begun)))
+                for row in session.scalars(select(UnderWayRow).order_by(UnderWayRow.started, UnderWayRow.id))
+            ]
+
+    def lost(self, now: float) -> list[Usage]:
+        """How that ends once the server it ran on is dead, which is known to whoever holds the data directory's lock:
+        to anybody else these may be a running server's.
+        """
+        return [each.ended(0, 0, LOST, max(each.started, now)) for each in self.under_way()]
 
     def page(self, wanted: Wanted, after: int = 0, limit: int = _PAGE) -> list[tuple[int, Usage]]:
         """The first rows behind place `after`, in the order they were written, each with its own place."""

@@ -1,6 +1,6 @@
-"""The one table of the ledger, as it is after the newest migration in server/usage/migrations.
+"""The ledger's two tables, as they are after the newest migration in server/usage/migrations.
 
-Owns its shape. Knows no queries.
+Owns their shape. Knows no queries.
 """
 
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -11,7 +11,7 @@ class Table(DeclarativeBase):
 
 
 class UsageRow(Table):
-    """One request. `place` counts rows in the order they were written; no row is changed or deleted."""
+    """One request that has ended. `place` counts rows in the order they were written; none is changed or deleted."""
 
     __tablename__ = "usage"
 
@@ -27,3 +27,17 @@ class UsageRow(Table):
     finish_reason: Mapped[str]
     started: Mapped[float]
     ended: Mapped[float]
+
+
+class UnderWayRow(Table):
+    """One request that has not ended, as far as the disk knows. It goes in the transaction that writes its end."""
+
+    __tablename__ = "under_way"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    project: Mapped[str]
+    key: Mapped[str]
+    adapter: Mapped[str]
+    prompt_tokens: Mapped[int]
+    started: Mapped[float]

@@ -1,18 +1,40 @@
 """The ledger's own thread: whoever records waits for no disk.
 
-Owns the queue between the event loop and the ledger. A row is on disk as soon as the commit before it has ended,
-which takes milliseconds; a kill -9 loses what is still in the queue, and nothing is ever written twice.
+Owns the queue between the event loop and the ledger. What has ended is on disk as soon as the commit before it has
+ended, which takes milliseconds. What has begun waits a moment for company, so that short requests cost no write more
+and a crowd costs one together. A kill -9 loses what is still in the queue, and nothing is ever written twice.
 """
 
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
+from time import monotonic
 
 import structlog
 
-from server.usage.ledger import Ledger, Usage
+from server.usage.ledger import Begun, Ledger, Usage
 
 _log = structlog.get_logger(__name__)
 _RETRY_S = 1.0
+_COMPANY_S = 0.05
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What is written together. What has both begun and ended has ended."""
+
+    ended: list[Usage] = field(default_factory=list)
+    begun: dict[str, Begun] = field(default_factory=dict)
+
+    def add(self, item: Begun | Usage) -> None:
+        if isinstance(item, Usage):
+            self.begun.pop(item.id, None)
+            self.ended.append(item)
+        else:
+            self.begun[item.id] = item
+
+    def __bool__(self) -> bool:
+        return bool(self.ended or self.begun)
 
 
 class LedgerWriter:
@@ -20,14 +42,17 @@ class LedgerWriter:
 
     def __init__(self, ledger: Ledger, retry_s: float = _RETRY_S) -> None:
         self.ledger, self._retry_s = ledger, retry_s
-        self._queue: SimpleQueue[Usage | None] = SimpleQueue()
+        self._queue: SimpleQueue[Begun | Usage | None] = SimpleQueue()
         self._closing = Event()
         self._thread = Thread(target=self._run, name="usage-ledger", daemon=True)
         self._thread.start()
 
-    def record(self, row: Usage) -> None:
-        """Never blocks. Safe to call from any thread."""
-        self._queue.put(row)
+    def record(self, item: Begun | Usage) -> None:
+        """That a request has begun, or what it used now that it has ended. Never blocks. Safe to call from any thread.
+
+        One that has begun again has more prompt tokens than before; all of it is told before its end.
+        """
+        self._queue.put(item)
 
     def close(self) -> None:
         """Write what is left, with one try more if that fails, and end."""
@@ -36,31 +61,35 @@ class LedgerWriter:
         self._thread.join()
 
     def _run(self) -> None:
-        ended = False
-        while not ended:
-            rows, ended = self._batch()
-            while rows and not self._written(rows):
+        last = False
+        while not last:
+            batch, last = self._batch()
+            while batch and not self._written(batch):
                 if self._closing.wait(self._retry_s):
-                    if not self._written(rows):
-                        _log.error("usage_lost", rows=[row.id for row in rows])
+                    if not self._written(batch):
+                        _log.error("usage_lost", rows=[row.id for row in batch.ended])
                     break
 
-    def _batch(self) -> tuple[list[Usage], bool]:
-        """Everything that has come, at least one; and whether that was the end."""
-        rows: list[Usage] = []
-        item = self._queue.get()
-        while item is not None:
-            rows.append(item)
+    def _batch(self) -> tuple[_Batch, bool]:
+        """Everything that has come, at least one; and whether that was the last."""
+        batch, due = _Batch(), None
+        while True:
             try:
-                item = self._queue.get_nowait()
+                item = self._queue.get(timeout=None if due is None else max(0.0, due - monotonic()))
             except Empty:
-                return rows, False
-        return rows, True
+                return batch, False
+            if item is None:
+                return batch, True
+            batch.add(item)
+            if batch.ended:
+                due = 0.0
+            elif due is None:
+                due = monotonic() + _COMPANY_S
 
-    def _written(self, rows: list[Usage]) -> bool:
+    def _written(self, batch: _Batch) -> bool:
         try:
-            self.ledger.append(rows)
+            self.ledger.append(batch.ended, list(batch.begun.values()))
         except Exception as error:
-            _log.error("usage_not_written", rows=len(rows), error=str(error))
+            _log.error("usage_not_written", rows=len(batch.ended), error=str(error))
             return False
         return True

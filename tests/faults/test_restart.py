@@ -2,6 +2,9 @@
 the disk has spoilt meanwhile is found, told and repaired."""
 
 import contextlib
+import csv
+import io
+import json
 import os
 import resource
 import socket
@@ -19,17 +22,20 @@ from adapters.manifest import AdapterId
 from adapters.registry import Registry
 from loader.base import load
 from loader.source import resolve
+from server.usage.ledger import Begun, Ledger
 from tests.support.adapters import write_adapter
 from tests.support.http import eventually
 from tests.support.models import tiny_model_dir
-from tests.support.served import Served, served
+from tests.support.served import Served, run, served
 
 REFS = ("red", "red@prod")
+UNDER_WAY = {"red@prod": "red@1", "red": "red@2"}
 
 
 @dataclass(frozen=True, slots=True)
 class Restarted:
-    """A client of the second server; `said` is what the first one answered, `used` what it wrote down of that.
+    """A client of the second server on `data`; `said` is what the first one answered, `used` what it wrote down of
+    that, and `lost` what it was killed in the middle of, from request id to adapter.
 
     One bit of `blue` has flipped between.
     """
@@ -38,7 +44,9 @@ class Restarted:
     http: httpx.Client
     said: dict[str, list[int]]
     used: list[dict[str, Any]]
+    lost: dict[str, str]
     blue: Path
+    data: Path
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +67,14 @@ def restarted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restarted]:
         eventually(lambda: _noted(root / "data", red), within_s=30)
         eventually(lambda: len(_used(http)) == len(REFS), within_s=30)
         used = _used(http)
-        first.process.kill()
+        with contextlib.ExitStack() as streams:
+            lost = {streams.enter_context(_begun(http, model)): told for model, told in UNDER_WAY.items()}
+            eventually(lambda: {begun.id for begun in _under_way(root / "data")} == set(lost))
+            first.process.kill()
         first.process.wait()
     _flip(root / "data" / "adapters", blue)
     with served(*flags, *budgets, log=root / "second.log") as second, second.client() as http:
-        yield Restarted(second, http, said, used, folders[2])
+        yield Restarted(second, http, said, used, lost, folders[2], root / "data")
 
 
 def test_g68_a_killed_server_comes_back_as_it_was(restarted: Restarted) -> None:
@@ -81,6 +92,22 @@ def test_i86_a_killed_server_has_told_every_request_once(restarted: Restarted) -
     rows = _used(restarted.http)
     assert rows[: len(truth)] == restarted.used
     assert len({row["id"] for row in rows}) == len(rows)
+
+
+def test_i86_what_a_kill_ended_is_told_as_lost_with_its_prompt_and_nothing_more(restarted: Restarted) -> None:
+    """By the route and by the command, as CSV and as JSON; both read while the server runs, and end nothing of it."""
+    with _begun(restarted.http, "red") as running:
+        eventually(lambda: [begun.id for begun in _under_way(restarted.data)] == [running])
+        csv_text, json_text = (
+            run("usage", "--data-dir", str(restarted.data), "--format", format).stdout for format in ("csv", "json")
+        )
+        assert [begun.id for begun in _under_way(restarted.data)] == [running]
+    for rows in (_used(restarted.http), json.loads(json_text), list(csv.DictReader(io.StringIO(csv_text)))):
+        told = [row for row in rows if row["finish_reason"] == "lost"]
+        assert {row["id"]: row["adapter"] for row in told} == restarted.lost and len(told) == len(restarted.lost)
+        counts = ("prompt_tokens", "cached_tokens", "generated_tokens")
+        assert {tuple(int(row[name]) for name in counts) for row in told} == {(3, 0, 0)}
+        assert all(row["started"] < row["ended"] for row in told)
 
 
 def test_g69_a_server_without_files_left_lives_and_serves_again(restarted: Restarted) -> None:
@@ -120,6 +147,23 @@ def test_d44_a_flipped_bit_is_found_told_and_repaired(restarted: Restarted) -> N
     assert _upload(http, restarted.blue, "blue").status_code == 200
     assert http.get("/v1/adapters/blue").json()["state"] == "disk"
     assert _complete(http, "blue").status_code == 200
+
+
+@contextlib.contextmanager
+def _begun(http: httpx.Client, model: str) -> Iterator[str]:
+    """A stream that has begun and runs for seconds: its request id."""
+    body = {"model": model, "prompt": [5, 9, 17], "max_tokens": 500, "n": 4, "stream": True, "ignore_eos": True}
+    with http.stream("POST", "/v1/completions", json=body) as reply:
+        reply.raise_for_status()
+        yield reply.headers["x-request-id"]
+
+
+def _under_way(data: Path) -> list[Begun]:
+    ledger = Ledger(f"sqlite:///{data / 'usage.sqlite'}")
+    try:
+        return ledger.under_way()
+    finally:
+        ledger.close()
 
 
 def _used(http: httpx.Client) -> list[dict[str, Any]]:

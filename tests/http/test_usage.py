@@ -74,6 +74,22 @@ def test_i86_rows_equal_true_tokens_after_ends_aborts_errors_and_refusals(house:
     assert whole.json()["usage"]["completion_tokens"] == rows[whole.headers["x-request-id"]].generated_tokens
 
 
+def test_i86_what_is_under_way_is_on_disk_while_it_runs_and_not_when_it_has_ended(house: House) -> None:
+    worker = house.face.worker
+    worker.delay_s = 0.02
+    with house.client("acme") as http:
+        with http.stream("POST", "/v1/completions", json=COMPLETION | {"max_tokens": 5000, "stream": True}) as running:
+            eventually(lambda: house.ledger.under_way())
+            (begun,) = house.ledger.under_way()
+            assert list(house.ledger.rows(Wanted())) == []
+        assert (begun.id, begun.tenant, begun.prompt_tokens) == (running.headers["x-request-id"], "acme", 4)
+        worker.room = 0
+        assert http.post("/v1/completions", json=COMPLETION).status_code == 429
+    (row,) = house.rows(1)
+    assert row == begun.ended(row.cached_tokens, row.generated_tokens, "abort", row.ended)
+    assert house.ledger.under_way() == [], "what was refused never was under way"
+
+
 def handed(worker: FakeWorker) -> dict[str, int]:
     """What each HTTP request was given: a request of the engine is called after it, and numbered."""
     told: Counter[str] = Counter()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +16,15 @@ import pytest
 from adapters.errors import RegistryUnusable
 from server.commands.errors import CommandFailed
 from server.commands.usage import usage
-from server.usage.ledger import COLUMNS, Ledger, Usage, Wanted
+from server.usage.ledger import COLUMNS, Begun, Ledger, Usage, Wanted
 from server.usage.table import as_json, read_time, write_csv
 from server.usage.writer import LedgerWriter
 from tests.support.http import eventually
 from tests.support.served import run
 
+BEGUN = Begun("r0", "acme", "web", "k1", "sql@3", 10, 1000.0)
 ROW = Usage("r0", "acme", "web", "k1", "sql@3", 10, 4, 7, "stop", 1000.0, 1001.5)
+LOST = replace(ROW, cached_tokens=0, generated_tokens=0, finish_reason="lost", ended=2000.0)
 EVERY = Wanted()
 
 
@@ -35,6 +38,54 @@ def test_i86_a_request_has_one_row_however_often_it_is_written(tmp_path: Path) -
     ledger.append([replace(ROW, generated_tokens=99), replace(ROW, id="r1")])
     assert list(ledger.rows(EVERY)) == [ROW, replace(ROW, id="r1")]
     ledger.close()
+
+
+def test_i86_what_was_under_way_at_a_kill_is_lost_once_with_its_prompt(tmp_path: Path) -> None:
+    """r0 ended, r1 went on, and r2 was told twice, as what takes its prompts in turns is."""
+    path = url(tmp_path / "usage.sqlite")
+    ledger = Ledger(path)
+    ledger.append([], [BEGUN, replace(BEGUN, id="r1"), replace(BEGUN, id="r2")])
+    ledger.append([ROW], [replace(BEGUN, id="r2", prompt_tokens=30)])
+    assert list(ledger.rows(EVERY)) == [ROW], "the others have not ended"
+    ledger.close()
+    for _ in range(2):
+        ledger = Ledger(path)
+        ledger.append(ledger.lost(2000.0))
+        rows = list(ledger.rows(EVERY))
+        assert rows == [ROW, replace(LOST, id="r1"), replace(LOST, id="r2", prompt_tokens=30)]
+        assert ledger.under_way() == []
+        ledger.append([replace(ROW, id="r1")])
+        assert list(ledger.rows(EVERY)) == rows, "told as lost is told"
+        ledger.close()
+
+
+def test_what_ends_within_a_moment_is_written_once_and_what_goes_on_is_under_way(tmp_path: Path) -> None:
+    ledger = Counting(tmp_path / "usage.sqlite")
+    writer = LedgerWriter(ledger)
+    writer.record(BEGUN)
+    writer.record(ROW)
+    eventually(lambda: list(ledger.rows(EVERY)) == [ROW])
+    for n in range(1, 100):
+        writer.record(replace(BEGUN, id=str(n)))
+    eventually(lambda: len(ledger.under_way()) == 99)
+    assert ledger.written == [(1, 0), (0, 99)]
+    for n in range(1, 100):
+        writer.record(replace(ROW, id=str(n)))
+    writer.close()
+    assert len(list(ledger.rows(EVERY))) == 100 and ledger.under_way() == []
+    ledger.close()
+
+
+class Counting(Ledger):
+    """Notes how many had ended and how many had begun, write by write."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(url(path))
+        self.written: list[tuple[int, int]] = []
+
+    def append(self, ended: Sequence[Usage], begun: Sequence[Begun] = ()) -> None:
+        self.written.append((len(ended), len(begun)))
+        super().append(ended, begun)
 
 
 def test_rows_are_found_by_tenant_and_time_and_in_pages(tmp_path: Path) -> None:
@@ -56,11 +107,11 @@ class FullDisk(Ledger):
         super().__init__(url(path))
         self.refusals = refusals
 
-    def append(self, rows: "list[Usage] | tuple[Usage, ...]") -> None:  # type: ignore[override]
+    def append(self, ended: Sequence[Usage], begun: Sequence[Begun] = ()) -> None:
         if self.refusals:
             self.refusals -= 1
             raise OSError(28, "no space left on device")
-        super().append(rows)
+        super().append(ended, begun)
 
 
 @pytest.mark.parametrize("refusals", [0, 3])

@@ -19,12 +19,13 @@ from server.datadir import DataDir
 from server.keys.opening import open_keys
 from server.keys.store import Key, KeyStore
 from server.principal import Scope
-from server.usage.ledger import Ledger, Usage, Wanted
+from server.usage.ledger import Begun, Ledger, Usage, Wanted
 
 WEIGHTS = bytes(range(256)) * 64
 HALF = len(WEIGHTS) // 2
 DIGEST = f"sha256:{hashlib.sha256(WEIGHTS).hexdigest()}"
 BEFORE = Usage("before", "acme", "p", "k", "", 1, 0, 1, "stop", 1.0, 2.0)
+BEGUN = Begun("begun", "acme", "p", "k", "", 5, 1.5)
 
 
 class Beside:
@@ -71,7 +72,7 @@ class Beside:
         uploads = [(each.name, each.state, offset == each.size) for each, offset in self.uploads.of("acme")]
         every = self.keys.every() if self.data.keys.exists() else []
         keys = [(key.tenant, key.state(now), key.expires is None, key.replaces) for key in every]
-        return uploads, keys, list(self.ledger.rows(Wanted()))
+        return uploads, keys, list(self.ledger.rows(Wanted())), self.ledger.under_way()
 
     def check(self) -> None:
         """After a start: nothing is half there, and what is there is what was sent."""
@@ -93,7 +94,7 @@ class Beside:
 
 
 def furnish(root: Path) -> None:
-    """Uploads in every state, two keys, one row."""
+    """Uploads in every state, two keys, one request that has ended and one that has begun."""
     with closing(Beside(root)) as beside:
         for name in ("begun", "halfway", "whole", "unwanted", "broken"):
             _begin(beside, name)
@@ -102,7 +103,7 @@ def furnish(root: Path) -> None:
             _write(beside, name, WEIGHTS)
         for tenant in ("acme", "other"):
             beside.keys.create(tenant, "p", [Scope.INFER])
-        beside.ledger.append([BEFORE])
+        beside.ledger.append([BEFORE], [BEGUN])
 
 
 def furnish_barely(root: Path) -> None:
@@ -142,7 +143,9 @@ CHANGES: Mapping[str, Callable[[Beside], None]] = {
     "make a key": lambda beside: _ignore(beside.keys.create("new", "p", [Scope.READ], timedelta(days=1))),
     "revoke a key": lambda beside: _ignore(beside.keys.revoke(beside.key("other").id)),
     "rotate a key": lambda beside: _ignore(beside.keys.rotate(beside.key("acme").id, timedelta(hours=1))),
-    "note a request's usage": lambda beside: beside.ledger.append([replace(BEFORE, id="after")]),
+    "note that a request has begun": lambda beside: beside.ledger.append([], [replace(BEGUN, id="after")]),
+    "note a request's usage": lambda beside: beside.ledger.append([BEGUN.ended(0, 7, "stop", 2.5)]),
+    "end what was under way": lambda beside: beside.ledger.append(beside.ledger.lost(3.0)),
 }
 
 
