@@ -28,11 +28,10 @@ NO_GAIN = 0
 
 @dataclass(frozen=True, slots=True)
 class Boards:
-    """The stage at one linear: `a_RI`, `b_RO`, each rank's scaling, and DoRA's gains."""
+    """The stage at one linear: `a_RI`, `b_RO` times its adapter's scaling, and DoRA's gains."""
 
     a_RI: Tensor
     b_RO: Tensor
-    scaling_R: Tensor
     gain_GO: Tensor
 
 
@@ -52,21 +51,19 @@ class Stage:
         rows, gain_rows = units * UNIT, units + 1 if units else 0
         self._bank = bank
         self._ranks, self._gains = Seating(rows), Seating(units)
-        self._scaling_LR = torch.zeros(len(linears), rows, device=bank.device)
         self.boards = {
             path: Boards(
                 torch.zeros(rows, linear.in_features, dtype=dtype, device=bank.device),
                 torch.zeros(rows, linear.out_features, dtype=dtype, device=bank.device),
-                self._scaling_LR[number],
                 torch.ones(gain_rows, linear.out_features, device=bank.device),
             )
-            for number, (path, linear) in enumerate(linears.items())
+            for path, linear in linears.items()
         }
 
     @property
     def num_bytes(self) -> int:
         tensors = (t for board in self.boards.values() for t in (board.a_RI, board.b_RO, board.gain_GO))
-        return sum(tensor.nbytes for tensor in (*tensors, self._scaling_LR))
+        return sum(tensor.nbytes for tensor in tensors)
 
     def call(self, adapters: Sequence[AdapterId]) -> Cast | None:
         """Bring placed adapters on stage; None if they do not all fit on it."""
@@ -100,23 +97,29 @@ class Stage:
                 board.gain_GO[row] = 1 if part is None or part.gain is None else part.gain
 
     def _bring_ranks(self, adapter: Loaded, rows: range) -> None:
-        """Every rank row is written, zero where the adapter has no such rank: the last one's must not be read."""
+        """Every rank row is written, zero where the adapter has no such rank: the last one's must not be read.
+
+        `b_RO` is scaled here rather than h in each step: a step has few rows, and pays for every operation.
+        """
         into: list[Tensor] = []
         values: list[Tensor] = []
         blank: list[Tensor] = []
+        scaled: list[Tensor] = []
+        scalings: list[float] = []
         for path, board in self.boards.items():
             part = adapter.parts.get(path)
             own = rows.start + (0 if part is None else part.low.rank)
             if part is not None:
                 into += [board.a_RI[rows.start : own], board.b_RO[rows.start : own]]
                 values += [part.low.a_RI, part.low.b_RO]
+                scaled.append(board.b_RO[rows.start : own])
+                scalings.append(part.low.scaling)
             if own < rows.stop:
                 blank += [board.a_RI[own : rows.stop], board.b_RO[own : rows.stop]]
         torch._foreach_copy_(into, values)
+        torch._foreach_mul_(scaled, scalings)
         if blank:
             torch._foreach_zero_(blank)
-        scalings = [part.low.scaling if (part := adapter.parts.get(path)) else 0.0 for path in self.boards]
-        self._scaling_LR[:, rows.start : rows.stop] = torch.tensor(scalings).to(self._scaling_LR)[:, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,18 +142,16 @@ class Staged:
             return None
         board = self.stage.boards[path]
         h_TR = torch.mm(x_TI.to(board.a_RI.dtype), board.a_RI[:width].t())
-        h_TR.mul_(board.scaling_R[:width]).masked_fill_(self.outside_TR, 0)
-        plus_TO = torch.mm(h_TR, board.b_RO[:width])
+        plus_TO = torch.mm(h_TR.masked_fill_(self.outside_TR, 0), board.b_RO[:width])
         if self.gains_T is None:
             return Change(plus_TO)
         return Change(plus_TO, ((slice(0, x_TI.shape[0]), board.gain_GO[self.gains_T]),))
 
 
 def unit_bytes(linears: Iterable[LinearShape], itemsize: int) -> int:
-    """What a unit takes on the device; the row of ones and the scalings are small beside it."""
+    """What a unit takes on the device; the row of ones is small beside it."""
     return sum(
-        UNIT * ((linear.in_features + linear.out_features) * itemsize + 4) + 4 * linear.out_features
-        for linear in linears
+        UNIT * (linear.in_features + linear.out_features) * itemsize + 4 * linear.out_features for linear in linears
     )
 
 

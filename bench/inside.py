@@ -19,15 +19,18 @@ from adapters.checkpoint import read_directory
 from adapters.manifest import AdapterId
 from adapters.store import BlobStore
 from bench import limits, make_adapters
-from engine.build import EngineConfig, build
+from engine.build import EngineConfig, build, cuda_graphs
 from engine.engine import Engine
+from engine.flash import BLOCK as FLASH_BLOCK
+from engine.recording import CudaGraphs
 from engine.sequence import Request, SamplingParams
 from loader.base import Base, load
 from loader.kernels import kernels_for
 from loader.source import resolve
 
-BLOCK_SIZE = 16
+CPU_BLOCK = 16
 ADAPTER_BYTES = 4 << 30
+READ_BYTES = 1 << 30
 WARM_UP = 2
 Product = Callable[[Tensor, torch.nn.Module], Tensor]
 
@@ -53,29 +56,45 @@ def as_served(x: Tensor, layer: torch.nn.Module) -> Tensor:
     return product
 
 
-def products_s(base: Base, rows: int, multiply: Product) -> float:
-    """Seconds for every linear layer of the base, head included, once, on `rows` rows of activations."""
-    layers = list(base.linears.values())
-    inputs = [torch.randn(rows, layer.in_features).to(dtype=base.dtype, device=base.device) for layer in layers]
-    started = time.perf_counter()
-    for x, layer in zip(inputs, layers, strict=True):
-        multiply(x, layer)
-    _wait(base)
-    return time.perf_counter() - started
+class Products:
+    """Every linear layer of the base, head included, once, on `rows` rows of activations."""
+
+    def __init__(self, base: Base, rows: int, multiply: Product, graph: bool) -> None:
+        """With `graph` they are recorded and replayed, as decode steps are on a GPU: launching each takes longer."""
+        self._base, self._multiply = base, multiply
+        self._layers = list(base.linears.values())
+        self._inputs = [
+            torch.randn(rows, layer.in_features).to(dtype=base.dtype, device=base.device) for layer in self._layers
+        ]
+        self._run = CudaGraphs(base.device).record(self._compute) if graph else self._compute
+
+    def seconds(self) -> float:
+        started = time.perf_counter()
+        self._run()
+        _wait(self._base)
+        return time.perf_counter() - started
+
+    def _compute(self) -> None:
+        for x, layer in zip(self._inputs, self._layers, strict=True):
+            self._multiply(x, layer)
 
 
 class Decoding:
     """An engine whose requests are all decoding whenever a step of it is timed."""
 
-    def __init__(self, base: Base, store: BlobStore, setting: Setting, steps: int) -> None:
+    def __init__(self, base: Base, store: BlobStore, setting: Setting, steps: int, graphs: bool) -> None:
         self._base, self._setting, self._steps = base, setting, steps
         length = setting.context + steps + 2
-        blocks = setting.rows * (length // BLOCK_SIZE + 1)
-        self._engine: Engine = build(
-            base,
-            store,
-            EngineConfig(blocks, length, adapter_device_bytes=ADAPTER_BYTES, adapter_host_bytes=ADAPTER_BYTES),
+        block = FLASH_BLOCK if base.device.type == "cuda" else CPU_BLOCK
+        config = EngineConfig(
+            num_blocks=setting.rows * (length // block + 1),
+            max_model_len=length,
+            adapter_device_bytes=ADAPTER_BYTES,
+            adapter_host_bytes=ADAPTER_BYTES,
+            block_size=block,
+            max_sequences=setting.rows,
         )
+        self._engine: Engine = build(base, store, config, recorder=cuda_graphs(base) if graphs else None)
         self._asked = 0
 
     def steps_s(self, adapters: Sequence[AdapterId | None]) -> list[float]:
@@ -125,28 +144,31 @@ def measure(
     steps: int,
     rounds: int,
     kernels: bool,
+    graphs: bool = True,
 ) -> dict[str, float]:
     """Milliseconds, medians over `rounds` of `steps` each, of which the first two are not counted.
 
     `base`, `mixed` and `merged` are decode steps; `torch` and `served` the base's bare products as torch and as the
     server multiplies (`torch` is missing for 4 bits); `adapters` what reading the adapters in the batch takes at the
-    bandwidth that was measured beside them.
+    bandwidth that was measured beside them. `kernels` are the CPU's, `graphs` the GPU's.
     """
     source = resolve(name, data_dir)
     base = load(
         source, dtype=dtype, quantization=quantization, kernels=kernels_for("auto", data_dir) if kernels else None
     )
+    graphs = graphs and base.device.type == "cuda"
+    ways = {"served": as_served} if quantization else {"served": as_served, "torch": as_torch}
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as root, torch.inference_mode():
         store = BlobStore(Path(root) / "store")
         written = make_adapters.write(source.path, Path(root) / "made", count=setting.adapters, rank=setting.rank)
         adapters: list[AdapterId | None] = [store.put(read_directory(path, base.shape)) for path in written]
-        decoding = Decoding(base, store, setting, steps)
+        decoding = Decoding(base, store, setting, steps, graphs)
+        products = {key: Products(base, setting.rows, way, graphs) for key, way in ways.items()}
         for _ in range(rounds):
             found.setdefault("base", []).extend(decoding.steps_s([None]))
-            found.setdefault("served", []).extend(products_s(base, setting.rows, as_served) for _ in range(steps))
-            if quantization is None:
-                found.setdefault("torch", []).extend(products_s(base, setting.rows, as_torch) for _ in range(steps))
+            for key, product in products.items():
+                found.setdefault(key, []).extend(product.seconds() for _ in range(steps))
             if adapters:
                 found.setdefault("mixed", []).extend(decoding.steps_s(adapters))
                 decoding.merge(_one(adapters))
@@ -165,4 +187,18 @@ def _one(adapters: Sequence[AdapterId | None]) -> AdapterId:
 def _reading_s(base: Base, setting: Setting, path: Path) -> float:
     in_batch = min(setting.adapters, setting.rows)
     floor = limits.floor(path, setting.rows, setting.context, in_batch, setting.rank)
-    return floor.adapters / limits.read_bandwidth()
+    return floor.adapters / (_device_bandwidth(base) if base.device.type == "cuda" else limits.read_bandwidth())
+
+
+def _device_bandwidth(base: Base, repeats: int = 5) -> float:
+    """Bytes a second at which the GPU reads its memory, the fastest of `repeats`."""
+    data = torch.ones(READ_BYTES // 4, device=base.device)
+    fastest = float("inf")
+    for _ in range(repeats):
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        began.record()
+        data.sum()
+        ended.record()
+        ended.synchronize()
+        fastest = min(fastest, began.elapsed_time(ended) / 1e3)
+    return READ_BYTES / fastest

@@ -4,8 +4,10 @@ Owns the shapes and the files. Writes a Llama as a Hugging Face directory, in bf
 transformers; the tokenizer's files are copied from another base.
 """
 
+import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,8 +23,6 @@ from safetensors import TensorSpec, serialize_file
 from bench import header, launch, options
 
 STD = 0.02
-HEAD = 64
-"""Width of an attention head, in all shapes."""
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 
 
@@ -33,17 +33,20 @@ class Shape:
     heads: int
     kv_heads: int
     intermediate: int
+    head: int = 64
 
 
 class Name(StrEnum):
-    """0.5b has Qwen2.5-0.5B's widths and depth; 135m is SmolLM2-135M's; tiny is for measuring everything else."""
+    """The widths and depth of Llama-3.1-8B, of Qwen2.5-0.5B and of SmolLM2-135M; tiny measures everything else."""
 
+    EIGHT_B = "8b"
     HALF_B = "0.5b"
     SMOL = "135m"
     TINY = "tiny"
 
 
 SHAPES = {
+    Name.EIGHT_B: Shape(hidden=4096, layers=32, heads=32, kv_heads=8, intermediate=14336, head=128),
     Name.HALF_B: Shape(hidden=896, layers=24, heads=14, kv_heads=2, intermediate=4864),
     Name.SMOL: Shape(hidden=576, layers=30, heads=9, kv_heads=3, intermediate=1536),
     Name.TINY: Shape(hidden=64, layers=2, heads=1, kv_heads=1, intermediate=128),
@@ -64,8 +67,11 @@ def write(shape: Shape, like: Path, target: Path, seed: int = 0) -> Path:
     special = orjson.loads((like / "config.json").read_bytes())
     config = _config(shape, vocab) | {key: special.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     (target / "config.json").write_bytes(orjson.dumps(config, option=orjson.OPT_INDENT_2))
-    generator = np.random.default_rng(seed)
-    tensors = {name: (size, _bfloat16(generator, size)) for name, size in _sizes(shape, vocab)}
+    sizes = dict(_sizes(shape, vocab))
+    seeds = np.random.SeedSequence(seed).spawn(len(sizes))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy lets others run while it draws
+        drawn = pool.map(_bfloat16, seeds, sizes.values())
+        tensors = {name: (size, bits) for (name, size), bits in zip(sizes.items(), drawn, strict=True)}
     specs = {
         name: TensorSpec(dtype="bfloat16", shape=list(size), data_ptr=bits.ctypes.data, data_len=bits.nbytes)
         for name, (size, bits) in tensors.items()
@@ -83,7 +89,7 @@ def _config(shape: Shape, vocab: int) -> dict[str, Any]:
         "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads,
         "num_key_value_heads": shape.kv_heads,
-        "head_dim": HEAD,
+        "head_dim": shape.head,
         "intermediate_size": shape.intermediate,
         "hidden_act": "silu",
         "rms_norm_eps": 1e-5,
@@ -95,7 +101,7 @@ def _config(shape: Shape, vocab: int) -> dict[str, Any]:
 
 
 def _sizes(shape: Shape, vocab: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    hidden, queries, keys = shape.hidden, shape.heads * HEAD, shape.kv_heads * HEAD
+    hidden, queries, keys = shape.hidden, shape.heads * shape.head, shape.kv_heads * shape.head
     yield "model.embed_tokens.weight", (vocab, hidden)
     yield "model.norm.weight", (hidden,)
     for layer in range(shape.layers):
@@ -111,9 +117,11 @@ def _sizes(shape: Shape, vocab: int) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"{prefix}.mlp.down_proj.weight", (hidden, shape.intermediate)
 
 
-def _bfloat16(generator: np.random.Generator, size: tuple[int, ...]) -> NDArray[np.uint16]:
+def _bfloat16(seed: np.random.SeedSequence, size: tuple[int, ...]) -> NDArray[np.uint16]:
     """Normal values, or ones for a norm, as the upper halves of float32's bits, which is what bfloat16 is."""
-    values = np.ones(size, np.float32) if len(size) == 1 else generator.standard_normal(size, np.float32)
+    values = (
+        np.ones(size, np.float32) if len(size) == 1 else np.random.default_rng(seed).standard_normal(size, np.float32)
+    )
     if len(size) > 1:
         values *= STD
     return (values.view(np.uint32) >> 16).astype(np.uint16)

@@ -29,13 +29,14 @@ def main(
     steps: Annotated[int, typer.Option(min=3, help="Steps of each kind in each round.")] = 20,
     rounds: Annotated[int, typer.Option(min=1, help="All kinds are measured in turn so often.")] = 3,
     kernels: Annotated[bool, typer.Option(help="With the compiled CPU kernels.")] = True,
+    graphs: Annotated[bool, typer.Option("--cuda-graphs/--no-cuda-graphs", help="Replay steps on a GPU.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
 ) -> None:
     """Time decode steps of the base, its bare products, steps with adapters, and with one that is merged, in turn."""
     from bench.inside import Setting, measure
 
     setting = Setting(rows, context, adapters, rank)
-    found = measure(base, dtype, quantization, data_dir, setting, steps, rounds, kernels)
+    found = measure(base, dtype, quantization, data_dir, setting, steps, rounds, kernels, graphs)
     if as_json:
         typer.echo(orjson.dumps(found))
         return

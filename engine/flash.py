@@ -108,12 +108,15 @@ def _is_right(way: Flash, device: torch.device, dtype: torch.dtype) -> bool:
 def _example(
     counts: tuple[int, ...], device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, tuple[Tensor, Tensor], Rows]:
-    """Sequences of one and of two blocks, which lie apart."""
+    """Sequences of one and of four blocks, which lie apart.
+
+    Long enough for a kernel to split a context among processors, which some versions then put together wrongly.
+    """
     chance = torch.Generator().manual_seed(len(set(counts)))
-    shape, contexts = (5, BLOCK, 2, 64), (BLOCK + 9, 7, BLOCK)
+    shape, contexts = (7, BLOCK, 2, 64), (3 * BLOCK + 9, 7, BLOCK)
     q, keys, values = (torch.randn(size, generator=chance) for size in ((sum(counts), 4, 64), shape, shape))
     starts = torch.tensor([0, *counts]).cumsum(0)
-    table = torch.tensor([[3, 1], [0, 0], [4, 0]])
+    table = torch.tensor([[3, 1, 6, 2], [0] * 4, [4, 0, 0, 0]])
     starts, lengths, table = (values.int().to(device) for values in (starts, torch.tensor(contexts), table))
     rows = Rows(starts, lengths, table, max(counts), max(contexts))
     return q.to(device, dtype), (keys.to(device, dtype), values.to(device, dtype)), rows

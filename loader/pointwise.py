@@ -1,4 +1,5 @@
-"""Normalisation and gated MLPs by compiled kernels, where they give what a model's own modules give.
+"""Normalisation and gated MLPs by compiled kernels, and normalisation by torch's own on a GPU, where they give what a
+model's own modules give.
 
 Owns that replacement. Knows no architecture: whether a module may be replaced is found out by trying both.
 """
@@ -6,6 +7,7 @@ Owns that replacement. Knows no architecture: whether a module may be replaced i
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from native.kernels import Kernels
@@ -28,6 +30,18 @@ class HouseNorm(nn.Module):
         return self._kernels.rms_norm(x, self.weight, self.epsilon)
 
 
+class TorchNorm(nn.Module):
+    """The same by torch's own function, which is one launch on a GPU where transformers' definition is six."""
+
+    def __init__(self, weight: Tensor, epsilon: float) -> None:
+        super().__init__()
+        self.weight = weight
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
+
+
 class HouseMLP(nn.Module):
     """`down(silu(gate(x)) * up(x))` (SwiGLU, arXiv 2002.05202) with the very linears of the module it replaces."""
 
@@ -47,12 +61,13 @@ class HouseMLP(nn.Module):
 
 
 def speed_up_pointwise(model: nn.Module, kernels: Kernels | None) -> None:
-    """Replace every module of `model` that normalises, or is gated, as the kernels do.
+    """Replace every module of `model` that normalises, or is gated, as the kernels do; without them, on a GPU, those
+    that normalise as torch does.
 
     Which ones do is found out by trying: some architectures add 1 to a norm's weights, round elsewhere, or have
     another activation.
     """
-    if kernels is None:
+    if kernels is None and all(weight.is_cpu for weight in model.parameters()):
         return
     for path, module in list(model.named_modules()):
         house, width = _house(module, kernels)
@@ -60,12 +75,15 @@ def speed_up_pointwise(model: nn.Module, kernels: Kernels | None) -> None:
             model.set_submodule(path, house)
 
 
-def _house(module: nn.Module, kernels: Kernels) -> tuple[nn.Module | None, int]:
+def _house(module: nn.Module, kernels: Kernels | None) -> tuple[nn.Module | None, int]:
     """What could replace `module`, and how many inputs it takes."""
     weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
-    if isinstance(weight, nn.Parameter) and isinstance(epsilon, float) and kernels.takes(weight):
-        return HouseNorm(weight, epsilon, kernels), weight.shape[0]
-    if {name for name, _ in module.named_children()} == GATED | {"act_fn"}:
+    if isinstance(weight, nn.Parameter) and isinstance(epsilon, float):
+        if kernels is None:
+            return TorchNorm(weight, epsilon), weight.shape[0]
+        if kernels.takes(weight):
+            return HouseNorm(weight, epsilon, kernels), weight.shape[0]
+    if kernels is not None and {name for name, _ in module.named_children()} == GATED | {"act_fn"}:
         return HouseMLP(module, kernels), cast(int, module.get_submodule("gate_proj").in_features)
     return None, 0
 
@@ -74,7 +92,8 @@ def _house(module: nn.Module, kernels: Kernels) -> tuple[nn.Module | None, int]:
 def _agree(theirs: nn.Module, ours: nn.Module, width: int) -> bool:
     """Whether two modules give nearly the same for rows of very different size; sums may differ in their last bit."""
     x = torch.randn(PROBED_ROWS, width, generator=torch.Generator().manual_seed(0))
-    x = (x * torch.tensor([[1e-3], [1.0], [1e2]])).to(DTYPE)
+    weight = next(theirs.parameters())
+    x = (x * torch.tensor([[1e-3], [1.0], [1e2]])).to(weight.device, DTYPE if weight.is_cpu else weight.dtype)
     want, got = theirs(x).float(), ours(x).float()
     size = want.abs().amax(-1, keepdim=True) + 1e-6
     return bool(((want - got).abs() <= 2**-6 * size).all())

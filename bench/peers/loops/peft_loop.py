@@ -31,7 +31,8 @@ class Peft:
                 model.load_adapter(str(path), adapter_name=path.name)
             else:
                 model = PeftModel.from_pretrained(model, str(path), adapter_name=path.name)
-        self._model = model.to(torch.bfloat16).eval()
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model = model.to(self._device, torch.bfloat16).eval()
         self._model.generation_config.eos_token_id = None  # answers end by their length alone
         self._has_adapters = bool(adapters)
         self._torch = torch
@@ -41,9 +42,9 @@ class Peft:
 
         def clock(ids: Any, scores: Any, **_: Any) -> Any:
             came.append(time.perf_counter())
-            return self._torch.zeros(len(asks), dtype=self._torch.bool)
+            return self._torch.zeros(len(asks), dtype=self._torch.bool, device=self._device)
 
-        ids = self._torch.tensor([ask.prompt for ask in asks])
+        ids = self._torch.tensor([ask.prompt for ask in asks], device=self._device)
         grafted, names = self._grafted([ask.model for ask in asks])
         with self._torch.inference_mode(), grafted:
             rows = self._model.generate(

@@ -23,7 +23,7 @@ class ContinuousBatching:
         self._model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).eval()
         for path in adapters:
             self._model.load_adapter(str(path), adapter_name=path.name)
-        self._model.to(torch.bfloat16)
+        self._model.to("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16)
         self._adapters = bool(adapters)
         self._manager = self._model.init_continuous_batching(
             generation_config=GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0),
