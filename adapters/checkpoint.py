@@ -75,7 +75,7 @@ def read(config: bytes, weights: Path, shape: BaseShape) -> Checkpoint:
     return replace(checked, manifest=replace(checked.manifest, trained_on=record))
 
 
-def _weights(weights: Path, shape: BaseShape) -> tuple[dict[str, TensorSpec], TrainedOn | None, tuple[Fault, ...]]:
+def _weights(weights: Path, shape: BaseShape) -> tuple[Mapping[str, TensorSpec], TrainedOn | None, tuple[Fault, ...]]:
     """The tensors, and what the file says of the base it was trained on."""
     try:
         found = read_header(weights, TENSORS_PER_LINEAR * len(shape.linears))

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from adapters.errors import Fault, InvalidAdapter, UnsupportedMedia, listed, quoted
 from adapters.strict_json import Json, StrictJSONError, parse
@@ -18,6 +19,8 @@ from adapters.strict_json import Json, StrictJSONError, parse
 FILE = "adapter_model.safetensors"
 MAX_HEADER_BYTES = 8 << 20
 CHUNK_BYTES = 4 << 20
+READ_BYTES = 64 << 10
+"""What is asked of the system at once: the disk then brings the next bytes while these are looked at."""
 ITEM_BYTES: Mapping[str, int] = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
@@ -58,7 +61,7 @@ class TensorSpec:
 class Header:
     """A file's tensors by name, and the notes that whoever saved it left beside them."""
 
-    tensors: dict[str, TensorSpec]
+    tensors: Mapping[str, TensorSpec]
     metadata: Mapping[str, str]
 
 
@@ -67,7 +70,11 @@ def read_header(path: Path, max_tensors: int) -> Header:
 
     Stricter than the library: no duplicate keys, no empty tensors, no header larger than `max_tensors` could need.
     """
-    size, raw = _read_raw(path, min(MAX_HEADER_BYTES, (1 << 20) + 512 * max_tensors))
+    return parse_header(*read_raw(path, max_tensors), max_tensors)
+
+
+def parse_header(size: int, raw: bytes, max_tensors: int) -> Header:
+    """As `read_header`, of a file of `size` bytes whose header's text is `raw`."""
     try:
         header = parse(raw, MAX_HEADER_BYTES)
     except StrictJSONError as error:
@@ -116,22 +123,27 @@ def write_header(
     return struct.pack("<Q", len(text)) + text, moved
 
 
-def chunks(path: Path, spec: TensorSpec) -> Iterator[bytes]:
+def opened(path: Path) -> BinaryIO:
+    """A file for `chunks`; whoever takes the tensors as they lie in it reads it once, from its beginning to its end."""
+    return path.open("rb", buffering=READ_BYTES)
+
+
+def chunks(file: BinaryIO, spec: TensorSpec) -> Iterator[bytes]:
     """The tensor's bytes, a few MiB at a time. Raises InvalidAdapter when the file has become shorter."""
-    with path.open("rb") as file:
-        file.seek(spec.start)
-        left = spec.stop - spec.start
-        while left:
-            wanted = min(left, CHUNK_BYTES)
-            chunk = file.read(wanted)
-            if len(chunk) != wanted:
-                raise _broken("the file became shorter while it was being read")
-            left -= wanted
-            yield chunk
+    file.seek(spec.start)
+    left = spec.stop - spec.start
+    while left:
+        wanted = min(left, CHUNK_BYTES)
+        chunk = file.read(wanted)
+        if len(chunk) != wanted:
+            raise _broken("the file became shorter while it was being read")
+        left -= wanted
+        yield chunk
 
 
-def _read_raw(path: Path, limit: int) -> tuple[int, bytes]:
-    """The file's size and the header's text."""
+def read_raw(path: Path, max_tensors: int) -> tuple[int, bytes]:
+    """The file's size and the header's text. Raises as `read_header` does."""
+    limit = min(MAX_HEADER_BYTES, (1 << 20) + 512 * max_tensors)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)

@@ -17,8 +17,9 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from adapters.header import TensorSpec, chunks
-from adapters.manifest import AdapterId, Graft, Kind
+from adapters.errors import AdapterCorrupt, InvalidAdapter
+from adapters.header import TensorSpec, chunks, opened
+from adapters.manifest import AdapterId, Graft, Kind, Manifest
 
 Inspect = Callable[[str, TensorSpec, bytes], None]
 
@@ -40,14 +41,35 @@ def digest(
         for graft in sorted(grafts, key=lambda graft: graft.path)
     ]
     sha.update(_record({"format": "rootstock-adapter-1", "kind": kind, "grafts": described}))
-    for name in sorted(tensors):
-        spec = tensors[name]
-        sha.update(_record({"name": name, "dtype": spec.dtype, "shape": spec.shape}))
-        for chunk in chunks(weights, spec):
-            sha.update(chunk)
-            inspect(name, spec, chunk)
+    with opened(weights) as file:
+        for name in sorted(tensors):
+            spec = tensors[name]
+            sha.update(_tensor_record(name, spec))
+            for chunk in chunks(file, spec):
+                sha.update(chunk)
+                inspect(name, spec, chunk)
     return AdapterId(f"sha256:{sha.hexdigest()}")
+
+
+def confirm(manifest: Manifest, weights: Path, tensors: Mapping[str, TensorSpec], inspect: Inspect = ignore) -> None:
+    """Raises AdapterCorrupt unless the file holds what the manifest's id stands for. `inspect` is `digest`'s."""
+    try:
+        found = digest(manifest.kind, manifest.grafts, weights, tensors, inspect)
+    except InvalidAdapter as error:
+        raise damaged(manifest.id) from error
+    if found != manifest.id:
+        raise damaged(manifest.id)
+
+
+def damaged(id: AdapterId) -> AdapterCorrupt:
+    return AdapterCorrupt(f"The stored adapter {id} is damaged. Upload it again to repair it.")
 
 
 def _record(value: Mapping[str, object]) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
+
+
+def _tensor_record(name: str, spec: TensorSpec) -> bytes:
+    """As `_record` writes it, without its detours: an adapter has hundreds, and a request waits for them."""
+    shape = ",".join(map(str, spec.shape))
+    return f'{{"dtype":"{spec.dtype}","name":{json.dumps(name)},"shape":[{shape}]}}\n'.encode("ascii")

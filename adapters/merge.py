@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from adapters.bank import Loaded, Part, load
+from adapters.bank import Loaded, Part
 from adapters.checkpoint import Checkpoint
 from adapters.errors import Fault, InvalidAdapter
 from adapters.layer import GraftedLinear
+from adapters.loading import load
 from loader.base import Base, quiet
 from loader.errors import DoesNotFit
 from loader.memory import available_host_bytes, format_bytes

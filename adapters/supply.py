@@ -10,8 +10,9 @@ from time import monotonic
 import torch
 from torch import Tensor
 
-from adapters.bank import Bank, Loaded, load, num_bytes
+from adapters.bank import Bank, Loaded, num_bytes
 from adapters.errors import AdapterCorrupt
+from adapters.loading import load
 from adapters.manifest import AdapterId
 from adapters.mover import Arrival
 from adapters.store import BlobStore
@@ -56,17 +57,16 @@ class Supply:
         """The digest is checked on every read: what is served is what was uploaded. What is not goes to quarantine."""
         started = monotonic()
         try:
-            self._verify(adapter)
-            on_cuda = self._bank.device.type == "cuda"
-            self._host[adapter] = load(self._store.open(adapter), self._dtype, self._base_weight, pin=on_cuda)
+            self._host[adapter] = self._load(adapter)
         except Exception as error:  # whatever it is, it concerns this adapter's requests alone
             arrived(Arrival(adapter, monotonic() - started, error))
         else:
             arrived(Arrival(adapter, monotonic() - started))
 
-    def _verify(self, adapter: AdapterId) -> None:
+    def _load(self, adapter: AdapterId) -> Loaded:
+        on_cuda = self._bank.device.type == "cuda"
         try:
-            self._store.verify(adapter)
+            return load(self._store.open(adapter), self._dtype, self._base_weight, pin=on_cuda)
         except AdapterCorrupt:
             self._store.quarantine_if_damaged(adapter)
             raise

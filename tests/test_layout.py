@@ -20,6 +20,7 @@ MAX_FUNCTION_LINES = 60
 MAY_IMPORT_TORCH = {
     "adapters.bank",
     "adapters.lane",
+    "adapters.loading",
     "adapters.layer",
     "adapters.merge",
     "adapters.op",

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from adapters.errors import InvalidAdapter
-from adapters.header import TensorSpec, chunks, read_header, write_header
+from adapters.header import TensorSpec, chunks, opened, read_header, write_header
 from tests.support.adapters import write_safetensors
 from tests.support.broken_files import TEN, TWENTY, entry, file_of
 
@@ -49,7 +49,8 @@ def test_agrees_with_the_library_on_valid_files(tmp_path: Path, tensors: dict[st
     found = read_header(tmp_path / "theirs", 10).tensors
     assert {name: spec.shape for name, spec in found.items()} == {name: a.shape for name, a in tensors.items()}
     for name, array in tensors.items():
-        assert b"".join(chunks(tmp_path / "theirs", found[name])) == array.tobytes()
+        with opened(tmp_path / "theirs") as file:
+            assert b"".join(chunks(file, found[name])) == array.tobytes()
     write_safetensors(tmp_path / "ours", tensors)
     assert all(np.array_equal(array, tensors[name]) for name, array in load_file(tmp_path / "ours").items())
 
@@ -88,5 +89,5 @@ def test_a_file_that_shrinks_is_noticed(tmp_path: Path) -> None:
     path = write_safetensors(tmp_path / "x", {"a": np.ones(1000, np.float32)})
     spec = read_header(path, 1).tensors["a"]
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(InvalidAdapter, match="became shorter"):
-        list(chunks(path, spec))
+    with opened(path) as file, pytest.raises(InvalidAdapter, match="became shorter"):
+        list(chunks(file, spec))

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.bank import Bank, Loaded, load
+from adapters.bank import Bank, Loaded
 from adapters.checkpoint import read_directory
 from adapters.lane import Lane
 from adapters.layer import Segment, Selection, Selections
+from adapters.loading import load
 from adapters.stage import Stage
 from tests.support.adapters import llama_shape, write_adapter
 
@@ -114,7 +115,7 @@ def test_what_leaves_before_it_was_used_is_never_waited_for(tmp_path: Path, queu
 
 def test_gains_come_as_one_more_allocation(tmp_path: Path, queues: Queues, bank: Bank) -> None:
     loaded = adapter(tmp_path, kind="dora")
-    assert len(loaded.allocations()) == 2
+    assert len(loaded.allocations) == 2
     bank.place(loaded)
     assert Selection.of([Segment(loaded.manifest.id, 0, 1)], bank).touch(PATH, bank) is not None
     assert queues.told == [*BEGUN, "wait 1", "keep", "keep"]
@@ -122,7 +123,7 @@ def test_gains_come_as_one_more_allocation(tmp_path: Path, queues: Queues, bank:
 
 def test_an_adapter_over_copies_is_the_same_adapter(tmp_path: Path) -> None:
     loaded = adapter(tmp_path, kind="dora")
-    copies = [allocation.clone() for allocation in loaded.allocations()]
+    copies = [allocation.clone() for allocation in loaded.allocations]
     moved = loaded.moved(copies)
     pointers = {copy.data_ptr() for copy in copies}
     for path, part in loaded.parts.items():

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from adapters.bank import load
 from adapters.checkpoint import read_directory
 from adapters.errors import InvalidAdapter
+from adapters.loading import load
 from adapters.manifest import AdapterId
 from adapters.merge import fold, write_merged
 from engine.sequence import SamplingParams

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.bank import Bank, Loaded, Part, load
+from adapters.bank import Bank, Loaded, Part
 from adapters.checkpoint import read_directory
+from adapters.loading import load
 from adapters.manifest import AdapterId
 from adapters.stage import NO_GAIN, UNIT, Stage, Staged, unit_bytes, units_within
 from tests.support.adapters import KINDS, MLP, llama_shape, write_adapter

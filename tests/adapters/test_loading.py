@@ -1,0 +1,95 @@
+"""Adapters read into memory: true rank, the base's dtype, DoRA's gains, and only bytes that have their digest."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from adapters import header, loading
+from adapters.checkpoint import Checkpoint, read_directory
+from adapters.errors import AdapterCorrupt, InvalidAdapter
+from adapters.loading import load
+from tests.support.adapters import Tensors, llama_shape, random_tensors, write_adapter
+
+SHAPE = llama_shape()
+
+
+def base_weight(path: str) -> Tensor:
+    linear = SHAPE.linears[path]
+    return torch.randn(linear.out_features, linear.in_features, generator=torch.Generator().manual_seed(len(path)))
+
+
+def no_weight(path: str) -> Tensor:
+    raise AssertionError("only DoRA needs the base's weight")
+
+
+def checkpoint(root: Path, **how: object) -> Checkpoint:
+    return read_directory(write_adapter(root / "adapter", SHAPE, **how), SHAPE)  # type: ignore[arg-type]
+
+
+def test_tensors_are_what_the_file_holds(tmp_path: Path) -> None:
+    read = checkpoint(tmp_path, rank=4, ranks={"v_proj": 7}, seed=3)
+    loaded = load(read, torch.float32, no_weight)
+    raw = random_tensors(read.manifest.grafts, seed=3)
+    assert loaded.parts.keys() == {graft.path for graft in read.manifest.grafts}
+    for graft in read.manifest.grafts:
+        low, prefix = loaded.parts[graft.path].low, f"base_model.model.{graft.path}"
+        assert low.rank == graft.rank and low.scaling == graft.scaling
+        assert np.array_equal(low.a_RI.numpy(), raw[f"{prefix}.lora_A.weight"])
+        assert np.array_equal(low.b_RO.numpy().T, raw[f"{prefix}.lora_B.weight"])
+        assert loaded.parts[graft.path].gain is None and low.b_RO.is_contiguous()
+
+
+def mixed(tensors: Tensors) -> Tensors:
+    return {name: values.astype(np.float16) if "q_proj" in name else values for name, values in tensors.items()}
+
+
+@pytest.mark.parametrize(("chunk", "pile"), [(4 << 20, 1 << 20), (4 << 20, 1), (64, 100), (64, 1 << 20)])
+def test_pieces_of_any_size_make_the_same_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, pile: int
+) -> None:
+    """Tensors come in several chunks when they are large, and are converted together when they are small."""
+    monkeypatch.setattr(header, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(loading, "PILE_BYTES", pile)
+    read = checkpoint(tmp_path, rank=4, ranks={"v_proj": 7}, seed=3, kind="dora", change=mixed)
+    assert {spec.dtype for spec in read.tensors.values()} == {"F16", "F32"}
+    loaded = load(read, torch.bfloat16, base_weight)
+    raw = mixed(random_tensors(read.manifest.grafts, seed=3))
+    for path, part in loaded.parts.items():
+        a, b = (torch.from_numpy(raw[f"base_model.model.{path}.lora_{which}.weight"]) for which in "AB")
+        assert torch.equal(part.low.a_RI, a.bfloat16()) and torch.equal(part.low.b_RO, b.bfloat16().t())
+
+
+def test_bytes_that_changed_are_not_given_out(tmp_path: Path) -> None:
+    read = checkpoint(tmp_path)
+    content = bytearray(read.weights.read_bytes())
+    content[-1] ^= 1
+    read.weights.write_bytes(content)
+    with pytest.raises(AdapterCorrupt, match="Upload it again"):
+        load(read, torch.float32, no_weight)
+
+
+def test_gains_are_magnitudes_over_the_norms_of_adapted_rows(tmp_path: Path) -> None:
+    read = checkpoint(tmp_path, kind="dora", seed=5, scale=0.3)
+    loaded = load(read, torch.float32, base_weight)
+    raw = random_tensors(read.manifest.grafts, seed=5, scale=0.3)
+    for graft in read.manifest.grafts:
+        low, gain = loaded.parts[graft.path].low, loaded.parts[graft.path].gain
+        adapted = base_weight(graft.path).double() + graft.scaling * low.b_RO.double().T @ low.a_RI.double()
+        magnitude = torch.from_numpy(raw[f"base_model.model.{graft.path}.lora_magnitude_vector"]).double()
+        assert gain is not None and gain.dtype == torch.float32
+        assert torch.allclose(gain.double(), magnitude / adapted.norm(dim=1), rtol=1e-5)
+
+
+def enormous(tensors: Tensors) -> Tensors:
+    return {name: values * 1e6 if "lora_B" in name else values for name, values in tensors.items()}
+
+
+def test_numbers_too_large_for_the_bases_dtype_are_refused(tmp_path: Path) -> None:
+    """In float16 they would be infinite, and 0 * inf in a neighbour's row is NaN."""
+    read = checkpoint(tmp_path, change=enormous)
+    load(read, torch.bfloat16, no_weight)
+    with pytest.raises(InvalidAdapter, match="too large for torch.float16"):
+        load(read, torch.float16, no_weight)
