@@ -52,6 +52,7 @@ _TO_ADAPTER = {
     "delete": _link("delete", _ADAPTER, name="name"),
 }
 _TO_UPLOAD = {
+    "continue": _link("patch", _UPLOAD, id="id"),
     "show": _link("get", _UPLOAD, id="id"),
     "finish": _link("put", _UPLOAD, id="id"),
     "cancel": _link("delete", _UPLOAD, id="id"),
@@ -66,8 +67,31 @@ BEGUN: Responses = {
     201: {"description": "A new upload.", "links": _TO_UPLOAD},
     200: {"description": "The upload that was begun with the same words.", "links": _TO_UPLOAD},
 }
+CONTINUED: Responses = {202: {"description": "How far the upload has come now.", "links": _TO_UPLOAD}}
 EVENTS: Responses = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 """Beside JSON, for routes whose body may ask for a stream."""
+
+PIECE: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "Upload-Offset",
+            "in": "header",
+            "description": "Where the bytes begin; or Content-Range says it.",
+            "schema": {"type": "integer", "minimum": 0},
+        },
+        {
+            "name": "Content-Range",
+            "in": "header",
+            "description": "Where the bytes begin and end, both included.",
+            "schema": {"type": "string", "pattern": "^[0-9]{1,18}-[0-9]{1,18}$"},
+        },
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    },
+}
+"""What a route reads that takes a body as it comes, which FastAPI cannot read off it."""
 
 UNWELL: Responses = {503: {"description": "Not now: `status` says why.", "content": {"application/json": {}}}}
 """What probes say in place of an error."""

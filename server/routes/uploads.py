@@ -21,7 +21,7 @@ from server.body import StrictRoute, check_declared, check_encoding
 from server.cards import listing
 from server.chunk import appending, declared_offset, pour
 from server.deps import PrincipalDep, ServicesDep, accepting, in_thread, judging, needs
-from server.described import BEGUN, STORED
+from server.described import BEGUN, CONTINUED, PIECE, STORED
 from server.errors import BadRequest, TooLarge, offset_headers
 from server.etag import condition, etag
 from server.evaluation import read_eval
@@ -89,7 +89,13 @@ async def show_upload(id: str, services: ServicesDep, caller: PrincipalDep) -> R
     return _shown(services, session, offset, 200)
 
 
-@router.patch("/v1/adapters/uploads/{id}", dependencies=[WRITE, Depends(accepting)], status_code=202)
+@router.patch(
+    "/v1/adapters/uploads/{id}",
+    dependencies=[WRITE, Depends(accepting)],
+    status_code=202,
+    responses=CONTINUED,
+    openapi_extra=PIECE,
+)
 async def continue_upload(id: str, http: HttpRequest, services: ServicesDep, caller: PrincipalDep) -> Response:
     """Append bytes at Upload-Offset, or at the beginning of Content-Range; 416 when they do not follow the others."""
     check_encoding(http)

@@ -1,7 +1,8 @@
 """`python -m tests.fuzz.stateful --seconds N`: chains of requests along the description's links, in process.
 
 Owns the state machine: what a chain sends where random bytes would only be refused, and the checks on each answer,
-which see the whole chain. Single requests are `api.py`'s. The engine is the fake one, with keys and without.
+which see the whole chain; of an upload in pieces, `pieces.py` knows both. Single requests are `api.py`'s. The engine is
+the fake one, with keys and without.
 """
 
 import argparse
@@ -22,7 +23,9 @@ from schemathesis import Case, GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.core.transport import Response
 from schemathesis.generation.stateful import APIStateMachine
+from starlette.testclient import TestClient
 
+from tests.fuzz.pieces import BEGIN, Pieces
 from tests.support.face import adapter_config, adapter_weights, make_face
 from tests.support.keys import guarded_face, headers_of
 
@@ -35,6 +38,8 @@ _CHECKS = (
     "ensure_resource_availability",
     *CONFORMANCE,
 )
+UPLOADS = "^/v1/adapters/uploads"
+"""Few of the chains that may go anywhere bring an upload to its end."""
 _BATCH = 25
 _ALIAS = "prod"
 
@@ -54,7 +59,7 @@ def _order(name: str) -> dict[str, Any]:
 
 _STORES: Mapping[str, Callable[[str], dict[str, Any]]] = {
     "POST /v1/adapters": _form,
-    "POST /v1/adapters/uploads": _order,
+    BEGIN: _order,
 }
 
 
@@ -65,11 +70,19 @@ class Chain(APIStateMachine):
     headers: ClassVar[dict[str, str]]
     seen: ClassVar[Seen]
     chains: ClassVar["itertools.count[int]"]
+    http: ClassVar[TestClient]
 
     def setup(self) -> None:
         self._number = next(self.chains)
         self._turn = itertools.cycle((0, 1))
         self._gone: set[str] = set()
+        self._pieces = Pieces(self.seen)
+
+    def teardown(self) -> None:
+        """A tenant may have few uploads open: the next chain begins as this one did."""
+        super().teardown()
+        for id in self._pieces.begun:
+            self.http.delete(f"/v1/adapters/uploads/{id}", headers=self.headers)
 
     def get_call_kwargs(self, case: Case[Any]) -> dict[str, Any]:
         return {"headers": dict(self.headers)} if self.headers else {}
@@ -79,6 +92,8 @@ class Chain(APIStateMachine):
         allowed = case.meta is None or case.meta.generation.mode is GenerationMode.POSITIVE
         if body is not None and allowed:
             case.body = body(f"chain-{self._number}-{next(self._turn)}")
+        if allowed:
+            self._pieces.aim(case)
 
     def after_call(self, response: Response, case: Case[Any]) -> None:
         super().after_call(response, case)
@@ -102,19 +117,25 @@ class Chain(APIStateMachine):
         recorder = getattr(self, "recorder")  # noqa: B009  # of the class that schemathesis makes of the description
         case.validate_response(response, checks=self.checks, transport_kwargs=kwargs or None, recorder=recorder)
         self.check_gone(response, case)
+        self._pieces.judge(response, case)
 
 
-def chains(app: Any, examples: int, headers: Mapping[str, str] | None = None, seed: int = 0) -> Seen:
-    """`examples` chains, the same for the same seed; how often each operation had which status.
+def chains(
+    app: Any, examples: int, headers: Mapping[str, str] | None = None, seed: int = 0, paths: str | None = None
+) -> Seen:
+    """`examples` chains, the same for the same seed; how often an operation, or a kind of piece, had which status.
 
-    With `headers`, which carry a key, every request is sent without them and with a wrong one as well.
+    With `headers`, which carry a key, every request is sent without them and with a wrong one as well. With `paths`, a
+    pattern, chains stay on those.
     Raises schemathesis' FailureGroup with what the checks found, and the requests that lead there.
     """
     load_all_checks()
     # Spelled as schemathesis looks for it; otherwise it takes the key for one that it made up.
     sent = {name.title(): value for name, value in (headers or {}).items()}
     names = (*_CHECKS, "ignored_auth") if sent else _CHECKS
-    schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers=sent)
+    schema: Any = schemathesis.openapi.from_asgi("/openapi.json", app, headers=sent)
+    if paths is not None:
+        schema = schema.include(path_regex=paths)
     # A made-up key would count as a parameter that no link gave, and hide what is missing after it was created.
     schema.config.generation.update(with_security_parameters=False)
     # Guessed links lead to what need not be there, such as a new adapter's eval file.
@@ -124,6 +145,7 @@ def chains(app: Any, examples: int, headers: Mapping[str, str] | None = None, se
         "headers": sent,
         "seen": Counter(),
         "chains": itertools.count(),
+        "http": TestClient(app),
     }
     made = new_class("Chains", (Chain, schema.as_state_machine()), exec_body=lambda body: body.update(own))
     machine: type[Chain] = hypothesis.seed(seed)(made)
@@ -140,14 +162,14 @@ def chains(app: Any, examples: int, headers: Mapping[str, str] | None = None, se
     return machine.seen
 
 
-def batch(folder: Path, examples: int, seed: int, guarded: bool) -> Seen:
+def batch(folder: Path, examples: int, seed: int, guarded: bool, paths: str | None = None) -> Seen:
     """Chains over a face of their own."""
     if guarded:
         with guarded_face(folder) as (face, keys):
-            return chains(face.app, examples, headers_of(keys, "acme"), seed)
+            return chains(face.app, examples, headers_of(keys, "acme"), seed, paths)
     face = make_face(folder)
     try:
-        return chains(face.app, examples, seed=seed)
+        return chains(face.app, examples, seed=seed, paths=paths)
     finally:
         face.registry.close()
 
@@ -162,7 +184,8 @@ def main() -> None:
     for seed in itertools.count(chosen.seed):
         print(f"seed {seed}", file=sys.stderr)
         with tempfile.TemporaryDirectory() as folder:
-            seen += batch(Path(folder), _BATCH, seed, guarded=bool(seed % 2))
+            paths = UPLOADS if seed // 2 % 2 else None
+            seen += batch(Path(folder), _BATCH, seed, guarded=bool(seed % 2), paths=paths)
         if time.monotonic() > until:
             break
     for (label, status), count in sorted(seen.items()):

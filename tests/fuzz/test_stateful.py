@@ -8,8 +8,17 @@ import pytest
 from schemathesis.core.failures import FailureGroup
 from starlette.types import ASGIApp
 
-from tests.fuzz.stateful import batch, chains
-from tests.support.broken_faces import Forgetful, Haunted, OpenDoor, Undead, Undescribed, Unmannered
+from tests.fuzz.stateful import UPLOADS, batch, chains
+from tests.support.broken_faces import (
+    Careless,
+    Forgetful,
+    Haunted,
+    OpenDoor,
+    Swallowing,
+    Undead,
+    Undescribed,
+    Unmannered,
+)
 from tests.support.face import make_face
 from tests.support.keys import guarded_face, headers_of
 
@@ -30,6 +39,22 @@ def test_what_is_deleted_is_gone_and_what_is_created_is_there(guarded: bool, tmp
         ("DELETE /v1/adapters/uploads/{id}", 200),
     }
     assert not reached - set(seen), seen
+
+
+def test_an_upload_in_pieces_is_as_far_as_its_pieces_say(tmp_path: Path) -> None:
+    """Each turn that its life can take was taken, and each answer was the model's."""
+    seen = batch(tmp_path, examples=12, seed=1, guarded=True, paths=UPLOADS)
+    turns = {
+        ("a piece that was due", 202),
+        ("a piece that does not follow", 416),
+        ("a piece that is too long", 413),
+        ("a piece for what is over", 409),
+        ("an end before all is there", 409),
+        ("an end with another digest", 400),
+        ("an end after the end", 409),
+        ("an end", 201),
+    }
+    assert not turns - set(seen), seen
 
 
 def test_the_same_seed_makes_the_same_chains(tmp_path: Path) -> None:
@@ -56,6 +81,24 @@ def test_an_application_that_breaks_a_promise_is_found(
     finally:
         face.registry.close()
     assert fault in {type(failure).__name__ for failure in found.value.exceptions}
+
+
+@pytest.mark.parametrize(
+    ("broken", "fault"),
+    [
+        (Swallowing, "bytes are there"),
+        (Careless, "an end with another digest was answered with 201"),
+    ],
+)
+def test_an_upload_that_is_not_as_it_says_is_found(
+    broken: Callable[[ASGIApp], ASGIApp], fault: str, tmp_path: Path
+) -> None:
+    face = make_face(tmp_path)
+    try:
+        with pytest.raises(AssertionError, match=fault):
+            chains(broken(face.app), examples=20, seed=1, paths=UPLOADS)
+    finally:
+        face.registry.close()
 
 
 def test_an_adapter_that_stays_a_model_is_found(tmp_path: Path) -> None:

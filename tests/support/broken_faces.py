@@ -3,6 +3,8 @@
 Know ASGI and a path's shape, and nothing of the server.
 """
 
+import hashlib
+
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -54,6 +56,47 @@ class Forgetful(_Around):
             await JSONResponse({"error": error}, status_code=404)(scope, receive, send)
         else:
             await self._app(scope, receive, send)
+
+
+class Swallowing(_Around):
+    """Loses the last byte of each piece of an upload, and says that it was all."""
+
+    async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def less() -> Message:
+            message = await receive()
+            return {**message, "body": message.get("body", b"")[:-1]}
+
+        if scope["method"] == "PATCH":
+            del MutableHeaders(scope=scope)["content-length"]
+            await self._app(scope, less, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+class Careless(_Around):
+    """Takes whatever digest an upload is finished with for the right one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(app)
+        self._said: dict[str, bytes] = {}
+
+    async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sent = bytearray()
+
+        async def heard() -> Message:
+            message = await receive()
+            sent.extend(message.get("body", b""))
+            return message
+
+        id = scope["path"].rpartition("/")[2]
+        if scope["method"] == "PUT":
+            digest = hashlib.sha256(self._said.get(id, b"")).hexdigest()
+            await self._app({**scope, "query_string": f"digest=sha256:{digest}".encode()}, receive, send)
+            return
+        there = self._said.get(id, b"")
+        await self._app(scope, heard, send)
+        if scope["method"] == "PATCH" and Headers(scope=scope).get("upload-offset") == str(len(there)):
+            self._said[id] = there + bytes(sent)
 
 
 class OpenDoor(_Around):
