@@ -91,8 +91,13 @@ class RecordedDecoding:
         return self._logits[: len(chunks)]
 
     def forget_merged(self) -> None:
-        """Merged weights have come or gone; what was recorded with them has no more use."""
-        self._recordings = {kind: replay for kind, replay in self._recordings.items() if not kind.merged}
+        """Merged weights have come or gone; what was recorded with them has no more use.
+
+        The others go with it and are made anew: with the first of a stream's graphs that is let go, torch 2.13 takes
+        away the workspace that the products in all of them write to (pytorch issue 193402).
+        """
+        if any(kind.merged for kind in self._recordings):
+            self._recordings = {}
 
     def _fill(self, chunks: Sequence[Chunk], cast: Cast, rows: int) -> None:
         """Tell the device of the step in one copy. What a row holds beyond its blocks is never read."""

@@ -5,7 +5,7 @@ Owns who is given what. The only module of the face that imports the engine's an
 
 import asyncio
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +25,10 @@ from adapters.registry import Registry
 from adapters.shelf import Shelf
 from adapters.store import BlobStore
 from adapters.uploads import UploadLimits, Uploads
-from engine.build import EngineConfig, maker
+from engine.build import EngineConfig, cuda_graphs, maker
 from engine.events import Event, Observer
 from engine.flash import BLOCK as FLASH_BLOCK
+from engine.recording import Recorder
 from engine.worker import EngineWorker
 from loader import suitability
 from loader.base import Base, load
@@ -62,7 +63,13 @@ class House:
 
 
 def build_house(
-    settings: Settings, data: DataDir, callers: Callers, meter: Meter, progress: Progress, console: Console
+    settings: Settings,
+    data: DataDir,
+    callers: Callers,
+    meter: Meter,
+    progress: Progress,
+    console: Console,
+    recorder_for: Callable[[Base], Recorder | None] = cuda_graphs,
 ) -> House:
     """Raises LoaderError when the base cannot be served here, RegistryUnusable, and SettingsError."""
     traces = traces_of(settings)
@@ -79,7 +86,8 @@ def build_house(
     )
     store, metrics = BlobStore(data.blobs), Metrics()
     progress("preparing the engine", None)
-    make = maker(base, store, engine_config(settings, memory, max_model_len), _observer(metrics, traces))
+    recorder = recorder_for(base) if settings.cuda_graphs else None
+    make = maker(base, store, engine_config(settings, memory, max_model_len), _observer(metrics, traces), recorder)
     worker = EngineWorker(make(), make)
     if base.kernels is not None:
         base.kernels.release_threads()  # from now on it is the worker's thread that computes

@@ -126,8 +126,9 @@ def test_merged_rows_have_recordings_of_their_own_until_the_weights_go(
         assert recorder.replayed == before, "merged rows beside others are computed piece by piece"
         for one in (replayed, eager):
             one.engine.unmerge()
+        assert kinds() == set(), "a graph is never let go of alone"
     both(ids[0], ids[2], None)
-    assert not any(merged for merged, _ in kinds())
+    assert kinds() and not any(merged for merged, _ in kinds())
 
 
 def huge(tensors: Tensors) -> Tensors:

@@ -10,7 +10,7 @@ from engine.sequence import SamplingParams
 from tests.support.gpu import DEVICE, needs_gpu
 from tests.support.models import tiny_model_dir
 from tests.support.scenario import add, alike, close, decoding, serve, wishes
-from tests.support.serving import House
+from tests.support.serving import Answer, House
 
 pytestmark = needs_gpu
 
@@ -101,3 +101,27 @@ def test_merged_rows_are_replayed_with_the_weights_of_the_day(tmp_path: Path) ->
         assert all(close(got, want, ROUNDING) for want, got in zip(*answers, strict=True))
     for house in houses:
         house.close()
+
+
+def test_what_was_recorded_before_a_merge_is_right_after_it(tmp_path: Path) -> None:
+    """Graphs that are let go must not take away what those that stay write to."""
+    house = on_gpu(tiny_model_dir("llama", tmp_path), tmp_path / "house", True)
+    ids = add(house, tmp_path / "a", 3)
+    ask = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, logprobs=0)
+
+    def answers() -> list[Answer]:
+        names = [house.submit([5, 6, number], ask, id) for number, id in enumerate((ids[0], None, ids[2]))]
+        answered = house.run()
+        return [answered[name] for name in names]
+
+    before = answers()
+    for _ in range(2):
+        done = house.engine.merge(ids[1])
+        while not done.done():
+            house.step()
+        house.submit([1, 2, 3], ask, ids[1])
+        house.run()
+        house.engine.unmerge()
+        torch.cuda.empty_cache()
+        assert all(close(now, then, ROUNDING) for now, then in zip(answers(), before, strict=True))
+    house.close()
