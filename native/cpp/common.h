@@ -23,7 +23,8 @@ constexpr int LANES = 4;
 #endif
 
 using Int = int64_t;
-constexpr Int LINE = 32;  // bf16 numbers in a cache line
+constexpr Int LINE_BYTES = 64;  // of a cache line
+constexpr Int LINE = 32;        // bf16 numbers in it
 typedef float Vec __attribute__((vector_size(LANES * 4)));
 typedef int32_t IntVec __attribute__((vector_size(LANES * 4)));
 typedef uint32_t BitVec __attribute__((vector_size(LANES * 4)));
@@ -161,8 +162,9 @@ inline Vec exp_of(Vec x) {
 }
 
 // Asks for the cache line at an address that will be read soon. It comes to the second-level cache: the nearest one
-// waits for so few lines at a time that memory is read at half its speed.
-inline void fetch(const void* at) { __builtin_prefetch(at, 0, 2); }
+// waits for so few lines at a time that memory is read at half its speed. Always inline: GCC leaves out calls of a
+// function that does nothing but ask.
+__attribute__((always_inline)) inline void fetch(const void* at) { __builtin_prefetch(at, 0, 2); }
 
 inline Int padded(Int count, Int to) { return (count + to - 1) / to * to; }
 

@@ -29,8 +29,7 @@ struct DecoderLayer {
 
 // Activations of all rows as they are multiplied, and what the adapters make of them at up to three linears.
 struct Wide {
-    Buffer<Number> room;
-    Activations x{};
+    Inputs x;
     Buffer<float> h[3], plus[3];
     Shrinking terms[3];
     std::vector<Shrink> shrinks;
@@ -39,10 +38,11 @@ struct Wide {
     // Makes room for the input of `linears`, which share it, and lists what adapters shrink. Where every thread has an
     // adapter's few rows to itself, it expands them at once.
     void fit(Int rows, const Terms& adapters, std::initializer_list<const Linear*> linears) {
-        const Int stride = (*linears.begin())->stride();
         const bool at_once = rows <= DIRECT && adapters.count >= omp_get_max_threads();
-        room.fit(rows * stride);
-        x = {room.data(), rows, stride};
+        const auto beside_codes = [](const Linear* linear) { return linear->beside_codes(); };
+        const bool some = std::any_of(linears.begin(), linears.end(), beside_codes);
+        const bool all = some && std::all_of(linears.begin(), linears.end(), beside_codes);
+        x.fit(rows, (*linears.begin())->stride(), adapters.count || !all, some);
         shrinks.clear();
         Int i = 0;
         for (const Linear* linear : linears) {
@@ -51,7 +51,7 @@ struct Wide {
             if (at_once && h_stride) plus[i].fit(rows * linear->outputs);
             terms[i] = {linear->number, linear->inputs, linear->outputs, h[i].data(), h_stride,
                         at_once && h_stride ? plus[i].data() : nullptr};
-            terms[i].append(adapters, x, shrinks);
+            terms[i].append(adapters, x.plain(), shrinks);
             ++i;
         }
         shrinking.set(shrinks.size());

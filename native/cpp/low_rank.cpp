@@ -18,7 +18,7 @@ extern "C" void low_rank_bf16(const BFloat16* x, float* y, const Term* data, Int
     {
         static thread_local Buffer<Number> block;
 #pragma omp for
-        for (Int row = 0; row < rows; ++row) wide.put(row, x + row * inputs, inputs);
+        for (Int row = 0; row < rows; ++row) lay(x + row * inputs, wide.at(row), wide.step(row), inputs, stride);
 #pragma omp for schedule(dynamic)
         for (size_t i = 0; i < shrinks.size(); ++i) shrinks[i].run(block, nullptr);
 #pragma omp for schedule(dynamic)

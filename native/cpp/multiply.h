@@ -83,7 +83,6 @@ struct Activations {
     Int group(Int row) const { return std::min(GROUP, rows - row / GROUP * GROUP); }
     Int step(Int row) const { return group(row) * WIDE; }
     Number* at(Int row) const { return data + row / GROUP * GROUP * stride + row % GROUP * WIDE; }
-    void put(Int row, const BFloat16* from, Int count) const { lay(from, at(row), step(row), count, stride); }
 };
 
 // How many rows of w stand beside M rows of x in one tile: their sums fill most of the registers, and a sum that waits

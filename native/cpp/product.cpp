@@ -21,10 +21,10 @@ struct Ending {
 
 extern "C" void product_bf16(const BFloat16* x, const Linear* linear, const float* plus, const float* const* gains,
                              BFloat16* y, Int rows) {
-    static thread_local Buffer<Number> kept;
-    const Int inputs = linear->inputs, outputs = linear->outputs, stride = linear->stride();
-    kept.fit(rows * stride);
-    const Activations wide{kept.data(), rows, stride};
+    static thread_local Inputs kept;
+    const Int inputs = linear->inputs, outputs = linear->outputs;
+    kept.fit(rows, linear->stride(), !linear->beside_codes(), linear->beside_codes());
+    const Inputs& wide = kept;  // the caller's, for the whole team
     const Ending ending{linear->bias, plus, gains};
     const Int width = block_width(outputs, omp_get_max_threads());
     static thread_local Deal kept_deal;

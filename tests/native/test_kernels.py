@@ -76,10 +76,19 @@ def test_a_product_keeps_leading_dimensions_and_takes_strided_input(compiled: Ke
     close(got, x.float() @ weight.float().t())
 
 
-def test_a_row_does_not_depend_on_its_neighbours(compiled: Kernels) -> None:
-    x, weight = bf16(37, 576), bf16(50, 576)
+@pytest.mark.parametrize("kind", [None, "nf4"])
+def test_a_row_does_not_depend_on_its_neighbours(compiled: Kernels, kind: str | None) -> None:
+    x, weight = bf16(37, 576), bf16(50, 576) if kind is None else four_bits(kind, 50, 576)
     together = compiled.linear(x, weight, None)
     assert all(torch.equal(compiled.linear(x[row : row + 1], weight, None)[0], together[row]) for row in range(37))
+
+
+def four_bits(kind: str, outputs: int, inputs: int) -> FourBitWeight:
+    codes, state = quantize_4bit(bf16(outputs, inputs), quant_type=kind, compress_statistics=True)
+    nested = state.state2
+    return FourBitWeight(
+        codes, state.code, state.absmax, nested.code, nested.absmax, float(state.offset), (outputs, inputs)
+    )
 
 
 def dequantized(weight: FourBitWeight) -> Tensor:
@@ -95,15 +104,11 @@ def dequantized(weight: FourBitWeight) -> Tensor:
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize(("outputs", "inputs"), [(12, 64), (25, 96), (33, 46), (5, 2048)])
+@pytest.mark.parametrize(("outputs", "inputs"), [(12, 64), (25, 96), (33, 46), (5, 2048), (40, 640)])
 def test_a_4_bit_product_is_that_of_the_dequantized_weight(
     compiled: Kernels, kind: str, rows: int, outputs: int, inputs: int
 ) -> None:
-    codes, state = quantize_4bit(bf16(outputs, inputs), quant_type=kind, compress_statistics=True)
-    nested = state.state2
-    weight = FourBitWeight(
-        codes, state.code, state.absmax, nested.code, nested.absmax, float(state.offset), (outputs, inputs)
-    )
+    weight = four_bits(kind, outputs, inputs)
     x, bias = bf16(rows, inputs), bf16(outputs)
     want = x.float() @ dequantized(weight).t() + bias.float()
     close(compiled.linear(x, weight, bias), want, scale=inputs**0.5)
