@@ -88,7 +88,8 @@ class Scheduler:
 
     A tenant that has nothing in the batch, and whose turn it is, waits for nobody to end: it goes before long prompts,
     and if it finds no seat or no blocks, the tenant that has most in the batch takes its latest sequence back, as long
-    as it keeps one.
+    as it keeps one. Its first step is no longer than it must be: prompts of those who are there pause for it, though
+    never twice in a row.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Scheduler:
         self._max_sequences = max_sequences
         self._patience = patience
         self._overtaken: dict[str, int] = {}
+        self._paused = False  # whether prompts of those who are there had to pause in the latest step
         self.counters = counters or VirtualCounters()
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
@@ -156,6 +158,9 @@ class Scheduler:
         self._go_on(draft, decoding)  # a long prompt must not hold up decoding
         if self.running and not draft.preempted:
             self._admit(draft, adapters, newcomers=True)
+        self._paused = bool(draft.admitted) and not self._paused
+        if self._paused:
+            return self._settle(draft)
         self._go_on(draft, sorted(prompts, key=lambda sequence: self.counters.counter(sequence.tenant)))
         if len(self.running) < self._max_sequences and not draft.preempted:
             self._admit(draft, adapters)

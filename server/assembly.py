@@ -51,6 +51,10 @@ from server.tokens import HubTokenizer
 _log = structlog.get_logger(__name__)
 
 CPU_BLOCK = 16
+CPU_BATCH = 160
+"""Tokens in a step. A CPU computes them one after the other, so that few lose nothing and hold up nobody: 128 of a
+prompt beside 32 that decode."""
+GPU_BATCH = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +214,7 @@ def engine_config(settings: Settings, memory: MemoryPlan, max_model_len: int) ->
         adapter_device_bytes=memory.adapter_device_bytes,
         adapter_host_bytes=memory.adapter_host_bytes,
         block_size=memory.block_size,
-        max_batch_tokens=settings.max_batch_tokens,
+        max_batch_tokens=settings.max_batch_tokens or (GPU_BATCH if _on_cuda(settings.device) else CPU_BATCH),
         max_sequences=settings.max_sequences,
         max_waiting=settings.max_waiting,
         share=settings.quota.device_share,

@@ -191,3 +191,16 @@ def test_prompt_logprobs_take_no_shortcut() -> None:
     bench.run()
     bench.submit("scored", range(8), params=SamplingParams(max_tokens=1, prompt_logprobs=0))
     assert shape(bench.step()) == [("scored", 0, 8)]
+
+
+def test_a_newcomers_first_step_is_its_own_but_prompts_pause_for_none_twice_in_a_row() -> None:
+    bench = Bench(batch_tokens=8)
+    bench.submit("long", range(100), max_tokens=1, tenant="flood")
+    bench.step()
+    bench.submit("a", [1, 2], max_tokens=9, tenant="a")
+    assert shape(bench.step()) == [("a", 0, 2)]
+    bench.submit("b", [1, 2], max_tokens=9, tenant="b")
+    assert shape(bench.step()) == [("a", 2, 1), ("b", 0, 2), ("long", 8, 5)]
+    bench.submit("c", [1, 2], max_tokens=9, tenant="c")
+    assert [name for name, _, _ in shape(bench.step())] == ["a", "b", "c"]
+    assert shape(bench.step())[-1][0] == "long"
