@@ -76,7 +76,7 @@ class Settings(BaseSettings):
         int | None,
         Field(
             ge=1,
-            description="Tokens computed in one step; default: 160, and 2048 on a GPU. More make prompts faster"
+            description="Tokens computed in one step; default: 256, and 2048 on a GPU. More make prompts faster"
             " where a step's launches cost more than its tokens, and everybody waits for a step that has begun.",
         ),
     ] = None
