@@ -25,6 +25,7 @@ PEERS: tuple[Peer, ...] = (
     Vllm("vllm", adapters=True),
     Vllm("vllm-base", adapters=False),
     LlamaCpp(),
+    LlamaCpp("llama.cpp-q4", quantization="Q4_0"),
     OpenVino("openvino", adapters=True),
     OpenVino("openvino-base", adapters=False),
     PEFT,

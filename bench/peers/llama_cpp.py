@@ -33,9 +33,13 @@ FLAGS = ("--parallel", SLOTS, "-kvu", "--ctx-size", 8192, "--no-webui", "--cache
 
 @dataclass(frozen=True, slots=True)
 class LlamaCpp:
-    """As many slots as the most clients that are measured, over one cache (`-kvu`), which is its fastest setting."""
+    """As many slots as the most clients that are measured, over one cache (`-kvu`), which is its fastest setting.
+
+    `quantization` is a type of llama-quantize's for the base; its adapters stay in bf16.
+    """
 
     name: str = "llama.cpp"
+    quantization: str | None = None
 
     def install(self, directory: Path) -> None:
         """Compiles in `directory`, so that a build that was broken off goes on where it stood."""
@@ -55,8 +59,21 @@ class LlamaCpp:
 
     def start(self, directory: Path, grafts: Grafts) -> AbstractContextManager[HttpTarget]:
         base, *adapters = _converted(directory, grafts)
-        port, log = launch.free_port(), directory / "serve.log"
-        command = [_binary(directory), "-m", base, "--host", "127.0.0.1", "--port", port, *FLAGS, "--threads", CORES]
+        if self.quantization is not None:
+            base = _quantized(directory, base, self.quantization)
+        port, log = launch.free_port(), directory / f"{self.name}.log"
+        command = [
+            _program(directory, "llama-server"),
+            "-m",
+            base,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            port,
+            *FLAGS,
+            "--threads",
+            CORES,
+        ]
         command += [part for adapter in adapters for part in ("--lora", adapter)]
         return serving(self.name, [str(part) for part in command], port, Dialect.LLAMA_CPP, log, cores(), zero)
 
@@ -121,6 +138,16 @@ def _convert(directory: Path, script: str, arguments: Sequence[str], file: Path)
     aside(file).rename(file)
 
 
+def _quantized(directory: Path, base: Path, to: str) -> Path:
+    """The base in `to`, beside it; the head and what it keeps whole as the program sees fit."""
+    file = base.with_name(f"base-{to}.gguf")
+    if not file.exists():
+        program = str(_program(directory, "llama-quantize"))
+        Environment(None).check([program, str(base), str(aside(file)), to], directory / "convert.log")
+        aside(file).rename(file)
+    return file
+
+
 def _packages(directory: Path) -> Path:
     found = next(directory.glob("lib/python*/site-packages"), None)
     if found is None:
@@ -128,8 +155,8 @@ def _packages(directory: Path) -> Path:
     return found
 
 
-def _binary(directory: Path) -> Path:
-    found = _packages(directory) / MODULE / "bin" / "llama-server"
+def _program(directory: Path, name: str) -> Path:
+    found = _packages(directory) / MODULE / "bin" / name
     if not found.exists():
-        raise Unavailable("The package was installed without the program llama-server.")
+        raise Unavailable(f"The package was installed without the program {name}.")
     return found

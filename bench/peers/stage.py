@@ -17,8 +17,8 @@ from bench.peers.peer import Grafts, Peer, Unavailable
 
 
 def home(directory: Path, peer: Peer) -> Path:
-    """Its folder; one that is measured without its adapters too has both in one."""
-    return directory / peer.name.removesuffix("-base")
+    """Its folder; one that is measured without its adapters too, or in four bits, has all in one."""
+    return directory / peer.name.removesuffix("-base").removesuffix("-q4")
 
 
 def install(peers: Sequence[Peer], directory: Path, console: Console) -> list[Peer]:

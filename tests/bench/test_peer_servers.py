@@ -93,3 +93,16 @@ def test_conversions_are_kept_under_what_they_were_made_from(tmp_path: Path) -> 
 def test_openvino_is_told_the_scale_that_it_does_not_read(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"r": 16, "lora_alpha": 40}')
     assert scale(tmp_path) == 2.5
+
+
+def test_llama_cpps_base_is_quantized_once(tmp_path: Path) -> None:
+    program = tmp_path / "lib" / "python3" / "site-packages" / llama_cpp.MODULE / "bin" / "llama-quantize"
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\necho "$(cat "$1") as $3" >> "$2"\n')
+    program.chmod(0o755)
+    base = tmp_path / "base.gguf"
+    base.write_text("weights")
+    for _ in range(2):
+        assert llama_cpp._quantized(tmp_path, base, "Q4_0").read_text() == "weights as Q4_0\n"
+    with pytest.raises(Unavailable, match="llama-server"):
+        llama_cpp._program(tmp_path, "llama-server")
