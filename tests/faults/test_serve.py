@@ -1,5 +1,6 @@
 """`rootstock serve` as it is started: it has its data directory to itself, and reads uploads in a process apart."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,12 +55,43 @@ def test_an_upload_is_read_apart_within_the_limits_of_the_settings(serving: Serv
     """The adapter is a good one; but what starts a process takes longer than this server allows."""
     folder = write_adapter(tmp_path, serving.shape)
     read_directory(folder, serving.shape)  # raises for one that is not
-    files = {
-        "config": (folder / "adapter_config.json").read_bytes(),
-        "weights": (folder / "adapter_model.safetensors").read_bytes(),
-    }
+    files = {"config": _config(folder), "weights": _weights(folder)}
     refused = serving.http.post("/v1/adapters", data={"name": "good"}, files=files)
     error = refused.json()["error"]
     assert (refused.status_code, error["code"]) == (422, "invalid_adapter"), refused.text
     assert "longer than the limit of 0.001 seconds" in error["message"] and "a higher limit" in error["message"]
     assert serving.http.get("/v1/adapters/good").status_code == 404
+
+
+def test_an_upload_that_takes_too_much_memory_to_read_fails_alone(serving: Serving, tmp_path: Path) -> None:
+    """Its config is legal in length, and takes far more memory as objects than this server gives to a reader."""
+    folder = write_adapter(tmp_path / "adapter", serving.shape)
+    bloated = '{"x": [' + '{"":{"":0}},' * 80_000 + "0]}"
+    flags = ("--data-dir", str(tmp_path / "data"), "--validation-memory=128MiB")
+    with served(*serving.flags, *flags, log=tmp_path / "log") as running, running.client() as http:
+        at, refused = _push(http, folder, "bloated", bloated)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_adapter"), refused.text
+        card = http.get(at).json()
+        assert card["state"] == "failed" and "more than the limit of 128 MiB of memory" in card["reason"]
+        assert "a higher limit" in card["reason"] and http.get("/v1/adapters/bloated").status_code == 404
+        at, stored = _push(http, folder, "good", _config(folder).decode())
+        assert stored.status_code == 201 and http.get(at).json()["state"] == "ready", "the same limit, and enough"
+        said = http.post("/v1/completions", json={"model": "good", "prompt": [5, 9], "max_tokens": 2})
+        assert said.status_code == 200 and running.process.poll() is None
+
+
+def _push(http: httpx.Client, folder: Path, name: str, config: str) -> tuple[str, httpx.Response]:
+    """An upload in pieces of the folder's weights under this config: where it is, and what its end was told."""
+    weights = _weights(folder)
+    at = http.post("/v1/adapters/uploads", json={"name": name, "config": config, "size": len(weights)})
+    where = at.raise_for_status().headers["location"]
+    http.patch(where, content=weights, headers={"upload-offset": "0"}).raise_for_status()
+    return where, http.put(where, params={"digest": f"sha256:{hashlib.sha256(weights).hexdigest()}"})
+
+
+def _config(folder: Path) -> bytes:
+    return (folder / "adapter_config.json").read_bytes()
+
+
+def _weights(folder: Path) -> bytes:
+    return (folder / "adapter_model.safetensors").read_bytes()
