@@ -6,6 +6,7 @@ many connections, one that is idle goes first; probes are answered even when all
 
 import resource
 from asyncio import TimerHandle, Transport
+from collections import OrderedDict
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import ClassVar
@@ -36,8 +37,8 @@ class Bounds:
 
 
 def bounded(bounds: Bounds) -> type[HttpToolsProtocol]:
-    """The protocol with these bounds, as the class that uvicorn asks for."""
-    return type("BoundedProtocol", (_Bounded,), {"bounds": bounds})
+    """One server's protocol with these bounds, as the class that uvicorn asks for."""
+    return type("BoundedProtocol", (_Bounded,), {"bounds": bounds, "crowd": _Crowd()})
 
 
 def raise_file_limit() -> None:
@@ -55,20 +56,59 @@ def affordable(wanted: int) -> int:
     return wanted if files == resource.RLIM_INFINITY else max(_A_FEW, min(wanted, files - RESERVE - OTHER_FILES))
 
 
+class _Crowd:
+    """Who is connected, and who of them waits for nothing, those that have for longest first. Every question takes the
+    same few steps, however many there are: they are asked when everybody comes at once.
+    """
+
+    def __init__(self) -> None:
+        self._open: set[_Bounded] = set()
+        self._idle: OrderedDict[_Bounded, None] = OrderedDict()  # a dict would search for its first key
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def comes(self, one: "_Bounded") -> None:
+        self._open.add(one)
+        self.rests(one)
+
+    def works(self, one: "_Bounded") -> None:
+        self._idle.pop(one, None)
+
+    def rests(self, one: "_Bounded") -> None:
+        self._idle[one] = None
+        self._idle.move_to_end(one)
+
+    def leaves(self, one: "_Bounded") -> None:
+        """Or is about to. Twice is once."""
+        self._open.discard(one)
+        self._idle.pop(one, None)
+
+    def longest_idle(self, but: "_Bounded") -> "_Bounded | None":
+        """Those met on the way that are closing already are counted no longer."""
+        while (one := next((each for each in self._idle if each is not but), None)) is not None:
+            if not one.transport.is_closing():
+                return one
+            self.leaves(one)
+        return None
+
+
 class _Bounded(HttpToolsProtocol):
-    bounds: ClassVar[Bounds] = Bounds()
+    bounds: ClassVar[Bounds]
+    crowd: ClassVar[_Crowd]
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._head_bytes = 0
         self._head_timer: TimerHandle | None = None
-        self._idle_since = self.loop.time()
+        self.crowd.comes(self)
         self._expect_head()
         if self._is_crowded():
             self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()
+        self.crowd.leaves(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -84,13 +124,15 @@ class _Bounded(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._stop_head_timer()
+        self.crowd.works(self)
         refusal = self._refusal()
         self.app = self.config.loaded_app if refusal is None else _answer(refusal)
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
-        self._idle_since = self.loop.time()
         super().on_response_complete()
+        if self._idle and not self.transport.is_closing():
+            self.crowd.rests(self)
 
     def send_400_response(self, msg: str) -> None:
         self.refuse(BadRequest("This is no well-formed request, or it contradicts itself.", code="http_invalid"))
@@ -98,6 +140,7 @@ class _Bounded(HttpToolsProtocol):
     def refuse(self, error: ApiError) -> None:
         """Say so and close. In the middle of an answer there is nothing left to say."""
         self._stop_head_timer()
+        self.crowd.leaves(self)
         if self._idle and not self.transport.is_closing():
             self.transport.write(_raw(error))
         self.transport.close()
@@ -107,20 +150,14 @@ class _Bounded(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]  # uvicorn omits the None
 
     def _make_room(self) -> None:
-        others = [each for each in self._open() if each is not self and each._idle]
-        longest_idle = min(others, key=lambda each: each._idle_since, default=None)
+        longest_idle = self.crowd.longest_idle(but=self)
         if longest_idle is not None:
             longest_idle.refuse(_crowded())
-        elif len(self._open()) > self.bounds.connections + RESERVE:
+        elif len(self.crowd) > self.bounds.connections + RESERVE:
             self.refuse(_crowded())
 
-    def _open(self) -> list["_Bounded"]:
-        """All that are not about to close."""
-        return [each for each in self.connections if isinstance(each, _Bounded) and not each.transport.is_closing()]
-
     def _is_crowded(self) -> bool:
-        most = self.bounds.connections
-        return len(self.connections) > most and len(self._open()) > most
+        return len(self.crowd) > self.bounds.connections
 
     def _refusal(self) -> ApiError | None:
         """Why this request is not for the application, now that its head is known."""

@@ -1,28 +1,39 @@
-"""Idle connections, as many as wanted, in a process of its own: `python -m tests.support.crowd PORT COUNT`.
+"""Idle connections in a process of their own: `python -m tests.support.crowd PORT COUNT`.
 
-Owns its own limit on open files, which it raises as far as the system lets it. Prints how many it has opened; then, for
-each line it reads, how many of them were told that there are too many.
+Owns its own limit on open files, which it raises as far as the system lets it; `SPARE` fewer than that can be
+connections. Now and then it asks whether the server is alive, and ends if it is not. Prints how many it has opened;
+then, for each line it reads, how many of them were told that there are too many.
 """
 
 import contextlib
 import resource
 import socket
 import sys
+from urllib.request import ProxyHandler, build_opener
 
 SPARE = 64
 """Files that are none of the connections."""
+_AT_ONCE = 250
+"""Fewer than the system keeps for a server that is slow to accept: what is beyond that is lost, and tells nothing."""
 
 
-def main(port: int, wanted: int) -> None:
+def main(port: int, count: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    count = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard - SPARE)
-    crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
+    crowd: list[socket.socket] = []
+    for more in range(0, count, _AT_ONCE):
+        crowd += [socket.create_connection(("127.0.0.1", port)) for _ in range(min(_AT_ONCE, count - more))]
+        _ask(port)  # whoever came before has been let in by then
     print(count, flush=True)
     refused = set[int]()
     for _ in sys.stdin:
         refused |= {number for number, each in enumerate(crowd) if _told(each)}
         print(len(refused), flush=True)
+
+
+def _ask(port: int) -> None:
+    """Raises OSError for another answer than 200."""
+    build_opener(ProxyHandler({})).open(f"http://127.0.0.1:{port}/livez", timeout=60).close()
 
 
 def _told(connection: socket.socket) -> bool:

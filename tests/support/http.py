@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import TypeVar
 
 import httpx
@@ -32,7 +32,11 @@ class LiveServer:
 
 
 @contextlib.contextmanager
-def serve(app: FastAPI, bounds: Bounds | None = None) -> Iterator[LiveServer]:
+def serve(
+    app: FastAPI,
+    bounds: Bounds | None = None,
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+) -> Iterator[LiveServer]:
     """Serve `app` on a free port of 127.0.0.1 until the block ends."""
     config = uvicorn.Config(
         app,
@@ -49,7 +53,11 @@ def serve(app: FastAPI, bounds: Bounds | None = None) -> Iterator[LiveServer]:
         loops.append(asyncio.get_running_loop())
         await server.serve()
 
-    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
+    def run() -> None:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(main())
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     eventually(lambda: server.started)
     try:
