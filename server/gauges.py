@@ -104,13 +104,21 @@ class CanaryCollector(Collector):
         weights: dict[tuple[str, str], float] = {}
         for split in self._splits():
             if split.canary is not None:
-                pair = self._labels.compared(split.stable.id), self._labels.compared(split.canary.id)
+                pair = self._labels.of(split.stable.id), self._labels.of(split.canary.id)
                 weights[pair] = max(split.weight, weights.get(pair, 0.0))
         about = "Share of an alias's traffic that its canary gets; the largest, where several aliases try the same."
         family = GaugeMetricFamily("rootstock_canary_weight", about, labels=["stable", "canary"])
         for pair, weight in weights.items():
             family.add_metric(list(pair), weight)
         yield family
+
+
+def label_canaries(splits: Iterable[Split[Version]], labels: AdapterLabels) -> None:
+    """Let the versions that are compared have labels before their requests are counted, and not at the first scrape."""
+    for split in splits:
+        if split.canary is not None:
+            labels.compared(split.stable.id)
+            labels.compared(split.canary.id)
 
 
 def _room(stats: EngineStats, residents: list[Resident]) -> int:

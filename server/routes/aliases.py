@@ -19,6 +19,7 @@ from server.body import StrictRoute
 from server.deps import ServicesDep, accepting, in_thread, needs
 from server.etag import condition, etag
 from server.fields import Strict
+from server.gauges import label_canaries
 from server.principal import Scope
 from server.routes.adapters import card
 
@@ -61,6 +62,8 @@ async def set_alias(name: str, alias: str, body: AliasBody, http: HttpRequest, s
     canary = None if body.canary is None else Canary(body.canary.version, body.canary.weight)
     wanted = condition(http)
     version = await in_thread(services.catalog.set_alias, name, alias, body.version, wanted, canary)
+    if canary is not None:
+        label_canaries(await in_thread(services.whole.splits), services.metrics.labels)
     note("alias_set", name=name, alias=alias, version=version.number)
     return JSONResponse(await card(services, version), headers=etag(version))
 

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -12,7 +12,8 @@ import pytest
 from adapters.manifest import AdapterId
 from engine.events import Admitted, Finished, Observer, ignore
 from engine.sequence import FinishReason, Request
-from server.metrics import MAX_ADAPTER_LABELS
+from server.app import create_app
+from server.metrics import MAX_ADAPTER_LABELS, Metrics
 from tests.support.engine import FakeStream, FakeWorker
 from tests.support.face import BASE, form, make_face
 from tests.support.http import serve
@@ -148,15 +149,19 @@ def test_requests_of_both_versions_are_counted_apart(tmp_path: Path) -> None:
     with serve(face.app) as live, live.client() as http:
         ids = uploaded(http)
         canary(http)
-        http.get("/metrics")  # what is compared is labelled when it is first scraped
         answered = Counter(answering(http, user=str(number)) for number in range(40))
         told = http.get("/metrics").text
+    again = Metrics()
+    for number in range(MAX_ADAPTER_LABELS):
+        again.labels.of(AdapterId(f"sha256:{number:012x}{0:052x}"))
+    create_app(replace(face.services, metrics=again))
     face.registry.close()
     assert set(answered) == {ids[1], ids[3]}
     for id, count in answered.items():
         label = id.removeprefix("sha256:")[:12]
         assert f'rootstock_requests_total{{adapter="{label}",reason="length"}} {count}.0' in told
         assert f'rootstock_generated_tokens_total{{adapter="{label}"}} {count}.0' in told
+        assert again.labels.of(AdapterId(id)) == label, "and so from the next start on"
 
 
 @pytest.mark.parametrize(
