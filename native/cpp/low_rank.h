@@ -74,6 +74,30 @@ inline void expand(const float* h, Int h_stride, Int rows, const Part& part, Int
         }
 }
 
+// y = B h for ranks [0, R) of B, added to what `y` has from others; asks for `next` meanwhile, a byte for a byte.
+template <int R>
+void add_ranks(const float* h, const BFloat16* b, Int outputs, bool first, float* y, const BFloat16* next) {
+    const auto add = [&](Int n) {
+        Vec acc = first ? Vec{} : load(y + n);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) acc += h[r] * load(b + r * outputs + n);
+        store(y + n, acc);
+    };
+    Int n = 0;
+    for (; n + LINE <= outputs; n += LINE) {
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) fetch(next + r * outputs + n);
+#pragma GCC unroll 8
+        for (Int i = 0; i < LINE; i += LANES) add(n + i);
+    }
+    for (; n + LANES <= outputs; n += LANES) add(n);
+    for (; n < outputs; ++n) {
+        float value = first ? 0 : y[n];
+        for (int r = 0; r < R; ++r) value += h[r] * float(b[r * outputs + n]);
+        y[n] = value;
+    }
+}
+
 // Rows [start, stop) of one term, all in one group, and a range of its ranks, at one layer.
 struct Shrink {
     Int start, stop, first, last;
@@ -84,29 +108,30 @@ struct Shrink {
     Int h_stride;
     float* plus;  // if not null, [rows, outputs] for what is expanded at once, while nothing else is read
 
-    // h[t] = s * A x[t], for the rows of one group. Asks for what the next one reads, if there is one.
+    // h[t] = s * A x[t], for the rows of one group. Reads A and B in the order of memory, and asks for what comes then:
+    // what `next` reads, if it is not null.
     void run(Buffer<Number>& block, const Shrink* next) const {
-        if (plus) fetch_outputs(0), fetch_outputs(STRIP);
-        if (next) next->fetch_inputs();
-        for (Int from = first; from < last; from += RANKS) shrink(from, std::min(RANKS, last - from), block);
-        if (!plus) return;
-        std::fill(plus + start * outputs, plus + stop * outputs, 0.0f);
-        for (Int out = 0; out < outputs; out += STRIP) {
-            fetch_outputs(out + 2 * STRIP);
-            expand(h + start * h_stride, h_stride, stop - start, *part, outputs, out, std::min(STRIP, outputs - out),
-                   plus + start * outputs + out, outputs);
-        }
+        const BFloat16* after = next ? next->inputs_of(next->first) : inputs_of(first);
+        for (Int from = first; from < last; from += RANKS)
+            shrink(from, std::min(RANKS, last - from), block, plus ? part->b : after);
+        if (plus) expand_at_once(after);
     }
 
   private:
-    static constexpr Int STRIP = 3 * LANES;
+    static constexpr Int TOGETHER = 4;  // ranks of B
 
-    void shrink(Int from, Int ranks, Buffer<Number>& block) const {
+    const BFloat16* inputs_of(Int rank) const { return part->a + rank * inputs; }
+
+    void shrink(Int from, Int ranks, Buffer<Number>& block, const BFloat16* after) const {
         const Int rows = stop - start, step = x->step(start);
-        const BFloat16* a = part->a + from * inputs;
+        const BFloat16* a = inputs_of(from);
         Vec sums[GROUP * RANKS];
         if (inputs % PAIR == 0) {
-            multiply(x->at(start), step, rows, Halves{a, inputs}, ranks, 0, inputs, sums, RANKS);
+            for (Int r = 0, end; r < ranks; r = end) {
+                end = std::min(r + Halves::AHEAD, ranks);
+                const Halves some{a + r * inputs, inputs, from + end < last ? a + end * inputs : after};
+                multiply(x->at(start), step, rows, some, end - r, 0, inputs, sums + r, RANKS);
+            }
         } else {
             const Int wide = padded(inputs, PAIR);
             block.fit(ranks * wide);
@@ -121,14 +146,14 @@ struct Shrink {
         }
     }
 
-    void fetch_inputs() const {
-        const BFloat16 *from = part->a + first * inputs, *to = from + std::min(Halves::AHEAD, last - first) * inputs;
-        for (; from < to; from += LINE) fetch(from);
-    }
-
-    void fetch_outputs(Int out) const {
-        for (Int r = 0; r < part->rank; ++r)
-            for (Int n = out; n < std::min(out + STRIP, outputs); n += LINE) fetch(part->b + r * outputs + n);
+    // plus[t] = B h[t], a few ranks at a time. The order of additions is that of `expand`.
+    void expand_at_once(const BFloat16* after) const {
+        for (Int r = 0, ranks; r < part->rank; r += ranks) {
+            ranks = r + TOGETHER <= part->rank ? TOGETHER : 1;
+            const auto add = ranks == TOGETHER ? add_ranks<TOGETHER> : add_ranks<1>;
+            const BFloat16 *b = part->b + r * outputs, *next = r + ranks < part->rank ? b + ranks * outputs : after;
+            for (Int t = start; t < stop; ++t) add(h + t * h_stride + r, b, outputs, r == 0, plus + t * outputs, next);
+        }
     }
 };
 
@@ -162,11 +187,17 @@ struct Shrinking {
             if (!plus) expand(h + start * h_stride, h_stride, stop - start, part, outputs, out, outs, rows, y_stride);
             for (Int t = 0; t < stop - start; ++t) {
                 float* values = rows + t * y_stride;
-                const float *more = plus ? plus + (start + t) * outputs + out : nullptr, *gain = part.gain;
-                for (Int n = 0; more && n < outs; ++n) values[n] += more[n];
-                for (Int n = 0; gain && n < outs; ++n) values[n] *= gain[out + n];
+                if (plus) change(values, plus + (start + t) * outputs + out, outs, [](auto a, auto b) { return a + b; });
+                if (part.gain) change(values, part.gain + out, outs, [](auto a, auto b) { return a * b; });
             }
         }
+    }
+
+    template <class How>
+    static void change(float* values, const float* by, Int count, How how) {
+        Int n = 0;
+        for (; n + LANES <= count; n += LANES) store(values + n, how(load(values + n), load(by + n)));
+        for (; n < count; ++n) values[n] = how(values[n], by[n]);
     }
 
     // Asks for the bytes of B that `change_rows` will read: each rank's is a row of its own, far from the last one's.

@@ -39,6 +39,10 @@ struct Halves {
     static constexpr Int AHEAD = 8;  // rows of w by which memory is asked before it is read
     const BFloat16* data;
     Int stride;
+    const BFloat16* next;  // what is asked for meanwhile, a row for a row
+
+    Halves(const BFloat16* data, Int stride) : Halves(data, stride, data + AHEAD * stride) {}
+    Halves(const BFloat16* data, Int stride, const BFloat16* next) : data(data), stride(stride), next(next) {}
 
     struct Some {
         static constexpr int VECTORS = LAID;
@@ -51,10 +55,9 @@ struct Halves {
     };
 
     Some some(Int n, Int k) const {
-        const BFloat16* at = data + n * stride + k;
         // Rows are short, and the processor's own prefetching stops at each row's end.
-        fetch(at + AHEAD * stride);
-        return {Laid(at)};
+        fetch(next + n * stride + k);
+        return {Laid(data + n * stride + k)};
     }
 };
 
