@@ -166,7 +166,7 @@ class GraftedLinear(nn.Module):
     def _staged(self, x: Tensor, staged: Staged) -> Tensor:
         if staged.merged and self.merged is not None:
             return _tensor(self.merged(x))
-        return _multiply(self.base, x, staged.change(self.path, x.reshape(-1, x.shape[-1])))
+        return _multiply(self.base, x, staged.change(self.path, x))
 
     def _check_rows(self, x: Tensor, selection: Selection) -> None:
         rows = x.numel() // x.shape[-1]

@@ -1,19 +1,20 @@
 """The adapters of a step side by side in memory that never moves, for steps that are recorded once and replayed.
 
-Owns that memory and `Staged`, which applies it. A recording has the addresses it was made with and shapes that never
-change, so it cannot read adapters where the bank holds them; the active ones are copied here, at their true rank, one
-after the other. Who sits where is `seating.py`'s.
+Owns `Stage` and `Staged`, which applies it; the memory itself is `boards.py`'s. A recording has the addresses it was
+made with and shapes that never change, so it cannot read adapters where the bank holds them; the active ones are copied
+here, at their true rank, one after the other. Who sits where is `seating.py`'s.
 
-Shape suffixes: T rows of a step, I inputs, O outputs, R rank rows, G gain rows.
+Shape suffixes: T rows of a step, I inputs, O outputs, R rank rows, S linears of a family.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from adapters.bank import Bank, Loaded
+from adapters.boards import Families, boards
 from adapters.manifest import AdapterId
 from adapters.seating import Seating, Seats
 from loader.product import Change
@@ -24,15 +25,6 @@ UNIT = 16
 MOST_UNITS = 16
 NO_GAIN = 0
 """The gain row of ones, for rows that have none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Boards:
-    """The stage at one linear: `a_RI`, `b_RO` times its adapter's scaling, and DoRA's gains."""
-
-    a_RI: Tensor
-    b_RO: Tensor
-    gain_GO: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +43,8 @@ class Stage:
         rows, gain_rows = units * UNIT, units + 1 if units else 0
         self._bank = bank
         self._ranks, self._gains = Seating(rows), Seating(units)
-        self.boards = {
-            path: Boards(
-                torch.zeros(rows, linear.in_features, dtype=dtype, device=bank.device),
-                torch.zeros(rows, linear.out_features, dtype=dtype, device=bank.device),
-                torch.ones(gain_rows, linear.out_features, device=bank.device),
-            )
-            for path, linear in linears.items()
-        }
+        self.boards = boards(linears, rows, gain_rows, dtype, bank.device)
+        self.families = Families(self.boards)
 
     @property
     def num_bytes(self) -> int:
@@ -134,18 +120,39 @@ class Staged:
     outside_TR: Tensor
     gains_T: Tensor | None = None
     merged: bool = False
+    _given: list[Tensor] = field(default_factory=list)
+    _ready: dict[str, Tensor] = field(default_factory=dict)
 
-    def change(self, path: str, x_TI: Tensor) -> Change | None:
-        """What the adapters on stage make of the rows of the linear at `path`."""
-        width = self.outside_TR.shape[1]
-        if width == 0:
+    def change(self, path: str, x: Tensor) -> Change | None:
+        """What the adapters on stage make of the rows `[..., I]` of the linear at `path`.
+
+        Those that will be given the same rows are computed with it: on a GPU a step of few rows costs its launches.
+        """
+        if self.outside_TR.shape[1] == 0:
             return None
-        board = self.stage.boards[path]
-        h_TR = torch.mm(x_TI.to(board.a_RI.dtype), board.a_RI[:width].t())
-        plus_TO = torch.mm(h_TR.masked_fill_(self.outside_TR, 0), board.b_RO[:width])
+        if path not in self._ready or self._given[0] is not x:
+            paths = self.stage.families.follow(path, x)
+            self._given[:] = [x]
+            self._ready.clear()
+            self._ready.update(zip(paths, self._products(paths, x.reshape(-1, x.shape[-1])), strict=True))
+        plus_TO = self._ready.pop(path)
         if self.gains_T is None:
             return Change(plus_TO)
-        return Change(plus_TO, ((slice(0, x_TI.shape[0]), board.gain_GO[self.gains_T]),))
+        return Change(plus_TO, ((slice(0, len(plus_TO)), self.stage.boards[path].gain_GO[self.gains_T]),))
+
+    def _products(self, paths: Sequence[str], x_TI: Tensor) -> Iterator[Tensor]:
+        """`B A x [T, O]` of each linear at `paths`, which are a family."""
+        width, first, last = self.outside_TR.shape[1], *(self.stage.boards[path].a for path in (paths[0], paths[-1]))
+        a_SRI = first.up_to(last)[:, :width]
+        x_STI = x_TI.to(a_SRI.dtype).expand(len(paths), -1, -1)
+        h_STR = _times(x_STI, a_SRI.transpose(1, 2)).masked_fill_(self.outside_TR, 0)
+        for own, b_SRO in self.stage.families.runs(paths):
+            yield from _times(h_STR[own], b_SRO[:, :width])
+
+
+def _times(left: Tensor, right: Tensor) -> Tensor:
+    """Products of matrices in pairs; of one pair as such, for which there are more kernels to choose from."""
+    return torch.bmm(left, right) if len(left) > 1 else torch.mm(left[0], right[0])[None]
 
 
 def unit_bytes(linears: Iterable[LinearShape], itemsize: int) -> int:

@@ -1,11 +1,13 @@
 """The stage: adapters side by side in memory of a known size, applied as the definition says."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapters.bank import Bank, Loaded, Part
 from adapters.checkpoint import read_directory
@@ -16,7 +18,16 @@ from tests.support.adapters import KINDS, MLP, llama_shape, write_adapter
 
 CPU = torch.device("cpu")
 SHAPE = llama_shape()
-PATHS = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj", "lm_head")
+ONE_BY_ONE = (("model.layers.0.self_attn.q_proj",), ("model.layers.1.mlp.down_proj",), ("lm_head",))
+LAYER = tuple(
+    tuple(f"model.layers.0.{name}" for name in names.split())
+    for names in (
+        "self_attn.q_proj self_attn.k_proj self_attn.v_proj",
+        "self_attn.o_proj",
+        "mlp.gate_proj mlp.up_proj",
+        "mlp.down_proj",
+    )
+)
 
 
 def weight(path: str) -> Tensor:
@@ -52,6 +63,12 @@ def staged(stage: Stage, owners: Sequence[AdapterId | None]) -> Staged:
     return Staged(stage, outside, gains if cast.gains else None)
 
 
+def inputs(families: Sequence[Sequence[str]], rows: int) -> Iterator[tuple[str, Tensor]]:
+    for family in families:
+        x = torch.randn(rows, SHAPE.linears[family[0]].in_features)
+        yield from ((path, x) for path in family)
+
+
 def plain(part: Part | None, x: Tensor) -> tuple[Tensor, Tensor | float]:
     """What one row gains, and its gain."""
     if part is None:
@@ -60,10 +77,11 @@ def plain(part: Part | None, x: Tensor) -> tuple[Tensor, Tensor | float]:
     return plus, 1.0 if part.gain is None else part.gain.double()
 
 
-def check(bank: Bank, stage: Stage, owners: Sequence[AdapterId | None]) -> None:
+def check(
+    bank: Bank, stage: Stage, owners: Sequence[AdapterId | None], families: Sequence[Sequence[str]] = ONE_BY_ONE
+) -> None:
     rows = staged(stage, owners)
-    for path in PATHS:
-        x = torch.randn(len(owners), SHAPE.linears[path].in_features)
+    for path, x in inputs(families, len(owners)):
         change = rows.change(path, x)
         assert change is not None
         for row, owner in enumerate(owners):
@@ -128,3 +146,30 @@ def test_it_takes_at_most_half_of_the_budget_and_no_more_than_it_says(dtype: tor
         stage = Stage(Bank(CPU), SHAPE.linears, dtype, units)
         assert stage.num_bytes == ones + units * each <= budget // 2
         assert {board.a_RI.shape[0] for board in stage.boards.values()} == {units * UNIT}
+
+
+class Products(TorchDispatchMode):
+    """Counts them."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += any(name in func.name() for name in ("::mm", "::bmm"))
+        return func(*args, **(kwargs or {}))
+
+
+def test_linears_that_are_given_the_same_rows_are_multiplied_together_from_the_second_time_on(bank: Bank) -> None:
+    ids = adapters(bank)
+    stage, owners = Stage(bank, SHAPE.linears, torch.float32, 3), [ids[0], ids[3], None, ids[2]]
+    counts: list[int] = []
+    for _ in range(3):
+        rows = staged(stage, owners)
+        with Products() as products:
+            for path, x in inputs(LAYER, len(owners)):
+                rows.change(path, x)
+        counts.append(products.count)
+    assert counts == [14, 9, 9], "four of A; of B the keys' and values' are one, and the gate's and what it gates"
+    check(bank, stage, owners, LAYER)
+    check(bank, stage, owners, tuple((path,) for family in LAYER for path in reversed(family)))
