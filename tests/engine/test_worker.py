@@ -95,12 +95,16 @@ async def test_closing_a_stream_aborts_its_request() -> None:
         assert len(await collect(again)) == 4
 
 
-async def test_f61_closing_in_the_middle_frees_the_blocks() -> None:
-    async with running(Bench()) as worker:
+async def test_f61_closing_in_the_middle_frees_the_blocks_within_a_step() -> None:
+    bench = Bench()
+    bench.runner.delay_s = 0.01
+    async with running(bench) as worker:
         stream = await worker.submit(request("r", max_tokens=190))
         await anext(stream)
+        begun = len(bench.runner.plans)
         await stream.aclose()
         await until(lambda: worker.stats().running == 0 and worker.stats().blocks_used == 0)
+        assert len(bench.runner.plans) <= begun + 1, "no more than the step that was about to begin"
 
 
 @pytest.mark.parametrize("pause", [False, True])

@@ -143,6 +143,10 @@ def test_d44_a_flipped_bit_is_found_told_and_repaired(restarted: Restarted) -> N
         assert refused.status_code == 503 and refused.json()["error"]["code"] == "adapter_corrupt"
         assert http.get("/v1/adapters/blue").json()["state"] == "corrupt"
         assert _said(_complete(http, "red")) == restarted.said["red"], "the rest goes on"
+    kept = restarted.data / "adapters" / "quarantine"
+    assert [path.name for path in kept.iterdir()] == [
+        http.get("/v1/adapters/blue").json()["id"].removeprefix("sha256:")
+    ]
     assert 'code="adapter_corrupt"} 2.0' in http.get("/metrics").text
     assert _upload(http, restarted.blue, "blue").status_code == 200
     assert http.get("/v1/adapters/blue").json()["state"] == "disk"

@@ -8,6 +8,7 @@ import pytest
 import structlog
 
 from adapters.provenance import ServedBase
+from adapters.uploads import UploadLimits
 from tests.support.adapters import write_adapter
 from tests.support.door import SHAPE, Door
 from tests.support.face import WEIGHTS, make_face
@@ -23,7 +24,8 @@ def _quiet() -> None:
 @pytest.fixture(scope="module")
 def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     folder = tmp_path_factory.mktemp("door")
-    face = make_face(folder / "server", base=ServedBase(SHAPE, lambda: WEIGHTS))
+    fifty = UploadLimits(most_open=64)  # for the fifty that are finished at once
+    face = make_face(folder / "server", base=ServedBase(SHAPE, lambda: WEIGHTS), uploads=fifty)
     canary, _ = face.catalog.add_directory("canary", write_adapter(folder / "canary", SHAPE, seed=99))
     with serve(face.app) as live, live.client() as http:
         yield Door(face, live, http, Invariants(face, http, folder / "server", canary))

@@ -64,8 +64,9 @@ E48 = {
 
 @each(E48)
 def test_e48_counts_are_bounded_before_anything_is_made(content: str, http: httpx.Client, face: Face) -> None:
-    seen = len(face.worker.seen)
+    seen, began = len(face.worker.seen), time.process_time()
     reply = post(http, content)
+    assert time.process_time() - began < 0.05, "the client's part included"
     assert len(face.worker.seen) == seen
     refused(reply, http, face)
 
@@ -105,6 +106,11 @@ E51 = {
 @each(E51)
 def test_e51_biases_of_tokens_that_are_not_there(content: str, http: httpx.Client, face: Face) -> None:
     refused(post(http, content), http, face)
+
+
+def test_e51_a_million_biases_are_more_than_a_body_may_have(http: httpx.Client, face: Face) -> None:
+    many = body(logit_bias={str(token): 1 for token in range(1_000_000)})
+    refused(post(http, many), http, face, status=413, code="body_too_large")
 
 
 E52 = {

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from server.naming import RESERVED
 from tests.support.engine import FakeWorker
 from tests.support.face import BASE, Face, form, make_face
 from tests.support.http import LiveServer, eventually, serve
@@ -47,7 +48,7 @@ def test_d38_names_that_look_like_others(name: str, http: httpx.Client, face: Fa
     refused(reply, http, face, status=404, code="model_not_found")
 
 
-@pytest.mark.parametrize("name", [BASE, BASE.upper()])
+@pytest.mark.parametrize("name", [BASE, BASE.upper(), *sorted(RESERVED)])
 def test_d39_names_that_mean_something_else(name: str, http: httpx.Client, face: Face) -> None:
     reply = push(http, name)
     refused(reply, http, face, status=409, code="name_reserved")
