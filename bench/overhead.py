@@ -1,9 +1,9 @@
 """`rootstock bench overhead`: what HTTP, scheduling and streaming cost, on a model so small that it shows.
 
-Owns two shares: of a closed loop's time, what lies outside of the engine's steps by the server's own metrics; and of
-the time per step, what it takes longer than the same step does in an engine without a server. The second has in it
-what the first cannot see: steps that become slower because threads share one interpreter. The client runs on the same
-machine and counts as overhead too.
+Owns three shares. Of a closed loop's time, what lies outside of the engine's steps by the server's own metrics; and
+what it takes longer than as many steps do in an engine without a server. The second has in it what the first cannot
+see: steps that become slower because others use the interpreter and the processors, the client on the same machine
+among them. The third leaves the client out: of the server's processor time, what its event loop takes.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from statistics import median
 from typing import Annotated, Any
 
 import orjson
+import psutil
 import typer
 
 from bench import header, launch, options, report, scrape
@@ -26,14 +27,26 @@ PROMPT_TOKENS = 8
 SUM, COUNT = "rootstock_step_seconds_sum", "rootstock_step_seconds_count"
 
 
-def over_http(url: str, base_id: str, shape: Shape, concurrency: int, rounds: int) -> Iterator[dict[str, float]]:
-    """For each round the seconds inside steps, the number of steps and the wall time of one closed loop."""
+def over_http(
+    url: str, base_id: str, shape: Shape, concurrency: int, rounds: int, pid: int
+) -> Iterator[dict[str, float]]:
+    """For each round the seconds inside steps, the number of steps and the wall time of one closed loop.
+
+    Beside them the seconds of processor time of the server, whose process is `pid`, and of its event loop.
+    """
     for round_ in range(rounds + 1):
-        before = {name: scrape.total(url, name) for name in (SUM, COUNT)}
+        before, begun = {name: scrape.total(url, name) for name in (SUM, COUNT)}, processor_s(pid)
         run = asyncio.run(closed_loop(url, asks([base_id] * concurrency, shape, seed=round_), concurrency))
+        used = {name: seconds - begun[name] for name, seconds in processor_s(pid).items()}
         seconds, steps = (scrape.total(url, name) - before[name] for name in (SUM, COUNT))
         if round_ > 0:
-            yield {"inside_s": seconds, "steps": steps, "wall_s": run.wall_s}
+            yield {"inside_s": seconds, "steps": steps, "wall_s": run.wall_s, **used}
+
+
+def processor_s(pid: int) -> dict[str, float]:
+    """What the process has used, and its first thread, which the event loop runs on."""
+    used = {thread.id: thread.user_time + thread.system_time for thread in psutil.Process(pid).threads()}
+    return {"server_s": sum(used.values()), "event_loop_s": used[pid]}
 
 
 def shares(rounds: list[dict[str, float]], bare_step_s: float) -> dict[str, float]:
@@ -42,6 +55,7 @@ def shares(rounds: list[dict[str, float]], bare_step_s: float) -> dict[str, floa
         "step_ms": 1e3 * median(one["inside_s"] / one["steps"] for one in rounds),
         "bare_step_ms": 1e3 * bare_step_s,
         "outside_of_steps": median(1 - one["inside_s"] / one["wall_s"] for one in rounds),
+        "event_loop_of_server": median(one["event_loop_s"] / one["server_s"] for one in rounds),
         "beyond_bare_steps": median(1 - bare_step_s * one["steps"] / one["wall_s"] for one in rounds),
     }
 
@@ -71,9 +85,9 @@ def main(
     bare = partial(bare_step_s, base, concurrency, half_way, output_tokens // 2)
     first = bare()
     with launch.serve(work_dir / "overhead", launch.flags(base, serve_flags)) as server:
-        if server.base is None:
+        if server.base is None or server.pid is None:
             raise typer.BadParameter("The base's directory is needed: prompts are drawn from its vocabulary.")
         shape = Shape(header.vocab_size(server.base), PROMPT_TOKENS, output_tokens)
-        rounds_ = list(over_http(server.url, server.base_id, shape, concurrency, rounds))
+        rounds_ = list(over_http(server.url, server.base_id, shape, concurrency, rounds, server.pid))
     found = shares(rounds_, median((first, bare())))
     report.tell_json(terminal(), work_dir / "overhead.json", {"setting": setting, "shares": found, "rounds": rounds_})

@@ -1,5 +1,6 @@
 """The measuring tools for many, merged and cold adapters, against a server that answers at once."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -79,10 +80,12 @@ def test_the_same_prompt_is_sent_new_again_and_to_another_adapter() -> None:
 
 
 def test_shares_of_time() -> None:
-    rounds = [{"inside_s": 0.8, "steps": 100, "wall_s": 1.0}, {"inside_s": 0.9, "steps": 100, "wall_s": 1.0}]
+    used = {"server_s": 1.6, "event_loop_s": 0.16}
+    rounds = [{"inside_s": inside_s, "steps": 100, "wall_s": 1.0, **used} for inside_s in (0.8, 0.9)]
     found = overhead.shares(rounds, bare_step_s=0.006)
     assert found["outside_of_steps"] == pytest.approx(0.15)
     assert found["beyond_bare_steps"] == pytest.approx(0.4)
+    assert found["event_loop_of_server"] == pytest.approx(0.1)
     assert (found["step_ms"], found["bare_step_ms"]) == pytest.approx((8.5, 6.0))
 
 
@@ -90,8 +93,9 @@ def test_steps_are_read_around_each_round() -> None:
     server = fake(0)
     server.metrics = {overhead.SUM: 2.0, overhead.COUNT: 9.0}
     with running(server) as url:
-        rounds = list(overhead.over_http(url, "base", SHAPE, concurrency=2, rounds=2))
+        rounds = list(overhead.over_http(url, "base", SHAPE, concurrency=2, rounds=2, pid=os.getpid()))
     assert [(one["inside_s"], one["steps"]) for one in rounds] == [(0.0, 0.0)] * 2
+    assert all(0 <= one["event_loop_s"] <= one["server_s"] for one in rounds)
     assert len(server.requests) == 3 * 2
 
 
