@@ -139,13 +139,20 @@ B21: Changes = {
     "magnitude": (plus(f"{Q0}.lora_magnitude_vector", 32), ("the config does not call for", "use_dora")),
 }
 B22: Changes = {
-    "wrong prefix": (renamed("base_model.model.", ""), ("8 of 8 tensors are missing", "not named as PEFT")),
+    "wrong prefix": (
+        renamed("base_model.model.", ""),
+        ("8 of 8 tensors are missing", "and 3 more", "not named as PEFT"),
+    ),
 }
 B23: Changes = {
     "missing B": (without(f"{Q0}.lora_B.weight"), ("1 of 8 tensors are missing", "q_proj.lora_B")),
     "missing half": (
         lambda tensors: {key: value for key, value in tensors.items() if "lora_A" in key},
         ("4 of 8 tensors are missing",),
+    ),
+    "all but one": (
+        lambda tensors: dict(list(tensors.items())[:1]),
+        ("7 of 8 tensors are missing", "layers.0.self_attn.v_proj.lora_B", "layers.1.self_attn.q_proj", "and 2 more"),
     ),
 }
 B24: Changes = {
