@@ -1,5 +1,3 @@
-# syntax=docker/dockerfile:1
-
 # Build arguments:
 #   VARIANT    cpu (default) or cuda: what the running container expects of its host.
 #   PIP_FLAGS  flags for pip, such as the index that carries CPU-only torch wheels. Without one, pip's default

@@ -64,7 +64,7 @@ def _told(error: Exception) -> int | None:
     from adapters.errors import AdapterError
     from loader.errors import LoaderError
     from server.commands.errors import CommandFailed
-    from server.datadir import DataDirInUse
+    from server.datadir import DataDirUnusable
     from server.door import AddressInUse
     from server.keys.errors import KeysError
     from server.settings import SettingsError
@@ -74,6 +74,6 @@ def _told(error: Exception) -> int | None:
         return error.exit_code
     if isinstance(error, SettingsError | ConfigInvalid):
         return 2
-    if isinstance(error, AdapterError | LoaderError | TrainingError | DataDirInUse | AddressInUse | KeysError):
+    if isinstance(error, AdapterError | LoaderError | TrainingError | DataDirUnusable | AddressInUse | KeysError):
         return 1
     return None

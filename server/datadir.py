@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-class DataDirInUse(Exception):
+class DataDirUnusable(Exception):
+    """No server can run on this directory as things are; the message says what to change."""
+
+
+class DataDirInUse(DataDirUnusable):
     """Another server holds the lock."""
 
 
@@ -52,9 +56,16 @@ class DataDir:
         return self.root / "keys.pepper"
 
     def lock(self) -> int:
-        """Hold the directory until the returned descriptor is closed. Raises DataDirInUse."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Hold the directory until the returned descriptor is closed. Raises DataDirUnusable."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except PermissionError:
+            # Mostly a directory of the host, mounted into a container whose user is another one.
+            raise DataDirUnusable(
+                f"User {os.geteuid()} may not write to {self.root}. Give it to that user, with "
+                f"`chown -R {os.geteuid()}:{os.getegid()} DIR`, or name another with --data-dir."
+            ) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -10,7 +10,7 @@ class CommandFailed(Exception):
 
 
 class Refused(CommandFailed):
-    """The server's own refusal: its status and its code."""
+    """A refusal: its status and its code; a proxy in front of the server gives none."""
 
     def __init__(self, message: str, status: int, code: str | None) -> None:
         super().__init__(message)
@@ -19,7 +19,8 @@ class Refused(CommandFailed):
     @property
     def passing(self) -> bool:
         """Whether the same request may succeed a little later."""
-        return self.status in (408, 502, 503, 504) or self.code in ("upload_busy", "queue_full")
+        too_fast = self.status == 429 and self.code is None
+        return too_fast or self.status in (408, 502, 503, 504) or self.code in ("upload_busy", "queue_full")
 
 
 class Unreachable(CommandFailed):

@@ -69,7 +69,11 @@ class Server:
         try:
             with httpx.Client(base_url=self._url, headers=self._headers, timeout=_PATIENT) as client:
                 yield client
-        except httpx.ConnectError:
+        except httpx.ConnectError as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):  # no later attempt would fare better
+                raise CommandFailed(
+                    f"The certificate of {self._url} is not trusted. If it is your own, name its file in SSL_CERT_FILE."
+                ) from None
             raise Unreachable(
                 f"No server answers at {self._url}. Start one with `rootstock serve`, or give --url."
             ) from None
@@ -83,9 +87,9 @@ def _content(reply: httpx.Response) -> Any:
     try:
         content = reply.json()
     except ValueError:
-        raise CommandFailed(
-            f"The server answered {reply.status_code} without JSON. Is it a Rootstock server?"
-        ) from None
+        # A proxy's own page, mostly; its status alone tells whether to come again.
+        message = f"{reply.url} answered {reply.status_code} without JSON. Is a Rootstock server there, and is it up?"
+        raise Refused(message, reply.status_code, None) from None
     _raise_error(content, reply.status_code)
     return content
 

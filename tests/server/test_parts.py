@@ -1,6 +1,7 @@
 """The small pure parts of the face: settings, fields, log-probabilities, labels, phases."""
 
 import asyncio
+import os
 import time
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from engine.events import (
 from engine.sequence import FinishReason, Output, TokenLogprob
 from server.answer import fold
 from server.body import parse_json
-from server.datadir import DataDir, DataDirInUse
+from server.datadir import DataDir, DataDirInUse, DataDirUnusable
 from server.errors import TABLE, BadRequest, Draining, NotReady, api_error
 from server.gauges import EngineCollector, ServerCollector
 from server.lifecycle import Lifecycle
@@ -276,13 +277,24 @@ def test_a_drain_waits_for_answers() -> None:
 
 
 def test_g73_one_server_a_data_directory(tmp_path: Path) -> None:
-    import os
-
     held = DataDir(tmp_path / "d").lock()
     with pytest.raises(DataDirInUse, match="--data-dir"):
         DataDir(tmp_path / "d").lock()
     os.close(held)
     os.close(DataDir(tmp_path / "d").lock())
+
+
+def test_a_data_directory_of_somebody_else_is_told_with_the_way_to_own_it(tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir(mode=0o500)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)  # root may write anywhere
+    try:
+        with pytest.raises(DataDirUnusable, match=r"may not write to .*theirs.*`chown -R \d+:\d+ DIR`.*--data-dir"):
+            DataDir(theirs).lock()
+    finally:
+        os.seteuid(user)
 
 
 def test_left_over_uploads_are_cleared(tmp_path: Path) -> None:

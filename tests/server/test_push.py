@@ -16,8 +16,8 @@ from adapters.checkpoint import read_directory
 from adapters.manifest import Kind
 from adapters.standalone import manifest_of
 from server.commands import push as pushing
-from server.commands.errors import CommandFailed, Unreachable
-from server.commands.http import Server
+from server.commands.errors import CommandFailed, Refused, Unreachable
+from server.commands.http import Server, _content
 from server.commands.push import Patience, push
 from tests.support.adapters import KINDS, MLP, llama_shape
 from tests.support.adapters import write_adapter as write_for
@@ -119,6 +119,39 @@ def test_what_will_not_change_is_not_tried_again(live: LiveServer, tmp_path: Pat
     with pytest.raises(Unreachable):
         push(Server("http://127.0.0.1:9"), folder, "bad", None, unwatched, Patience(20, waited.append))
     assert 20 <= sum(waited) < 29 and max(waited) <= 8
+
+
+class Proxied(Server):
+    """A server behind a proxy that answers with a page of its own, once."""
+
+    def __init__(self, url: str, status: int) -> None:
+        super().__init__(url)
+        self.status = status
+
+    def send(self, path: str, pieces: Iterator[bytes], headers: Mapping[str, str]) -> Any:
+        if self.status:
+            status, self.status = self.status, 0
+            page = httpx.Response(status, html="<h1>Busy</h1>", request=httpx.Request("PATCH", "http://proxy"))
+            return _content(page)
+        return super().send(path, pieces, headers)
+
+
+@pytest.mark.parametrize("status", [429, 502])
+def test_a_proxys_own_page_is_waited_out(live: LiveServer, tmp_path: Path, status: int) -> None:
+    folder = write_adapter(tmp_path / "behind", 404 + status)
+    assert push(Proxied(live.url, status), folder, f"behind{status}", None, unwatched, at_once())[1]
+
+
+def test_a_page_that_will_not_change_is_told(live: LiveServer, tmp_path: Path) -> None:
+    patience = Patience(sleep=lambda seconds: pytest.fail("it waited"))
+    with pytest.raises(Refused, match="413 without JSON"):
+        push(Proxied(live.url, 413), write_adapter(tmp_path / "large", 405), "large", None, unwatched, patience)
+
+
+def test_a_certificate_that_is_not_trusted_is_told_at_once() -> None:
+    with pytest.raises(CommandFailed, match="SSL_CERT_FILE") as failed, Server("https://here")._client():
+        raise httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate")
+    assert not isinstance(failed.value, Unreachable), "which would be tried again for two minutes"
 
 
 @contextlib.contextmanager
