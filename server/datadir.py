@@ -55,11 +55,20 @@ class DataDir:
     def pepper(self) -> Path:
         return self.root / "keys.pepper"
 
+    @property
+    def served(self) -> bool:
+        """Whether a server has ever used it, or `rootstock doctor` has."""
+        return self._lock.exists()
+
+    @property
+    def _lock(self) -> Path:
+        return self.root / "lock"
+
     def lock(self) -> int:
         """Hold the directory until the returned descriptor is closed. Raises DataDirUnusable."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except PermissionError:
             # Mostly a directory of the host, mounted into a container whose user is another one.
             raise DataDirUnusable(

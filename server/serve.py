@@ -106,7 +106,8 @@ def _check_guarded(door: socket.socket, settings: Settings, callers: Callers) ->
         return
     raise Unguarded(
         f"--host {settings.host} lets other machines in, and this server would ask nobody for a key. Make one with "
-        "`rootstock keys create`, or start with --keys on and make them later; --keys off lets everybody in."
+        f"`rootstock keys create --data-dir {settings.data_dir}`, or start with --keys on and make them "
+        "later; --keys off lets everybody in."
     )
 
 

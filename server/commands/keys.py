@@ -1,7 +1,8 @@
 """`rootstock keys`: create, ls, revoke, rotate.
 
 Owns those commands. They work on the data directory itself, so that whoever may read it, and nobody else, makes keys;
-a running server notices at the next request.
+a running server notices at the next request. They say which directory that is: a key in another one than the server's
+guards nothing.
 """
 
 import getpass
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from server.commands.errors import CommandFailed
 from server.commands.options import Json, print_json
 from server.principal import Scope
 
 if TYPE_CHECKING:
+    from server import datadir
     from server.keys.store import Key, KeyStore
 
 app = typer.Typer(no_args_is_help=True, help="Make, list and revoke the API keys of a data directory.")
@@ -51,15 +54,17 @@ def create(
 
     owner, part = check_slug(tenant, "a tenant's name"), check_slug(project, "a project's name")
     lifetime = None if expires is None else _lifetime(expires)
-    with _store(data_dir, pepper) as store:
+    data = _folder(data_dir)
+    with _store(data, pepper) as store:
         key, text = store.create(owner, part, scopes or [Scope.INFER, Scope.READ], lifetime)
+    _say_where(data)
     _show_new(key, text, as_json)
 
 
 @app.command()
 def ls(data_dir: DataDir = None, pepper: Pepper = None, as_json: Json = False) -> None:
     """List all keys that were ever made, without their secrets."""
-    with _store(data_dir, pepper) as store:
+    with _store(_with_keys(data_dir), pepper) as store:
         keys = [_card(key) for key in store.every()]
     print_json(keys) if as_json else _print(keys)
 
@@ -67,7 +72,7 @@ def ls(data_dir: DataDir = None, pepper: Pepper = None, as_json: Json = False) -
 @app.command()
 def revoke(id: KeyId, data_dir: DataDir = None, pepper: Pepper = None, as_json: Json = False) -> None:
     """Refuse a key from now on, in a running server too. Answers that have begun are finished."""
-    with _store(data_dir, pepper) as store:
+    with _store(_with_keys(data_dir), pepper) as store:
         key = store.revoke(id)
     print_json(_card(key)) if as_json else typer.echo(f"{id} revoked")
 
@@ -81,23 +86,36 @@ def rotate(
     as_json: Json = False,
 ) -> None:
     """Make a key with the same rights; both are valid until the old one's grace is over."""
-    with _store(data_dir, pepper) as store:
+    with _store(_with_keys(data_dir), pepper) as store:
         key, text = store.rotate(id, _lifetime(grace))
     _show_new(key, text, as_json)
 
 
+def _folder(data_dir: Path | None) -> "datadir.DataDir":
+    from server.commands.options import data_folder
+    from server.datadir import DataDir
+
+    return DataDir(data_folder(data_dir).absolute())
+
+
+def _with_keys(data_dir: Path | None) -> "datadir.DataDir":
+    """For what only looks at keys, and makes no directory where there is none."""
+    data = _folder(data_dir)
+    if not data.keys.exists():
+        raise CommandFailed(f"There are no keys in {data.root}. Give the server's --data-dir, or `keys create` one.")
+    return data
+
+
 @contextmanager
-def _store(data_dir: Path | None, pepper: Path | None) -> "Iterator[KeyStore]":
+def _store(data: "datadir.DataDir", pepper: Path | None) -> "Iterator[KeyStore]":
     from contextlib import closing
 
-    from server import datadir, logs
-    from server.commands.options import data_folder
+    from server import logs
     from server.keys.opening import open_keys
     from server.settings import read_settings
 
     settings = read_settings({})
     logs.set_up("info", settings.log_format)
-    data = datadir.DataDir(data_folder(data_dir))
     with closing(open_keys(data, pepper or settings.keys_pepper_file, by=getpass.getuser())) as store:
         yield store
 
@@ -107,6 +125,17 @@ def _lifetime(text: str) -> timedelta:
     if form is None:
         raise typer.BadParameter(f"{text} is no span of time. Write 30m, 12h or 90d.")
     return timedelta(**{_UNITS[form[2]]: int(form[1])})
+
+
+def _say_where(data: "datadir.DataDir") -> None:
+    typer.echo(f"A key for servers on {data.root}", err=True)
+    if not data.served:
+        typer.secho(
+            f"No server has used {data.root} yet. A server with another --data-dir does not see this key, and may ask"
+            " nobody for one: make keys with its --data-dir.",
+            err=True,
+            fg=typer.colors.YELLOW,
+        )
 
 
 def _show_new(key: "Key", text: str, as_json: bool) -> None:

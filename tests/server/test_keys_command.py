@@ -1,8 +1,10 @@
 """`rootstock keys` as an operator types it, on a data directory that a server may have open."""
 
 import json
+import os
 from pathlib import Path
 
+from server.datadir import DataDir
 from tests.server.test_cli import rootstock
 
 
@@ -34,12 +36,31 @@ def test_what_is_typed_wrongly_is_told(tmp_path: Path) -> None:
         (("create", "--tenant", "a/b"), 1, "not a tenant's name"),
         (("create", "--tenant", "acme", "--expires", "soon"), 2, "30m, 12h or 90d"),
         (("create", "--tenant", "acme", "--scope", "root"), 2, "infer"),
+        (("revoke", "nobody"), 1, f"no keys in {tmp_path}"),
+        (("ls",), 1, "--data-dir"),
+        (("create", "--tenant", "acme"), 0, f"for servers on {tmp_path}"),
         (("revoke", "nobody"), 1, "keys ls"),
     ):
         done = rootstock("keys", *words, "--data-dir", str(tmp_path))
         assert done.returncode == code, done.stderr
         assert told in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_key_says_where_it_is_and_whether_a_server_was_ever_there(tmp_path: Path) -> None:
+    create = ("keys", "create", "--tenant", "acme", "--json", "--data-dir")
+    elsewhere = rootstock(*create, str(tmp_path / "elsewhere"))
+    assert f"for servers on {tmp_path / 'elsewhere'}" in elsewhere.stderr
+    assert f"No server has used {tmp_path / 'elsewhere'} yet" in elsewhere.stderr
+    assert str(tmp_path) not in elsewhere.stdout, "scripts read the key there"
+    os.close(DataDir(tmp_path / "data").lock())
+    here = rootstock(*create, str(tmp_path / "data"))
+    assert f"for servers on {tmp_path / 'data'}" in here.stderr and "No server has used" not in here.stderr
+
+
+def test_looking_for_keys_makes_no_directory(tmp_path: Path) -> None:
+    assert rootstock("keys", "ls", "--data-dir", str(tmp_path / "typo")).returncode == 1
+    assert not (tmp_path / "typo").exists()
 
 
 def test_others_are_not_let_in_without_keys(tmp_path: Path) -> None:
