@@ -1,6 +1,6 @@
 """GET /v1/usage: what requests used, from the ledger.
 
-Owns the route, and who may see whose rows. The same rows come from `rootstock usage` on the data directory.
+Owns the route, and who may see whose rows. Every row comes from `rootstock usage` on the data directory.
 """
 
 from typing import Annotated, Any
@@ -24,19 +24,23 @@ async def usage(
     caller: PrincipalDep,
     since: Time = None,
     until: Time = None,
-    tenant: Annotated[str | None, Query(max_length=128, description="Another tenant's; takes the scope admin.")] = None,
+    tenant: Annotated[
+        str | None, Query(max_length=128, description="On a server without keys: this one's only.")
+    ] = None,
     after: Annotated[int, Query(ge=0, lt=1 << 63, description="The `next` of the page before.")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
 ) -> dict[str, Any]:
-    """Rows in the order they were written; `next` is null on the last page. Without `admin`, the caller's tenant's."""
+    """Rows in the order they were written; `next` is null on the last page. A key sees its own tenant's."""
     ledger = services.meter.ledger
     if ledger is None:
         message = "This server keeps no usage. Start it with --usage-ledger on."
         raise ApiError(404, message, code="no_ledger", headers=NO_RETRY)
-    if not caller.may(Scope.ADMIN):
+    if caller.key:  # whatever its scopes: no key is the operator's, who has the data directory
         if tenant not in (None, caller.tenant):
-            message = "Another tenant's usage takes a key with the scope `admin`."
-            raise ApiError(403, message, type="permission_error", code="scope_missing", headers=NO_RETRY)
+            message = (
+                "A key sees its own tenant's usage. `rootstock usage` on the server's data directory tells everybody's."
+            )
+            raise ApiError(403, message, type="permission_error", code="not_owner", headers=NO_RETRY)
         tenant = caller.tenant
     wanted = Wanted(_time(since, "since"), _time(until, "until"), tenant)
     rows = await in_thread(ledger.page, wanted, after, limit)
