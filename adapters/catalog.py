@@ -165,7 +165,7 @@ class Catalog:
     def roll_back(self, name: str, alias: str, condition: Condition | None = None) -> Version:
         """End the alias's canary, else put it back to where it pointed before.
 
-        Raises NothingToRollBack, ConditionFailed.
+        Raises UnknownAdapter, NothingToRollBack, ConditionFailed.
         """
         with self._changing(name, ends=True):
             return self._registry.roll_back(name, alias, condition)

@@ -31,10 +31,12 @@ from adapters.tables import AdapterRow, AliasRow, CanaryRow, GrantRow, NameRow, 
 class Version:
     """One numbered version of a name. `created` is in UTC, `aliases` are sorted.
 
+    `full_name` is what the registry calls it, `name` what whoever is told of it does; by itself that is the same.
     `canaries` are the aliases that give it a share of their traffic, each with the share; `score` is its latest.
     """
 
     name: str
+    full_name: str
     number: int
     id: AdapterId
     created: datetime
@@ -151,9 +153,10 @@ class Registry:
     def roll_back(self, name: str, alias: str, condition: Condition | None = None) -> Version:
         """End the alias's canary, else put it back to where it pointed before.
 
-        Raises NothingToRollBack, ConditionFailed.
+        Raises UnknownAdapter, NothingToRollBack, ConditionFailed.
         """
         with self._database.writing() as session:
+            self._find(session, Reference(name))
             check(condition, aliases.target(session, name, alias))
             number = aliases.roll_back(session, name, alias)
             return self._version(session, self._find(session, Reference(name, number=number)))
@@ -309,6 +312,7 @@ class Registry:
         manifest = self._manifest(session, AdapterId(row.adapter_id))
         return Version(
             name=row.name,
+            full_name=row.name,
             number=row.number,
             id=AdapterId(row.adapter_id),
             created=row.created.replace(tzinfo=UTC),

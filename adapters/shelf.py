@@ -88,6 +88,10 @@ class Shelf:
     def versions(self, name: str) -> Versions:
         return [self._told(version) for version in self._ask(name, self._catalog.versions)]
 
+    def own_versions(self, name: str) -> Versions:
+        """Of an adapter that the tenant may change."""
+        return [self._told(version) for version in self._catalog.versions(self._own(name))]
+
     def alias(self, name: str, alias: str) -> Alias:
         return replace(self._catalog.alias(self._own(name), alias), name=name)
 

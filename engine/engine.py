@@ -111,7 +111,9 @@ class Engine:
         if self.merged == adapter:
             done.set_result(None)
         elif self.merged is not None or self._merging is not None:
-            done.set_exception(MergeRefused("Another adapter is merged already, or about to be. Unmerge it first."))
+            done.set_exception(
+                MergeRefused("Another adapter is merged already, or about to be. It has to be unmerged first.")
+            )
         else:
             self.tiers.check(adapter)
             self._merging = (adapter, done)

@@ -171,12 +171,16 @@ class _Turn:
         if self._admissions:
             admission = next(iter(self._admissions.values()))
             headers |= {
-                "x-rootstock-tier": admission.tier,
+                "x-rootstock-tier": self._tier(admission),
                 "x-rootstock-queue-ms": f"{admission.queue_s * 1000:.1f}",
                 "x-rootstock-load-ms": f"{admission.load_s * 1000:.1f}",
                 "x-rootstock-cached-tokens": str(admission.cached_tokens),
             }
         return headers
+
+    def _tier(self, admission: Admission) -> str:
+        lease = self._target.lease
+        return admission.tier if lease is None else self._services.merges.shown(lease.version, admission.tier)
 
     async def _outputs(self) -> AsyncIterator[Indexed]:
         """In order. Before the last one is told, the adapter is let go: whoever reads it may delete the adapter."""

@@ -43,7 +43,7 @@ def model_card(services: Services, version: Version, id: str | None = None) -> d
     }
 
 
-def adapter_card(services: Services, version: Version, tiers: Mapping[AdapterId, str], pinned: bool) -> dict[str, Any]:
+def adapter_card(services: Services, version: Version, state: str, pinned: bool) -> dict[str, Any]:
     """`canary` has the aliases that give this version a share of their traffic, and the share.
     `score` is how it did when it was last measured, or null.
 
@@ -63,7 +63,7 @@ def adapter_card(services: Services, version: Version, tiers: Mapping[AdapterId,
         "targets": list(manifest.targets),
         "bytes": stored_bytes(manifest),
         "dtype": manifest.dtype,
-        "state": tiers.get(version.id, "disk"),
+        "state": state,
         "pinned": pinned,
         "base": services.base_id,
         "base_weights": record and record.weights,

@@ -21,6 +21,7 @@ from engine.events import Event
 from engine.sequence import Output, Request
 from server.keys.ring import NoKeys
 from server.lifecycle import Lifecycle
+from server.merges import Merges
 from server.meter import Meter
 from server.metrics import Metrics
 from server.principal import Principal
@@ -252,6 +253,7 @@ class Services:
     callers: Callers = field(default_factory=NoKeys)
     traces: Traces | None = None
     meter: Meter = field(default_factory=Meter)
+    merges: Merges = field(default_factory=Merges)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     started: int = field(default_factory=lambda: int(time.time()))
     pinning: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -10,7 +10,6 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from adapters.condition import Condition
-from adapters.errors import UnknownAdapter
 from adapters.manifest import AdapterId
 from adapters.registry import Version
 from server.audit import note, note_upload
@@ -104,17 +103,17 @@ async def remove_adapter(name: str, http: HttpRequest, services: ServicesDep, re
 async def delete_adapter(services: Services, name: str, asked: Condition | None = None) -> int:
     """The status: 200, or 202 when requests run on it.
 
-    Raises UnknownAdapter, ConditionFailed; 400 for a single version; 409 while one of its versions is merged."""
+    Raises UnknownAdapter, NotOwner, ConditionFailed; 400 for a single version; 409 while it is merged under this name.
+    """
     if "@" in name:
         raise BadRequest("Versions cannot be deleted one by one. Give the adapter's name alone.", "name")
-    versions = await in_thread(services.catalog.versions, name)
-    if not versions:
-        raise UnknownAdapter(name)
-    if services.worker.stats().merged in {version.id for version in versions}:
+    versions = await in_thread(services.catalog.own_versions, name)
+    if any(services.merges.has(services.worker, version) for version in versions):
         path = f"/v1/adapters/{name}/merge"
-        raise ApiError(409, f"This adapter is merged. DELETE {path} first.", headers=NO_RETRY)
+        raise ApiError(409, f"This adapter is merged. DELETE {path} first.", code="merged", headers=NO_RETRY)
     in_use = await in_thread(services.catalog.delete, name, asked)
     note("adapter_deleted", name=name)
+    await services.merges.let_go(services.worker, versions[0].full_name)  # if a merge ended while it was deleted
     await follow_pins_if_possible(services)
     return 202 if in_use else 200
 
@@ -124,8 +123,16 @@ async def card(services: Services, version: Version) -> dict[str, Any]:
 
 
 async def cards(services: Services, versions: list[Version]) -> list[dict[str, Any]]:
-    """A pin is shown once the engine holds it, and for the name that asked for it."""
-    damaged, held = await in_thread(services.whole.quarantined), services.worker.pins()
-    tiers = dict.fromkeys(damaged, "corrupt") | tiers_of(services.worker)
-    pinned = {version.id for version in await in_thread(services.whole.pinned)} & held
-    return [adapter_card(services, version, tiers, version.id in pinned) for version in versions]
+    """A pin is shown once the engine holds it; pins and merges are shown for the name that asked for them."""
+    damaged, pins = await in_thread(services.whole.quarantined), await in_thread(services.whole.pinned)
+    held, tiers = services.worker.pins(), dict.fromkeys(damaged, "corrupt") | tiers_of(services.worker)
+    pinned = {(version.full_name, version.id) for version in pins if version.id in held}
+    return [
+        adapter_card(
+            services,
+            version,
+            services.merges.shown(version, tiers.get(version.id, "disk")),
+            (version.full_name, version.id) in pinned,
+        )
+        for version in versions
+    ]

@@ -104,6 +104,8 @@ def test_pins_follow_the_newest_version(http: httpx.Client, face: Face) -> None:
     assert face.worker.pinned == {first}
     second = push(http, "pinned", 9).json()["id"]
     assert face.worker.pinned == {second}
+    for refused in (http.post("/v1/adapters/pinned@1/pin"), http.delete("/v1/adapters/pinned@2/pin")):
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "name")
     assert not http.delete("/v1/adapters/pinned/pin").json()["pinned"]
     assert face.worker.pinned == set()
     http.post("/v1/adapters/pinned/pin")
@@ -119,7 +121,7 @@ def test_merge_and_unmerge(http: httpx.Client, face: Face) -> None:
     assert face.worker.merged == id
     refused = http.delete("/v1/adapters/merged")
     assert refused.status_code == 409
-    assert "DELETE" in refused.json()["error"]["message"]
+    assert "DELETE" in refused.json()["error"]["message"] and refused.json()["error"]["code"] == "merged"
     assert http.delete("/v1/adapters/merged/merge").json()["state"] == "disk"
     assert face.worker.merged is None
     assert http.delete("/v1/adapters/merged").status_code == 200

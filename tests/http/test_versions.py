@@ -81,7 +81,8 @@ def test_there_may_be_nothing_to_go_back_to(http: httpx.Client) -> None:
     http.delete("/v1/adapters/v/aliases/new")
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "nothing_to_roll_back")
     assert refused.headers["x-should-retry"] == "false"
-    assert http.post("/v1/adapters/nobody/rollback", json={}).status_code == 409
+    absent = http.post("/v1/adapters/nobody/rollback", json={})
+    assert (absent.status_code, absent.json()["error"]["code"]) == (404, "adapter_not_found")
     assert http.get("/v1/adapters/v/aliases/none").status_code == 404
 
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from adapters.manifest import AdapterId
-from engine.errors import EngineStopped, PromptTooLong, QueueFull
+from engine.errors import EngineStopped, MergeRefused, PromptTooLong, QueueFull
 from engine.sequence import Admission, FinishReason, Output, Request, TokenLogprob
 
 
@@ -83,6 +83,8 @@ class FakeWorker:
         self.pinned.discard(id)
 
     async def merge(self, id: AdapterId) -> None:
+        if self.merged not in (None, id):
+            raise MergeRefused("Another adapter is merged already.")
         self.merged = id
 
     async def unmerge(self) -> None:
@@ -114,7 +116,7 @@ class FakeStream:
 
     def __init__(self, worker: FakeWorker, request: Request) -> None:
         self._worker, self._request = worker, request
-        self._outputs = iter(outputs_for(request, worker.fail_after))
+        self._outputs = iter(outputs_for(request, worker.fail_after, worker.merged))
         self._over = False
 
     def __aiter__(self) -> AsyncIterator[Output]:
@@ -146,7 +148,7 @@ class FakeStream:
             self._worker.aborted.append(self._request.id)
 
 
-def outputs_for(request: Request, fail_after: int | None = None) -> Iterable[Output]:
+def outputs_for(request: Request, fail_after: int | None = None, merged: AdapterId | None = None) -> Iterable[Output]:
     """The outputs a request gets: letters until `max_tokens`, a stop string, or `fail_after` tokens."""
     params = request.params
     letters = spelled(request)
@@ -154,7 +156,7 @@ def outputs_for(request: Request, fail_after: int | None = None) -> Iterable[Out
     for stop in params.stop:
         if stop in letters:
             letters, reason, stop_reason = letters[: letters.index(stop)], FinishReason.STOP, stop
-    tier = "base" if request.adapter is None else "device"
+    tier = "base" if request.adapter is None else "merged" if request.adapter == merged else "device"
     first = Output(
         admission=Admission(tier, queue_s=0.001, load_s=0.0, cached_tokens=len(request.prompt) // 2),
         prompt_logprobs=_prompt_logprobs(request),
