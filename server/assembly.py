@@ -47,6 +47,7 @@ from server.naming import RESERVED
 from server.ports import Callers, Limits, Services, Traces
 from server.settings import Settings
 from server.tokens import HubTokenizer
+from server.visitors import Visitors
 
 _log = structlog.get_logger(__name__)
 
@@ -70,6 +71,7 @@ def build_house(
     settings: Settings,
     data: DataDir,
     callers: Callers,
+    visitors: Visitors,
     meter: Meter,
     progress: Progress,
     console: Console,
@@ -110,17 +112,13 @@ def build_house(
         catalog=Shelf(catalog),
         tokenizer=HubTokenizer(base.tokenizer, _vocab_size(base)),
         base_id=base.id,
-        limits=Limits(
-            max_model_len=max_model_len,
-            max_body_bytes=settings.max_body_bytes,
-            max_upload_bytes=settings.max_upload_bytes,
-            idle_s=settings.idle_timeout,
-        ),
+        limits=_limits(settings, max_model_len),
         metrics=metrics,
         uploads=data.uploads,
         resumable=Uploads(data.uploads / "resumable", _upload_limits(settings)),
         adapter_root=settings.adapter_root,
         callers=callers,
+        visitors=visitors,
         traces=traces,
         meter=meter,
     )
@@ -199,6 +197,15 @@ def _available(device: str) -> Available:
 
 def _on_cuda(device: str) -> bool:
     return device != "cpu" and torch.cuda.is_available()
+
+
+def _limits(settings: Settings, max_model_len: int) -> Limits:
+    return Limits(
+        max_model_len=max_model_len,
+        max_body_bytes=settings.max_body_bytes,
+        max_upload_bytes=settings.max_upload_bytes,
+        idle_s=settings.idle_timeout,
+    )
 
 
 def _upload_limits(settings: Settings) -> UploadLimits:

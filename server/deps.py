@@ -14,7 +14,7 @@ from fastapi.security import HTTPBearer
 
 from adapters.shelf import Shelf
 from server.errors import NO_RETRY, ApiError, Unauthorized
-from server.ports import Callers, Services
+from server.ports import Services
 from server.principal import Principal, Scope
 
 P = ParamSpec("P")
@@ -27,16 +27,18 @@ _SCHEME = HTTPBearer(auto_error=False, description="A key of `rootstock keys cre
 
 
 async def principal(request: Request, _: Annotated[object, Security(_SCHEME)] = None) -> Principal:
-    """Who calls, found out once a request. Raises Unauthorized."""
+    """Who calls, found out once a request. Raises Unauthorized, and Refused for a web page without a key."""
     known: Principal | None = getattr(request.state, "principal", None)
     if known is not None:
         return known
-    callers: Callers = request.app.state.services.callers
-    found = await callers.who(request.headers.getlist("authorization"))
+    services: Services = request.app.state.services
+    found = await services.callers.who(request.headers.getlist("authorization"))
     if found is None:
         raise Unauthorized()
     if found.key:
         structlog.contextvars.bind_contextvars(tenant=found.tenant, key=found.key)
+    else:
+        services.visitors.check(request.headers.get("host", ""), request.headers.get("origin"))
     request.state.principal = found
     return found
 

@@ -25,6 +25,7 @@ from server.merges import Merges
 from server.meter import Meter
 from server.metrics import Metrics
 from server.principal import Principal
+from server.visitors import Visitors
 
 
 class OutputStream(Protocol):
@@ -251,6 +252,7 @@ class Services:
     resumable: Uploads
     adapter_root: Path | None = None
     callers: Callers = field(default_factory=NoKeys)
+    visitors: Visitors = Visitors(any_host=True)
     traces: Traces | None = None
     meter: Meter = field(default_factory=Meter)
     merges: Merges = field(default_factory=Merges)

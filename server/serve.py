@@ -40,6 +40,7 @@ from server.shutdown import Shutdown
 from server.usage.ledger import Ledger
 from server.usage.writer import LedgerWriter
 from server.version import version
+from server.visitors import Visitors
 from server.warm import ResidentMemory
 
 _log = structlog.get_logger(__name__)
@@ -62,7 +63,8 @@ def serve(settings: Settings) -> int:
         ):
             _check_guarded(door, settings, callers)
             with loading(console) as progress:
-                house = build_house(settings, data, callers, meter, progress, console)
+                visitors = Visitors(settings.host, settings.trusted_hosts, any_host=opens_to_others(door))
+                house = build_house(settings, data, callers, visitors, meter, progress, console)
             with contextlib.closing(house.registry), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 return runner.run(_run(settings, house, door, console))
     finally:

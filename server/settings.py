@@ -3,6 +3,7 @@
 Owns `Settings` and `read_settings`. Nothing else in the house reads the environment or a settings file.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,6 +24,9 @@ DEFAULT_FILE = Path("rootstock.toml")
 _MIB = 1 << 20
 TABLES = frozenset({"quota", "tenants"})
 """Settings that no flag spells: tables of the file, or JSON in the environment."""
+MANY = {"adapters": ("--adapter", "NAME=DIR"), "trusted_hosts": ("--trusted-host", "NAME")}
+"""Settings whose flag is given once for each value: the flag, and what follows it."""
+_HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]")
 _FREE = "default: from what is free"
 
 
@@ -57,6 +61,11 @@ class Settings(BaseSettings):
     keys_pepper_file: Annotated[
         Path | None, Field(description="The pepper of the keys; default: keys.pepper in the data directory.")
     ] = None
+    trusted_hosts: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(description="Without keys: names beside this machine's that Host or a web page's Origin may have."),
+    ] = ()
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000
     data_dir: Annotated[Path, Field(description="Where adapters, the registry and converted bases live.")] = (
         Path.home() / ".local" / "share" / "rootstock"
@@ -131,6 +140,15 @@ class Settings(BaseSettings):
         """The whole quota of every tenant that has a table of its own."""
         return {tenant: self.quota.overridden(own) for tenant, own in self.tenants.items()}
 
+    @field_validator("trusted_hosts", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        """A list, or the same with commas from the environment."""
+        names = [str(name).strip().lower() for name in (value.split(",") if isinstance(value, str) else value)]
+        if not all(map(_HOST.fullmatch, names)):
+            raise ValueError("write names without scheme and port, such as llm.example.org")
+        return tuple(names)
+
     @field_validator("adapters", mode="before")
     @classmethod
     def _pairs(cls, value: Any) -> Any:
@@ -176,4 +194,5 @@ def _spelled(loc: tuple[int | str, ...]) -> str:
     name = str(loc[0])
     if name in TABLES:
         return f"[{'.'.join(map(str, loc[:-1]))}] {loc[-1]} in the settings file (or ROOTSTOCK_{name.upper()}, as JSON)"
-    return f"--{name.replace('_', '-')} (or ROOTSTOCK_{name.upper()}, or `{name}` in the settings file)"
+    flag = MANY[name][0] if name in MANY else f"--{name.replace('_', '-')}"
+    return f"{flag} (or ROOTSTOCK_{name.upper()}, or `{name}` in the settings file)"

@@ -10,9 +10,7 @@ from typing import Annotated
 import typer
 from pydantic.fields import FieldInfo
 
-from server.settings import TABLES, Settings
-
-_MANY = {"adapters": "--adapter"}  # given once for each adapter
+from server.settings import MANY, TABLES, Settings
 
 
 def with_settings_flags(run: Callable[[dict[str, object]], None]) -> Callable[..., None]:
@@ -31,8 +29,9 @@ def with_settings_flags(run: Callable[[dict[str, object]], None]) -> Callable[..
 def _parameter(field: str, info: FieldInfo) -> inspect.Parameter:
     about = f"{info.description} {_default(info)}".strip()
     annotation: object
-    if field in _MANY:
-        option = typer.Option(_MANY[field], help=about, metavar="NAME=DIR", show_default=False)
+    if field in MANY:
+        flag, metavar = MANY[field]
+        option = typer.Option(flag, help=about, metavar=metavar, show_default=False)
         annotation = Annotated[list[str] | None, option]
     elif info.annotation is bool:
         option = typer.Option(_switch(field.replace("_", "-"), info), help=about, show_default=False)
@@ -50,7 +49,7 @@ def _switch(name: str, info: FieldInfo) -> str:
 
 def _default(info: FieldInfo) -> str:
     default = info.get_default(call_default_factory=True, validated_data={})
-    if default is None or default is False or default == {}:
+    if default is None or default is False or default == {} or default == ():
         return ""
     if default is True:
         return "(default: on)"

@@ -49,6 +49,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield running
 
 
+def test_a_server_without_keys_listens_to_no_name_but_its_own(http: httpx.Client) -> None:
+    assert http.get("/v1/models").status_code == 200
+    assert http.get("/v1/models", headers={"host": "evil.example"}).status_code == 403
+    assert http.get("/v1/models", headers={"origin": "https://evil.example"}).status_code == 403
+
+
 @pytest.fixture(scope="module")
 def target(server: Served) -> Target:
     return Target(server.url, BASE, "extract")

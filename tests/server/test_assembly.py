@@ -14,6 +14,7 @@ from server.datadir import DataDir
 from server.keys.ring import NoKeys
 from server.meter import Meter
 from server.settings import Settings
+from server.visitors import Visitors
 from tests.support.models import tiny_model_dir
 from tests.support.recorder import Again
 
@@ -24,7 +25,8 @@ SMALL = ByteSize(1 << 22)
 async def replays(settings: Settings, recorder: Again) -> int:
     """How many steps of one answer are replayed."""
     data = DataDir(settings.data_dir)
-    house = build_house(settings, data, NoKeys(), Meter(), ignore, Console(quiet=True), lambda base: recorder)
+    quiet = Console(quiet=True)
+    house = build_house(settings, data, NoKeys(), Visitors(), Meter(), ignore, quiet, lambda base: recorder)
     try:
         house.worker.start()
         stream = await house.worker.submit(Request("one", (1, 2, 3), ASK))

@@ -59,13 +59,18 @@ def test_settings_read_sizes_and_pairs(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert made.adapters == {"a": Path("/x"), "b": Path("/y=z")}
     monkeypatch.setenv("ROOTSTOCK_ADAPTERS", "c=1, d=2")
     assert read_settings({}).adapters == {"c": Path("1"), "d": Path("2")}
+    assert read_settings({"trusted_hosts": ["LLM.example.org"]}).trusted_hosts == ("llm.example.org",)
+    monkeypatch.setenv("ROOTSTOCK_TRUSTED_HOSTS", "a.example, [::2]")
+    assert read_settings({}).trusted_hosts == ("a.example", "[::2]")
 
 
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
         ({"port": "x"}, "--port"),
-        ({"adapters": ["a"]}, "NAME=DIR"),
+        ({"adapters": ["a"]}, "--adapter .*NAME=DIR"),
+        ({"trusted_hosts": ["https://llm.example.org"]}, "--trusted-host .*without scheme"),
+        ({"trusted_hosts": ["llm.example.org:8000"]}, "ROOTSTOCK_TRUSTED_HOSTS"),
         ({"dtype": "int8"}, "--dtype"),
         ({"kv_cache_memory": "much"}, "ROOTSTOCK_KV_CACHE_MEMORY"),
         ({"config": "nowhere.toml"}, "nowhere.toml"),

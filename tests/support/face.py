@@ -24,6 +24,7 @@ from server.meter import Meter
 from server.metrics import Metrics
 from server.naming import RESERVED
 from server.ports import Callers, Limits, Services, Tokenizer, Traces
+from server.visitors import Visitors
 from tests.support.engine import FakeWorker
 from tests.support.tokenizer import ByteTokenizer
 
@@ -58,6 +59,7 @@ def make_face(
     limits: Limits | None = None,
     base: ServedBase | None = None,
     callers: Callers | None = None,
+    visitors: Visitors | None = None,
     traces: Traces | None = None,
     disk: Disk | None = None,
     uploads: UploadLimits | None = None,
@@ -89,6 +91,7 @@ def make_face(
         ),
         adapter_root=root,
         callers=callers if callers is not None else NoKeys(),
+        visitors=visitors if visitors is not None else Visitors(any_host=True),
         traces=traces,
         meter=meter if meter is not None else Meter(),
     )

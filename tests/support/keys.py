@@ -10,6 +10,7 @@ from server.keys.ring import KeyRing
 from server.keys.store import KeyStore
 from server.meter import Meter
 from server.principal import Scope
+from server.visitors import Visitors
 from tests.support.engine import FakeWorker
 from tests.support.face import Face, make_face
 
@@ -27,11 +28,11 @@ def stored_keys(folder: Path) -> Iterator[KeyStore]:
 
 @contextmanager
 def guarded_face(
-    folder: Path, meter: Meter | None = None, worker: FakeWorker | None = None
+    folder: Path, meter: Meter | None = None, worker: FakeWorker | None = None, visitors: Visitors | None = None
 ) -> Iterator[tuple[Face, KeyStore]]:
     """A face whose callers need keys, and the store to make them with, as another process would have it open."""
     with stored_keys(folder / "keys") as own, stored_keys(folder / "keys") as others:
-        made = make_face(folder, worker, callers=KeyRing(own, "on"), meter=meter)
+        made = make_face(folder, worker, callers=KeyRing(own, "on"), visitors=visitors, meter=meter)
         try:
             yield made, others
         finally:
