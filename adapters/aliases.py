@@ -88,6 +88,19 @@ def roll_back(session: Session, name: str, alias: str) -> int:
     return last.from_number
 
 
+def forget(session: Session, name: str, number: int) -> None:
+    """Version `number` is about to go: aliases that went by way of it have gone straight to what came after it."""
+    before: dict[str, int | None] = {}
+    for move in session.scalars(select(AliasMoveRow).where(AliasMoveRow.name == name).order_by(AliasMoveRow.id)).all():
+        if move.from_number == number:
+            move.from_number = before.get(move.alias)
+        if move.to_number == number and move.undone is None:
+            before[move.alias] = move.from_number
+        if move.to_number == number or move.from_number == move.to_number:
+            session.delete(move)
+    session.flush()
+
+
 def read(session: Session, name: str, alias: str) -> Alias:
     """Raises UnknownAdapter when `name` has no such alias."""
     number = target(session, name, alias)

@@ -71,7 +71,7 @@ class Catalog:
         self._registry, self._store, self._reserved, self._reader = registry, store, reserved, reader
         self._lock = threading.Lock()
         self._uses: dict[AdapterId, int] = {}
-        self._leased: Counter[str] = Counter()  # by name
+        self._leased: Counter[tuple[str, int]] = Counter()  # by name and number
         self._doomed: set[AdapterId] = set()
         self._resolved = Resolved()
         self._labels = Labels(registry, store)
@@ -192,7 +192,17 @@ class Catalog:
             unused = self._registry.delete(name, condition)
             self.grants.refresh()
         with self._lock:
-            in_use = self._leased[name] > 0
+            in_use = any(leased == name for leased, _ in self._leased)
+        for id in unused:
+            self._remove_if_unused(id)
+        return in_use
+
+    def delete_version(self, name: str, number: int, condition: Condition | None = None) -> bool:
+        """As `delete`, one version that no alias points at. Raises UnknownVersion and VersionInUse too."""
+        with self._changing(name, ends=True):
+            unused = self._registry.delete_version(name, number, condition)
+        with self._lock:
+            in_use = (name, number) in self._leased
         for id in unused:
             self._remove_if_unused(id)
         return in_use
@@ -227,7 +237,7 @@ class Catalog:
         with self._lock:
             version = self.resolve(ref, key)
             self._hold(version.id)
-            self._leased[version.name] += 1
+            self._leased[version.name, version.number] += 1
         lease = Lease(version, lambda: self._end_lease(version))
         try:
             self.base.check(version.manifest)
@@ -347,7 +357,7 @@ class Catalog:
 
     def _end_lease(self, version: Version) -> None:
         with self._lock:
-            self._leased -= Counter([version.name])  # drops what comes to nothing
+            self._leased -= Counter([(version.name, version.number)])  # drops what comes to nothing
         self._release(version.id)
 
     def _release(self, id: AdapterId) -> None:

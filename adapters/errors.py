@@ -87,6 +87,10 @@ class NothingToRollBack(AdapterError):
     pass
 
 
+class VersionInUse(AdapterError):
+    pass
+
+
 class UnknownAdapter(AdapterError):
     pass
 

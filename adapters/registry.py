@@ -18,7 +18,7 @@ from adapters.condition import Condition, check
 from adapters.database import Database
 from adapters.disk import Disk
 from adapters.dossier import Dossier
-from adapters.errors import UnknownAdapter, UnknownVersion, quoted
+from adapters.errors import UnknownAdapter, UnknownVersion, VersionInUse, quoted
 from adapters.evaluations import EvalFile, Score
 from adapters.grants import EVERYBODY, Grants
 from adapters.manifest import AdapterId, Manifest, TrainedOn
@@ -205,11 +205,34 @@ class Registry:
             session.execute(delete(VersionRow).where(VersionRow.name == name))
             session.execute(delete(GrantRow).where(GrantRow.name == name))
             session.get_one(NameRow, name).pinned = False
-            unused = [AdapterId(id) for id in ids if not _is_used(session, id)]
-            session.execute(delete(AdapterRow).where(AdapterRow.id.in_(unused)))
-            for id in unused:
-                self._manifests.pop(id, None)
-            return unused
+            return self._unused(session, ids)
+
+    def delete_version(self, name: str, number: int, condition: Condition | None = None) -> list[AdapterId]:
+        """Remove one version that nothing points at; as `delete`. Raises UnknownVersion and VersionInUse too."""
+        with self._database.writing() as session:
+            row = self._find(session, Reference(name, number=number))
+            check(condition, _newest_number(session, name))
+            pointers = aliases.pointers(session, {name}).get((name, number), Pointers())
+            if pointing := sorted({*pointers.aliases, *(alias for alias, _ in pointers.canaries)}):
+                raise VersionInUse(
+                    f"Version {number} is what the alias {', '.join(map(quoted, pointing))} points at, or its canary. "
+                    "Move the alias first."
+                )
+            if _only_version(session, name):
+                raise VersionInUse(f"Version {number} is the only one. Delete the adapter {quoted(name)} instead.")
+            aliases.forget(session, name, number)
+            id = row.adapter_id
+            session.delete(row)
+            session.flush()
+            return self._unused(session, [id])
+
+    def _unused(self, session: Session, ids: Sequence[str]) -> list[AdapterId]:
+        """Forget those of `ids` that no version has any more."""
+        unused = [AdapterId(id) for id in ids if not _is_used(session, id)]
+        session.execute(delete(AdapterRow).where(AdapterRow.id.in_(unused)))
+        for id in unused:
+            self._manifests.pop(id, None)
+        return unused
 
     def named(self, id: AdapterId) -> list[Version]:
         """Every version with this content, sorted by name."""
@@ -340,6 +363,10 @@ def _trained_on(row: VersionRow) -> TrainedOn | None:
     if row.base_weights is None or row.base_quantization is None:
         return None
     return TrainedOn(row.base_weights, row.base_quantization)
+
+
+def _only_version(session: Session, name: str) -> bool:
+    return session.scalar(select(func.count()).select_from(VersionRow).where(VersionRow.name == name)) == 1
 
 
 def _newest_number(session: Session, name: str) -> int | None:

@@ -109,6 +109,9 @@ class Shelf:
     def delete(self, name: str, condition: Condition | None = None) -> bool:
         return self._catalog.delete(self._own(name), condition)
 
+    def delete_version(self, name: str, number: int, condition: Condition | None = None) -> bool:
+        return self._catalog.delete_version(self._own(name), number, condition)
+
     def attach_eval(self, version: Version, content: bytes) -> None:
         self._catalog.attach_eval(version.renamed(self._own(version.name)), content)
 

@@ -109,7 +109,7 @@ class QuotaExceeded(ApiError):
     def __init__(self, message: str) -> None:
         super().__init__(
             403,
-            f"{message} Delete adapters, or ask the operator for a larger quota.",
+            f"{message} Delete adapters or versions, or ask the operator for a larger quota.",
             type="insufficient_quota",
             code="quota_exceeded",
             headers=NO_RETRY,
@@ -222,6 +222,7 @@ TABLE: tuple[tuple[type[Exception], Status], ...] = (
     (adapters.NameInvalid, Status(400, "name_invalid", param="name")),
     (adapters.AliasInvalid, Status(400, "alias_invalid", param="alias")),
     (adapters.CanaryInvalid, Status(400, "canary_invalid", param="canary")),
+    (adapters.VersionInUse, Status(409, "version_in_use", headers=NO_RETRY)),
     (adapters.NothingToRollBack, Status(409, "nothing_to_roll_back", headers=NO_RETRY)),
     (adapters.AdapterCorrupt, Status(503, "adapter_corrupt", "server_error", headers=NO_RETRY, message=_CORRUPT)),
     (ChatRefused, Status(400, "chat_refused", param="messages")),

@@ -78,7 +78,7 @@ def cp(
 
 @app.command()
 def rm(name: AdapterName, url: Url = LOCAL, key: ApiKey = None, as_json: Json = False) -> None:
-    """Delete an adapter with all its versions. Requests that run on it finish."""
+    """Delete an adapter with all its versions, or one, as NAME@2, that no alias points at. Requests on it finish."""
     _act("DELETE", f"/v1/adapters/{_segment(name)}", url, key, as_json, f"{name} deleted")
 
 

@@ -92,9 +92,10 @@ async def list_versions(name: str, services: ServicesDep) -> dict[str, Any]:
 
 @router.delete("/v1/adapters/{name}", dependencies=[Depends(needs(Scope.WRITE)), Depends(accepting)], responses=IN_USE)
 async def remove_adapter(name: str, http: HttpRequest, services: ServicesDep, response: Response) -> dict[str, Any]:
-    """Delete an adapter with all its versions. 202 when requests run on it: they finish, and its bytes go after them.
+    """Delete an adapter with all its versions, or one version, as `name@2`, that no alias points at.
 
-    If-Match names the version that must be the newest one.
+    202 when requests run on it: they finish, and its bytes go after them. If-Match names the version that must be the
+    newest one.
     """
     response.status_code = await delete_adapter(services, name, condition(http))
     return {"name": name, "object": "adapter", "deleted": True}
@@ -103,19 +104,33 @@ async def remove_adapter(name: str, http: HttpRequest, services: ServicesDep, re
 async def delete_adapter(services: Services, name: str, asked: Condition | None = None) -> int:
     """The status: 200, or 202 when requests run on it.
 
-    Raises UnknownAdapter, NotOwner, ConditionFailed; 400 for a single version; 409 while it is merged under this name.
+    Raises UnknownAdapter, UnknownVersion, VersionInUse, NotOwner, ConditionFailed; 409 while it is merged under this
+    name.
     """
-    if "@" in name:
-        raise BadRequest("Versions cannot be deleted one by one. Give the adapter's name alone.", "name")
-    versions = await in_thread(services.catalog.own_versions, name)
-    if any(services.merges.has(services.worker, version) for version in versions):
-        path = f"/v1/adapters/{name}/merge"
+    whole, number = _name_and_number(name)
+    versions = await in_thread(services.catalog.own_versions, whole)
+    if any(services.merges.has(services.worker, each) for each in versions if number in (None, each.number)):
+        path = f"/v1/adapters/{whole}/merge"
         raise ApiError(409, f"This adapter is merged. DELETE {path} first.", code="merged", headers=NO_RETRY)
-    in_use = await in_thread(services.catalog.delete, name, asked)
+    if number is None:
+        in_use = await in_thread(services.catalog.delete, whole, asked)
+        await services.merges.let_go(services.worker, versions[0].full_name)  # if a merge ended while it was deleted
+    else:
+        in_use = await in_thread(services.catalog.delete_version, whole, number, asked)
     note("adapter_deleted", name=name)
-    await services.merges.let_go(services.worker, versions[0].full_name)  # if a merge ended while it was deleted
     await follow_pins_if_possible(services)
     return 202 if in_use else 200
+
+
+def _name_and_number(name: str) -> tuple[str, int | None]:
+    whole, at, selector = name.partition("@")
+    if at and not selector.isdecimal():
+        raise BadRequest(
+            f"Give the adapter's name alone, or a version's number behind the @. An alias is deleted by DELETE "
+            f"/v1/adapters/{whole}/aliases/{selector}.",
+            "name",
+        )
+    return whole, int(selector) if at else None
 
 
 async def card(services: Services, version: Version) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from adapters.aliases import HISTORY
 from adapters.canary import Canary, Split, position
-from adapters.errors import CanaryInvalid, NothingToRollBack, UnknownAdapter, UnknownVersion
+from adapters.errors import CanaryInvalid, NothingToRollBack, UnknownAdapter, UnknownVersion, VersionInUse
 from adapters.evaluations import Score
 from adapters.naming import parse_reference
 from adapters.registry import Registry
@@ -50,6 +50,16 @@ def test_rollback_goes_back_move_by_move(registry: Registry) -> None:
     assert moves(registry) == [(2, 3, True), (1, 2, True), (None, 1, False)]
 
 
+def test_a_version_that_is_gone_was_gone_by(registry: Registry) -> None:
+    for number in (2, 3, 2, 3):
+        registry.set_alias("a", "prod", number)
+    with pytest.raises(VersionInUse, match="'prod'"):
+        registry.delete_version("a", 3)
+    assert registry.delete_version("a", 2) == [manifest(2).id]
+    assert moves(registry) == [(1, 3, False), (None, 1, False)]
+    assert registry.roll_back("a", "prod").number == 1
+
+
 def test_a_rollback_is_no_move_of_its_own(registry: Registry) -> None:
     registry.set_alias("a", "prod", 2)
     registry.roll_back("a", "prod")
@@ -81,7 +91,7 @@ def test_history_is_bounded(registry: Registry) -> None:
 def test_unknown_aliases(registry: Registry) -> None:
     with pytest.raises(UnknownAdapter):
         registry.alias("a", "beta")
-    with pytest.raises(NothingToRollBack):
+    with pytest.raises(UnknownAdapter):
         registry.roll_back("nobody", "prod")
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import httpx
 
+from adapters.manifest import AdapterId
 from tests.support.face import BASE, Face, adapter_weights, form, write_adapter
 
 
@@ -88,13 +89,31 @@ def test_listing_and_deleting(http: httpx.Client, face: Face) -> None:
     push(http, "three", 7)
     assert "three" in [card["name"] for card in http.get("/v1/adapters").json()["data"]]
     assert "three" in [card["id"] for card in http.get("/v1/models").json()["data"]]
-    assert http.delete("/v1/adapters/three@1").status_code == 400
+    assert http.delete("/v1/adapters/three@prod").status_code == 400
     assert http.delete("/v1/models/three").json() == {"id": "three", "object": "model", "deleted": True}
     assert http.delete("/v1/adapters/three").status_code == 404
     assert http.get("/v1/adapters/three").status_code == 404
     refused = http.delete(f"/v1/models/{BASE}")
     assert refused.status_code == 409
     assert refused.headers["x-should-retry"] == "false"
+
+
+def test_one_version_goes_unless_an_alias_points_at_it(http: httpx.Client, face: Face) -> None:
+    ids = [push(http, "pruned", number).json()["id"] for number in (17, 18, 19)]
+    http.put("/v1/adapters/pruned/aliases/prod", json={"version": 2, "canary": {"version": 3, "weight": 0.5}})
+    for number in (2, 3):
+        refused = http.delete(f"/v1/adapters/pruned@{number}")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "version_in_use")
+        assert "'prod'" in refused.json()["error"]["message"]
+    assert http.delete("/v1/adapters/pruned@1").status_code == 200
+    assert http.delete("/v1/adapters/pruned@1").status_code == 404
+    assert [card["version"] for card in http.get("/v1/adapters/pruned/versions").json()["data"]] == [2, 3]
+    assert AdapterId(ids[0]) not in set(face.store.ids())
+    again = push(http, "pruned", 17).json()
+    assert (again["id"], again["version"]) == (ids[0], 4), "no number is given twice"
+    push(http, "single", 27)
+    only = http.delete("/v1/adapters/single@1")
+    assert only.status_code == 409 and "only one" in only.json()["error"]["message"]
 
 
 def test_pins_follow_the_newest_version(http: httpx.Client, face: Face) -> None:
