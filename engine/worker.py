@@ -291,7 +291,10 @@ class EngineWorker:
 
     def _tell(self, told: Sequence[Job]) -> None:
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._hear, told)
+        try:
+            self._loop.call_soon_threadsafe(self._hear, told)
+        except RuntimeError:  # it is closed, after an end that waited for nobody
+            self._ended = True
 
     def _snapshot(self) -> None:
         """What others see from now on. There may be thousands of residents, so they are listed when they change."""

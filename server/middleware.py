@@ -3,6 +3,7 @@
 Pure ASGI, so that streams pass untouched. Logs no bodies, no prompts and no query strings.
 """
 
+import asyncio
 import time
 import uuid
 
@@ -38,7 +39,7 @@ class RequestLog:
         with structlog.contextvars.bound_contextvars(request_id=request_id, **trace):
             try:
                 await self._app(scope, receive, exchange.send)
-            except ClientGone:
+            except (ClientGone, asyncio.CancelledError):  # requests are cancelled by the server's own end alone
                 exchange.status = exchange.status or 499
             except Exception:
                 _log.exception("request_failed")

@@ -140,6 +140,7 @@ async def _run(settings: Settings, house: House, door: socket.socket, console: C
     await _until_stopped(serving, services, garbage)
     beating.cancel()
     if shutdown.forced:
+        await shutdown.hang_up()
         return 1
     await worker.stop(0)
     if services.traces is not None:

@@ -13,6 +13,7 @@ import uvicorn
 from server.lifecycle import Lifecycle
 
 _log = structlog.get_logger(__name__)
+_HANGUP_S = 1.0  # for answers to notice that nobody is there any more; the rest are cancelled
 
 
 class Shutdown:
@@ -39,6 +40,14 @@ class Shutdown:
         self._draining.cancel()
         self._server.force_exit = True
         self._server.should_exit = True
+
+    async def hang_up(self) -> None:
+        """Cut every connection, so that each answer ends as it does when its client leaves, and says no more."""
+        state = self._server.server_state
+        for connection in list(state.connections):
+            connection.transport.abort()
+        if state.tasks:
+            await asyncio.wait(list(state.tasks), timeout=_HANGUP_S)
 
     async def _drain(self) -> None:
         self._lifecycle.drain()

@@ -223,3 +223,19 @@ async def test_the_loop_hears_a_few_outputs_at_a_time_in_their_order() -> None:
     await asyncio.sleep(0)
     assert heard == list(range(3 * HEARD_AT_ONCE + 1))
     await worker.stop(1)
+
+
+def test_a_loop_that_is_gone_ends_the_thread_quietly(caplog: pytest.LogCaptureFixture) -> None:
+    """As after a second SIGTERM, which waits for no step."""
+    bench = Bench()
+    bench.runner.delay_s = 0.05
+    worker = EngineWorker(bench.engine)
+
+    async def begin() -> None:
+        worker.start()
+        await worker.submit(request("r", max_tokens=100))
+
+    with asyncio.Runner() as runner:
+        runner.run(begin())
+    worker._thread.join(10)
+    assert not worker.alive and len(bench.runner.plans) < 100 and not caplog.records

@@ -1,0 +1,57 @@
+"""SIGTERM on `rootstock serve` itself, with streams under way: the first drains, the second ends at once and quietly.
+
+What a drain waits for is tests/server/test_shutdown.py's, on a server of a few lines.
+"""
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+from tests.support.models import tiny_model_dir
+from tests.support.served import Served, served
+
+BUDGETS = ("--kv-cache-memory=16MiB", "--adapter-device-memory=8MiB", "--adapter-host-memory=8MiB")
+
+
+@contextlib.contextmanager
+def streaming(running: Served, choices: int, tokens: int) -> Iterator[Iterator[str]]:
+    """The events of an answer of many steps, the first of which has come."""
+    body = {"model": "", "prompt": [5, 9], "max_tokens": tokens, "n": choices, "ignore_eos": True, "stream": True}
+    with running.client() as http, http.stream("POST", "/v1/completions", json=body) as reply:
+        assert reply.status_code == 200
+        events = (line for line in reply.iter_lines() if line)
+        assert next(events).startswith("data: {")
+        yield events
+
+
+def test_g67_streams_go_on_after_the_first_signal_and_end_quietly_with_the_second(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    model = tiny_model_dir("llama", tmp_path)
+    flags = ("--base", str(model), "--dtype", "float32", "--data-dir", str(tmp_path / "data"), "--log-format", "json")
+    with (
+        served(*flags, *BUDGETS, log=log) as running,
+        running.client() as http,
+        streaming(running, 16, 400) as long,
+        streaming(running, 16, 400),
+        streaming(running, 1, 100) as short,
+    ):
+        running.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        while http.get("/readyz").status_code != 503:
+            assert time.monotonic() < deadline
+        assert http.get("/livez").status_code == 200
+        refused = http.post("/v1/completions", json={"model": "", "prompt": [5], "max_tokens": 1})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+        assert list(short)[-1] == "data: [DONE]", "what ran goes on"
+        running.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert running.process.wait(60) == 1
+        assert time.monotonic() - began < 10, "the drain would have taken 30 seconds"
+        with contextlib.suppress(httpx.HTTPError):
+            assert "data: [DONE]" not in list(long), "what was cut off does not look whole"
+    told = log.read_text()
+    assert "Traceback" not in told and "Exception" not in told, told
