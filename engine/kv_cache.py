@@ -4,6 +4,8 @@ Owns the memory that blocks number. Which block belongs to whom is `blocks.py`'s
 """
 
 from collections.abc import Sequence
+from math import prod
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 import torch
 from torch import Tensor
@@ -23,8 +25,7 @@ class KVCache:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._layers = [
-            torch.zeros(2, num_blocks, block_size, layer.heads, layer.head_dim, dtype=dtype, device=device)
-            for layer in layers
+            _zeros((2, num_blocks, block_size, layer.heads, layer.head_dim), dtype, device) for layer in layers
         ]
         self._slots = [(keys.flatten(0, 1), values.flatten(0, 1)) for keys, values in self._layers]
 
@@ -46,3 +47,11 @@ class KVCache:
         keys, values = self.slots(layer)
         keys.index_copy_(0, slots_T, keys_TKD)
         values.index_copy_(0, slots_T, values_TKD)
+
+
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On a CPU, pages that the system gives when they are first written to: a cache takes memory as it fills."""
+    if device.type != "cpu":
+        return torch.zeros(*shape, dtype=dtype, device=device)
+    pages = mmap(-1, prod(shape) * dtype.itemsize, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype).view(*shape)
