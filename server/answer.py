@@ -195,7 +195,7 @@ class _Turn:
 
     async def _next(self) -> Indexed | None:
         """The next output, noted; None after the last."""
-        assert self._rest is not None
+        assert self._rest is not None and self._generation is not None
         try:
             index, output = await anext(self._rest)
         except StopAsyncIteration:
@@ -203,6 +203,7 @@ class _Turn:
         except GenerationFailed:
             self._failed = True
             raise
+        self._reading.got(self._generation.tokens)
         if output.admission is not None:
             self._admissions[index] = output.admission
         if output.finish_reason is not None:

@@ -4,6 +4,7 @@ Owns the meeting of quotas and ledger around one answer. Knows no response forma
 """
 
 from dataclasses import dataclass, field, replace
+from math import ceil, floor
 from time import monotonic, time
 
 from server.principal import Principal
@@ -44,6 +45,7 @@ class Reading:
 
     def __init__(self, meter: Meter, caller: Principal, claim: Claim, let_in: Pass) -> None:
         self._writer, self._pass, self._began = meter.writer, let_in, monotonic()
+        self._due = ceil(self._began) + 1.0
         self._begun = Begun(
             claim.id, caller.tenant, caller.project, caller.key, claim.adapter, claim.prompt_tokens, started=time()
         )
@@ -64,6 +66,15 @@ class Reading:
             self._begun = replace(self._begun, prompt_tokens=prompt_tokens)
         if self._writer is not None:
             self._writer.record(self._begun)
+
+    def got(self, generated_tokens: int) -> None:
+        """So many so far; to be told after every token. Noted about once a second, in case the server is killed."""
+        now = monotonic()
+        if now < self._due or self._writer is None:
+            return
+        self._due = floor(now) + 1.0  # whenever it began: all that run are noted in one write
+        self._begun = replace(self._begun, generated_tokens=generated_tokens)
+        self._writer.record(self._begun)
 
     def end(self, cached_tokens: int, generated_tokens: int, finish_reason: str) -> None:
         """It was accepted, and has ended one way or another."""

@@ -46,7 +46,7 @@ COLUMNS = tuple(field.name for field in fields(Usage))
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """What is known of a request once it has been accepted."""
+    """What is known of a request once it has been accepted; `generated_tokens` is what was noted of its answer."""
 
     id: str
     tenant: str
@@ -55,15 +55,11 @@ class Begun:
     adapter: str
     prompt_tokens: int
     started: float
+    generated_tokens: int = 0
 
     def ended(self, cached_tokens: int, generated_tokens: int, finish_reason: str, ended: float) -> Usage:
-        return Usage(
-            **asdict(self),
-            cached_tokens=cached_tokens,
-            generated_tokens=generated_tokens,
-            finish_reason=finish_reason,
-            ended=ended,
-        )
+        more = {"cached_tokens": cached_tokens, "generated_tokens": generated_tokens}
+        return Usage(**asdict(self) | more, finish_reason=finish_reason, ended=ended)
 
 
 _FORGET = delete(UnderWayRow).where(UnderWayRow.id == bindparam("ended"))
@@ -96,8 +92,8 @@ class Ledger:
         with self._database.writing() as session:
             if begun:
                 told = insert(UnderWayRow)
-                told = told.on_conflict_do_update(["id"], set_={"prompt_tokens": told.excluded.prompt_tokens})
-                session.execute(told, [asdict(each) for each in begun])
+                now = {name: told.excluded[name] for name in ("prompt_tokens", "generated_tokens")}
+                session.execute(told.on_conflict_do_update(["id"], set_=now), [asdict(each) for each in begun])
             if ended:
                 session.execute(insert(UsageRow).on_conflict_do_nothing(), [asdict(row) for row in ended])
                 session.connection().execute(_FORGET, [{"ended": row.id} for row in ended])
@@ -114,7 +110,7 @@ class Ledger:
         """How that ends once the server it ran on is dead, which is known to whoever holds the data directory's lock:
         to anybody else these may be a running server's.
         """
-        return [each.ended(0, 0, LOST, max(each.started, now)) for each in self.under_way()]
+        return [each.ended(0, each.generated_tokens, LOST, max(each.started, now)) for each in self.under_way()]
 
     def page(self, wanted: Wanted, after: int = 0, limit: int = _PAGE) -> list[tuple[int, Usage]]:
         """The first rows behind place `after`, in the order they were written, each with its own place."""

@@ -41,3 +41,4 @@ class UnderWayRow(Table):
     adapter: Mapped[str]
     prompt_tokens: Mapped[int]
     started: Mapped[float]
+    generated_tokens: Mapped[int]

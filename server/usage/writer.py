@@ -5,6 +5,7 @@ ended, which takes milliseconds. What has begun waits a moment for company, so t
 and a crowd costs one together. A kill -9 loses what is still in the queue, and nothing is ever written twice.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
@@ -50,7 +51,7 @@ class LedgerWriter:
     def record(self, item: Begun | Usage) -> None:
         """That a request has begun, or what it used now that it has ended. Never blocks. Safe to call from any thread.
 
-        One that has begun again has more prompt tokens than before; all of it is told before its end.
+        One that has begun again has more tokens than before; all of it is told before its end.
         """
         self._queue.put(item)
 
@@ -65,10 +66,20 @@ class LedgerWriter:
         while not last:
             batch, last = self._batch()
             while batch and not self._written(batch):
-                if self._closing.wait(self._retry_s):
+                closing = self._closing.wait(self._retry_s)
+                last = self._take(batch) or last
+                if closing:
                     if not self._written(batch):
                         _log.error("usage_lost", rows=[row.id for row in batch.ended])
                     break
+
+    def _take(self, batch: _Batch) -> bool:
+        """What has come meanwhile, so that notes on one request stay one; and whether that was the last."""
+        with suppress(Empty):
+            while (item := self._queue.get_nowait()) is not None:
+                batch.add(item)
+            return True
+        return False
 
     def _batch(self) -> tuple[_Batch, bool]:
         """Everything that has come, at least one; and whether that was the last."""

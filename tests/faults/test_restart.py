@@ -35,7 +35,7 @@ UNDER_WAY = {"red@prod": "red@1", "red": "red@2"}
 @dataclass(frozen=True, slots=True)
 class Restarted:
     """A client of the second server on `data`; `said` is what the first one answered, `used` what it wrote down of
-    that, and `lost` what it was killed in the middle of, from request id to adapter.
+    that, and `lost` what it was killed in the middle of, from request id to adapter and what was noted of its answer.
 
     One bit of `blue` has flipped between.
     """
@@ -44,7 +44,7 @@ class Restarted:
     http: httpx.Client
     said: dict[str, list[int]]
     used: list[dict[str, Any]]
-    lost: dict[str, str]
+    lost: dict[str, tuple[str, int]]
     blue: Path
     data: Path
 
@@ -69,12 +69,15 @@ def restarted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restarted]:
         used = _used(http)
         with contextlib.ExitStack() as streams:
             lost = {streams.enter_context(_begun(http, model)): told for model, told in UNDER_WAY.items()}
-            eventually(lambda: {begun.id for begun in _under_way(root / "data")} == set(lost))
+            eventually(lambda: _noted_tokens(root / "data").keys() == lost.keys())
+            eventually(lambda: all(_noted_tokens(root / "data").values()))
             first.process.kill()
-        first.process.wait()
+            first.process.wait()
+        noted = _noted_tokens(root / "data")
     _flip(root / "data" / "adapters", blue)
     with served(*flags, *budgets, log=root / "second.log") as second, second.client() as http:
-        yield Restarted(second, http, said, used, lost, folders[2], root / "data")
+        ended = {id: (adapter, noted[id]) for id, adapter in lost.items()}
+        yield Restarted(second, http, said, used, ended, folders[2], root / "data")
 
 
 def test_g68_a_killed_server_comes_back_as_it_was(restarted: Restarted) -> None:
@@ -94,7 +97,7 @@ def test_i86_a_killed_server_has_told_every_request_once(restarted: Restarted) -
     assert len({row["id"] for row in rows}) == len(rows)
 
 
-def test_i86_what_a_kill_ended_is_told_as_lost_with_its_prompt_and_nothing_more(restarted: Restarted) -> None:
+def test_i86_what_a_kill_ended_is_told_as_lost_with_its_prompt_and_what_was_noted(restarted: Restarted) -> None:
     """By the route and by the command, as CSV and as JSON; both read while the server runs, and end nothing of it."""
     with _begun(restarted.http, "red") as running:
         eventually(lambda: [begun.id for begun in _under_way(restarted.data)] == [running])
@@ -104,9 +107,9 @@ def test_i86_what_a_kill_ended_is_told_as_lost_with_its_prompt_and_nothing_more(
         assert [begun.id for begun in _under_way(restarted.data)] == [running]
     for rows in (_used(restarted.http), json.loads(json_text), list(csv.DictReader(io.StringIO(csv_text)))):
         told = [row for row in rows if row["finish_reason"] == "lost"]
-        assert {row["id"]: row["adapter"] for row in told} == restarted.lost and len(told) == len(restarted.lost)
-        counts = ("prompt_tokens", "cached_tokens", "generated_tokens")
-        assert {tuple(int(row[name]) for name in counts) for row in told} == {(3, 0, 0)}
+        assert {row["id"]: (row["adapter"], int(row["generated_tokens"])) for row in told} == restarted.lost
+        assert len(told) == len(restarted.lost)
+        assert {(int(row["prompt_tokens"]), int(row["cached_tokens"])) for row in told} == {(3, 0)}
         assert all(row["started"] < row["ended"] for row in told)
 
 
@@ -156,7 +159,7 @@ def test_d44_a_flipped_bit_is_found_told_and_repaired(restarted: Restarted) -> N
 @contextlib.contextmanager
 def _begun(http: httpx.Client, model: str) -> Iterator[str]:
     """A stream that has begun and runs for seconds: its request id."""
-    body = {"model": model, "prompt": [5, 9, 17], "max_tokens": 500, "n": 4, "stream": True, "ignore_eos": True}
+    body = {"model": model, "prompt": [5, 9, 17], "max_tokens": 500, "n": 32, "stream": True, "ignore_eos": True}
     with http.stream("POST", "/v1/completions", json=body) as reply:
         reply.raise_for_status()
         yield reply.headers["x-request-id"]
@@ -168,6 +171,10 @@ def _under_way(data: Path) -> list[Begun]:
         return ledger.under_way()
     finally:
         ledger.close()
+
+
+def _noted_tokens(data: Path) -> dict[str, int]:
+    return {begun.id: begun.generated_tokens for begun in _under_way(data)}
 
 
 def _used(http: httpx.Client) -> list[dict[str, Any]]:

@@ -90,6 +90,24 @@ def test_i86_what_is_under_way_is_on_disk_while_it_runs_and_not_when_it_has_ende
     assert house.ledger.under_way() == [], "what was refused never was under way"
 
 
+def test_i86_what_it_got_is_noted_every_second(house: House) -> None:
+    worker, seen = house.face.worker, [0]
+    worker.delay_s = 0.02
+    long = COMPLETION | {"max_tokens": 5000, "stream": True}
+
+    def noted() -> int:
+        return sum(begun.generated_tokens for begun in house.ledger.under_way())
+
+    with house.client("acme") as http, http.stream("POST", "/v1/completions", json=long) as running:
+        for _ in range(2):
+            eventually(lambda: noted() > seen[-1])
+            seen.append(noted())
+            assert seen[-1] <= handed(worker)[running.headers["x-request-id"]]
+    (row,) = house.rows(1)
+    assert row.generated_tokens >= seen[2] > seen[1] + 10, "a note is no end, and not every token is noted"
+    assert house.ledger.under_way() == []
+
+
 def handed(worker: FakeWorker) -> dict[str, int]:
     """What each HTTP request was given: a request of the engine is called after it, and numbered."""
     told: Counter[str] = Counter()

@@ -40,19 +40,20 @@ def test_i86_a_request_has_one_row_however_often_it_is_written(tmp_path: Path) -
     ledger.close()
 
 
-def test_i86_what_was_under_way_at_a_kill_is_lost_once_with_its_prompt(tmp_path: Path) -> None:
-    """r0 ended, r1 went on, and r2 was told twice, as what takes its prompts in turns is."""
+def test_i86_what_was_under_way_at_a_kill_is_lost_once_with_its_prompt_and_what_was_noted(tmp_path: Path) -> None:
+    """r0 ended, r1 went on and was noted, and r2 was told twice, as what takes its prompts in turns is."""
     path = url(tmp_path / "usage.sqlite")
     ledger = Ledger(path)
     ledger.append([], [BEGUN, replace(BEGUN, id="r1"), replace(BEGUN, id="r2")])
-    ledger.append([ROW], [replace(BEGUN, id="r2", prompt_tokens=30)])
+    ledger.append([], [replace(BEGUN, id="r0", generated_tokens=5), replace(BEGUN, id="r1", generated_tokens=5)])
+    ledger.append([ROW], [replace(BEGUN, id="r2", prompt_tokens=30), replace(BEGUN, id="r1", generated_tokens=6)])
     assert list(ledger.rows(EVERY)) == [ROW], "the others have not ended"
     ledger.close()
     for _ in range(2):
         ledger = Ledger(path)
         ledger.append(ledger.lost(2000.0))
         rows = list(ledger.rows(EVERY))
-        assert rows == [ROW, replace(LOST, id="r1"), replace(LOST, id="r2", prompt_tokens=30)]
+        assert rows == [ROW, replace(LOST, id="r1", generated_tokens=6), replace(LOST, id="r2", prompt_tokens=30)]
         assert ledger.under_way() == []
         ledger.append([replace(ROW, id="r1")])
         assert list(ledger.rows(EVERY)) == rows, "told as lost is told"
@@ -124,6 +125,20 @@ def test_i86_what_was_recorded_is_there_after_a_close_and_a_full_disk(tmp_path: 
     eventually(lambda: ledger.refusals == 0)
     writer.close()
     assert list(ledger.rows(EVERY)) == rows
+    ledger.close()
+
+
+def test_notes_on_one_request_are_one_however_long_the_disk_is_full(tmp_path: Path) -> None:
+    ledger = FullDisk(tmp_path / "usage.sqlite", refusals=5)
+    writer = LedgerWriter(ledger, retry_s=0.05)
+    for n in range(1000):
+        writer.record(replace(BEGUN, generated_tokens=n))
+        if n % 200 == 0:
+            eventually(lambda: ledger.refusals < 5)
+    eventually(lambda: [begun.generated_tokens for begun in ledger.under_way()] == [999])
+    writer.record(ROW)
+    writer.close()
+    assert list(ledger.rows(EVERY)) == [ROW] and ledger.under_way() == []
     ledger.close()
 
 
