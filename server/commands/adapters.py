@@ -4,11 +4,11 @@ Owns those commands. All of them are HTTP calls; nothing here touches the disk o
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from server.commands.errors import CommandFailed
+from server.commands.errors import CommandFailed, Refused
 from server.commands.options import LOCAL, AdapterName, AliasOption, ApiKey, Json, Url, print_cards, print_json
 
 ToTenant = Annotated[str | None, typer.Option("--with", metavar="TENANT", help="The tenant who may use it.")]
@@ -131,14 +131,15 @@ def promote(
     from server.commands.http import Server
 
     body = {"version": version, "alias": alias, "force": force}
-    card = Server(url, key).call("POST", f"/v1/adapters/{_segment(name)}/promote", body)
+    try:
+        card = Server(url, key).call("POST", f"/v1/adapters/{_segment(name)}/promote", body)
+    except Refused as refused:  # it is told in the words of HTTP
+        message = str(refused).replace("Send `force: true`", "Give --force")
+        raise Refused(message, refused.status, refused.code) from None
     if as_json:
         print_json(card)
         return
-    before, after = card["before"], None if force else card["score"]
-    told = "" if after is None else f": {after['mean_logprob']:.3f} nats per token, {after['exact']:.0%} exact"
-    was = "" if before is None else f"; before {before['mean_logprob']:.3f} and {before['exact']:.0%}"
-    typer.echo(f"{name}@{alias} is now {name}@{version}{told}{was}")
+    typer.echo(f"{name}@{alias} is now {name}@{version}: {_how(card)}")
 
 
 @app.command("eval")
@@ -218,6 +219,17 @@ def merge(name: AdapterName, url: Url = LOCAL, key: ApiKey = None, as_json: Json
 def unmerge(name: AdapterName, url: Url = LOCAL, key: ApiKey = None, as_json: Json = False) -> None:
     """Drop the merged weights; the adapter is served like any other again."""
     _act("DELETE", f"/v1/adapters/{_segment(name)}/merge", url, key, as_json, f"{name} unmerged")
+
+
+def _how(card: dict[str, Any]) -> str:
+    """What the gate found, as `promote` was answered."""
+    before, after = card["before"], card["score"]
+    if card["gate"] == "forced":
+        return "forced, not measured"
+    if card["gate"] == "no_eval_file":
+        return "not measured, no eval file"
+    was = "" if before is None else f"; before {before['mean_logprob']:.3f} and {before['exact']:.0%}"
+    return f"{after['mean_logprob']:.3f} nats per token, {after['exact']:.0%} exact{was}"
 
 
 def _act(

@@ -32,7 +32,7 @@ Pepper = Annotated[
     Path | None,
     typer.Option("--keys-pepper-file", envvar="ROOTSTOCK_KEYS_PEPPER_FILE", help="As for `rootstock serve`."),
 ]
-KeyId = Annotated[str, typer.Argument(metavar="ID", help="The part between `sk-` and `_`.")]
+KeyId = Annotated[str, typer.Argument(metavar="ID", help="The part between `sk-` and `_`; a whole key will do.")]
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
@@ -73,8 +73,8 @@ def ls(data_dir: DataDir = None, pepper: Pepper = None, as_json: Json = False) -
 def revoke(id: KeyId, data_dir: DataDir = None, pepper: Pepper = None, as_json: Json = False) -> None:
     """Refuse a key from now on, in a running server too. Answers that have begun are finished."""
     with _store(_with_keys(data_dir), pepper) as store:
-        key = store.revoke(id)
-    print_json(_card(key)) if as_json else typer.echo(f"{id} revoked")
+        key = store.revoke(_id(id))
+    print_json(_card(key)) if as_json else typer.echo(f"{key.id} revoked")
 
 
 @app.command()
@@ -87,7 +87,7 @@ def rotate(
 ) -> None:
     """Make a key with the same rights; both are valid until the old one's grace is over."""
     with _store(_with_keys(data_dir), pepper) as store:
-        key, text = store.rotate(id, _lifetime(grace))
+        key, text = store.rotate(_id(id), _lifetime(grace))
     _show_new(key, text, as_json)
 
 
@@ -118,6 +118,15 @@ def _store(data: "datadir.DataDir", pepper: Path | None) -> "Iterator[KeyStore]"
     logs.set_up("info", settings.log_format)
     with closing(open_keys(data, pepper or settings.keys_pepper_file, by=getpass.getuser())) as store:
         yield store
+
+
+def _id(text: str) -> str:
+    """Nothing of `text` is told when it is no id: it may be a secret."""
+    from server.keys.token import id_in
+
+    if not (id := id_in(text)):
+        raise CommandFailed("That is no key's id, which is 16 hexadecimal digits. `rootstock keys ls` lists them.")
+    return id
 
 
 def _lifetime(text: str) -> timedelta:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 SECRET_BYTES = 32
 DIGEST_BYTES = 32
+_TYPED = re.compile(r"(?:sk-)?([0-9a-f]{16})(?:_.*)?", re.DOTALL)
 _FORM = re.compile(r"sk-([0-9a-f]{16})_[A-Za-z0-9_-]{43}")
 
 
@@ -30,6 +31,12 @@ def new_token() -> Token:
 def id_of(text: str) -> str:
     """The public half of a key, or "" for what is no key."""
     form = _FORM.fullmatch(text)
+    return "" if form is None else form[1]
+
+
+def id_in(text: str) -> str:
+    """The id that a person typed, alone or with the rest of the key, however much of it; "" when there is none."""
+    form = _TYPED.fullmatch(text)
     return "" if form is None else form[1]
 
 

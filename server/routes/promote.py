@@ -55,6 +55,10 @@ class Comparison:
     before: Score | None = None
 
     @property
+    def gate(self) -> str:
+        return "no_eval_file" if self.after is None else "measured"
+
+    @property
     def condition(self) -> Condition:
         """That the alias points where it did when the two were compared."""
         return Condition(absent=True) if self.current is None else Condition(frozenset({self.current.number}))
@@ -66,19 +70,20 @@ async def promote(
 ) -> Response:
     """Move an alias to a version. 409 with the numbers when it does worse on its eval file, unless forced.
 
+    `gate` is how it was let through: `measured`, `forced` or `no_eval_file`, and `before` the other version's score.
     If-Match makes it conditional; unless forced, it is a 412 when the alias was moved while the two were compared.
     """
     chosen = await in_thread(services.catalog.resolve, f"{name}@{body.version}")
-    asked, before = condition(http), None
+    asked, before, gate = condition(http), None, "forced"
     if not body.force:
         with services.lifecycle.answering():
             work = _compare(services, chosen, body.alias, caller, http.state.request_id)
             compared = await while_connected(http, work)
         _check(compared, body)
-        asked, before = asked or compared.condition, compared.before
+        asked, before, gate = asked or compared.condition, compared.before, compared.gate
     promoted = await in_thread(services.catalog.set_alias, name, body.alias, body.version, asked)
     note("alias_set", name=name, alias=body.alias, version=promoted.number, forced=body.force)
-    told = await card(services, promoted) | {"before": before and score_card(before)}
+    told = await card(services, promoted) | {"gate": gate, "before": before and score_card(before)}
     return JSONResponse(told, headers=etag(promoted))
 
 

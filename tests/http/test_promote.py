@@ -98,7 +98,7 @@ def test_it_can_be_forced_or_tolerated(made: Made) -> None:
     _, client = made
     assert promote(client, 3, tolerance=5).json()["aliases"] == ["prod"]
     assert client.post("/v1/adapters/q/rollback", json={}).json()["version"] == 1
-    assert promote(client, 3, force=True).status_code == 200
+    assert promote(client, 3, force=True).json()["gate"] == "forced"
     assert client.get("/v1/adapters/q@prod").json()["version"] == 3
 
 
@@ -127,13 +127,14 @@ def test_scores_are_remembered(made: Made) -> None:
 def test_an_alias_that_points_nowhere_has_nothing_to_lose(made: Made) -> None:
     face, client = made
     told = promote(client, 3, alias="first").json()
-    assert (told["score"]["mean_logprob"], told["before"]) == (-3.0, None)
+    assert (told["gate"], told["score"]["mean_logprob"], told["before"]) == ("measured", -3.0, None)
 
 
 def test_without_eval_files_nothing_is_measured(made: Made) -> None:
     face, client = made
     assert client.get("/v1/adapters/q@2/eval").status_code == 404
-    assert promote(client, 2, alias="free").json()["score"] is None
+    told = promote(client, 2, alias="free").json()
+    assert (told["gate"], told["score"]) == ("no_eval_file", None)
     assert measured(face) == 0
 
 

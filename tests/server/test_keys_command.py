@@ -31,6 +31,20 @@ def test_h81_create_ls_rotate_revoke_and_no_secret_in_the_log(tmp_path: Path) ->
     assert isinstance(revoked, dict) and revoked["state"] == "revoked"
 
 
+def test_h81_a_whole_key_names_itself_and_its_secret_is_not_told(tmp_path: Path) -> None:
+    text = rootstock("keys", "create", "--tenant", "acme", "--data-dir", str(tmp_path)).stdout.strip()
+    id, _, secret = text.removeprefix("sk-").partition("_")
+    for typed, code, told in (
+        (text, 0, f"{id} revoked"),
+        (text[:-9], 0, f"{id} revoked"),
+        (f"sk-{id[::-1]}_{secret}", 1, f"no key '{id[::-1]}'"),
+        (secret, 1, "no key's id"),
+    ):
+        done = rootstock("keys", "revoke", typed, "--data-dir", str(tmp_path))
+        assert done.returncode == code and told in done.stdout + done.stderr, done.stderr
+        assert secret[:8] not in done.stdout + done.stderr
+
+
 def test_what_is_typed_wrongly_is_told(tmp_path: Path) -> None:
     for words, code, told in (
         (("create", "--tenant", "a/b"), 1, "not a tenant's name"),

@@ -46,12 +46,12 @@ def test_a_version_is_given_rows_measured_refused_forced_and_taken_back(made: Ma
     assert "q@2 carries 2 eval rows" in said("adapters", "eval", "q", str(folder / "rows.jsonl"), made=(live, key))
     refused = rootstock("adapters", "promote", "q", "2", url=live.url, key=key)
     assert refused.returncode == 1 and "Traceback" not in refused.stderr
-    assert "-3.000" in refused.stderr and "-1.000" in refused.stderr and "force" in refused.stderr
+    assert "-3.000" in refused.stderr and "-1.000" in refused.stderr and "Give --force" in refused.stderr
     forced = said("adapters", "promote", "q", "2", "--force", made=(live, key))
-    assert forced.strip() == "q@prod is now q@2"
+    assert forced.strip() == "q@prod is now q@2: forced, not measured"
     assert "q@prod is q@1 again" in said("adapters", "rollback", "q", made=(live, key))
     better = said("adapters", "promote", "q", "1", "--alias", "next", made=(live, key))
-    assert better.startswith("q@next is now q@1") and "before" not in better, "nothing was there before"
+    assert better.strip() == "q@next is now q@1: not measured, no eval file"
     said("adapters", "eval", "q@1", str(folder / "rows.jsonl"), made=(live, key))
     told = said("adapters", "promote", "q", "1", "--alias", "next", made=(live, key))
     assert "-1.000 nats per token, 100% exact; before -1.000 and 100%" in told
