@@ -14,6 +14,7 @@ from tests.support.door import SHAPE, Door
 from tests.support.face import WEIGHTS, make_face
 from tests.support.http import serve
 from tests.support.invariants import Invariants
+from tests.support.surroundings import at_home
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,8 +28,8 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     fifty = UploadLimits(most_open=64)  # for the fifty that are finished at once
     face = make_face(folder / "server", base=ServedBase(SHAPE, lambda: WEIGHTS), uploads=fifty)
     canary, _ = face.catalog.add_directory("canary", write_adapter(folder / "canary", SHAPE, seed=99))
-    with serve(face.app) as live, live.client() as http:
-        yield Door(face, live, http, Invariants(face, http, folder / "server", canary))
+    with at_home(folder), serve(face.app) as live, live.client() as http:
+        yield Door(face, live, http, Invariants(face, http, canary))
     face.registry.close()
 
 

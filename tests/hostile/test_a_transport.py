@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import hashlib
 import io
+import os
 import socket
 import tarfile
 import threading
@@ -25,6 +26,7 @@ from tests.support.face import Face, adapter_config, make_face
 from tests.support.face import write_adapter as write_tiny
 from tests.support.http import LiveServer, eventually, serve
 from tests.support.invariants import Invariants, check_reply
+from tests.support.surroundings import targets
 
 UPLOADS = "/v1/adapters/uploads"
 Parts = dict[str, Any]
@@ -59,8 +61,12 @@ def zipped(*entries: tuple[str, bytes]) -> bytes:
     return held.getvalue()
 
 
-@pytest.mark.parametrize("path", ["../../evil", "/etc/evil", "C:\\evil", "a/../../evil", "a\0evil"], ids=ascii)
+PATHS = ["../../evil", "/etc/evil", "ABSOLUTE/evil", "C:\\evil", "a/../../evil", "a\0evil"]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=ascii)
 def test_a01_no_archive_is_opened_and_no_file_name_is_a_path(door: Door, good: Path, path: str) -> None:
+    path = path.replace("ABSOLUTE", str(door.face.folder.parent))  # where whoever runs the tests may write
     archive = door.post(parts(good)["config"][1], zipped((path, b"evil")))
     assert "zip archive" in door.refused(archive, 415, "unsupported_media")
     named = parts(good) | {"weights": ("NAME", parts(good)["weights"][1])}
@@ -69,6 +75,7 @@ def test_a01_no_archive_is_opened_and_no_file_name_is_a_path(door: Door, good: P
     reply = door.http.post("/v1/adapters", content=body, headers={"content-type": form.headers["content-type"]})
     assert reply.status_code in (200, 201), "its own name for the file is not looked at"
     door.invariants.check(reply, sent="evil")
+    assert [place for place in targets(path, door.face.folder) if os.path.lexists(place)] == [], "I3"
 
 
 def test_a02_a_bomb_is_an_archive_like_any_other(door: Door, good: Path) -> None:
@@ -148,7 +155,8 @@ def test_a06_forms_that_lack_something(door: Door, good: Path, case: str) -> Non
 @pytest.fixture
 def narrow_face(tmp_path: Path) -> Iterator[Face]:
     """It takes 2000 bytes at most, and waits half a second."""
-    face = make_face(tmp_path, limits=Limits(4096, max_upload_bytes=2000, idle_s=0.5), uploads=UploadLimits(4, 6000))
+    limits = Limits(4096, max_upload_bytes=2000, idle_s=0.5)
+    face = make_face(tmp_path / "server", limits=limits, uploads=UploadLimits(4, 6000))
     yield face
     face.registry.close()
 
@@ -261,8 +269,9 @@ def test_a10_out_of_order_and_overlapping_chunks(door: Door, good: Path) -> None
 def test_a11_a_byte_now_and_then_is_408_and_nobody_else_waits(
     narrow: LiveServer, narrow_face: Face, tmp_path: Path, resumable: bool
 ) -> None:
-    canary, _ = narrow_face.catalog.add_directory("canary", write_tiny(tmp_path.parent / "canary"))
+    canary, _ = narrow_face.catalog.add_directory("canary", write_tiny(tmp_path / "canary"))
     with narrow.client() as http:
+        invariants = Invariants(narrow_face, http, canary)
         head, body = f"PATCH {begin(http, adapter_config(), b'x' * 2000)} HTTP/1.1\r\nupload-offset: 0", ""
         if not resumable:
             head = "POST /v1/adapters HTTP/1.1\r\ncontent-type: multipart/form-data; boundary=x"
@@ -278,7 +287,7 @@ def test_a11_a_byte_now_and_then_is_408_and_nobody_else_waits(
             dribbling.join()
         assert answer == b"HTTP/1.1 408"
         eventually(lambda: narrow_face.services.lifecycle.in_flight == 0)
-        Invariants(narrow_face, http, tmp_path, canary).check()
+        invariants.check()
 
 
 def dribble(client: socket.socket, stop: threading.Event) -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 import httpx
 
 from adapters.manifest import AdapterId
+from tests.support import manners
 from tests.support.face import BASE, Face, adapter_weights, form, write_adapter
+from tests.support.invariants import MARK
 
 
 def push(http: httpx.Client, name: str, seed: int = 0, **fields: str) -> httpx.Response:
@@ -74,14 +76,13 @@ def test_adapter_id_is_loraxs_spelling(http: httpx.Client) -> None:
     assert both.json()["error"]["param"] == "adapter_id"
 
 
-def test_e46_unknown_models_are_404_with_a_hint(http: httpx.Client) -> None:
+def test_e46_unknown_models_are_404_with_a_hint(http: httpx.Client, face: Face) -> None:
     push(http, "weather", 6)
-    reply = http.post("/v1/completions", json={"model": "waether", "prompt": "x"})
-    assert reply.status_code == 404
-    assert reply.json()["error"]["code"] == "model_not_found"
+    reply = http.post("/v1/completions", json={"model": "waether", "prompt": MARK})
+    manners.refused(reply, http, face, status=404, code="model_not_found")
     assert "weather" in reply.json()["error"]["message"]
     for model in ("weather@7", "weather@nope", "weather@sha256:" + "0" * 64, "../weather", "weather@", "x" * 500, "é"):
-        assert http.post("/v1/completions", json={"model": model, "prompt": "x"}).status_code == 404
+        manners.refused(http.post("/v1/completions", json={"model": model, "prompt": MARK}), http, face, status=404)
         assert http.get(f"/v1/models/{model}").status_code == 404
 
 

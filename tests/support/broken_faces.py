@@ -4,6 +4,8 @@ Know ASGI and a path's shape, and nothing of the server.
 """
 
 import hashlib
+import re
+from pathlib import Path
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -97,6 +99,47 @@ class Careless(_Around):
         await self._app(scope, heard, send)
         if scope["method"] == "PATCH" and Headers(scope=scope).get("upload-offset") == str(len(there)):
             self._said[id] = there + bytes(sent)
+
+
+class Scribbling(_Around):
+    """Writes each file of a form where the form says, seen from `folder`, beside taking it as it should."""
+
+    def __init__(self, app: ASGIApp, folder: Path) -> None:
+        super().__init__(app)
+        self._folder = folder
+
+    async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sent = bytearray()
+
+        async def heard() -> Message:
+            message = await receive()
+            sent.extend(message.get("body", b""))
+            return message
+
+        await self._app(scope, heard, send)
+        for name in re.findall(rb'filename="([^"]+)"', sent):
+            (self._folder / name.decode()).write_bytes(b"evil")
+
+
+class Parrot(_Around):
+    """Tells in an error what was sent."""
+
+    async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sent = bytearray()
+
+        async def heard() -> Message:
+            message = await receive()
+            sent.extend(message.get("body", b""))
+            return message
+
+        async def other(message: Message) -> None:
+            if message["type"] == "http.response.body" and message.get("body", b"").startswith(b'{"error"'):
+                message["body"] = message["body"].replace(b'"message":"', b'"message":"' + sent.replace(b'"', b"'"))
+            elif message["type"] == "http.response.start" and message["status"] >= 400:
+                del MutableHeaders(raw=message["headers"])["content-length"]
+            await send(message)
+
+        await self._app(scope, heard, other)
 
 
 class OpenDoor(_Around):

@@ -38,7 +38,7 @@ WEIGHTS = f"sha256:{7:064x}"
 
 @dataclass
 class Face:
-    """An application and the pieces a test may look at."""
+    """An application and the pieces a test may look at. All that it writes lies under `folder`."""
 
     app: FastAPI
     services: Services
@@ -46,6 +46,7 @@ class Face:
     catalog: Catalog
     registry: Registry
     store: BlobStore
+    folder: Path
 
 
 def served(quantization: str | None = None, allow: bool = False, weights: str = WEIGHTS) -> ServedBase:
@@ -96,7 +97,7 @@ def make_face(
         meter=meter if meter is not None else Meter(),
     )
     services.lifecycle.ready()
-    return Face(create_app(services), services, worker, catalog, registry, store)
+    return Face(create_app(services), services, worker, catalog, registry, store, folder)
 
 
 def adapter_config(rank: int = 2) -> bytes:

@@ -33,6 +33,7 @@ from tests.support.http import serve
 from tests.support.invariants import Invariants
 from tests.support.models import SHAPE as SIZES
 from tests.support.models import tiny_tokenizer
+from tests.support.surroundings import at_home
 
 LOUD = 0.3
 """The scale of adapters that must be heard in eight tokens."""
@@ -109,7 +110,7 @@ def house(folder: Path, device_bytes: int = 1 << 20, host_bytes: int = 4 << 20) 
         store=store,
     )
     canary, _ = face.catalog.add_directory("canary", write_adapter(folder / "canary", base.shape, seed=99, scale=LOUD))
-    with serve(face.app) as live, live.client() as http:
+    with at_home(folder), serve(face.app) as live, live.client() as http:
         live.call(_start(worker))
 
         def forget(id: AdapterId) -> None:
@@ -117,7 +118,7 @@ def house(folder: Path, device_bytes: int = 1 << 20, host_bytes: int = 4 << 20) 
 
         face.catalog.on_forgotten = forget
         watch = HouseWatch(base, worker, real, face, live, canary.name)
-        yield House(face, live, http, Invariants(face, http, server, canary, watch), base, worker, runner, watch)
+        yield House(face, live, http, Invariants(face, http, canary, watch), base, worker, runner, watch)
         live.call(worker.stop(1))
     face.registry.close()
 

@@ -1,38 +1,45 @@
 """What must hold after every hostile case, whatever became of the request.
 
-I1 the base is what it was; I2 another adapter's bytes are; I3 no file lies where none belongs, nothing temporary is
-left; I4 the next request is answered; I6 every row has its blob and every blob its row; I7 an error has OpenAI's
-envelope and repeats neither paths nor code nor what was sent; I8 a client's fault is no 5xx. What an engine holds (I5),
-its weights and its answers are looked at by tests/support/house_watch.py, where there is a real one.
+I1 the base is what it was; I2 another adapter's bytes are; I3 no file lies where none belongs, among the server's own
+or beside them, and nothing temporary is left; I4 the next request is answered; I6 every row has its blob and every blob
+its row; I7 an error has OpenAI's envelope and repeats neither paths nor code nor what was sent; I8 a client's fault is
+no 5xx. What an engine holds (I5), its weights and its answers are looked at by tests/support/house_watch.py, where
+there is a real one.
 """
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import httpx
 
 from adapters.registry import Version
 from tests.support.face import BASE, Face
+from tests.support.surroundings import Surroundings
 
 _INSIDE = re.compile(r'Traceback|\.py\\?", line|/tmp/|/home/|site-packages|sqlite')
 _BLOB = re.compile(r"data/blobs/sha256/[0-9a-f]{2}/[0-9a-f]{64}/(adapter_config|adapter_model|manifest|label)\.\w+")
 _DOSSIER = re.compile(r"data/blobs/names/[0-9a-f]{64}\.json")
 _UPLOAD = re.compile(r"uploads/resumable/[0-9a-f]{32}/(session\.json|config|weights)")
+_WRITTEN = ("data", "uploads")
 _OTHERS = re.compile(r"data/registry\.sqlite(-wal|-shm)?")
+
+MARK = "zq0marked0qz"
+"""What requests hold where a value may be, and no error repeats."""
 
 
 class Invariants:
-    """Over one face whose data lies under `folder`. The canary is an adapter that was there before.
+    """Over one face. The canary is an adapter that was there before.
 
+    Nobody else writes beside the face's folder meanwhile: tests keep their files elsewhere.
     `engine` checks what only a real engine can be asked.
     """
 
     def __init__(
-        self, face: Face, http: httpx.Client, folder: Path, canary: Version, engine: Callable[[], None] | None = None
+        self, face: Face, http: httpx.Client, canary: Version, engine: Callable[[], None] | None = None
     ) -> None:
-        self._face, self._http, self._folder, self._canary = face, http, folder, canary
+        self._face, self._http, self._canary = face, http, canary
         self._engine = engine
+        self._around = Surroundings(face.folder.parent, *(face.folder / place for place in _WRITTEN))
         base = face.catalog.base
         self._base = (base.weights, dict(base.shape.linears), base.shape.num_layers)
 
@@ -44,21 +51,23 @@ class Invariants:
         assert (base.weights, dict(base.shape.linears), base.shape.num_layers) == self._base, "I1"
         self._face.store.verify(self._canary.id)  # I2
         assert self._face.catalog.resolve(self._canary.name) == self._canary, "I2"
-        self._check_disk()
+        self._around.check()
+        check_disk(self._face)
         model = {"model": self._canary.name, "prompt": "x", "max_tokens": 1}
         assert self._http.post("/v1/completions", json=model).headers["x-rootstock-adapter"] == self._canary.id, "I4"
         assert self._http.post("/v1/completions", json=model | {"model": BASE}).status_code == 200, "I4"
         if self._engine is not None:
             self._engine()
 
-    def _check_disk(self) -> None:
-        files = [str(path.relative_to(self._folder)) for path in self._folder.rglob("*") if not path.is_dir()]
-        odd = [
-            name for name in files if not any(known.fullmatch(name) for known in (_BLOB, _DOSSIER, _UPLOAD, _OTHERS))
-        ]
-        assert not odd, f"I3: {odd}"
-        assert list((self._folder / "data" / "blobs" / "tmp").iterdir()) == [], "I3: something temporary is left"
-        assert set(self._face.store.ids()) == self._face.registry.ids(), "I6"
+
+def check_disk(face: Face) -> None:
+    """I3 among what the server writes, and I6."""
+    written = [path for place in _WRITTEN for path in (face.folder / place).rglob("*")]
+    files = [str(path.relative_to(face.folder)) for path in written if not path.is_dir()]
+    odd = [name for name in files if not any(known.fullmatch(name) for known in (_BLOB, _DOSSIER, _UPLOAD, _OTHERS))]
+    assert not odd, f"I3: {odd}"
+    assert list((face.folder / "data" / "blobs" / "tmp").iterdir()) == [], "I3: something temporary is left"
+    assert set(face.store.ids()) == face.registry.ids(), "I6"
 
 
 def check_reply(reply: httpx.Response, sent: str | None = None) -> None:

@@ -1,7 +1,9 @@
-"""What must hold after every hostile request: the invariants I4, I5, I7 and I8.
+"""What must hold after every hostile request: the invariants I2 to I8 that a fake engine can break.
 
-I4 the next request is answered; I5 nothing is left running, and no adapter held; I7 an error has OpenAI's envelope and
-repeats neither paths nor code nor what was sent; I8 what the client caused is no 5xx.
+I2 every adapter's bytes are those that its id says; I3 and I6 the disk is in order; I4 the next request is answered; I5
+nothing is left running, and no adapter held; I7 an error has OpenAI's envelope and repeats neither paths nor code nor
+what was sent; I8 what the client caused is no 5xx. I1, the base's weights, and what lies beside a server's data are
+looked at by tests/support/invariants.py, for uploads, and by house_watch.py, on a real engine.
 """
 
 import re
@@ -11,11 +13,12 @@ import httpx
 from tests.support import invariants
 from tests.support.face import BASE, Face
 from tests.support.http import eventually
+from tests.support.invariants import MARK
 
 _CODE = re.compile(r"\.py\b")
 
 
-def check_reply(reply: httpx.Response, sent: str | None = None) -> None:
+def check_reply(reply: httpx.Response, sent: str = MARK) -> None:
     """`reply`, good or bad, keeps I7 and I8, and does not repeat `sent`; a refusal is short, and names no code."""
     invariants.check_reply(reply, sent)
     assert re.fullmatch("[0-9a-f]{32}", reply.headers["x-request-id"])
@@ -24,12 +27,15 @@ def check_reply(reply: httpx.Response, sent: str | None = None) -> None:
 
 
 def check_after(http: httpx.Client, face: Face) -> None:
-    """The server is as it was: I4 and I5."""
+    """The server is as it was: I2 to I6. `http` may ask for completions."""
     reply = http.post("/v1/completions", json={"model": BASE, "prompt": "x", "max_tokens": 1})
     assert reply.status_code == 200, ("I4", reply.text)
     eventually(lambda: not face.worker.running)
     eventually(lambda: face.services.lifecycle.in_flight == 0)
     eventually(lambda: not face.catalog._uses and not face.catalog._doomed)
+    invariants.check_disk(face)
+    for id in face.registry.ids():
+        face.store.verify(id)
 
 
 def refused(
