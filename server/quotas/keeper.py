@@ -118,6 +118,10 @@ class Quotas:
         self._default, self._tenants, self._clock = default or Quota(), dict(tenants or {}), clock
         self._accounts: dict[str, _Account] = {}
 
+    def tokens_a_minute(self, tenant: str) -> int | None:
+        """The most that one request of the tenant's can ever be granted; None where there is no limit."""
+        return self._quota(tenant).tokens_per_minute
+
     def admit(self, tenant: str, tokens: int) -> Pass:
         """Count one request that may use up to `tokens` tokens. Raises RateLimited, and then nothing was counted."""
         account = self._account(tenant)

@@ -34,9 +34,12 @@ async def chat(body: ChatBody, http: HttpRequest, services: ServicesDep, caller:
     messages = [message.message() for message in body.messages]
     size = sum(len(message.content) for message in messages)
     prompt = await off_loop(size, services.tokenizer.encode_chat, messages)
-    room = max(services.limits.max_model_len - len(prompt), 1)
+    room = services.limits.max_model_len - len(prompt)
+    most = services.meter.quotas.tokens_a_minute(caller.tenant)
+    if most is not None:  # what is more than that would be refused for ever, and clients mostly name no length
+        room = min(room, (most - len(prompt)) // body.n)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    params = sampling_params(body, Wanted(body.token_limit or room, logprobs), services.tokenizer.vocab_size)
+    params = sampling_params(body, Wanted(body.token_limit or max(room, 1), logprobs), services.tokenizer.vocab_size)
     key = body.sticks_to(http.state.request_id)
     chosen = await target(services.catalog, services.base_id, body.model, body.adapter_id, key)
     with chosen.released_on_error():

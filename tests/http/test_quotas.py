@@ -20,6 +20,7 @@ COMPLETION = {"model": BASE, "prompt": "Once", "max_tokens": 12, "ignore_eos": T
 QUOTAS = {
     "flood": Quota(requests_per_minute=3),
     "wordy": Quota(requests_per_minute=100, tokens_per_minute=60),
+    "terse": Quota(tokens_per_minute=200),
     "full": Quota(adapters=1),
     "heavy": Quota(stored_bytes=ByteSize(10)),
     "eager": Quota(uploads_per_minute=1),
@@ -77,6 +78,20 @@ def test_tokens_are_counted_with_max_tokens_and_put_right(clients: dict[str, htt
     never = complete(clients["wordy"], max_tokens=100)
     assert never.status_code == 429 and never.headers["x-should-retry"] == "false"
     assert "retry-after" not in never.headers
+
+
+def test_a_chat_that_names_no_length_asks_for_no_more_than_a_minute_has(clients: dict[str, httpx.Client]) -> None:
+    """The context has 4096 tokens. OpenAI's clients send no `max_tokens`."""
+    chat = {"model": BASE, "messages": [{"role": "user", "content": "Hello"}], "stop": ["c"], "n": 2}
+    first = clients["terse"].post("/v1/chat/completions", json=chat)
+    assert first.status_code == 200, first.text
+    assert first.headers["x-ratelimit-remaining-tokens"] == str(200 - first.json()["usage"]["total_tokens"])
+    early = clients["terse"].post("/v1/chat/completions", json=chat)
+    assert early.status_code == 429 and int(early.headers["retry-after"]) < 60, "not never"
+    long = chat | {"messages": [{"role": "user", "content": "Hello" * 50}]}
+    never = clients["terse"].post("/v1/chat/completions", json=long)
+    assert never.status_code == 429 and never.headers["x-should-retry"] == "false"
+    assert "shorten the prompt" in never.json()["error"]["message"]
 
 
 def test_what_the_engine_refuses_is_not_counted(clients: dict[str, httpx.Client]) -> None:
