@@ -126,8 +126,8 @@ def _name_and_number(name: str) -> tuple[str, int | None]:
     whole, at, selector = name.partition("@")
     if at and not selector.isdecimal():
         raise BadRequest(
-            f"Give the adapter's name alone, or a version's number behind the @. An alias is deleted by DELETE "
-            f"/v1/adapters/{whole}/aliases/{selector}.",
+            "Give the adapter's name alone, or a version's number behind the @. An alias is deleted by DELETE "
+            "/v1/adapters/NAME/aliases/ALIAS.",
             "name",
         )
     return whole, int(selector) if at else None

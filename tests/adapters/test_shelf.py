@@ -1,15 +1,19 @@
 """One tenant's view of the catalog: its own words, what was lent to it, and nothing else, in no more time."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, event
 
+from adapters.canary import Canary
+from adapters.condition import Condition
 from adapters.errors import NameInvalid, NameReserved, NotOwner, UnknownAdapter, UnknownVersion
+from adapters.evaluations import Score
 from adapters.grants import EVERYBODY
 from adapters.naming import owner_of
+from adapters.registry import Version
 from adapters.shelf import Shelf
 from tests.adapters.test_catalog import RESERVED, SHAPE, House
 from tests.support.adapters import adapters
@@ -149,19 +153,68 @@ def test_nobody_registers_under_anothers_name(house: House, sources: list[Path],
 
 
 def test_h76_nothing_is_asked_about_what_is_hidden(house: House, sources: list[Path]) -> None:
-    """Time, counted in statements: what another tenant has costs what nothing costs."""
+    """Time, counted in statements: what another tenant has costs what nothing costs, whatever is asked or changed."""
     server, acme, beta = (Shelf(house.catalog, tenant) for tenant in ("", "acme", "beta"))
-    server.add_directory("private", sources[0])
-    acme.add_directory("sql", sources[1])
-    asks: tuple[Callable[[str], object], ...] = (beta.resolve, beta.versions, beta.lease, beta.delete, beta.lent)
-    for ask in asks:
+    for shelf, name in ((server, "private"), (acme, "sql")):
+        for source in sources[:2]:
+            version, _ = shelf.add_directory(name, source, alias="prod")
+        shelf.attach_eval(version, b'{"prompt": "a", "completion": "b"}')
+        shelf.set_pinned(name, True)
+    beta.add_directory("mine", sources[2])
+    before = house.catalog.every(), house.registry.pins(), house.catalog.splits()
+    for method, ask in asks(beta, acme.resolve("sql")).items():
         for hidden, absent in (("acme/sql", "acme/sqk"), ("private", "privatf"), ("acme/sql@1", "acme/sqk@1")):
-            assert statements(ask, hidden) == statements(ask, absent), (ask, hidden)
+            assert cost(ask, hidden) == cost(ask, absent), (method, hidden)
+    assert (house.catalog.every(), house.registry.pins(), house.catalog.splits()) == before, "nothing was changed"
+    assert acme.lent("sql") == server.lent("private") == frozenset()
 
 
-def statements(ask: Callable[[str], object], name: str) -> list[str]:
-    with seen() as found, pytest.raises(UnknownAdapter):
-        ask(name)
+HARMLESS = {"base", "add", "add_directory", "check_names", "having", "list", "misfit"}
+"""What takes no name of what is there: new names are always the tenant's own."""
+
+
+SCORE = Score("0" * 64, "tiny-base", -1.0, 0.5, 1, 1)
+
+
+def asks(shelf: Shelf, version: Version) -> Mapping[str, Callable[[str], object]]:
+    """Each of a shelf's methods that is given a name, by its own. `version` is one to say another name of."""
+    canary = Canary(1, 0.5)
+    named: dict[str, Callable[[str], object]] = {
+        "resolve": shelf.resolve,
+        "resolve for a key": lambda name: shelf.resolve(name, "user"),
+        "lease": shelf.lease,
+        "versions": shelf.versions,
+        "delete": shelf.delete,
+        "delete on a condition": lambda name: shelf.delete(name, Condition(frozenset({1}))),
+        "lend": lambda name: shelf.lend(name, "gamma"),
+        "lend to all": lambda name: shelf.lend(name, EVERYBODY),
+        "take_back": lambda name: shelf.take_back(name, "gamma"),
+        "lent": shelf.lent,
+        "alias": lambda name: shelf.alias(name, "prod"),
+        "set_alias": lambda name: shelf.set_alias(name, "prod", 1),
+        "set_alias on a condition": lambda name: shelf.set_alias(name, "prod", 1, Condition(frozenset({2}))),
+        "set_alias with a canary": lambda name: shelf.set_alias(name, "prod", 2, canary=canary),
+        "roll_back": lambda name: shelf.roll_back(name, "prod"),
+        "own_versions": shelf.own_versions,
+        "delete_version": lambda name: shelf.delete_version(name, 1),
+        "delete_alias": lambda name: shelf.delete_alias(name, "prod"),
+        "set_pinned": lambda name: shelf.set_pinned(name, True),
+        "set_pinned off": lambda name: shelf.set_pinned(name, False),
+        "copy": lambda name: shelf.copy(name, "mine"),
+        "copy to a new name": lambda name: shelf.copy(name, "taken", alias="prod"),
+        "attach_eval": lambda name: shelf.attach_eval(version.renamed(name), b"{}"),
+        "eval_file": lambda name: shelf.eval_file(version.renamed(name)),
+        "remember_score": lambda name: shelf.remember_score(version.renamed(name), SCORE),
+    }
+    methods = {name for name in vars(Shelf) if not name.startswith("_")}
+    assert {method.split()[0] for method in named} == methods - HARMLESS, "a new method is asked here too"
+    return named
+
+
+def cost(ask: Callable[[str], object], name: str) -> list[str]:
+    """The statements of an answer that has nothing to tell."""
+    with seen() as found, suppress(UnknownAdapter):
+        assert ask(name) is None, "of a version that is gone there is no eval file"
     return found
 
 

@@ -19,6 +19,7 @@ from tests.support import beside
 from tests.support.disks import FaultyDisk, fail
 from tests.support.face import form, make_face
 from tests.support.http import eventually
+from tests.support.invariants import check_disk
 from tests.support.storage import CHANGES, Storage, furnish
 
 NUMBERS = (errno.ENOSPC, errno.EIO, errno.EMFILE)
@@ -82,6 +83,7 @@ def disk() -> FaultyDisk:
 def http(tmp_path: Path, disk: FaultyDisk) -> Iterator[TestClient]:
     face = make_face(tmp_path, disk=disk)
     yield TestClient(face.app)
+    check_disk(face)
     face.registry.close()
 
 

@@ -15,6 +15,7 @@ from server.principal import Scope
 from tests.support.face import BASE, Face, form
 from tests.support.http import LiveServer, serve
 from tests.support.keys import bearer, guarded_face, headers_of
+from tests.support.manners import check_after
 
 OPEN = {"/livez", "/readyz", "/health", "/version"}
 """All that answers without a key."""
@@ -24,6 +25,15 @@ OPEN = {"/livez", "/readyz", "/health", "/version"}
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Face, KeyStore, LiveServer]]:
     with guarded_face(tmp_path_factory.mktemp("guarded")) as (face, store), serve(face.app) as live:
         yield face, store, live
+
+
+@pytest.fixture(autouse=True)
+def _as_before(guarded: tuple[Face, KeyStore, LiveServer]) -> Iterator[None]:
+    """After each test, whoever has a key is served, and nothing is left of what was asked without one."""
+    yield
+    face, store, live = guarded
+    with live.client(**headers_of(store, "after")) as client:
+        check_after(client, face)
 
 
 @pytest.fixture(scope="module")

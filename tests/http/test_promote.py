@@ -26,6 +26,7 @@ from tests.support.engine import FakeStream, FakeWorker
 from tests.support.face import Face, form, make_face
 from tests.support.http import LiveServer, eventually, serve
 from tests.support.keys import guarded_face, headers_of
+from tests.support.manners import check_after
 
 ROWS = [{"prompt": "a b", "completion": " cd"}, {"messages": [{"role": "user", "content": "x"},
         {"role": "assistant", "content": "yes"}]}]  # fmt: skip
@@ -234,6 +235,8 @@ def metered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Metered]:
     writer = LedgerWriter(ledger)
     with guarded_face(folder, Meter(quotas, writer), worker) as (face, store), serve(face.app) as live:
         yield Metered(face, live, store, ledger)
+        with live.client(**headers_of(store, "after")) as client:
+            check_after(client, face)
     writer.close()
     ledger.close()
 

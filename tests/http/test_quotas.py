@@ -15,6 +15,7 @@ from tests.support.engine import FakeWorker
 from tests.support.face import BASE, adapter_config, adapter_weights, form
 from tests.support.http import serve
 from tests.support.keys import guarded_face, headers_of
+from tests.support.manners import check_after
 
 COMPLETION = {"model": BASE, "prompt": "Once", "max_tokens": 12, "ignore_eos": True}
 QUOTAS = {
@@ -46,6 +47,7 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, http
     with guarded_face(folder, meter, FakeWorker(room=5)) as (face, store), serve(face.app) as live:
         made = {tenant: live.client(**headers_of(store, tenant)) for tenant in (*QUOTAS, "free")}
         yield made
+        check_after(made["free"], face)
         for client in made.values():
             client.close()
 

@@ -14,6 +14,7 @@ from server.ports import Limits
 from tests.support.engine import FakeWorker
 from tests.support.face import BASE, Face, form, make_face
 from tests.support.http import LiveServer, eventually, serve
+from tests.support.manners import check_after
 
 COMPLETION = {"model": BASE, "prompt": "Once", "max_tokens": 12}
 CHAT = {"model": BASE, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 12}
@@ -24,8 +25,9 @@ BOTH = [("/v1/completions", COMPLETION), ("/v1/chat/completions", CHAT)]
 def slow(tmp_path: Path) -> Iterator[tuple[Face, LiveServer]]:
     """A server whose tokens take 20 ms each."""
     face = make_face(tmp_path, FakeWorker(delay_s=0.02, max_model_len=100_000))
-    with serve(face.app) as live:
+    with serve(face.app) as live, live.client() as client:
         yield face, live
+        check_after(client, face)
     face.registry.close()
 
 
@@ -79,6 +81,7 @@ def test_f66_a_failure_in_mid_stream_is_an_error_event_without_done(
     with serve(face.app) as live, live.client() as client:
         streamed = events(client.post(path, json=body | {"stream": True}).text)
         whole = client.post(path, json=body)
+        check_after(client, face)
     face.registry.close()
     assert json.loads(streamed[-1])["error"]["code"] == "non_finite_logits"
     assert "[DONE]" not in streamed
@@ -164,6 +167,8 @@ def test_f62_a_client_that_does_not_read_is_cut_off(tmp_path: Path) -> None:
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(head.encode() + b"\r\n\r\n" + body)
             eventually(lambda: bool(face.worker.aborted), within_s=30)
+        with live.client() as client:
+            check_after(client, face)
     face.registry.close()
     assert not face.worker.running
 
@@ -189,6 +194,8 @@ def test_f64_a_stalled_body_is_408(tmp_path: Path) -> None:
             connection.sendall(head.encode() + b"\r\n\r\n{")
             connection.settimeout(5)
             assert b" 408 " in connection.recv(4096)
+        with live.client() as client:
+            check_after(client, face)
     face.registry.close()
 
 
@@ -202,7 +209,9 @@ def test_f64_a_stalled_body_is_408(tmp_path: Path) -> None:
         "Content-Length: -1",
     ],
 )
-def test_f65_conflicting_lengths_are_400_and_what_follows_is_not_a_request(lengths: str, live: LiveServer) -> None:
+def test_f65_conflicting_lengths_are_400_and_what_follows_is_not_a_request(
+    lengths: str, live: LiveServer, http: httpx.Client, face: Face
+) -> None:
     hidden = "0\r\n\r\nGET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{lengths}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", int(live.url.rsplit(":", 1)[1]))) as connection:
@@ -214,3 +223,4 @@ def test_f65_conflicting_lengths_are_400_and_what_follows_is_not_a_request(lengt
     assert answered.startswith(b"HTTP/1.1 400") and answered.count(b"HTTP/1.1") == 1
     assert b'"code":"http_invalid"' in answered
     assert b"alive" not in answered
+    check_after(http, face)

@@ -22,6 +22,7 @@ from server.principal import Scope
 from tests.support.face import BASE, Face, form, write_adapter
 from tests.support.http import LiveServer, eventually, serve
 from tests.support.keys import bearer, guarded_face, headers_of
+from tests.support.manners import check_after
 
 HIDDEN, ABSENT = "zz-hidden", "zz-absent"
 SECRET_PROMPT = "the launch code is 0000"
@@ -41,6 +42,14 @@ class Tenants:
 def tenants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tenants]:
     with guarded_face(tmp_path_factory.mktemp("tenants")) as (face, store), serve(face.app) as live:
         yield Tenants(face, store, live)
+
+
+@pytest.fixture(autouse=True)
+def _as_before(tenants: Tenants) -> Iterator[None]:
+    """After each test a third tenant is served, and nothing is left that a row does not name."""
+    yield
+    with tenants.client("after") as client:
+        check_after(client, tenants.face)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from tests.support.engine import FakeWorker
 from tests.support.face import BASE, Face, form
 from tests.support.http import LiveServer, eventually, serve
 from tests.support.keys import guarded_face, headers_of
+from tests.support.manners import check_after
 
 COMPLETION = {"model": BASE, "prompt": "Once", "max_tokens": 12, "ignore_eos": True}
 
@@ -47,6 +48,9 @@ def house(tmp_path: Path) -> Iterator[House]:
     worker = FakeWorker(room=50, max_model_len=100_000)
     with guarded_face(tmp_path, Meter(writer=writer), worker) as (face, keys), serve(face.app) as live:
         yield House(face, live, keys, ledger)
+        worker.room, worker.fail_after = 50, None
+        with live.client(**headers_of(keys, "after")) as client:
+            check_after(client, face)
     writer.close()
     ledger.close()
 
