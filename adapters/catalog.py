@@ -84,14 +84,16 @@ class Catalog:
         weights: Path,
         alias: str | None = None,
         condition: Condition | None = None,
+        eval: bytes | None = None,
     ) -> tuple[Version, bool]:
-        """Read strictly, store, register. False means that `name` had this content already; the alias moves anyway.
+        """Read strictly, store, register. False means that `name` had this content already; the alias moves anyway,
+        and the eval file takes the place of one that was there.
 
         Raises NameInvalid, NameReserved, AliasInvalid, InvalidAdapter, UnsupportedMedia, BaseMismatch, and
         ConditionFailed when the newest version is not as `condition` asks; then nothing was changed.
         """
         self.check_names(name, alias)
-        return self._register(name, self._reader(config, weights, self.base.shape), alias, condition)
+        return self._register(name, self._reader(config, weights, self.base.shape), alias, condition, eval)
 
     def add_directory(self, name: str, path: Path, alias: str | None = None) -> tuple[Version, bool]:
         """As `add`, from a directory that PEFT wrote."""
@@ -302,13 +304,18 @@ class Catalog:
             check_alias(alias)
 
     def _register(
-        self, name: str, checkpoint: Checkpoint, alias: str | None, condition: Condition | None = None
+        self,
+        name: str,
+        checkpoint: Checkpoint,
+        alias: str | None,
+        condition: Condition | None = None,
+        eval: bytes | None = None,
     ) -> tuple[Version, bool]:
         self.base.check(checkpoint.manifest)
         with self._holding(checkpoint.manifest.id):
             self._store.put(checkpoint)
             with self._changing(name, ends=alias is not None):
-                return self._registry.add(name, checkpoint.manifest, alias, condition)
+                return self._registry.add(name, checkpoint.manifest, alias, condition, eval)
 
     @contextmanager
     def _changing(self, name: str, ends: bool = False) -> Iterator[None]:

@@ -62,9 +62,15 @@ class Registry:
         self._database.close()
 
     def add(
-        self, name: str, manifest: Manifest, alias: str | None = None, condition: Condition | None = None
+        self,
+        name: str,
+        manifest: Manifest,
+        alias: str | None = None,
+        condition: Condition | None = None,
+        eval: bytes | None = None,
     ) -> tuple[Version, bool]:
-        """The version of `name` with this content, and whether it is new. The alias moves to it either way.
+        """The version of `name` with this content, and whether it is new. Either way, in one transaction, the alias
+        moves to it and it is given the eval file, which `promote` measures on.
 
         Content that the name has had before keeps its number, even if it is not the newest; a record of its base
         that comes with it now takes the place of the one it came with before. The condition is on the newest version.
@@ -80,6 +86,8 @@ class Registry:
             if manifest.trained_on is not None:
                 row.base_weights, row.base_quantization = manifest.trained_on.weights, manifest.trained_on.quantization
                 session.flush()
+            if eval is not None:
+                evaluations.attach(session, name, row.number, eval)
             if alias is not None:
                 aliases.point(session, name, alias, row.number)
             return self._version(session, row), created

@@ -46,9 +46,15 @@ class Shelf:
         self._catalog.check_names(self._new(name), alias)
 
     def add(
-        self, name: str, config: bytes, weights: Path, alias: str | None = None, condition: Condition | None = None
+        self,
+        name: str,
+        config: bytes,
+        weights: Path,
+        alias: str | None = None,
+        condition: Condition | None = None,
+        eval: bytes | None = None,
     ) -> tuple[Version, bool]:
-        version, created = self._catalog.add(self._new(name), config, weights, alias, condition)
+        version, created = self._catalog.add(self._new(name), config, weights, alias, condition, eval)
         return self._told(version), created
 
     def add_directory(self, name: str, path: Path, alias: str | None = None) -> tuple[Version, bool]:

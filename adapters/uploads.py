@@ -9,7 +9,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -94,6 +94,7 @@ class Uploads:
         self._free_bytes = free_bytes or self._disk.free_bytes
         self._lock = threading.Lock()
         self._busy: set[str] = set()
+        self._unnoted: set[str] = set()  # over, and the disk does not say so yet
         self._sessions: dict[str, Session] = {}
         for session in list(self._disk.load()):
             self._sessions[session.id] = session
@@ -149,6 +150,8 @@ class Uploads:
     def finish(self, tenant: str, id: str, digest: str, add: Add) -> tuple[Version, bool]:
         """Hand the file on if it is whole and has this SHA-256. Whatever is wrong with it ends the upload.
 
+        What `add` made stands, even if it cannot be noted that the upload is over: after a restart it is open then, and
+        finished again it comes to the same version.
         Raises UnknownUpload, UploadBusy, UploadOver, UploadIncomplete, DigestMismatch, and what `add` raises; after
         ConditionFailed, and after errors that are not the file's, the upload is as it was.
         """
@@ -162,12 +165,12 @@ class Uploads:
                     raise DigestMismatch()
                 disk = self._disk
                 version, created = add(session, disk.config(id), disk.weights(id), disk.eval(id))
-                self._note(replace(session, state="ready", version=version.number))
             except BaseException as error:
                 self._sessions[id] = session
                 if isinstance(error, AdapterError) and not isinstance(error, ConditionFailed):
-                    self._note(replace(session, state="failed", reason=str(error)))
+                    self._end(replace(session, state="failed", reason=str(error)))
                 raise
+            self._end(replace(session, state="ready", version=version.number))
             return version, created
 
     def cancel(self, tenant: str, id: str) -> None:
@@ -178,9 +181,13 @@ class Uploads:
     def collect(self) -> int:
         """Forget what is too old, and count it. An upload that is at work is left alone.
 
-        What cannot be removed is only logged; it is expired for everybody all the same, and tried again next time.
+        What cannot be removed is only logged; it is expired for everybody all the same, and tried again next time. So
+        are notes that could not be written.
         """
         with self._lock:
+            for id in self._unnoted - self._busy:
+                with suppress(OSError):  # it was logged the first time
+                    self._note(self._sessions[id])
             old = [session.id for session in self._sessions.values() if self._expired(session)]
             idle = [id for id in old if id not in self._busy]
             for id in idle:
@@ -252,12 +259,20 @@ class Uploads:
         for session in over[: max(0, len(over) - self._limits.most_open + 1)]:
             self._remove(session.id)
 
+    def _end(self, session: Session) -> None:
+        """It is over, whatever the disk says to the note of it."""
+        self._sessions[session.id] = session
+        self._unnoted.add(session.id)
+        try:
+            self._note(session)
+        except OSError:
+            log.exception("that the upload %s is %s was not noted; it is tried again", session.id, session.state)
+
     def _note(self, session: Session) -> None:
         """The record first, then the bytes go; after a crash in between, the next start takes them away."""
         self._disk.save(session)
-        self._sessions[session.id] = session
-        if not session.open:
-            self._disk.drop_bytes(session.id)
+        self._unnoted.discard(session.id)
+        self._disk.drop_bytes(session.id)
 
     def _remove(self, id: str) -> None:
         if id in self._busy:
@@ -267,6 +282,7 @@ class Uploads:
         finally:
             if not self._disk.exists(id):
                 del self._sessions[id]
+                self._unnoted.discard(id)
 
 
 def _sha256(path: Path) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import structlog
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
@@ -34,6 +35,7 @@ FORM: dict[str, Any] = {
         "eval": {"type": "string", "format": "binary", "description": "eval.jsonl: rows that `promote` measures on."},
     },
 }
+_log = structlog.get_logger(__name__)
 _FLAG = "--max-upload-bytes"
 _WRITE_BYTES = 1 << 20
 
@@ -64,7 +66,7 @@ async def receive_upload(http: HttpRequest, folder: Path, limits: Limits) -> Asy
             await _pour(http, form, file, limits)
         yield _complete(form, path)
     finally:
-        await in_thread(path.unlink, missing_ok=True)
+        await in_thread(_remove, path)
 
 
 def _form(http: HttpRequest, limits: Limits) -> Form:
@@ -115,6 +117,14 @@ def _boundary(http: HttpRequest) -> bytes:
     if not boundary:
         raise BadRequest("The Content-Type header has no multipart boundary.", code="form_invalid")
     return boundary
+
+
+def _remove(path: Path) -> None:
+    """Trouble with it is not the answer's: what the form held may be stored by now, and the next start removes it."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        _log.error("form_not_removed", reason=str(error))
 
 
 def _temporary(folder: Path) -> Path:

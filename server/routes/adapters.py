@@ -61,12 +61,8 @@ async def _store(upload: Upload, services: Services, room: Room, asked: Conditio
     await room.end(upload.name)
     if upload.eval is not None:
         await in_thread(read_eval, upload.eval, services.tokenizer, services.limits.max_model_len)
-    version, created = await judging(
-        services, services.catalog.add, upload.name, upload.config, upload.weights, upload.alias, asked
-    )
-    if upload.eval is not None:
-        await in_thread(services.catalog.attach_eval, version, upload.eval)
-    return version, created
+    add = services.catalog.add
+    return await judging(services, add, upload.name, upload.config, upload.weights, upload.alias, asked, upload.eval)
 
 
 @router.get("/v1/adapters", dependencies=[Depends(needs(Scope.READ))])

@@ -118,10 +118,7 @@ async def finish_upload(
     asked, catalog = condition(http), services.catalog
 
     def add(session: Session, config: bytes, weights: Path, rows: bytes | None) -> tuple[Version, bool]:
-        version, created = catalog.add(session.name, config, weights, session.alias, asked)
-        if rows is not None:
-            catalog.attach_eval(version, rows)
-        return version, created
+        return catalog.add(session.name, config, weights, session.alias, asked, rows)
 
     session, there = await in_thread(services.resumable.find, caller.tenant, id)
     with services.lifecycle.answering():

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import beside
+from tests.support import beside, sent
 from tests.support.crashes import FOUND, KILLED, LENDING, LOST, NO_MORE
 
-CHANGES = (*KILLED, *beside.CHANGES, *beside.FIRST_CHANGES)
+CHANGES = (*KILLED, *beside.CHANGES, *beside.FIRST_CHANGES, *sent.CHANGES)
 
 ROOT = Path(__file__).parents[2]
 

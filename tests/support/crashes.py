@@ -3,7 +3,7 @@
 Run as `python -m tests.support.crashes FOLDER`. Writes JSON there: for each change, from fail-point to `old` or `new`;
 any other word is what was found half done. Imports are paid once, and nothing is open when it forks.
 
-What is changed is the catalog's storage, or what a server keeps beside it.
+What is changed is the catalog's storage, or what a server keeps beside it, or both by a request to the whole face.
 """
 
 import json
@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from adapters.disk import Disk
 from adapters.recovery import rebuild
 from adapters.store import BlobStore
-from tests.support import beside, storage
+from tests.support import beside, sent, storage
 from tests.support.disks import HALVES, FaultyDisk, Moment, die
 
 FOUND = "found.json"
@@ -49,13 +49,14 @@ class Subject:
 
     open: Open
     furnish: Callable[[Path], None]
-    changes: Mapping[str, Callable[[Any], None]]
+    changes: Mapping[str, Callable[[Any], object]]
 
 
 SUBJECTS = (
     Subject(storage.Storage, storage.furnish, KILLED),
     Subject(beside.Beside, beside.furnish, beside.CHANGES),
     Subject(beside.Beside, beside.furnish_barely, beside.FIRST_CHANGES),
+    Subject(sent.Sent, sent.furnish, sent.CHANGES),
 )
 
 

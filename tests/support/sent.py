@@ -1,0 +1,84 @@
+"""Uploads as clients send them, over the whole face: what a client sees before and after each.
+
+Opened like tests/support/storage.py's catalog, so that the same faults and kills are put into both.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+
+from starlette.testclient import TestClient
+
+from adapters.disk import Disk
+from tests.support.face import adapter_config, adapter_weights, form, make_face
+from tests.support.storage import Storage
+
+UPLOADS = "/v1/adapters/uploads"
+OLD_ROWS = '{"prompt": "a", "completion": "b"}\n'
+ROWS = '{"prompt": "c", "completion": "d"}\n'
+WEIGHTS = adapter_weights(3)
+
+
+class Sent:
+    """One server's data under `root`, and a client. `close` when done."""
+
+    def __init__(self, root: Path, disk: Disk | None = None) -> None:
+        self._root = root
+        self._face = make_face(root, disk=disk)
+        self.http = TestClient(self._face.app)
+
+    def close(self) -> None:
+        self._face.registry.close()
+
+    def facts(self) -> object:
+        """Every version with its aliases and eval file; the names' last numbers; the blobs."""
+        names = sorted(card["name"] for card in self.http.get("/v1/adapters").json()["data"])
+        versions = [card for name in names for card in self.http.get(f"/v1/adapters/{name}/versions").json()["data"]]
+        seen = [(card["id"], card["aliases"], self._rows(f"{card['name']}@{card['version']}")) for card in versions]
+        numbers = {name: dossier.kept["names"] for name, dossier in self._face.registry.dossiers().items()}
+        return seen, numbers, sorted(self._face.store.ids())
+
+    def upload(self) -> tuple[str, str]:
+        """The path of the upload in pieces, and its state."""
+        (found,) = self.http.get(UPLOADS).json()["data"]
+        return f"{UPLOADS}/{found['id']}", found["state"]
+
+    def check(self) -> None:
+        """After a start."""
+        with closing(Storage(self._root / "data")) as storage:
+            storage.check()
+        at, state = self.upload()
+        left = {path.name for path in (self._root / "uploads" / "resumable" / at.rpartition("/")[2]).iterdir()}
+        assert left == {"session.json"} | ({"weights", "config", "eval"} if state == "pending" else set())
+
+    def _rows(self, ref: str) -> str | None:
+        found = self.http.get(f"/v1/adapters/{ref}/eval")
+        return found.text if found.status_code == 200 else None
+
+
+def furnish(root: Path) -> None:
+    """A version in production with an eval file, and an upload in pieces whose bytes are all there."""
+    root.mkdir(parents=True, exist_ok=True)
+    with closing(Sent(root)) as sent:
+        assert _post(sent, 1, OLD_ROWS) == 201
+        order = {"name": "pirate", "alias": "prod", "eval": ROWS, "config": adapter_config().decode()}
+        at = sent.http.post(UPLOADS, json=order | {"size": len(WEIGHTS)}).headers["location"]
+        sent.http.patch(at, content=WEIGHTS, headers={"upload-offset": "0"}).raise_for_status()
+
+
+def _post(sent: Sent, seed: int, rows: str) -> int:
+    files = form(seed) | {"eval": ("eval.jsonl", rows.encode(), "application/jsonl")}
+    return sent.http.post("/v1/adapters", data={"name": "pirate", "alias": "prod"}, files=files).status_code
+
+
+def _put(sent: Sent) -> int:
+    digest = f"sha256:{hashlib.sha256(WEIGHTS).hexdigest()}"
+    return sent.http.put(sent.upload()[0], params={"digest": digest}).status_code
+
+
+CHANGES: Mapping[str, Callable[[Sent], int]] = {
+    "post a form with eval and alias": lambda sent: _post(sent, 2, ROWS),
+    "post a form of what is there with another eval": lambda sent: _post(sent, 1, ROWS),
+    "finish an upload with eval and alias": _put,
+}
