@@ -50,12 +50,14 @@ test: $(DEV_STAMP)  ## Run the tests.
 # The parsers need atheris, which has wheels for Linux on x86-64 only. What they found interesting, and what crashed them,
 # stays under data/fuzz for the next run.
 FUZZ_TARGETS := config header
-fuzz: $(DEV_STAMP)  ## Run each fuzzer for SECONDS: the parsers, single requests, chains of requests.
+fuzz: $(DEV_STAMP)  ## Run each fuzzer for SECONDS: parsers, requests, chains of requests, crashes, the event loop.
 	set -e; for target in $(FUZZ_TARGETS); do \
 		$(BIN)/python -m tests.fuzz.run $$target --seconds $(SECONDS) --corpus data/fuzz/$$target; \
 	done
 	$(BIN)/python -m tests.fuzz.api --seconds $(SECONDS)
 	$(BIN)/python -m tests.fuzz.stateful --seconds $(SECONDS)
+	$(BIN)/python -m tests.adapters.test_catalog_machine --seconds $(SECONDS)
+	$(BIN)/python -m tests.fuzz.loop --seconds $(SECONDS)
 
 lint: $(DEV_STAMP)  ## ruff, mypy --strict and the layering.
 	$(BIN)/ruff check .

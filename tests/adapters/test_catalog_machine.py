@@ -1,27 +1,34 @@
-"""Uploads, aliases, canaries, promotes, rollbacks, deletions, requests, evictions and crashes in any order.
+"""Uploads, aliases, canaries, promotes, rollbacks, pins, deletions, requests, evictions and crashes in any order.
 
-A real catalog on disk, and the real engine between a fake runner and a fake mover whose device holds two adapters.
-After every step: I2, an untouched adapter keeps its bytes and its version; I3, nothing temporary is left; I5, blocks,
-slots and references add up; I6, every row has its blob, and every blob a row or somebody who runs on it.
+A crash comes between two changes or in the middle of one. A real catalog on disk, and the real engine between a fake
+runner and a fake mover whose device holds two adapters. After every step: I2, an untouched adapter keeps its bytes
+and its version; I3, nothing temporary is left; I5, blocks, slots and references add up; I6, every row has its blob,
+and every blob a row or somebody who runs on it. Run as `python -m tests.adapters.test_catalog_machine --seconds N`
+for as long as you like.
 """
 
+import argparse
+import copy
 import shutil
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from adapters.canary import Canary
 from adapters.catalog import Catalog
 from adapters.condition import Condition
 from adapters.lease import Lease
-from adapters.registry import Registry
+from adapters.registry import Registry, Version
 from adapters.store import BlobStore
 from engine.sequence import FinishReason, Request
+from tests.support.disks import FaultyDisk, Moment
 from tests.support.engine_fakes import Bench, expected_tokens
 from tests.support.face import BASE, served, write_adapter
 
@@ -44,11 +51,20 @@ class Name:
     prod: int | None = None
     canary: int | None = None
     back: list[int | None] = field(default_factory=list)
+    pinned: bool = False
 
-    def move(self, number: int, canary: int | None = None) -> None:
+    def move(self, number: int | None, canary: int | None = None) -> None:
         if number != self.prod:
             self.back.append(self.prod)
         self.prod, self.canary = number, canary
+
+
+class Crash(BaseException):
+    """The process ends here: whoever catches it and calls the disk again meets it again."""
+
+
+def crash() -> None:
+    raise Crash
 
 
 class Life(RuleBasedStateMachine):
@@ -67,17 +83,24 @@ class Life(RuleBasedStateMachine):
 
     @rule(name=NAMES, content=CONTENTS, aliased=st.booleans())
     def upload(self, name: str, content: int, aliased: bool) -> None:
-        version, created = self.catalog.add_directory(name, source(content), "prod" if aliased else None)
-        known = self.names.setdefault(name, Name())
-        assert created == (content not in known.contents.values())
+        version, created = self._upload(name, content, aliased)
+        assert created == self._uploaded(name, content, aliased)
         if created:
-            self.last[name] = self.last.get(name, 0) + 1
             assert version.number == self.last[name], "numbers are never reused"
-            known.contents[version.number] = content
-        if aliased and version.number != known.prod:
-            known.move(version.number)
-        elif aliased:
-            known.canary = None
+
+    def _upload(self, name: str, content: int, aliased: bool) -> tuple[Version, bool]:
+        return self.catalog.add_directory(name, source(content), "prod" if aliased else None)
+
+    def _uploaded(self, name: str, content: int, aliased: bool) -> bool:
+        """What it comes to; whether there is a new version."""
+        known = self.names.setdefault(name, Name())
+        numbers = {had: number for number, had in known.contents.items()}
+        if created := content not in numbers:
+            self.last[name] = numbers[content] = self.last.get(name, 0) + 1
+            known.contents[self.last[name]] = content
+        if aliased:
+            known.move(numbers[content])
+        return created
 
     @precondition(lambda self: self.names)
     @rule(data=st.data())
@@ -107,6 +130,20 @@ class Life(RuleBasedStateMachine):
             known.prod = known.back.pop()
         known.canary = None
         assert self.catalog.roll_back(name, "prod").number == known.prod
+
+    @precondition(lambda self: self._aliased())
+    @rule(data=st.data())
+    def delete_alias(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(self._aliased()))
+        self.catalog.delete_alias(name, "prod")
+        self.names[name].move(None)
+
+    @precondition(lambda self: self.names)
+    @rule(data=st.data(), pinned=st.booleans())
+    def pin(self, data: st.DataObject, pinned: bool) -> None:
+        name, known = self._some(data)
+        self.catalog.set_pinned(name, pinned)
+        known.pinned = pinned
 
     @precondition(lambda self: self.names)
     @rule(data=st.data())
@@ -150,6 +187,41 @@ class Life(RuleBasedStateMachine):
         assert swept.missing == () and swept.corrupt == ()
         assert set(self.store.ids()) == self.registry.ids(), "I6"
 
+    @rule(data=st.data(), at=st.integers(0, 12), moment=st.sampled_from(["before", "after"]))
+    def crash_in_a_change(self, data: st.DataObject, at: int, moment: Moment) -> None:
+        """At one of the disk's calls, and no later one is made; the next start finds the old state or the new."""
+        change, come_to = self._change(data)
+        old = copy.deepcopy((self.names, self.last))
+        come_to()
+        self.disk.end(at, moment)
+        try:
+            change()
+            died = False
+        except Crash:
+            died = True
+        self.disk.arm(None)
+        self.crash_and_restart()
+        if died and not self._means(self.names):
+            self.names, self.last = old
+
+    def _change(self, data: st.DataObject) -> tuple[Callable[[], object], Callable[[], object]]:
+        """One of those that write, and what it comes to."""
+        name, content, aliased = data.draw(NAMES), data.draw(CONTENTS), data.draw(st.booleans())
+        kinds = ["upload", *(["delete", "pin", "move"] if name in self.names else [])]
+        kind = data.draw(st.sampled_from(kinds + ["delete alias"] * (name in self._aliased())))
+        if kind == "upload":
+            return partial(self._upload, name, content, aliased), partial(self._uploaded, name, content, aliased)
+        known = self.names[name]
+        if kind == "delete":
+            return partial(self.catalog.delete, name), partial(self.names.pop, name)
+        if kind == "pin":
+            pinned = partial(setattr, known, "pinned", not known.pinned)
+            return partial(self.catalog.set_pinned, name, not known.pinned), pinned
+        if kind == "delete alias":
+            return partial(self.catalog.delete_alias, name, "prod"), partial(known.move, None)
+        number = data.draw(st.sampled_from(sorted(known.contents)))
+        return partial(self.catalog.set_alias, name, "prod", number), partial(known.move, number)
+
     @invariant()
     def the_witness_is_what_it_was(self) -> None:
         assert self.catalog.resolve("witness") == self.witness, "I2"
@@ -167,21 +239,35 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def names_mean_what_they_should(self) -> None:
-        assert {version.name for version in self.catalog.list()} == {*self.names, "witness"}
-        for name, known in self.names.items():
-            assert [version.number for version in self.catalog.versions(name)] == sorted(known.contents)
-            if known.prod is not None:
-                assert self.catalog.resolve(f"{name}@prod").number == known.prod
-        splits = {split.stable.name: split.canary and split.canary.number for split in self.catalog.splits()}
-        assert splits == {name: known.canary for name, known in self.names.items() if known.canary}
+        assert self._means(self.names), (self._seen(), self.names)
+
+    def _means(self, names: dict[str, Name]) -> bool:
+        told = {name: (sorted(known.contents), known.prod, known.canary, known.pinned) for name, known in names.items()}
+        return self._seen() == told | {"witness": ([1], None, None, False)}
+
+    def _seen(self) -> dict[str, tuple[list[int], int | None, int | None, bool]]:
+        """Of each name: its versions, where `prod` points, its canary, and whether it is pinned."""
+        pinned = {version.name for version in self.registry.pins()}
+        canaries = {split.stable.name: split.canary.number for split in self.catalog.splits() if split.canary}
+        seen = {}
+        for name in [version.name for version in self.catalog.list()]:
+            versions = self.catalog.versions(name)
+            prod = next((version.number for version in versions if "prod" in version.aliases), None)
+            assert prod is None or self.catalog.resolve(f"{name}@prod").number == prod
+            seen[name] = [version.number for version in versions], prod, canaries.get(name), name in pinned
+        return seen
 
     def _open(self) -> None:
-        self.registry = Registry(f"sqlite:///{self.root / 'registry.db'}")
-        self.store = BlobStore(self.root / "blobs")
+        self.disk = FaultyDisk(crash)
+        self.registry = Registry(f"sqlite:///{self.root / 'registry.db'}", self.disk)
+        self.store = BlobStore(self.root / "blobs", self.disk)
         self.catalog = Catalog(self.registry, self.store, served(), frozenset({BASE}))
         self.bench = Bench(adapters={}, device=2 * SIZE + 10, host=3 * SIZE)
         self.catalog.on_forgotten = self.bench.engine.forget
         self.running: dict[str, tuple[Lease, Request]] = {}
+
+    def _aliased(self) -> list[str]:
+        return [name for name, known in self.names.items() if known.prod is not None]
 
     def _able_to_go_back(self) -> list[str]:
         return [name for name, known in self.names.items() if known.canary or (known.back and known.back[-1])]
@@ -201,5 +287,20 @@ class Life(RuleBasedStateMachine):
 
 TestLife = Life.TestCase
 TestLife.settings = settings(
-    max_examples=8, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=10, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description="Live many lives of a catalog, each with other crashes.")
+    options.add_argument("--seconds", type=float, default=60)
+    until, lives = time.monotonic() + options.parse_args().seconds, 0
+    longer = settings(TestLife.settings, max_examples=25, stateful_step_count=50, database=None)
+    while time.monotonic() < until:
+        run_state_machine_as_test(Life, settings=longer)
+        lives += 25
+    print(f"{lives} lives")
+
+
+if __name__ == "__main__":
+    main()

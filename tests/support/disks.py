@@ -31,18 +31,19 @@ class FaultyDisk(Disk):
         self.calls.clear()
         self._at = at
 
+    def end(self, at: int, moment: Moment) -> None:
+        """Count from here; the `at`-th call is met at `moment`, and each after it before it is made."""
+        self.arm(at)
+        self._moment, self._lasting = moment, True
+
     def mkdir(self, path: Path) -> None:
         self._call("mkdir", lambda: super(FaultyDisk, self).mkdir(path))
 
     def create(self, path: Path, mode: int = 0o666) -> BinaryIO:
-        made: list[BinaryIO] = []
-        self._call("create", lambda: made.append(super(FaultyDisk, self).create(path, mode)))
-        return made[0]
+        return self._opened("create", lambda: super(FaultyDisk, self).create(path, mode))
 
     def append(self, path: Path) -> BinaryIO:
-        opened: list[BinaryIO] = []
-        self._call("append", lambda: opened.append(super(FaultyDisk, self).append(path)))
-        return opened[0]
+        return self._opened("append", lambda: super(FaultyDisk, self).append(path))
 
     def write(self, file: BinaryIO, content: bytes) -> None:
         self._call("write", lambda: super(FaultyDisk, self).write(file, content), lambda: _write_half(file, content))
@@ -62,17 +63,28 @@ class FaultyDisk(Disk):
     def commit(self, transaction: Callable[[], None]) -> None:
         self._call("commit", transaction)
 
+    def _opened(self, name: str, open: Callable[[], BinaryIO]) -> BinaryIO:
+        files: list[BinaryIO] = []
+        try:
+            self._call(name, lambda: files.append(open()))
+        except BaseException:
+            for file in files:
+                file.close()  # nobody else has it
+            raise
+        return files[0]
+
     def _call(self, name: str, call: Callable[[], None], half: Callable[[], None] | None = None) -> None:
         number = len(self.calls)
         chosen = number == self._at or (self._lasting and self._at is not None and number > self._at)
         self.calls.append(name)
-        if chosen and self._moment != "after":
-            if self._moment == "halfway":
+        moment = self._moment if number == self._at else "before"
+        if chosen and moment != "after":
+            if moment == "halfway":
                 assert half is not None, f"{name} has no half"
                 half()
             self.happen()
         call()
-        if chosen and self._moment == "after":
+        if chosen and moment == "after":
             self.happen()
 
 
