@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
+from adapters.arriving import Awaited, Writer
 from adapters.clock import Clock
 from adapters.disk import Disk
 from adapters.errors import (
@@ -25,7 +25,6 @@ from adapters.errors import (
     UploadBusy,
     UploadIncomplete,
     UploadOver,
-    UploadOverflow,
     UploadsFull,
     WrongOffset,
 )
@@ -40,7 +39,8 @@ Add = Callable[[Session, bytes, Path, bytes | None], tuple[Version, bool]]
 
 @dataclass(frozen=True, slots=True)
 class UploadLimits:
-    """Of one tenant: uploads that are open, and the bytes they are declared to have. Each lives `age_s` seconds.
+    """Of one tenant: uploads that are open, and the bytes that they, and forms, are declared to have. Each upload lives
+    `age_s` seconds.
 
     `most_in_all` are those that all tenants together may have open.
     """
@@ -49,31 +49,6 @@ class UploadLimits:
     most_bytes: int = 8 << 30
     age_s: float = 86400.0
     most_in_all: int = 256
-
-
-class Writer:
-    """Appends to one upload; what was written stays, however the request ends."""
-
-    def __init__(self, disk: Disk, file: BinaryIO, offset: int, size: int) -> None:
-        self._disk, self._file, self.offset, self.size = disk, file, offset, size
-        self._failed: OSError | None = None
-
-    def write(self, data: bytes) -> None:
-        """Raises UploadOverflow, and then nothing of `data` was written.
-
-        Once the disk has failed, nothing more is written: a part of `data` may be there, and what came next would not
-        follow it.
-        """
-        if self.offset + len(data) > self.size:
-            raise UploadOverflow(self.size)
-        if self._failed is not None:
-            raise self._failed
-        try:
-            self._disk.write(self._file, data)
-        except OSError as error:
-            self._failed = error
-            raise
-        self.offset += len(data)
 
 
 class Uploads:
@@ -94,6 +69,7 @@ class Uploads:
         self._free_bytes = free_bytes or self._disk.free_bytes
         self._lock = threading.Lock()
         self._busy: set[str] = set()
+        self._forms: list[Awaited] = []
         self._unnoted: set[str] = set()  # over, and the disk does not say so yet
         self._sessions: dict[str, Session] = {}
         for session in list(self._disk.load()):
@@ -113,12 +89,27 @@ class Uploads:
             same = next((each for each in mine if self._continues(each, order)), None)
             if same is not None:
                 return same, False
-            self._check_room([session for session in mine if session.open], order.size)
-            self._check_room_in_all(order.size)
+            self._check_number(order.tenant)
+            self._check_room(order.tenant, order.size)
             self._forget_surplus(mine)
             session = self._disk.create(order, self._now())
             self._sessions[session.id] = session
             return session, True
+
+    @contextmanager
+    def awaiting(self, tenant: str, size: int) -> Iterator[Awaited]:
+        """Room for a form while it arrives, beside what open uploads have yet to bring. It may have `size` bytes.
+
+        Raises TooManyUploads, and OSError ENOSPC.
+        """
+        with self._lock:
+            self._check_room(tenant, size)
+            form = Awaited(tenant, size)
+            self._forms.append(form)
+        try:
+            yield form
+        finally:
+            self._forms.remove(form)
 
     def find(self, tenant: str, id: str) -> tuple[Session, int]:
         """The upload, and how many of its bytes are there. Raises UnknownUpload."""
@@ -234,24 +225,30 @@ class Uploads:
             return False
         return (self._disk.config(session.id), self._disk.eval(session.id)) == (order.config, order.eval)
 
-    def _check_room(self, open: list[Session], size: int) -> None:
-        if len(open) >= self._limits.most_open:
-            raise TooManyUploads(f"{len(open)} uploads are open, which is the limit. Finish or delete some of them.")
-        declared = sum(session.size for session in open)
-        if declared + size > self._limits.most_bytes:
-            raise TooManyUploads(
-                f"The open uploads are declared to have {declared} bytes, and this one {size}; together they may have "
-                f"{self._limits.most_bytes}. Finish or delete some of them."
-            )
+    def _open(self) -> list[Session]:
+        return [session for session in self._sessions.values() if session.open]
 
-    def _check_room_in_all(self, size: int) -> None:
-        """Room is promised before it is used, so what open uploads have yet to bring counts as used."""
-        open = [session for session in self._sessions.values() if session.open]
+    def _check_number(self, tenant: str) -> None:
+        open = self._open()
+        own = sum(session.tenant == tenant for session in open)
+        if own >= self._limits.most_open:
+            raise TooManyUploads(f"{own} uploads are open, which is the limit. Finish or delete some of them.")
         if len(open) >= self._limits.most_in_all:
             raise UploadsFull(len(open))
+
+    def _check_room(self, tenant: str, size: int) -> None:
+        """Room is promised before it is used, so what is yet to come counts as used."""
+        open, forms = self._open(), list(self._forms)
+        declared = sum(session.size for session in open if session.tenant == tenant)
+        declared += sum(form.size for form in forms if form.tenant == tenant)
+        if declared + size > self._limits.most_bytes:
+            raise TooManyUploads(
+                f"The uploads under way are declared to have {declared} bytes, and this one {size}; together they may "
+                f"have {self._limits.most_bytes}. Finish or delete some of them."
+            )
         to_come = sum(session.size - self._disk.offset(session.id) for session in open)
-        if to_come + size > self._free_bytes():
-            raise OSError(errno.ENOSPC, "no room for the uploads that are open and one more")
+        if to_come + sum(form.to_come for form in forms) + size > self._free_bytes():
+            raise OSError(errno.ENOSPC, "no room for the uploads that are under way and one more")
 
     def _forget_surplus(self, mine: list[Session]) -> None:
         """Of those that are over, as many are remembered as may be open."""

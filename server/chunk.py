@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
-from adapters.uploads import Uploads, Writer
+from adapters.arriving import Writer
+from adapters.uploads import Uploads
 from server.body import Chunks
 from server.deps import in_thread
 from server.errors import BadRequest, ClientGone

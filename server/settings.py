@@ -109,7 +109,7 @@ class Settings(BaseSettings):
         int, Field(ge=1, description="Resumable uploads that all tenants together may have open; beyond it, 503.")
     ] = 256
     max_pending_bytes: Annotated[
-        ByteSize, Field(gt=0, description="What a tenant's open uploads may come to, as declared.")
+        ByteSize, Field(gt=0, description="What a tenant's uploads under way may come to, as declared.")
     ] = ByteSize(8192 * _MIB)
     upload_expiry: Annotated[float, Field(gt=0, description="Seconds until a resumable upload is forgotten.")] = 86400.0
     max_body_bytes: Annotated[ByteSize, Field(gt=0, description="Largest JSON body.")] = ByteSize(4 * _MIB)

@@ -18,6 +18,8 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
+from adapters.arriving import Awaited
+from adapters.uploads import Uploads
 from server.body import Chunks, check_declared, check_encoding
 from server.deps import in_thread
 from server.errors import ApiError, BadRequest, ClientGone, TooLarge
@@ -55,7 +57,18 @@ class Upload:
 
 
 @asynccontextmanager
-async def receive_upload(http: HttpRequest, folder: Path, limits: Limits) -> AsyncIterator[Upload]:
+async def awaiting(uploads: Uploads, tenant: str, size: int) -> AsyncIterator[Awaited]:
+    """`Uploads.awaiting`, which looks at the disk, in a thread."""
+    claim = uploads.awaiting(tenant, size)
+    form = await in_thread(claim.__enter__)
+    try:
+        yield form
+    finally:
+        claim.__exit__(None, None, None)
+
+
+@asynccontextmanager
+async def receive_upload(http: HttpRequest, folder: Path, limits: Limits, awaited: Awaited) -> AsyncIterator[Upload]:
     """Read the form. Raises 400, 408, 413 or 415 and leaves nothing behind."""
     check_encoding(http)
     check_declared(http, limits.max_upload_bytes + CONFIG_BYTES, _FLAG)
@@ -63,7 +76,7 @@ async def receive_upload(http: HttpRequest, folder: Path, limits: Limits) -> Asy
     path = await in_thread(_temporary, folder)
     try:
         with path.open("wb") as file:
-            await _pour(http, form, file, limits)
+            await _pour(http, form, file, limits, awaited)
         yield _complete(form, path)
     finally:
         await in_thread(_remove, path)
@@ -76,7 +89,7 @@ def _form(http: HttpRequest, limits: Limits) -> Form:
         raise BadRequest("The multipart boundary is not valid.", code="form_invalid") from None
 
 
-async def _pour(http: HttpRequest, form: Form, file: BinaryIO, limits: Limits) -> None:
+async def _pour(http: HttpRequest, form: Form, file: BinaryIO, limits: Limits, awaited: Awaited) -> None:
     """Whatever a body holds, between its parts too, counts against the limit."""
     chunks = Chunks(http, limits.idle_s)
     pending = bytearray()
@@ -90,12 +103,14 @@ async def _pour(http: HttpRequest, form: Form, file: BinaryIO, limits: Limits) -
             pending += form.take_weights()
             if len(pending) >= _WRITE_BYTES:
                 await in_thread(file.write, bytes(pending))
+                awaited.come += len(pending)
                 pending.clear()
     except ClientDisconnect:
         raise ClientGone() from None
     except FormParserError:
         raise BadRequest("The body is not well-formed multipart/form-data.", code="form_invalid") from None
     await in_thread(file.write, bytes(pending))
+    awaited.come = received
 
 
 def _complete(form: Form, path: Path) -> Upload:

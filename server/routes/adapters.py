@@ -23,7 +23,7 @@ from server.pins import follow_pins_if_possible
 from server.ports import Services
 from server.principal import Scope
 from server.storing import Room, declared_bytes, storing
-from server.upload import FORM, Upload, receive_upload
+from server.upload import FORM, Upload, awaiting, receive_upload
 
 router = APIRouter(tags=["adapters"])
 
@@ -47,9 +47,13 @@ async def upload_adapter(http: HttpRequest, services: ServicesDep, caller: Princ
     """
     asked = condition(http)
     with services.lifecycle.answering():
-        async with storing(declared_bytes(http, services.limits.max_upload_bytes), services, caller) as room:
+        declared = declared_bytes(http, services.limits.max_upload_bytes)
+        async with storing(declared, services, caller) as room:
             await room.begin()
-            async with receive_upload(http, services.uploads, services.limits) as upload:
+            async with (
+                awaiting(services.resumable, caller.tenant, declared) as form,
+                receive_upload(http, services.uploads, services.limits, form) as upload,
+            ):
                 version, created = await _store(upload, services, room, asked)
         await follow_pins_if_possible(services)
     note_upload(version, created)

@@ -14,7 +14,7 @@ from adapters.errors import UnknownUpload, UploadsFull
 from adapters.sessions import Order
 from adapters.uploads import UploadLimits, Uploads
 from server.ports import Limits
-from tests.support.face import BASE, Face, adapter_config, adapter_weights, make_face
+from tests.support.face import BASE, Face, adapter_config, adapter_weights, form, make_face
 from tests.support.http import LiveServer, eventually, serve
 
 ROUTE = "/v1/adapters/uploads"
@@ -236,6 +236,31 @@ def test_room_on_disk_is_promised_once(tmp_path: Path) -> None:
         begun(http, b"x" * 41)
         assert code(http.post(ROUTE, json=order(b"x"))) == (507, "storage_full")
         assert len(http.get(ROUTE).json()["data"]) == 2, "a refused order leaves nothing"
+    face.registry.close()
+
+
+def test_a_form_on_its_way_takes_its_tenants_room_and_is_promised_its_own(tmp_path: Path) -> None:
+    """A form may be slow: its tenant cannot promise itself the room of all the others."""
+    free = [1 << 20]
+    face = make_face(tmp_path, uploads=UploadLimits(most_bytes=5000), free_bytes=lambda: free[0])
+    uploads = face.services.resumable
+    with serve(face.app) as live, live.client() as http:
+
+        def post() -> int:
+            return http.post("/v1/adapters", data={"name": "form"}, files=form(320)).status_code
+
+        host, port = live.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as slow:
+            head = "POST /v1/adapters HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\n"
+            slow.sendall(f"{head}content-length: 4500\r\n\r\n--x\r\n".encode())
+            eventually(lambda: post() == 429)
+            assert code(http.post(ROUTE, json=order(b"x" * 600))) == (429, "too_many_uploads")
+            with uploads.awaiting("other", 600):
+                pass
+            free[0] = 5000
+            with pytest.raises(OSError, match="no room"), uploads.awaiting("other", 600):
+                pass
+        eventually(lambda: post() in (200, 201))
     face.registry.close()
 
 
