@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from sqlalchemy import ColumnElement, delete, exists, func, select
+from sqlalchemy import delete, exists, select
 from sqlalchemy.orm import Session
 
-from adapters import aliases, dossier, evaluations
+from adapters import aliases, dossier, evaluations, queries
 from adapters.aliases import Alias, Pointers
 from adapters.canary import Canary, Split
 from adapters.condition import Condition, check
@@ -20,10 +20,10 @@ from adapters.disk import Disk
 from adapters.dossier import Dossier
 from adapters.errors import UnknownAdapter, UnknownVersion, VersionInUse, quoted
 from adapters.evaluations import EvalFile, Score
-from adapters.grants import EVERYBODY, Grants
+from adapters.grants import Grants
 from adapters.manifest import AdapterId, Manifest, TrainedOn
 from adapters.manifest_json import manifest_from_json, manifest_to_json
-from adapters.naming import Reference, qualified
+from adapters.naming import Reference
 from adapters.tables import AdapterRow, AliasRow, CanaryRow, GrantRow, NameRow, ResidentRow, VersionRow
 
 
@@ -77,7 +77,7 @@ class Registry:
         Raises ConditionFailed.
         """
         with self._database.writing() as session:
-            check(condition, _newest_number(session, name))
+            check(condition, queries.newest_number(session, name))
             query = select(VersionRow).where(VersionRow.name == name, VersionRow.adapter_id == manifest.id)
             row = session.scalars(query).one_or_none()
             created = row is None
@@ -125,7 +125,7 @@ class Registry:
     def newest(self, tenant: str | None = None) -> list[Version]:
         """The newest version of each name, sorted by name; of all, or of those that are `tenant`'s or lent to it."""
         with self._database.reading() as session:
-            return self._versions(session, _newest_of_each(session, tenant))
+            return self._versions(session, queries.newest_of_each(session, tenant))
 
     def every(self) -> list[Version]:
         """Every version of every name, sorted by name and number."""
@@ -209,7 +209,7 @@ class Registry:
             ids = session.scalars(select(VersionRow.adapter_id).where(VersionRow.name == name)).all()
             if not ids:
                 raise _unknown(name)
-            check(condition, _newest_number(session, name))
+            check(condition, queries.newest_number(session, name))
             session.execute(delete(VersionRow).where(VersionRow.name == name))
             session.execute(delete(GrantRow).where(GrantRow.name == name))
             session.get_one(NameRow, name).pinned = False
@@ -219,14 +219,14 @@ class Registry:
         """Remove one version that nothing points at; as `delete`. Raises UnknownVersion and VersionInUse too."""
         with self._database.writing() as session:
             row = self._find(session, Reference(name, number=number))
-            check(condition, _newest_number(session, name))
+            check(condition, queries.newest_number(session, name))
             pointers = aliases.pointers(session, {name}).get((name, number), Pointers())
             if pointing := sorted({*pointers.aliases, *(alias for alias, _ in pointers.canaries)}):
                 raise VersionInUse(
                     f"Version {number} is what the alias {', '.join(map(quoted, pointing))} points at, or its canary. "
                     "Move the alias first."
                 )
-            if _only_version(session, name):
+            if queries.only_version(session, name):
                 raise VersionInUse(f"Version {number} is the only one. Delete the adapter {quoted(name)} instead.")
             aliases.forget(session, name, number)
             id = row.adapter_id
@@ -236,7 +236,7 @@ class Registry:
 
     def _unused(self, session: Session, ids: Sequence[str]) -> list[AdapterId]:
         """Forget those of `ids` that no version has any more."""
-        unused = [AdapterId(id) for id in ids if not _is_used(session, id)]
+        unused = [AdapterId(id) for id in ids if not queries.is_used(session, id)]
         session.execute(delete(AdapterRow).where(AdapterRow.id.in_(unused)))
         for id in unused:
             self._manifests.pop(id, None)
@@ -260,7 +260,7 @@ class Registry:
 
     def is_used(self, id: AdapterId) -> bool:
         with self._database.reading() as session:
-            return _is_used(session, id)
+            return queries.is_used(session, id)
 
     def ids(self) -> frozenset[AdapterId]:
         """Every id that some name points at."""
@@ -278,7 +278,7 @@ class Registry:
         """The newest version of each pinned name, sorted by name."""
         with self._database.reading() as session:
             pinned = set(session.scalars(select(NameRow.name).where(NameRow.pinned)))
-            return self._versions(session, [row for row in _newest_of_each(session) if row.name in pinned])
+            return self._versions(session, [row for row in queries.newest_of_each(session) if row.name in pinned])
 
     def remember_residents(self, ids: Iterable[AdapterId]) -> None:
         """Replace the remembered order, most recent first. Ids that were deleted meanwhile are left out."""
@@ -371,36 +371,6 @@ def _trained_on(row: VersionRow) -> TrainedOn | None:
     if row.base_weights is None or row.base_quantization is None:
         return None
     return TrainedOn(row.base_weights, row.base_quantization)
-
-
-def _only_version(session: Session, name: str) -> bool:
-    return session.scalar(select(func.count()).select_from(VersionRow).where(VersionRow.name == name)) == 1
-
-
-def _newest_number(session: Session, name: str) -> int | None:
-    return session.scalar(select(func.max(VersionRow.number)).where(VersionRow.name == name))
-
-
-def _newest_of_each(session: Session, tenant: str | None = None) -> Sequence[VersionRow]:
-    names = select(VersionRow.name, func.max(VersionRow.number).label("number")).group_by(VersionRow.name)
-    if tenant is not None:
-        lent = select(GrantRow.name).where(GrantRow.tenant.in_((tenant, EVERYBODY)))
-        names = names.where(_owned(tenant) | VersionRow.name.in_(lent))
-    newest = names.subquery()
-    query = select(VersionRow).join(newest, (VersionRow.name == newest.c.name) & (VersionRow.number == newest.c.number))
-    return session.scalars(query.order_by(VersionRow.name)).all()
-
-
-def _owned(tenant: str) -> ColumnElement[bool]:
-    """As naming.owner_of has it; a range of names, which an index serves. To `LIKE`, `_` would be any letter."""
-    if not tenant:
-        return ~VersionRow.name.contains("/")
-    first = qualified(tenant, "")
-    return (VersionRow.name >= first) & (VersionRow.name < first[:-1] + chr(ord("/") + 1))
-
-
-def _is_used(session: Session, id: str) -> bool:
-    return bool(session.scalar(select(exists().where(VersionRow.adapter_id == id))))
 
 
 def _unknown(name: str) -> UnknownAdapter:

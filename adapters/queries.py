@@ -1,0 +1,43 @@
+"""What the registry asks about versions, of many rows at once.
+
+Owns those queries. Knows a session and the tables; what the answers mean is the registry's.
+"""
+
+from collections.abc import Sequence
+
+from sqlalchemy import ColumnElement, exists, func, select
+from sqlalchemy.orm import Session
+
+from adapters.grants import EVERYBODY
+from adapters.naming import qualified
+from adapters.tables import GrantRow, VersionRow
+
+
+def only_version(session: Session, name: str) -> bool:
+    return session.scalar(select(func.count()).select_from(VersionRow).where(VersionRow.name == name)) == 1
+
+
+def newest_number(session: Session, name: str) -> int | None:
+    return session.scalar(select(func.max(VersionRow.number)).where(VersionRow.name == name))
+
+
+def newest_of_each(session: Session, tenant: str | None = None) -> Sequence[VersionRow]:
+    names = select(VersionRow.name, func.max(VersionRow.number).label("number")).group_by(VersionRow.name)
+    if tenant is not None:
+        lent = select(GrantRow.name).where(GrantRow.tenant.in_((tenant, EVERYBODY)))
+        names = names.where(_owned(tenant) | VersionRow.name.in_(lent))
+    newest = names.subquery()
+    query = select(VersionRow).join(newest, (VersionRow.name == newest.c.name) & (VersionRow.number == newest.c.number))
+    return session.scalars(query.order_by(VersionRow.name)).all()
+
+
+def _owned(tenant: str) -> ColumnElement[bool]:
+    """As naming.owner_of has it; a range of names, which an index serves. To `LIKE`, `_` would be any letter."""
+    if not tenant:
+        return ~VersionRow.name.contains("/")
+    first = qualified(tenant, "")
+    return (VersionRow.name >= first) & (VersionRow.name < first[:-1] + chr(ord("/") + 1))
+
+
+def is_used(session: Session, id: str) -> bool:
+    return bool(session.scalar(select(exists().where(VersionRow.adapter_id == id))))
