@@ -107,6 +107,20 @@ async def test_f61_closing_in_the_middle_frees_the_blocks_within_a_step() -> Non
         assert len(bench.runner.plans) <= begun + 1, "no more than the step that was about to begin"
 
 
+async def test_f62_what_a_reader_leaves_is_at_most_its_own_answer() -> None:
+    """It costs no blocks, holds up nobody, and goes with the stream."""
+    async with running(Bench()) as worker:
+        left = await worker.submit(request("left", max_tokens=150))
+        await anext(left)
+        others = [await worker.submit(request(f"{number}", max_tokens=50)) for number in range(9)]
+        assert [len(await collect(other)) for other in others] == [50] * 9
+        await until(lambda: worker.stats().running == 0 and worker.stats().blocks_used == 0)
+        kept = worker._outputs["left"]
+        assert kept.qsize() == 149, "its own tokens, each once, and nothing of others"
+        await left.aclose()
+        assert not worker._outputs and len(left.unread()) == 149 and kept.empty()
+
+
 @pytest.mark.parametrize("pause", [False, True])
 async def test_a_caller_that_is_cancelled_while_submitting_harms_nobody(pause: bool) -> None:
     async with running(Bench()) as worker:
