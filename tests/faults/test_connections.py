@@ -23,6 +23,7 @@ from tests.support.engine import FakeWorker
 from tests.support.engine_fakes import Bench
 from tests.support.face import BASE, Face, make_face
 from tests.support.http import LiveServer, eventually, serve
+from tests.support.invariants import check_disk
 from tests.support.manners import check_after
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +82,9 @@ def test_f61_a_hangup_gives_back_the_engines_blocks(tmp_path: Path, stream: bool
             connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
             eventually(lambda: worker.stats().blocks_used > 0)
         eventually(lambda: worker.stats().running == 0 and worker.stats().blocks_used == 0)
+        assert ask(live) == 200
+        eventually(lambda: worker.stats().blocks_used == 0 and face.services.lifecycle.in_flight == 0)
+        check_disk(face)
         live.call(worker.stop(1))
     face.registry.close()
 
