@@ -93,12 +93,17 @@ def test_an_application_that_breaks_a_promise_is_found(
 def test_an_upload_that_is_not_as_it_says_is_found(
     broken: Callable[[ASGIApp], ASGIApp], fault: str, tmp_path: Path
 ) -> None:
-    face = make_face(tmp_path)
-    try:
-        with pytest.raises(AssertionError, match=fault):
-            chains(broken(face.app), examples=20, seed=1, paths=UPLOADS)
-    finally:
-        face.registry.close()
+    """A chain has to come by the fault: where those of one seed do not, others do."""
+    for seed in range(1, 5):
+        face = make_face(tmp_path / str(seed))
+        try:
+            chains(broken(face.app), examples=20, seed=seed, paths=UPLOADS)
+        except AssertionError as found:
+            assert fault in str(found)
+            return
+        finally:
+            face.registry.close()
+    pytest.fail("no chain found it")
 
 
 def test_an_adapter_that_stays_a_model_is_found(tmp_path: Path) -> None:
