@@ -31,6 +31,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 SHOWN_FAULTS = 20
+KEPT_FAULTS = 1000
+"""A config of a megabyte may have a hundred thousand: nobody reads so many, and to tell them takes long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,12 @@ class AdapterError(Exception):
 
 
 class InvalidAdapter(AdapterError):
-    """The message shows the first `SHOWN_FAULTS` faults and counts the rest; `faults` has them all."""
+    """The message shows the first `SHOWN_FAULTS` faults and counts the rest; `faults` has the first `KEPT_FAULTS`."""
 
     def __init__(self, faults: Iterable[Fault]) -> None:
-        self.faults = tuple(faults)
-        assert self.faults, "an invalid adapter has at least one fault"
-        count = len(self.faults)
+        found = tuple(faults)
+        assert found, "an invalid adapter has at least one fault"
+        self.faults, count = found[:KEPT_FAULTS], len(found)
         lines = [f"The adapter is invalid ({count} {'fault' if count == 1 else 'faults'})."]
         lines += [f"- {fault}" for fault in self.faults[:SHOWN_FAULTS]]
         if count > SHOWN_FAULTS:

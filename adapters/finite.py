@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from adapters.errors import Fault
+from adapters.errors import Fault, quoted
 from adapters.header import FILE, TensorSpec
 
 # A float is infinite or NaN when every bit of its exponent is set; testing the bits works for bfloat16 as well.
@@ -31,5 +31,5 @@ class NonFinite:
 
     def faults(self) -> Iterator[Fault]:
         for name, count in self.counts.items():
-            problem = f"{count} elements are infinite or not a number"
-            yield Fault(f"{FILE}: {name}", problem, "The training diverged, or a cast overflowed. Use an earlier step")
+            where, problem = f"{FILE}: {quoted(name)[1:-1]}", f"{count} elements are infinite or not a number"
+            yield Fault(where, problem, "The training diverged, or a cast overflowed. Use an earlier step")

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 from adapters.errors import AdapterCorrupt
 from tests.support.broken_faces import Parrot, Scribbling, Unmannered
 from tests.support.face import BASE, Face, form, make_face, served, write_adapter
-from tests.support.invariants import MARK, Invariants, check_reply
+from tests.support.invariants import MARK, Invariants, check_held, check_reply
 from tests.support.surroundings import at_home, targets
 
 
@@ -79,6 +79,8 @@ BREAKAGES: Mapping[str, tuple[Callable[[Face], object], str]] = {
     "I2, its version": (canary_moved, "I2"),
     "I3, a directory": (temporary_left, "I3"),
     "I3, a file": (lambda face: (face.folder / "uploads" / "left.tmp").touch(), "I3"),
+    "I3, a link": (lambda face: (face.folder / "data" / "blobs" / "sha256" / "ab").symlink_to("/etc"), "I3"),
+    "I3, a device's like": (lambda face: os.mkfifo(face.folder / "uploads" / "pipe"), "I3"),
     "I3, written over": (lambda face: (face.folder.parent / "canary" / "README.md").touch(), "I3"),
     "I6": (lambda face: face.registry.delete("other"), "I6"),
 }
@@ -90,6 +92,18 @@ def test_what_is_no_longer_as_it_was_is_found(case: str, face: Face, invariants:
     breaks(face)
     with pytest.raises((AssertionError, AdapterCorrupt), match=told):
         invariants.check()
+
+
+def test_an_adapter_that_stays_held_is_found(face: Face, invariants: Invariants) -> None:
+    with face.catalog.lease("canary"), pytest.raises(AssertionError, match="in time"):
+        check_held(face, within_s=0.05)
+    invariants.check()
+
+
+def test_an_answer_that_stays_counted_is_found(face: Face, invariants: Invariants) -> None:
+    with face.services.lifecycle.answering(), pytest.raises(AssertionError, match="in time"):
+        check_held(face, within_s=0.05)
+    invariants.check()
 
 
 @pytest.mark.parametrize("broken", [Parrot, Unmannered])

@@ -19,16 +19,21 @@ C30: Changes = [
 C31: Changes = [
     *(("target_modules", bad) for bad in ([], None, REGEX, ".*q_proj", ["q.*"], [3], {"a": 1}, [""])),
     *(("exclude_modules", bad) for bad in (".*", ["(a+)+"], 3)),
+    ("layers_pattern", REGEX),
     ("rank_pattern", {REGEX: 4}),
+    ("alpha_pattern", {REGEX: 4}),
     ("alpha_pattern", {".*": 4}),
 ]
-C32: Changes = [
-    *(("layers_to_transform", bad) for bad in (-1, [0, "1"], True, 1.0, "0")),
-    ("target_modules", ["query_key_value"]),
+C32_VALUES: Changes = [
+    *(("layers_to_transform", bad) for bad in (-1, [0, "1"], True, 1.0, "0", 2, [0, 99])),
     ("use_dora", 1),
     ("use_rslora", "true"),
     ("lora_dropout", 2.0),
     ("layers_pattern", "layers"),
+]
+"""Of fields that are served."""
+
+C32: Changes = [
     ("bias", "all"),
     ("bias", "lora_only"),
     ("lora_bias", True),

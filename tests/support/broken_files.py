@@ -23,6 +23,8 @@ def file_of(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
 
 
 TEN, TWENTY = b"\0" * 8, b"\0" * 16
+ZIP = b"PK\x05\x06" + b"\0" * 18
+"""An empty archive, which readers of archives find from a file's end."""
 
 Table = dict[str, tuple[bytes, str]]
 
@@ -33,6 +35,7 @@ B15: Table = {
     "truncated header": (file_of({"a": entry(0, 8)}, TEN)[:30], "header claims"),
     "truncated data": (file_of({"a": entry(0, 8)}, TEN[:-1]), "end at byte"),
     "trailing data": (file_of({"a": entry(0, 8)}, TEN + b"PK"), "end at byte"),
+    "trailing zip": (file_of({"a": entry(0, 8)}, TEN + ZIP), "end at byte"),
     "array": (file_of([], TEN), "does not begin with '{'"),
     "leading space": (file_of(b' {"a":1}', TEN), "does not begin with '{'"),
     "not utf8": (file_of(b'{"\xff":1}', TEN), "not UTF-8"),
@@ -41,6 +44,8 @@ B15: Table = {
 }
 B16: Table = {
     "huge length": (file_of({"a": entry(0, 8)}, TEN, 1 << 63), "header claims"),
+    "largest length": (file_of({"a": entry(0, 8)}, TEN, (1 << 64) - 1), "header claims"),
+    "a byte too long": (file_of({}, length=3), "header claims"),
     "short length": (file_of({"a": entry(0, 8)}, TEN, 20), "header is not valid"),
     "beyond the end": (file_of({"a": entry(0, 1 << 40)}, TEN), "end at byte"),
 }
@@ -55,10 +60,21 @@ B18: Table = {
         file_of(b'{"a":%b,"a":%b}' % (json.dumps(entry(0, 8)).encode(), json.dumps(entry(8, 16)).encode()), TWENTY),
         "'a' occurs twice",
     ),
+    "duplicate in other letters": (
+        file_of(b'{"a":%b,"\\u0061":%b}' % ((json.dumps(entry(0, 8)).encode(),) * 2), TEN),
+        "'a' occurs twice",
+    ),
+    "duplicate in an entry": (
+        file_of(b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8],"shape":[2]}}', TEN),
+        "'shape' occurs twice",
+    ),
 }
 B19: Table = {
     "overlap": (file_of({"a": entry(0, 8), "b": entry(4, 12)}, TWENTY[:12]), "overlap others: 'b'"),
+    "one place for two": (file_of({"a": entry(0, 8), "b": entry(0, 8)}, TEN), "overlap others: 'b'"),
     "hole": (file_of({"a": entry(0, 8), "b": entry(12, 16)}, TWENTY), "unused bytes before tensors: 'b'"),
+    "hole at the beginning": (file_of({"a": entry(4, 8)}, TEN), "unused bytes before tensors: 'a'"),
+    "negative offset": (file_of({"a": entry(-8, 0, [2])}, TEN), "data_offsets"),
     "shape lies": (file_of({"a": entry(0, 8, [3])}, TEN), "takes 12 bytes"),
     "shape overflows": (file_of({"a": entry(0, 8, [1 << 32, 1 << 32])}, TEN), "takes"),
     "negative": (file_of({"a": entry(0, 8, [-2])}, TEN), "at most 8 dimensions"),
@@ -76,10 +92,12 @@ B20: Table = {
     "long name": (file_of({"n" * 2_000_000: entry(0, 8)}, TEN), "expected at most"),
 }
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%b\nsize 12345\n" % (b"0" * 64)
+
 FOREIGN: Table = {
     "pickle": (b"\x80\x04\x95\x20\0\0\0\0\0\0\0}", "safe_serialization=True"),
     "torch": (b"PK\x03\x04" + b"\0" * 60, "safe_serialization=True"),
-    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+    "lfs": (POINTER, "it is a Git LFS pointer, expected safetensors. Run 'git lfs pull'"),
     "gguf": (b"GGUF\x03\0\0\0" + b"\0" * 20, "GGUF"),
     "page": (b"<!DOCTYPE html><html>", "web page"),
     "short pickle": (b"\x80\x02.", "pickle"),
@@ -89,10 +107,15 @@ FOREIGN: Table = {
 Change = Callable[[Tensors], Tensors]
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 """The first layer's query projection in PEFT's words."""
+LAYERS = [f"base_model.model.model.layers.{layer}.self_attn.{name}" for layer in "01" for name in ("q_proj", "v_proj")]
 
 
 def ones(*shape: int) -> Change:
     return replaced(f"{Q0}.lora_A.weight", np.ones(shape, np.float32))
+
+
+def up(*shape: int) -> Change:
+    return replaced(f"{Q0}.lora_B.weight", np.ones(shape, np.float32))
 
 
 def without(name: str) -> Change:
@@ -125,9 +148,12 @@ Changes = dict[str, tuple[Change, tuple[str, ...]]]
 B20_NAMES: Changes = {
     "empty name": (plus("", 1), ("belong to the base",)),
     "path as name": (plus("../../etc/passwd", 1), ("belong to the base",)),
+    "a megabyte as name": (plus("n" * 1_000_000, 1), ("belong to the base", "'nnn")),
+    "control characters": (plus("\x1b[31m\n\u202e", 1), ("belong to the base", "\\x1b")),
 }
 B21: Changes = {
     "base head": (plus("base_model.model.lm_head.weight", 64, 32), ("belong to the base", "save_embedding_layers")),
+    "base norm": (plus("base_model.model.model.norm.weight", 32), ("belong to the base",)),
     "base layer": (plus(f"{Q0}.base_layer.weight", 32, 32), ("belong to the base",)),
     "bias": (plus(f"{Q0}.bias", 32), ("belong to the base",)),
     "other adapter": (plus(f"{Q0}.lora_A.victim.weight", 4, 32), ("with an adapter's name inside", "victim")),
@@ -148,22 +174,29 @@ B23: Changes = {
     "missing B": (without(f"{Q0}.lora_B.weight"), ("1 of 8 tensors are missing", "q_proj.lora_B")),
     "missing half": (
         lambda tensors: {key: value for key, value in tensors.items() if "lora_A" in key},
-        ("4 of 8 tensors are missing",),
+        ("4 of 8 tensors are missing", *(f"{layer}.lora_B.weight" for layer in LAYERS)),
     ),
     "all but one": (
         lambda tensors: dict(list(tensors.items())[:1]),
-        ("7 of 8 tensors are missing", "layers.0.self_attn.v_proj.lora_B", "layers.1.self_attn.q_proj", "and 2 more"),
+        (
+            "7 of 8 tensors are missing",
+            f"'{Q0}.lora_B.weight', '{LAYERS[1]}.lora_A.weight', '{LAYERS[1]}.lora_B.weight', "
+            f"'{LAYERS[2]}.lora_A.weight', '{LAYERS[2]}.lora_B.weight' and 2 more",
+        ),
     ),
 }
 B24: Changes = {
     "rank": (ones(8, 32), ("expected shape [4, 32], got [8, 32]", "rank is 8")),
-    "transposed": (ones(32, 4), ("got [32, 4]", "transposed")),
-    "hidden size": (ones(4, 48), ("got [4, 48]", "trained on 'tiny-llama'")),
-    "one dimension": (ones(128), ("got [128]",)),
+    "transposed": (ones(32, 4), ("expected shape [4, 32], got [32, 4]", "transposed")),
+    "hidden size": (ones(4, 48), ("expected shape [4, 32], got [4, 48]", "trained on 'tiny-llama'")),
+    "one dimension": (ones(128), ("expected shape [4, 32], got [128]",)),
+    "rank of B": (up(32, 8), ("expected shape [32, 4], got [32, 8]", "rank is 8")),
+    "B transposed": (up(4, 32), ("expected shape [32, 4], got [4, 32]", "transposed")),
+    "output size": (up(48, 4), ("expected shape [32, 4], got [48, 4]", "trained on 'tiny-llama'")),
 }
 B25: Changes = {
     "nan": (poisoned(float("nan")), ("1 elements are infinite", "q_proj.lora_B")),
-    "infinity": (poisoned(float("-inf")), ("1 elements are infinite",)),
+    "infinity": (poisoned(float("-inf")), ("1 elements are infinite", "q_proj.lora_B")),
 }
 B26: Changes = {
     "int64": (replaced(f"{Q0}.lora_A.weight", np.ones((4, 32), np.int64)), ("dtype I64, expected F32",)),

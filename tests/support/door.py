@@ -35,7 +35,19 @@ class Door:
 
     def refused(self, reply: httpx.Response, status: int = 422, code: str = "invalid_adapter") -> str:
         """The message, once it is sure that nothing was registered."""
-        assert (reply.status_code, reply.json()["error"]["code"]) == (status, code), reply.text
+        error = reply.json()["error"]
+        assert (reply.status_code, error["code"]) == (status, code), reply.text[:2000]
+        assert "faults" in error or code != "invalid_adapter"
+        for fault in error.get("faults", ()):
+            check_fault(fault)
         assert self.http.get("/v1/adapters/hostile").status_code == 404
-        message: str = reply.json()["error"]["message"]
+        message: str = error["message"]
         return message
+
+
+def check_fault(fault: dict[str, str]) -> None:
+    """It says where, what and what to do, in ASCII on one line each, and at no length, whatever the file holds."""
+    assert fault.keys() == {"where", "problem", "fix"} and all(fault.values()), fault
+    assert fault["where"].startswith(("adapter_config.json", "adapter_model.safetensors")), fault["where"][:200]
+    for text in fault.values():
+        assert text.isascii() and text.isprintable() and len(text) < 1000, text[:1000]

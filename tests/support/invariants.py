@@ -1,10 +1,10 @@
 """What must hold after every hostile case, whatever became of the request.
 
 I1 the base is what it was; I2 another adapter's bytes are; I3 no file lies where none belongs, among the server's own
-or beside them, and nothing temporary is left; I4 the next request is answered; I6 every row has its blob and every blob
-its row; I7 an error has OpenAI's envelope and repeats neither paths nor code nor what was sent; I8 a client's fault is
-no 5xx. What an engine holds (I5), its weights and its answers are looked at by tests/support/house_watch.py, where
-there is a real one.
+or beside them, no link is made, and nothing temporary is left; I4 the next request is answered; I5 no answer runs, and
+no adapter is held; I6 every row has its blob and every blob its row; I7 an error has OpenAI's envelope and repeats
+neither paths nor code nor what was sent; I8 a client's fault is no 5xx. What a real engine holds, its weights and its
+answers are looked at by tests/support/house_watch.py, where there is a real one.
 """
 
 import re
@@ -14,6 +14,7 @@ import httpx
 
 from adapters.registry import Version
 from tests.support.face import BASE, Face
+from tests.support.http import eventually
 from tests.support.surroundings import Surroundings
 
 _INSIDE = re.compile(r'Traceback|\.py\\?", line|/tmp/|/home/|site-packages|sqlite')
@@ -58,11 +59,22 @@ class Invariants:
         assert self._http.post("/v1/completions", json=model | {"model": BASE}).status_code == 200, "I4"
         if self._engine is not None:
             self._engine()
+        else:
+            check_held(self._face)
+
+
+def check_held(face: Face, within_s: float = 10) -> None:
+    """I5, of a face whose engine is a fake."""
+    eventually(lambda: not face.worker.running, within_s)
+    eventually(lambda: face.services.lifecycle.in_flight == 0, within_s)
+    eventually(lambda: not face.catalog._uses and not face.catalog._leased and not face.catalog._doomed, within_s)
+    eventually(lambda: not face.services.resumable._busy and not face.services.resumable._forms, within_s)
 
 
 def check_disk(face: Face) -> None:
     """I3 among what the server writes, and I6."""
     written = [path for place in _WRITTEN for path in (face.folder / place).rglob("*")]
+    assert not [path for path in written if path.is_symlink() or not (path.is_file() or path.is_dir())], "I3"
     files = [str(path.relative_to(face.folder)) for path in written if not path.is_dir()]
     odd = [name for name in files if not any(known.fullmatch(name) for known in (_BLOB, _DOSSIER, _UPLOAD, _OTHERS))]
     assert not odd, f"I3: {odd}"

@@ -12,7 +12,6 @@ import httpx
 
 from tests.support import invariants
 from tests.support.face import BASE, Face
-from tests.support.http import eventually
 from tests.support.invariants import MARK
 
 _CODE = re.compile(r"\.py\b")
@@ -30,9 +29,7 @@ def check_after(http: httpx.Client, face: Face) -> None:
     """The server is as it was: I2 to I6. `http` may ask for completions."""
     reply = http.post("/v1/completions", json={"model": BASE, "prompt": "x", "max_tokens": 1})
     assert reply.status_code == 200, ("I4", reply.text)
-    eventually(lambda: not face.worker.running)
-    eventually(lambda: face.services.lifecycle.in_flight == 0)
-    eventually(lambda: not face.catalog._uses and not face.catalog._doomed)
+    invariants.check_held(face)
     invariants.check_disk(face)
     for id in face.registry.ids():
         face.store.verify(id)
