@@ -84,7 +84,7 @@ async def answer(http: HttpRequest, services: Services, caller: Principal, targe
     except BaseException:
         await turn.aclose()
         raise
-    return EventStream(turn.chunks(), turn.aclose, turn.headers(), services.limits.idle_s)
+    return EventStream(turn.chunks(), turn.aclose, turn.headers())
 
 
 def _asked(target: Target, job: Job) -> Asked:

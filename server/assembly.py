@@ -94,7 +94,7 @@ def build_house(
     progress("preparing the engine", None)
     recorder = recorder_for(base) if settings.cuda_graphs else None
     make = maker(base, store, engine_config(settings, memory, max_model_len), _observer(metrics, traces), recorder)
-    worker = EngineWorker(make(), make)
+    worker = EngineWorker(make(), make, most_unread=settings.max_unread_tokens)
     if base.kernels is not None:
         base.kernels.release_threads()  # from now on it is the worker's thread that computes
     registry = Registry(data.registry_url)

@@ -1,4 +1,5 @@
-"""Connections before they are requests: how many there may be, how large a request's head, and how slowly it may come.
+"""Connections around their requests: how many there may be, how large a request's head, how slowly it may come, and how
+slowly an answer may be read.
 
 Owns uvicorn's HTTP/1.1 protocol with those bounds, and the refusals that no application gets to see. When there are too
 many connections, one that is idle goes first; probes are answered even when all are busy. Knows no routes but those.
@@ -12,11 +13,14 @@ from http import HTTPStatus
 from typing import ClassVar
 
 import orjson
+import structlog
 from starlette.responses import JSONResponse
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.errors import ApiError, BadRequest
+from server.readers import Patience
 
+_log = structlog.get_logger(__name__)
 PROBES = frozenset({b"/livez", b"/readyz", b"/health"})
 RESERVE = 32
 """Connections beyond the bound that are still read, so that a probe gets through when all others are busy."""
@@ -29,11 +33,14 @@ _A_FEW = 16
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """`connections` at once; a head, which is a request's first line and its headers, has `head_bytes` and `head_s`."""
+    """`connections` at once; a head, which is a request's first line and its headers, has `head_bytes` and `head_s`;
+    `read_s` is how long a client may leave its answer unread.
+    """
 
     connections: int = 2048
     head_bytes: int = 32 << 10
     head_s: float = 30.0
+    read_s: float = 30.0
 
 
 def bounded(bounds: Bounds) -> type[HttpToolsProtocol]:
@@ -101,6 +108,7 @@ class _Bounded(HttpToolsProtocol):
         super().connection_made(transport)
         self._head_bytes = 0
         self._head_timer: TimerHandle | None = None
+        self._patience = Patience(self.loop, transport, self.bounds.read_s, self._cut)
         self.crowd.comes(self)
         self._expect_head()
         if self._is_crowded():
@@ -108,6 +116,7 @@ class _Bounded(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()
+        self._patience.stop()
         self.crowd.leaves(self)
         super().connection_lost(exc)
 
@@ -118,8 +127,19 @@ class _Bounded(HttpToolsProtocol):
             if self._head_bytes > self.bounds.head_bytes:
                 self.refuse(_head_too_large(self.bounds.head_bytes))
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._patience.watch()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self._idle:  # the answer goes on, at the client's pace
+            self._patience.stop()
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        if not self.flow.write_paused:
+            self._patience.stop()
         self._expect_head()
 
     def on_headers_complete(self) -> None:
@@ -131,6 +151,7 @@ class _Bounded(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._patience.watch()
         if self._idle and not self.transport.is_closing():
             self.crowd.rests(self)
 
@@ -144,6 +165,13 @@ class _Bounded(HttpToolsProtocol):
         if self._idle and not self.transport.is_closing():
             self.transport.write(_raw(error))
         self.transport.close()
+        self._patience.watch()
+
+    def _cut(self) -> None:
+        """To close would wait for ever until the rest is read; the application sees a client that has hung up."""
+        state = self.cycle.scope["state"] if self.cycle is not None else {}  # type: ignore[redundant-expr]  # as above
+        _log.warning("client_cut", reason="it stopped reading", request_id=state.get("request_id"))
+        self.transport.abort()
 
     @property
     def _idle(self) -> bool:

@@ -7,19 +7,24 @@ until the server is ready for them.
 import ipaddress
 import socket
 
+UNSENT_BYTES = 16 << 10
+"""What the system may keep of one answer beside what is on its way; otherwise that comes to megabytes for a client that
+does not read, and whether it reads shows only now and then."""
+
 
 class AddressInUse(Exception):
     """The address cannot be had: somebody else has it, it is not ours, or the port is a privileged one."""
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises AddressInUse with what to do."""
+    """A bound socket; connections inherit its options. Raises AddressInUse with what to do."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         door = socket.socket(family, kind, protocol)
     except OSError as error:
         raise AddressInUse(f"--host {host} is no address of this machine: {error.strerror or error}.") from error
     door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    door.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
     try:
         door.bind(address)
     except OSError as error:

@@ -8,6 +8,7 @@ ApiError                     any refusal: status, message, type, param, code, he
 ├── RateLimited         429  this tenant has used up what it may in a minute, or at once
 ├── QuotaExceeded       403  this tenant may store no more
 ├── GenerationFailed    5xx  the engine ended an accepted request with an error
+├── ReaderTooSlow       408  too much of a stream was left unread; its last event
 ├── StorageFull         507  no room on disk
 ├── StorageFailed       503  the disk failed, or file descriptors have run out; try again
 ├── NotReady            503  still loading; try again
@@ -124,6 +125,13 @@ class GenerationFailed(ApiError):
         status = 503 if passing or code.startswith("adapter_") else 500
         headers = {"retry-after": "2"} if passing else NO_RETRY
         super().__init__(status, message, type="server_error", code=code, headers=headers)
+
+
+class ReaderTooSlow(ApiError):
+    """What its client has still to read of a stream ends with this."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(408, message, code="reader_too_slow", headers=NO_RETRY)
 
 
 class NotReady(ApiError):

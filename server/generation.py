@@ -12,7 +12,7 @@ from starlette.requests import Request as HttpRequest
 
 from engine.errors import EngineStopped
 from engine.sequence import FinishReason, Output, Request
-from server.errors import ClientGone, GenerationFailed
+from server.errors import ClientGone, GenerationFailed, ReaderTooSlow
 from server.ports import OutputStream, Worker
 
 T = TypeVar("T")
@@ -42,7 +42,8 @@ class Generation:
         return cls(streams)
 
     async def __aiter__(self) -> AsyncIterator[Indexed]:
-        """Outputs as they come. Raises GenerationFailed when the engine ends a request with an error."""
+        """Outputs as they come. Raises GenerationFailed when the engine ends a request with an error, and ReaderTooSlow
+        when it aborted one because too much was left unread."""
         if len(self._streams) == 1:
             async for output in self._whole(self._streams[0]):
                 yield 0, output
@@ -72,7 +73,7 @@ class Generation:
     async def _whole(self, stream: OutputStream) -> AsyncIterator[Output]:
         """The outputs up to the finish reason that every accepted request has.
 
-        Raises GenerationFailed, EngineStopped.
+        Raises GenerationFailed, ReaderTooSlow, EngineStopped.
         """
         async for output in stream:
             self._tokens += len(output.token_ids)
@@ -120,5 +121,5 @@ def _checked(output: Output) -> Output:
         message = output.error or "The engine could not finish this request."
         raise GenerationFailed(message, output.error_code or "generation_failed")
     if output.finish_reason is FinishReason.ABORT:
-        raise EngineStopped()
+        raise EngineStopped() if output.error is None else ReaderTooSlow(output.error)
     return output

@@ -124,7 +124,8 @@ async def _run(settings: Settings, house: House, door: socket.socket, console: C
     most = affordable(settings.max_connections)
     if most < settings.max_connections:
         _log.warning("fewer_connections", max_connections=most, fix="raise the limit on open files (ulimit -n)")
-    server = uvicorn.Server(_config(house, Bounds(most, head_s=settings.idle_timeout)))
+    bounds = Bounds(most, head_s=settings.idle_timeout, read_s=settings.idle_timeout)
+    server = uvicorn.Server(_config(house, bounds))
     serving = asyncio.create_task(server.serve(sockets=[door]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.02)

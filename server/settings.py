@@ -92,6 +92,9 @@ class Settings(BaseSettings):
     max_sequences: Annotated[int, Field(ge=1, description="Sequences in one batch.")] = 64
     max_waiting: Annotated[int, Field(ge=1, description="Sequences of one tenant that may wait; beyond it, 429.")] = 512
     max_connections: Annotated[int, Field(ge=1, description="Connections at once; idle ones make room.")] = 2048
+    max_unread_tokens: Annotated[
+        int, Field(ge=256, description="Tokens of one choice that may wait for a slow reader; then its request ends.")
+    ] = 2048
     max_model_len: Annotated[int | None, Field(ge=2, description="Context in tokens; default: the base's.")] = None
     block_size: Annotated[
         int | None, Field(ge=1, le=256, description="Tokens in a block of the KV cache; default: 16, on CUDA 256.")

@@ -1,7 +1,8 @@
 """Server-sent events (WHATWG HTML, section 9.2) with the rules of a token stream.
 
 Owns the response that ends in `data: [DONE]`, or in an error event and no `[DONE]`, and that stops its
-source as soon as the client hangs up or stops reading. Knows nothing of what the events mean.
+source as soon as the client hangs up. One that stops reading is cut off by `connections.py`. Knows nothing of what the
+events mean.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 class EventStream(Response):
-    """One event a chunk. `close` ends their source; `stall_s` is how long a client may refuse to read."""
+    """One event a chunk. `close` ends their source."""
 
     media_type = "text/event-stream"
 
@@ -29,9 +30,8 @@ class EventStream(Response):
         chunks: AsyncGenerator[Mapping[str, Any], None],
         close: Callable[[], Awaitable[None]],
         headers: Mapping[str, str],
-        stall_s: float,
     ) -> None:
-        self._chunks, self._close, self._stall_s = chunks, close, stall_s
+        self._chunks, self._close = chunks, close
         self.status_code = 200
         self.background = None
         self.init_headers({**_HEADERS, **headers})
@@ -56,15 +56,8 @@ class EventStream(Response):
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        try:
-            async with asyncio.timeout(None) as patience:
-                async for event in self._events():
-                    patience.reschedule(asyncio.get_running_loop().time() + self._stall_s)
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
-                    patience.reschedule(None)
-        except TimeoutError:
-            _log.warning("stream_cut", reason="the client stopped reading")
-            return
+        async for event in self._events():
+            await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _events(self) -> AsyncGenerator[bytes, None]:
@@ -75,6 +68,8 @@ class EventStream(Response):
             known = api_error(error)
             if known is None or known.status_code >= 500:
                 _log.exception("stream_failed")
+            else:
+                _log.warning("stream_cut", reason=known.code)
             yield b"data: " + orjson.dumps((known or internal()).envelope()) + b"\n\n"
             return
         yield b"data: [DONE]\n\n"

@@ -12,8 +12,9 @@ import pytest
 from adapters.errors import UnknownAdapter
 from adapters.shares import Share, Shares
 from engine.errors import AdapterTooLarge, EngineStopped, MergeRefused, QueueFull
+from engine.events import Finished
 from engine.sequence import FinishReason, Output, Request, SamplingParams
-from engine.worker import HEARD_AT_ONCE, EngineWorker, OutputStream
+from engine.worker import HEARD_AT_ONCE, MOST_UNREAD, EngineWorker, OutputStream
 from tests.support.engine_fakes import Bench, expected_tokens, named
 
 pytestmark = pytest.mark.anyio
@@ -24,8 +25,8 @@ def request(id: str, *, adapter: str | None = None, max_tokens: int = 4) -> Requ
 
 
 @asynccontextmanager
-async def running(bench: Bench) -> AsyncIterator[EngineWorker]:
-    worker = EngineWorker(bench.engine)
+async def running(bench: Bench, most_unread: int = MOST_UNREAD) -> AsyncIterator[EngineWorker]:
+    worker = EngineWorker(bench.engine, most_unread=most_unread)
     worker.start()
     try:
         yield worker
@@ -107,18 +108,33 @@ async def test_f61_closing_in_the_middle_frees_the_blocks_within_a_step() -> Non
         assert len(bench.runner.plans) <= begun + 1, "no more than the step that was about to begin"
 
 
-async def test_f62_what_a_reader_leaves_is_at_most_its_own_answer() -> None:
-    """It costs no blocks, holds up nobody, and goes with the stream."""
-    async with running(Bench()) as worker:
-        left = await worker.submit(request("left", max_tokens=150))
-        await anext(left)
+async def test_f62_no_more_waits_for_a_reader_than_the_bound() -> None:
+    """Then its request is aborted, once; what waits for it can be read, holds no blocks, and goes with the stream."""
+    bench = Bench()
+    async with running(bench, most_unread=30) as worker:
+        left, whole = await worker.submit(request("left", max_tokens=150)), await worker.submit(request("whole"))
         others = [await worker.submit(request(f"{number}", max_tokens=50)) for number in range(9)]
-        assert [len(await collect(other)) for other in others] == [50] * 9
+        gathered = await asyncio.gather(*map(collect, others))
+        assert [outputs[-1].finish_reason for outputs in gathered] == [FinishReason.LENGTH] * 9
         await until(lambda: worker.stats().running == 0 and worker.stats().blocks_used == 0)
-        kept = worker._outputs["left"]
-        assert kept.qsize() == 149, "its own tokens, each once, and nothing of others"
+        assert [
+            event.request
+            for event in bench.events
+            if isinstance(event, Finished) and event.reason is FinishReason.ABORT
+        ] == ["left"]
+        *tokens, end = await collect(left)
+        assert [token for output in tokens for token in output.token_ids] == list(range(4, 34))
+        assert (end.finish_reason, end.error_code) == (FinishReason.ABORT, "reader_too_slow")
+        assert len(await collect(whole)) == 4, "an answer that fits waits for as long as it takes"
+        assert not worker._outputs
+
+
+async def test_f62_what_nobody_reads_goes_with_its_stream() -> None:
+    async with running(Bench(), most_unread=30) as worker:
+        left = await worker.submit(request("left", max_tokens=150))
+        await until(lambda: not worker._outputs)
         await left.aclose()
-        assert not worker._outputs and len(left.unread()) == 149 and kept.empty()
+        assert sum(len(output.token_ids) for output in left.unread()) == 30 and not left.unread()
 
 
 @pytest.mark.parametrize("pause", [False, True])

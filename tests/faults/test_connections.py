@@ -89,17 +89,6 @@ def test_f61_a_hangup_gives_back_the_engines_blocks(tmp_path: Path, stream: bool
     face.registry.close()
 
 
-def test_f62_a_reader_that_stops_reading_holds_up_nobody(face: Face) -> None:
-    face.worker.delay_s = 0.0
-    with serve(face.app) as live, connect(live) as connection:
-        body = json.dumps(COMPLETION | {"max_tokens": 500_000, "stream": True}).encode()
-        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-        eventually(lambda: bool(face.worker.running))
-        assert ask(live) == 200
-        eventually(lambda: bool(face.worker.aborted), within_s=30)
-        well(live, face)
-
-
 @pytest.fixture
 def many_files() -> Iterator[None]:
     """As `rootstock serve` has them."""

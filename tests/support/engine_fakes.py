@@ -14,6 +14,7 @@ from adapters.mover import Arrival
 from adapters.residency import Residency
 from adapters.shares import Shares
 from engine.blocks import BlockPool
+from engine.detokenize import Decode
 from engine.engine import Delivery, Engine, Limits
 from engine.events import Event
 from engine.fairness import VirtualCounters
@@ -167,6 +168,7 @@ class Bench:
         fetches: int = 100,
         counters: VirtualCounters | None = None,
         shares: Shares | None = None,
+        decode: Decode = letters,
     ) -> None:
         self.runner = FakeRunner(block_size)
         self.mover = FakeMover({named(name): size for name, size in (adapters or {}).items()})
@@ -179,7 +181,7 @@ class Bench:
             scheduler=Scheduler(pool, batch_tokens, sequences, patience, counters),
             pool=pool,
             tiers=AdapterTiers(Residency(device, host, fetches, shares), self.mover, observe),
-            decode=letters,
+            decode=decode,
             eos={EOS},
             limits=Limits(max_model_len=200, max_waiting=waiting),
             observe=observe,

@@ -12,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from server.connections import Bounds, bounded
+from server.door import bind
 
 T = TypeVar("T")
 
@@ -23,6 +24,10 @@ class LiveServer:
         self._server, self.loop = server, loop
         port = server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
+
+    @property
+    def connections(self) -> int:
+        return len(self._server.server_state.connections)
 
     def call(self, work: Coroutine[None, None, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(20)
@@ -41,8 +46,6 @@ def serve(
     config = uvicorn.Config(
         app,
         http=bounded(bounds or Bounds()),
-        host="127.0.0.1",
-        port=0,
         log_level="error",
         timeout_graceful_shutdown=1,
     )
@@ -51,7 +54,8 @@ def serve(
 
     async def main() -> None:
         loops.append(asyncio.get_running_loop())
-        await server.serve()
+        with bind("127.0.0.1", 0) as door:
+            await server.serve(sockets=[door])
 
     def run() -> None:
         with asyncio.Runner(loop_factory=loop_factory) as runner:

@@ -1,0 +1,205 @@
+"""F62: clients that read nothing, too little, or as they should, beside each other and on the real engine's step loop.
+
+A token's text is long here, so that what the system keeps for a client is full after a few dozen tokens.
+"""
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from engine.events import Finished
+from engine.sequence import FinishReason
+from engine.worker import EngineWorker
+from server.connections import Bounds
+from server.meter import Meter
+from server.ports import Limits
+from server.usage.ledger import Ledger, Usage, Wanted
+from server.usage.writer import LedgerWriter
+from tests.support.engine_fakes import Bench
+from tests.support.face import BASE, Face, make_face
+from tests.support.http import LiveServer, eventually, serve
+
+TOKENS = 190
+MOST_UNREAD = 40
+
+
+def wide(ids: Sequence[int]) -> str:
+    """Every token as 8 KiB of one letter."""
+    return "".join(chr(ord("a") + token % 26) * 8192 for token in ids)
+
+
+@dataclass
+class Reader:
+    """One answer, a stream unless `asked` otherwise, read off a socket whose system keeps little unread."""
+
+    live: LiveServer
+    asked: dict[str, object] = field(default_factory=dict)
+    received: bytes = b""
+    connection: socket.socket = field(default_factory=socket.socket)
+
+    def __post_init__(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        self.connection.settimeout(20)
+        self.connection.connect(("127.0.0.1", int(self.live.url.rsplit(":", 1)[1])))
+        asked = {"model": BASE, "prompt": [1, 2, 3], "max_tokens": TOKENS, "stream": True} | self.asked
+        body = json.dumps(asked).encode()
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        )
+        self.connection.sendall(f"{head}\r\nConnection: close\r\n\r\n".encode() + body)
+
+    def read(self, at_most: int = 1 << 20) -> bytes:
+        """What comes next; nothing at the end, however that came."""
+        with contextlib.suppress(ConnectionResetError):
+            more = self.connection.recv(at_most)
+            self.received += more
+            return more
+        return b""
+
+    def read_on(self) -> None:
+        while self.read():
+            pass
+
+    @property
+    def events(self) -> list[str]:
+        """Those that are whole."""
+        lines = self.received.decode().split("\r\n")
+        return [
+            line.strip().removeprefix("data: ") for line in lines if line.startswith("data: ") and line[-2:] == "\n\n"
+        ]
+
+    @property
+    def text(self) -> str:
+        """Of each token, one letter."""
+        chunks = [json.loads(event) for event in self.events if event != "[DONE]"]
+        return "".join(choice["text"][::8192] for chunk in chunks for choice in chunk.get("choices", ()))
+
+
+@contextlib.contextmanager
+def reader(house: "House", **asked: object) -> Iterator[Reader]:
+    made = Reader(house.live, asked)
+    with made.connection:
+        yield made
+
+
+@dataclass
+class House:
+    """The real engine over a fake model, behind HTTP, with a ledger."""
+
+    bench: Bench
+    worker: EngineWorker
+    face: Face
+    live: LiveServer
+    ledger: Ledger
+
+    def reasons(self) -> list[FinishReason]:
+        """In the engine's events, which the metrics count."""
+        return sorted(event.reason for event in self.bench.events if isinstance(event, Finished))
+
+    def rows(self, count: int) -> list[Usage]:
+        """Of the ledger, once there are `count`."""
+        eventually(lambda: len(self.ledger.page(Wanted())) >= count)
+        return sorted(self.ledger.rows(Wanted()), key=lambda row: row.finish_reason)
+
+    def check_empty(self) -> None:
+        """Nothing of anybody is left."""
+        eventually(lambda: self.worker.stats().running == 0 and self.worker.stats().blocks_used == 0)
+        eventually(lambda: self.face.services.lifecycle.in_flight == 0 and not self.worker._outputs)
+        eventually(lambda: not self.live.connections)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    bench = Bench(blocks=256, batch_tokens=64, decode=wide)
+    bench.runner.delay_s = 0.01
+    worker = EngineWorker(bench.engine, most_unread=MOST_UNREAD)
+    ledger = Ledger(f"sqlite:///{tmp_path / 'usage.sqlite'}")
+    writer = LedgerWriter(ledger)
+    face = make_face(tmp_path, worker, Limits(200), meter=Meter(writer=writer))  # type: ignore[arg-type]
+
+    async def start() -> None:
+        worker.start()
+
+    with serve(face.app, Bounds(read_s=1.0)) as live:
+        live.call(start())
+        yield House(bench, worker, face, live, ledger)
+        live.call(worker.stop(1))
+    face.registry.close()
+    writer.close()
+    ledger.close()
+
+
+def test_f62_readers_of_all_kinds_beside_each_other(house: House) -> None:
+    """One reads nothing, one dribbles, one reads: the first is cut off, the second's request ends when too much waits
+    for it, which its last event tells, and the third is as if it were alone."""
+    with capture_logs() as log, reader(house) as none, reader(house) as dribbling, reader(house) as reading:
+        thread = threading.Thread(target=reading.read_on)
+        thread.start()
+        while len(house.bench.of(Finished)) < 3:
+            dribbling.read(1024)
+            time.sleep(0.01)
+        assert sum(len(plan.chunks) for plan in house.bench.runner.plans[:40]) >= 100, "they share steps"
+        thread.join(20)
+        dribbling.read_on()
+        rows = house.rows(3)
+        house.check_empty()
+        none.read_on()
+    expected = "".join(chr(ord("a") + token % 26) for token in range(4, 4 + TOKENS))
+    assert reading.text == expected and reading.events[-1] == "[DONE]"
+    *_, last = dribbling.events
+    assert json.loads(last)["error"]["code"] == "reader_too_slow"
+    assert MOST_UNREAD < len(dribbling.text) < TOKENS and expected.startswith(dribbling.text)
+    assert none.text == expected[: len(none.text)] and "error" not in none.events[-1] != "[DONE]"
+
+    assert house.reasons() == [FinishReason.ABORT, FinishReason.ABORT, FinishReason.LENGTH]
+    assert [row.finish_reason for row in rows] == ["abort", "abort", "length"], "one each"
+    assert rows[2].generated_tokens == TOKENS
+    assert len(dribbling.text) in {row.generated_tokens for row in rows[:2]}, "all that was made for it was read"
+    assert all(len(none.text) < row.generated_tokens < TOKENS for row in rows[:2])
+    told = [(entry["event"], entry["reason"]) for entry in log if entry["event"].endswith("_cut")]
+    assert sorted(told) == [("client_cut", "it stopped reading"), ("stream_cut", "reader_too_slow")]
+
+
+def test_f62_an_answer_of_many_choices_ends_with_the_first_that_waits_too_long(house: House) -> None:
+    with reader(house, n=3) as dribbling:
+        while len(house.bench.of(Finished)) < 3:
+            dribbling.read(1024)
+            time.sleep(0.01)
+        dribbling.read_on()
+        (row,) = house.rows(1)
+        house.check_empty()
+    assert json.loads(dribbling.events[-1])["error"]["code"] == "reader_too_slow"
+    assert house.reasons() == [FinishReason.ABORT] * 3 and row.finish_reason == "abort"
+    assert row.generated_tokens > len(dribbling.text), "what waited for the other choices was made, too"
+
+
+def test_f62_a_whole_answer_that_nobody_reads_is_given_up(house: House) -> None:
+    """It has been made, and is told as that; but it does not wait in memory, nor does the connection stay, for ever."""
+    with capture_logs() as log, reader(house, stream=False) as none:
+        (row,) = house.rows(1)
+        assert house.live.connections == 1
+        house.check_empty()
+        none.read_on()
+    assert (row.finish_reason, row.generated_tokens) == ("length", TOKENS)
+    assert len(none.received) < TOKENS * 8192
+    assert [entry["event"] for entry in log if entry["event"].endswith("_cut")] == ["client_cut"]
+
+
+def test_f62_a_whole_answer_is_read_as_slowly_as_it_likes_within_the_pace(house: House) -> None:
+    with reader(house, stream=False) as slow:
+        began = time.monotonic()
+        while time.monotonic() - began < 4:
+            slow.read(4096)
+            time.sleep(0.05)
+        slow.read_on()
+        house.check_empty()
+    body = json.loads(slow.received.partition(b"\r\n\r\n")[2])
+    assert len(body["choices"][0]["text"]) == TOKENS * 8192
