@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,46 +18,73 @@ SOURCES = Path(__file__).with_name("cpp")
 COMPILERS = ("g++", "clang++", "c++")
 # Not -ffast-math: NaN and infinity must come out as they went in.
 OPTIONS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
-DOTS = "-DBF16_DOTS"
-NEEDED_FOR_DOTS = (b"__AVX512BF16__", b"__AVX512VBMI__")
 QUIET = ("-Wno-psabi",)  # vectors are never passed between libraries
 TIMEOUT_S = 300.0
 
 
-def build(cache: Path, dots: bool | None = None) -> Path:
+class Form(StrEnum):
+    """How numbers are multiplied: as floats, in dot products of bf16, or in tiles of bf16, which are AMX's."""
+
+    FLOATS = "floats"
+    DOTS = "dots"
+    TILES = "tiles"
+
+
+DEFINES = {Form.FLOATS: (), Form.DOTS: ("-DBF16_DOTS",), Form.TILES: ("-DBF16_DOTS", "-DBF16_TILES")}
+DOTS = (b"__AVX512BF16__", b"__AVX512VBMI__")
+NEEDED = {Form.FLOATS: (), Form.DOTS: DOTS, Form.TILES: (*DOTS, b"__AMX_TILE__", b"__AMX_BF16__")}
+"""What a compiler defines for a processor that has the instructions."""
+
+
+def build(cache: Path, form: Form | None = None) -> Path:
     """The shared library under `cache`, compiled now if it is not there. Appears by rename.
 
     Its name is a hash of the sources, the options, and what the compiler says of itself and of this processor, so a
-    cache may be shared. `dots`: multiply bf16 as it is, instead of as floats; where that is faster if not given.
+    cache may be shared. `form`: the fastest of this processor's if not given. Tiles can be had on every processor that
+    has dot products: where it has no tiles, loops stand for them, slow but right.
     Raises Unavailable with the reason.
     """
-    compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
-    if compiler is None:
-        raise Unavailable(f"no C++ compiler was found ({', '.join(COMPILERS)}); install one, such as g++")
-    macros = _run([compiler, *OPTIONS, "-dM", "-E", "-x", "c++", os.devnull])
-    if dots is None:
-        dots = has_fast_dots()
-    options = [*OPTIONS, DOTS] if dots and can_dot(macros) else [*OPTIONS]
+    compiler = _compiler()
+    macros = _macros(compiler)
+    form = form or fastest(macros)
+    if form is not Form.FLOATS and not has(Form.DOTS, macros):
+        raise Unavailable("this processor does not multiply bf16")
+    options = [*OPTIONS, *DEFINES[form]]
     library = cache / f"kernels-{_key(options, macros)}.so"
     if not library.exists():
         _compile([compiler, *options], library)
     return library
 
 
-def can_dot(macros: bytes) -> bool:
+def has(form: Form, macros: bytes) -> bool:
     """Whether a processor, which a compiler's macros describe, has the instructions."""
-    return all(name in macros for name in NEEDED_FOR_DOTS)
+    return all(name in macros for name in NEEDED[form])
 
 
-def has_fast_dots(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether a dot product of bf16 begins every cycle, as on AMD's; on Intel's it is every second one.
+def fastest(macros: bytes, cpuinfo: Path = Path("/proc/cpuinfo")) -> Form:
+    """Tiles where there are such. Else dot products of bf16 where one begins every cycle, as on AMD's.
 
-    There, two fp32 multiplications in each cycle do the same work in half the time, and without rounding.
+    On Intel's it is every second one: there, two fp32 multiplications in each cycle do the same work in half the time,
+    and without rounding.
     """
+    if has(Form.TILES, macros):
+        return Form.TILES
     try:
-        return "AuthenticAMD" in cpuinfo.read_text()
+        quick = "AuthenticAMD" in cpuinfo.read_text()
     except OSError:
-        return False
+        quick = False
+    return Form.DOTS if quick and has(Form.DOTS, macros) else Form.FLOATS
+
+
+def _compiler() -> str:
+    compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
+    if compiler is None:
+        raise Unavailable(f"no C++ compiler was found ({', '.join(COMPILERS)}); install one, such as g++")
+    return compiler
+
+
+def _macros(compiler: str) -> bytes:
+    return _run([compiler, *OPTIONS, "-dM", "-E", "-x", "c++", os.devnull])
 
 
 def sources() -> list[Path]:

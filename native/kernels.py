@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from native.build import build
-from native.errors import Unavailable
+from native.build import Form, build
+from native.errors import NoTiles, Unavailable
 from native.tables import (
     DTYPE,
     FourBitWeight,
@@ -47,6 +47,8 @@ class Kernels:
             self._library = ctypes.CDLL(str(library))
         except OSError as error:
             raise Unavailable(f"the compiled kernels do not load: {error}") from error
+        if not self._library.may_multiply():
+            raise NoTiles("the operating system does not let this process use the processor's tiles")
         signatures: Mapping[str, Sequence[Any]] = {
             "product_bf16": [_Pointer] * 5 + [_Int],
             "low_rank_bf16": [_Pointer] * 3 + [_Int] * 5,
@@ -197,12 +199,18 @@ class Kernels:
         return x_THD
 
 
-def load(cache: Path, dots: bool | None = None) -> Kernels:
-    """The kernels for this machine, compiled under `cache` if need be; `dots` as in `build`.
+def load(cache: Path, form: Form | None = None) -> Kernels:
+    """The kernels for this machine, compiled under `cache` if need be; `form` as in `build`.
 
     Raises Unavailable with the reason.
     """
-    return Kernels(build(cache, dots))
+    library = build(cache, form)
+    try:
+        return Kernels(library)
+    except NoTiles:
+        if form is not None:
+            raise
+        return Kernels(build(cache, Form.FLOATS))
 
 
 def _rows(heads_TD: Tensor) -> Rows:

@@ -133,14 +133,16 @@ struct CodeTable {
 
     explicit CodeTable(const float* values) : values(load(values)) {}
 
-    void lay(const uint8_t* from, float scale, Number* to) const { put<0>(CodeBlock(from, values, scale), to); }
+    // Vectors are `step` numbers apart.
+    void lay(const uint8_t* from, float scale, Number* to, Int step = WIDE) const {
+        put<0>(CodeBlock(from, values, scale), to, step);
+    }
 
   private:
     template <int V>
-    static void put(const CodeBlock& block, Number* to) {
-        const Operand vector = block.vector<V>();
-        memcpy(to + V * WIDE, &vector, sizeof vector);
-        if constexpr (V + 1 < CodeBlock::VECTORS) put<V + 1>(block, to);
+    static void put(const CodeBlock& block, Number* to, Int step) {
+        to = Apart::put(block.vector<V>(), to, step);
+        if constexpr (V + 1 < CodeBlock::VECTORS) put<V + 1>(block, to, step);
     }
 };
 #elif defined(__AVX2__)

@@ -2,7 +2,7 @@
 // Knows nothing of layers.
 #pragma once
 
-#include "multiply.h"
+#include "activations.h"
 
 constexpr Int SCALED = 64;   // codes that share a scale, and
 constexpr Int NESTED = 256;  // scales that share one of theirs
@@ -118,9 +118,7 @@ inline void lay_beside_codes(const BFloat16* from, Number* to, Int step, Int cou
     const auto put = [&](const BFloat16* some) {
         const Operand a = operand(some), b = operand(some + WIDE);
         for (const uint16_t* which : {evens, odds}) {
-            const Operand vector = _mm512_permutex2var_epi16(a, _mm512_load_si512(which), b);
-            memcpy(to, &vector, sizeof vector);
-            to += step;
+            to = Placed::put(_mm512_permutex2var_epi16(a, _mm512_load_si512(which), b), to, step);
         }
     };
     Int i = 0;
@@ -135,6 +133,6 @@ inline void lay_beside_codes(const BFloat16* from, Number* to, Int step, Int cou
 constexpr bool CODES_IN_OWN_ORDER = false;
 inline Int place_beside_codes(Int i) { return place(i); }
 inline void lay_beside_codes(const BFloat16* from, Number* to, Int step, Int count, Int stride) {
-    lay(from, to, step, count, stride);
+    lay<Placed>(from, to, step, count, stride);
 }
 #endif

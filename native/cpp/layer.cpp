@@ -184,7 +184,7 @@ class Pass {
             const Range range = part(layer.gate, task / blocks);
             Block up(layer.up, out, outs, range.count(), own.scratch[1]);
             products(layer.gate, room.mlp, 0, range, out, outs, own.scratch[0], [&](Int row, Int count, const float* gates) {
-                float ups[GROUP * BLOCK];
+                float ups[TOGETHER * BLOCK];
                 finish(up, layer.up, room.mlp, 1, row, out, outs, ups);
                 for (Int m = 0; m < count; ++m) {
                     BFloat16 gate[BLOCK], other[BLOCK];
@@ -229,8 +229,8 @@ class Pass {
     template <class Emit>
     void products(const Linear& linear, Wide& wide, int which, Range range, Int out, Int outs, Scratch& scratch, Emit emit) {
         Block block(linear, out, outs, range.count(), scratch);
-        for (Int row = range.first; row < range.stop; row += GROUP) {
-            float sums[GROUP * BLOCK];
+        for (Int row = range.first; row < range.stop; row += TOGETHER) {
+            float sums[TOGETHER * BLOCK];
             const Int count = finish(block, linear, wide, which, row, out, outs, sums);
             emit(row, count, sums);
         }
@@ -246,12 +246,6 @@ class Pass {
             for (Int m = 0; m < count; ++m)
                 for (Int n = 0; n < outs; ++n) sums[m * BLOCK + n] += linear.bias[out + n];
         return count;
-    }
-
-    static void round_row(const float* from, BFloat16* to, Int count) {
-        Int i = 0;
-        for (; i + LANES <= count; i += LANES) store(to + i, load(from + i));
-        for (; i < count; ++i) to[i] = BFloat16::of(from[i]);
     }
 
     static void add_row(const BFloat16* before, const float* sums, BFloat16* to, Int count) {
@@ -282,6 +276,7 @@ extern "C" void decoder_layer_bf16(const DecoderLayer* layer, const Batch* batch
 #pragma omp parallel
     {
         static thread_local Own own;
+        const TileUse tiles;
         pass.run(own);
     }
 }

@@ -8,7 +8,7 @@ extern "C" void low_rank_bf16(const BFloat16* x, float* y, const Term* data, Int
     if (!widest) return;
     static thread_local Buffer<Number> kept_x;
     static thread_local Buffer<float> kept_h;
-    kept_x.fit(rows * stride), kept_h.fit(rows * widest);
+    kept_x.fit(rows * stride + PAST), kept_h.fit(rows * widest);
     const Activations wide{kept_x.data(), rows, stride};
     float* h = kept_h.data();
     std::vector<Shrink> shrinks;
@@ -17,8 +17,9 @@ extern "C" void low_rank_bf16(const BFloat16* x, float* y, const Term* data, Int
 #pragma omp parallel
     {
         static thread_local Buffer<Number> block;
+        const TileUse tiles;
 #pragma omp for
-        for (Int row = 0; row < rows; ++row) lay(x + row * inputs, wide.at(row), wide.step(row), inputs, stride);
+        for (Int row = 0; row < rows; ++row) wide.put(row, x + row * inputs, inputs);
 #pragma omp for schedule(dynamic)
         for (size_t i = 0; i < shrinks.size(); ++i) shrinks[i].run(block, nullptr);
 #pragma omp for schedule(dynamic)

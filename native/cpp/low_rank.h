@@ -2,7 +2,7 @@
 // for the rows that are multiplied together. Knows nothing of models.
 #pragma once
 
-#include "multiply.h"
+#include "activations.h"
 
 constexpr Int RANKS = 16;  // rows of A that are multiplied together
 
@@ -123,28 +123,58 @@ struct Shrink {
     const BFloat16* inputs_of(Int rank) const { return part->a + rank * inputs; }
 
     void shrink(Int from, Int ranks, Buffer<Number>& block, const BFloat16* after) const {
+        const Int rows = stop - start;
+        float sums[GROUP * RANKS];
+        a_products(from, ranks, block, from + ranks < last ? inputs_of(from + ranks) : after, sums);
+        for (Int t = 0; t < rows; ++t)
+            for (Int r = 0; r < ranks; ++r) h[(start + t) * h_stride + from + r] = sums[t * RANKS + r] * float(part->scaling);
+    }
+
+    // sums[t][r] = A[from + r] x[start + t]
+#if defined(BF16_TILES)
+    void a_products(Int from, Int ranks, Buffer<Number>& block, const BFloat16* after, float* sums) const {
+        const BFloat16* a = inputs_of(from);
+        const Int step = x->step(start);
+        const ActivationTiles at = {{x->at(start)}, {step * 2}, {step * SIDE}};
+        clear_tiles<1>();
+        if (ranks == SIDE && inputs % DEEP == 0) {
+            add_tiles<1, 1>({a, inputs * 2, 0, DEEP, after}, at, 0, inputs);
+        } else {
+            const Int wide = padded(inputs, DEEP);
+            block.fit(SIDE * wide);
+            std::fill(block.data(), block.data() + SIDE * wide, Number{});
+            for (Int r = 0; r < ranks; ++r) std::copy_n(a + r * inputs, inputs, block.data() + r * wide);
+            add_tiles<1, 1>({block.data(), wide * 2, 0, DEEP, nullptr}, at, 0, wide);
+        }
+        alignas(LINE_BYTES) float found[FOUND];
+        store_tile<0>(found);
+        put_sums(found, stop - start, sums, RANKS);
+    }
+#else
+    void a_products(Int from, Int ranks, Buffer<Number>& block, const BFloat16* after, float* sums) const {
         const Int rows = stop - start, step = x->step(start);
         const BFloat16* a = inputs_of(from);
-        Vec sums[GROUP * RANKS];
+        Vec vectors[GROUP * RANKS];
         if (inputs % PAIR == 0) {
             for (Int r = 0, end; r < ranks; r = end) {
                 end = std::min(r + Halves::AHEAD, ranks);
-                const Halves some{a + r * inputs, inputs, from + end < last ? a + end * inputs : after};
-                multiply(x->at(start), step, rows, some, end - r, 0, inputs, sums + r, RANKS);
+                const Halves some{a + r * inputs, inputs, end < ranks ? a + end * inputs : after};
+                multiply(x->at(start), step, rows, some, end - r, 0, inputs, vectors + r, RANKS);
             }
         } else {
             const Int wide = padded(inputs, PAIR);
             block.fit(ranks * wide);
             for (Int r = 0; r < ranks; ++r) lay(a + r * inputs, block.data() + r * wide, WIDE, inputs, wide);
-            multiply(x->at(start), step, rows, Numbers{block.data(), wide}, ranks, 0, wide, sums, RANKS);
+            multiply(x->at(start), step, rows, Numbers{block.data(), wide}, ranks, 0, wide, vectors, RANKS);
         }
         for (Int t = 0; t < rows; ++t) {
-            float* to = h + (start + t) * h_stride + from;
+            const Int at = t * RANKS;
             Int r = 0;
-            for (; r + LANES <= ranks; r += LANES) store(to + r, totals(sums + t * RANKS + r) * float(part->scaling));
-            for (; r < ranks; ++r) to[r] = total(sums[t * RANKS + r]) * float(part->scaling);
+            for (; r + LANES <= ranks; r += LANES) store(sums + at + r, totals(vectors + at + r));
+            for (; r < ranks; ++r) sums[at + r] = total(vectors[at + r]);
         }
     }
+#endif
 
     // plus[t] = B h[t], a few ranks at a time. The order of additions is that of `expand`.
     void expand_at_once(const BFloat16* after) const {

@@ -76,18 +76,6 @@ __attribute__((always_inline)) inline void each(Do what) {
         for (int n = 0; n < N; ++n) what(m, n);
 }
 
-constexpr Int GROUP = 8;  // rows of activations that are multiplied together
-
-// The activations of a batch, laid out for `multiply`: in groups of GROUP rows, and the rest.
-struct Activations {
-    Number* data;
-    Int rows, stride;  // numbers of one row, its zeros at the end included
-
-    Int group(Int row) const { return std::min(GROUP, rows - row / GROUP * GROUP); }
-    Int step(Int row) const { return group(row) * WIDE; }
-    Number* at(Int row) const { return data + row / GROUP * GROUP * stride + row % GROUP * WIDE; }
-};
-
 // How many rows of w stand beside M rows of x in one tile: their sums fill most of the registers, and a sum that waits
 // for its last addition has others to wait beside it.
 template <class Source>

@@ -61,11 +61,20 @@ struct Laid {
     }
 };
 
-// `count` numbers as they are multiplied, from one vector of the row to its next `step`, and zeros up to `stride`.
+// Where the vectors of a row go: each whole, `step` numbers behind the last.
+struct Apart {
+    static Number* put(Operand vector, Number* to, Int step) {
+        memcpy(to, &vector, sizeof vector);
+        return to + step;
+    }
+};
+
+// `count` numbers as they are multiplied, and zeros up to `stride`.
+template <class How = Apart>
 inline void lay(const BFloat16* from, Number* to, Int step, Int count, Int stride) {
     const auto put = [&](const BFloat16* some) {
         const Laid laid(some);
-        for (int v = 0; v < LAID; ++v, to += step) memcpy(to, &laid.vectors[v], sizeof(Operand));
+        for (int v = 0; v < LAID; ++v) to = How::put(laid.vectors[v], to, step);
     };
     Int i = 0;
     for (; i + PAIR <= count; i += PAIR) put(from + i);

@@ -50,3 +50,9 @@ inline void rotate(BFloat16* head, const BFloat16* cos, const BFloat16* sin, Int
         head[half + i] = BFloat16::of(rounded(b * cos[half + i]) + rounded(a * sin[half + i]));
     }
 }
+
+inline void round_row(const float* from, BFloat16* to, Int count) {
+    Int i = 0;
+    for (; i + LANES <= count; i += LANES) store(to + i, load(from + i));
+    for (; i < count; ++i) to[i] = BFloat16::of(from[i]);
+}

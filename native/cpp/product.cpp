@@ -1,19 +1,27 @@
 // y = g * (x W^T + plus) + bias for a whole batch. Sums are floats, rounded once.
 #include "deal.h"
+#include "pointwise.h"
 #include "product.h"
 
 namespace {
 
-// What becomes of a sum before it is rounded. Each may be null; `gains` has an address for each row, null for none.
+// What becomes of sums before they are rounded. Each may be null; `gains` has an address for each row, null for none.
 struct Ending {
     const BFloat16* bias;
     const float* plus;
     const float* const* gains;
+    Int outputs;
 
-    float of(float sum, Int row, Int out, Int outputs) const {
-        if (plus) sum += plus[row * outputs + out];
-        if (gains && gains[row]) sum *= gains[row][out];
-        return bias ? sum + float(bias[out]) : sum;
+    // `count` of a row's outputs from `out`.
+    void write(float* sums, Int row, Int out, Int count, BFloat16* y) const {
+        const auto change = [&](auto how) {
+            for (Int n = 0; n < count; ++n) sums[n] = how(sums[n], n);
+        };
+        const Int at = row * outputs + out;
+        if (plus) change([&](float sum, Int n) { return sum + plus[at + n]; });
+        if (gains && gains[row]) change([&](float sum, Int n) { return sum * gains[row][out + n]; });
+        if (bias) change([&](float sum, Int n) { return sum + float(bias[out + n]); });
+        round_row(sums, y + at, count);
     }
 };
 
@@ -25,7 +33,7 @@ extern "C" void product_bf16(const BFloat16* x, const Linear* linear, const floa
     const Int inputs = linear->inputs, outputs = linear->outputs;
     kept.fit(rows, linear->stride(), !linear->beside_codes(), linear->beside_codes());
     const Inputs& wide = kept;  // the caller's, for the whole team
-    const Ending ending{linear->bias, plus, gains};
+    const Ending ending{linear->bias, plus, gains, outputs};
     const Int width = block_width(outputs, omp_get_max_threads());
     static thread_local Deal kept_deal;
     Deal& deal = kept_deal;
@@ -33,19 +41,16 @@ extern "C" void product_bf16(const BFloat16* x, const Linear* linear, const floa
 #pragma omp parallel
     {
         static thread_local Scratch scratch;
+        const TileUse tiles;
 #pragma omp for
         for (Int row = 0; row < rows; ++row) wide.put(row, x + row * inputs, inputs);
         deal.run([&](Int task) {
             const Int out = task * width, outs = std::min(width, outputs - out);
             Block block(*linear, out, outs, rows, scratch);
-            for (Int row = 0; row < rows; row += GROUP) {
-                float sums[GROUP * BLOCK];
+            for (Int row = 0; row < rows; row += TOGETHER) {
+                float sums[TOGETHER * BLOCK];
                 const Int count = block.products(wide, row, sums);
-                for (Int m = 0; m < count; ++m)
-                    for (Int n = 0; n < outs; ++n) {
-                        const float value = ending.of(sums[m * BLOCK + n], row + m, out + n, outputs);
-                        y[(row + m) * outputs + out + n] = BFloat16::of(value);
-                    }
+                for (Int m = 0; m < count; ++m) ending.write(sums + m * BLOCK, row + m, out, outs, y);
             }
         });
     }

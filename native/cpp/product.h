@@ -1,140 +1,18 @@
-// A linear layer's weight, in bf16 or in bitsandbytes' 4 bits, and the product of a few of its rows with activations.
-// Sums are floats. Knows nothing of adapters or models.
+// The product of a linear layer's weight with a batch's activations: how it is divided, and each part of it. Knows nothing
+// of adapters or models.
 #pragma once
 
-#include "code_rows.h"
+#if defined(BF16_TILES)
+#include "tile_block.h"
+#else
+#include "block.h"
+#endif
 
-constexpr Int BLOCK = 48;    // outputs that a thread takes at most at a time
-constexpr Int DIRECT = 16;   // up to so many rows in all, weights become operands in registers, each time anew
-// Inputs after which a tile's sums are put aside, so that x stays in the nearest cache.
-constexpr Int DEPTH = 3072 / sizeof(Number);
 constexpr Int CACHED = 512 * 1024;  // bytes of activations that stay in the second-level cache beside a block
-
-// A weight [outputs, inputs], in bf16 at `halves` or else in 4 bits, and a bias that may be null. `number` is the
-// layer's place in an adapter's table.
-struct Linear {
-    const BFloat16* halves;
-    Codes codes;
-    const BFloat16* bias;
-    Int outputs, inputs, number;
-
-    Int stride() const { return padded(inputs, SCALED); }  // of its activations as they are multiplied
-    bool beside_codes() const { return CODES_IN_OWN_ORDER && !halves; }  // how they lie
-};
-
-// A batch's activations in each order in which they will be read.
-class Inputs {
-  public:
-    void fit(Int rows, Int stride, bool plain, bool beside_codes) {
-        orders[0] = orders[1] = {nullptr, rows, stride};
-        if (plain) rooms[0].fit(rows * stride), orders[0].data = rooms[0].data();
-        if (beside_codes) rooms[1].fit(rows * stride), orders[1].data = rooms[1].data();
-    }
-
-    void put(Int row, const BFloat16* from, Int count) const {
-        const Activations &plain = orders[0], &other = orders[1];
-        if (plain.data) lay(from, plain.at(row), plain.step(row), count, plain.stride);
-        if (other.data) lay_beside_codes(from, other.at(row), other.step(row), count, other.stride);
-    }
-
-    const Activations& plain() const { return orders[0]; }
-    const Activations& of(const Linear& linear) const { return orders[linear.beside_codes()]; }
-
-  private:
-    Buffer<Number> rooms[2];
-    Activations orders[2];
-};
-
-// What one thread needs for a block; kept between calls.
-struct Scratch {
-    Buffer<Number> weights;
-    Buffer<float> scales;
-    ScaleTable scale_table;
-    Buffer<Vec> sums;
-};
-
-// Rows [out, out + outs) of a weight, in the form in which `rows` rows of activations are multiplied with them.
-class Block {
-  public:
-    Block(const Linear& linear, Int out, Int outs, Int rows, Scratch& scratch)
-        : linear(linear), out(out), outs(outs), scratch(scratch) {
-        scratch.sums.fit(GROUP * BLOCK);
-        const Int inputs = linear.inputs;
-        direct = inputs % (linear.halves ? PAIR : SCALED) == 0 && (rows <= DIRECT || (linear.halves && LAID == 1));
-#if !defined(__AVX512F__)
-        direct &= linear.halves != nullptr;
-#endif
-        if (!linear.halves && inputs % SCALED == 0) {
-            const Int count = inputs / SCALED;
-            scratch.scales.fit(outs * count);
-            linear.codes.scales(out * count, outs * count, scratch.scale_table, scratch.scales.data());
-        }
-        if (direct) return;
-        scratch.weights.fit(outs * linear.stride());
-        for (Int n = 0; n < outs; ++n) lay_row(n, scratch.weights.data() + n * linear.stride());
-    }
-
-    // y[m][n] = x[m] . w[n] for a group of rows from `row`; y has BLOCK columns. Returns how many they are.
-    Int products(const Inputs& inputs, Int row, float* y) {
-        const Activations& x = inputs.of(linear);
-        const Int rows = x.group(row);
-        Vec* sums = scratch.sums.data();
-        const Int end = direct ? linear.inputs : linear.stride();
-        const Int parts = (end + DEPTH - 1) / DEPTH, depth = padded((end + parts - 1) / parts, SCALED);
-        for (Int from = 0; from < end; from += depth) add(x.at(row), x.step(row), rows, from, std::min(from + depth, end), sums);
-        for (Int m = 0; m < rows; ++m) {
-            Int n = 0;
-            for (; n + LANES <= outs; n += LANES) store(y + m * BLOCK + n, totals(sums + m * BLOCK + n));
-            for (; n < outs; ++n) y[m * BLOCK + n] = total(sums[m * BLOCK + n]);
-        }
-        return rows;
-    }
-
-  private:
-    void add(const Number* x, Int step, Int rows, Int from, Int to, Vec* sums) const {
-        const Int inputs = linear.inputs;
-        if (!direct) {
-            multiply(x, step, rows, Numbers{scratch.weights.data(), linear.stride()}, outs, from, to, sums, BLOCK);
-        } else if (linear.halves) {
-            multiply(x, step, rows, Halves{linear.halves + out * inputs, inputs}, outs, from, to, sums, BLOCK);
-        } else {
-#if defined(__AVX512F__)
-            const CodeRows rows_of{linear.codes.data + out * inputs / 2, scratch.scales.data(), load(linear.codes.values), size_t(inputs / SCALED)};
-            multiply(x, step, rows, rows_of, outs, from, to, sums, BLOCK);
-#endif
-        }
-    }
-
-    void lay_row(Int n, Number* to) const {
-        const Int inputs = linear.inputs, at = (out + n) * inputs;
-        if (linear.halves)
-            lay(linear.halves + at, to, WIDE, inputs, linear.stride());
-        else if (inputs % SCALED)
-            lay_codes(at, to);
-        else
-            lay_code_blocks(at, scratch.scales.data() + n * (inputs / SCALED), to);
-    }
-
-    // A row that begins within a block.
-    void lay_codes(Int at, Number* to) const {
-        std::fill(to, to + linear.stride(), Number{});
-        for (Int i = 0; i < linear.inputs; ++i) to[place_beside_codes(i)] = number(linear.codes.weight(at + i));
-    }
-
-    void lay_code_blocks(Int at, const float* scales, Number* to) const {
-        const CodeTable table(linear.codes.values);
-        for (Int i = 0; i < linear.inputs; i += SCALED) table.lay(linear.codes.data + (at + i) / 2, scales[i / SCALED], to + i);
-    }
-
-    const Linear& linear;
-    const Int out, outs;
-    Scratch& scratch;
-    bool direct;
-};
 
 // Rows of activations that are multiplied with one block after the other: so many as stay in the second-level cache.
 inline Int rows_at_once(const Linear& linear) {
-    const Int fitting = CACHED / (linear.stride() * Int(sizeof(Number))) / GROUP * GROUP;
+    const Int fitting = CACHED / (linear.stride() * Int(sizeof(Number))) / TOGETHER * TOGETHER;
     return std::max<Int>(4 * GROUP, fitting);
 }
 

@@ -1,13 +1,14 @@
 """The library is compiled once, under a name that says for what, and its absence is told in a sentence."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from native import build
-from native.build import sources
-from native.errors import Unavailable
-from native.kernels import Kernels
+from native.build import Form, sources
+from native.errors import NoTiles, Unavailable
+from native.kernels import Kernels, load
 from tests.support.kernels import kernels
 
 
@@ -24,17 +25,30 @@ def test_the_sources_are_there() -> None:
     assert [path.stem for path in sources()] == ["attention", "layer", "low_rank", "pointwise", "product", "threads"]
 
 
-@pytest.mark.parametrize(("vendor", "fast"), [("AuthenticAMD", True), ("GenuineIntel", False)])
-def test_bf16_is_multiplied_as_it_is_where_that_is_fast(vendor: str, fast: bool, tmp_path: Path) -> None:
+AVX512 = b"#define __AVX512F__ 1\n#define __AVX512BF16__ 1\n#define __AVX512VBMI__ 1\n"
+AMX = b"#define __AMX_TILE__ 1\n#define __AMX_BF16__ 1\n"
+
+
+@pytest.mark.parametrize(
+    ("vendor", "macros", "form"),
+    [
+        ("AuthenticAMD", AVX512, Form.DOTS),
+        ("AuthenticAMD", b"#define __AVX512F__ 1\n#define __AVX512BF16__ 1\n", Form.FLOATS),
+        ("GenuineIntel", AVX512, Form.FLOATS),
+        ("GenuineIntel", AVX512 + AMX, Form.TILES),
+        ("GenuineIntel", AMX, Form.FLOATS),
+    ],
+)
+def test_numbers_are_multiplied_in_the_form_that_is_fastest(
+    vendor: str, macros: bytes, form: Form, tmp_path: Path
+) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
-    assert build.has_fast_dots(cpuinfo) is fast
-    assert not build.has_fast_dots(tmp_path / "no such file")
+    assert build.fastest(macros, cpuinfo) is form
 
 
-def test_a_processor_without_the_instructions_is_not_asked_for_them() -> None:
-    assert not build.can_dot(b"#define __AVX512F__ 1\n#define __AVX512BF16__ 1\n")
-    assert build.can_dot(b"#define __AVX512BF16__ 1\n#define __AVX512VBMI__ 1\n")
+def test_a_processor_that_does_not_say_whose_it_is_is_not_trusted_with_dot_products(tmp_path: Path) -> None:
+    assert build.fastest(AVX512, tmp_path / "no such file") is Form.FLOATS
 
 
 def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -57,3 +71,26 @@ def test_a_library_that_does_not_load_is_no_crash(tmp_path: Path) -> None:
     (tmp_path / "kernels.so").write_bytes(b"not a library")
     with pytest.raises(Unavailable, match="do not load"):
         Kernels(tmp_path / "kernels.so")
+
+
+@pytest.fixture
+def refusing(tmp_path: Path) -> Path:
+    """A cache where what was compiled for tiles says that the operating system does not give them."""
+    kernels(Form.TILES)  # skips where it cannot be compiled
+    library = build.build(tmp_path, Form.TILES)
+    source = tmp_path / "refusing.c"
+    source.write_text("int may_multiply(void) { return 0; }\n")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    return tmp_path
+
+
+def test_tiles_that_the_system_does_not_give_are_told(refusing: Path) -> None:
+    with pytest.raises(NoTiles, match="does not let this process"):
+        load(refusing, Form.TILES)
+
+
+def test_without_tiles_that_the_processor_has_numbers_are_multiplied_as_floats(refusing: Path) -> None:
+    if build.build(refusing) != build.build(refusing, Form.TILES):
+        pytest.skip("this processor has no tiles")
+    load(refusing)
+    assert build.build(refusing, Form.FLOATS).exists()

@@ -14,6 +14,7 @@ from engine.house_layer import HouseLayer
 from engine.sequence import SamplingParams
 from loader.pointwise import HouseMLP, HouseNorm
 from loader.product import HouseLinear
+from native.build import Form
 from native.kernels import Kernels
 from tests.support.adapters import write_adapter
 from tests.support.kernels import kernels
@@ -62,15 +63,14 @@ def logprobs(answer: Answer) -> list[float]:
 
 @pytest.mark.parametrize("quantization", [None, "nf4"])
 @pytest.mark.parametrize(
-    ("arch", "dots"),
+    ("arch", "form"),
     [
         *((arch, None) for arch in ("llama", "qwen2", "qwen3", "mistral", "gemma2", "phi3")),
-        ("llama", False),
-        ("llama", True),
+        *(("llama", form) for form in Form),
     ],
 )
-def test_it_says_what_torch_says(arch: str, dots: bool | None, quantization: str | None, tmp_path: Path) -> None:
-    plain, compiled = (house(arch, tmp_path, one, quantization) for one in (None, kernels(dots)))
+def test_it_says_what_torch_says(arch: str, form: Form | None, quantization: str | None, tmp_path: Path) -> None:
+    plain, compiled = (house(arch, tmp_path, one, quantization) for one in (None, kernels(form)))
     theirs, ours = (said(served, add(served, tmp_path / str(i))) for i, served in enumerate((plain, compiled)))
     for want, got in zip(theirs, ours, strict=True):
         errors = [abs(a - b) for a, b in zip(want, got, strict=True)]
@@ -110,10 +110,10 @@ def test_what_a_model_lets_be_replaced(arch: str, replaced: set[type[nn.Module]]
     served.close()
 
 
-@pytest.mark.parametrize("dots", [False, True])
-def test_an_answer_does_not_depend_on_its_neighbours(dots: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", list(Form))
+def test_an_answer_does_not_depend_on_its_neighbours(form: Form, tmp_path: Path) -> None:
     """Bit for bit, the log-probabilities included: alone, in a batch, in other chunks."""
-    served = house("llama", tmp_path, kernels(dots))
+    served = house("llama", tmp_path, kernels(form))
     adapters = add(served, tmp_path)
     together = said(served, adapters)
     for prompt, adapter, want in zip(PROMPTS, adapters, together, strict=True):
@@ -123,10 +123,10 @@ def test_an_answer_does_not_depend_on_its_neighbours(dots: bool, tmp_path: Path)
     served.close()
 
 
-@pytest.mark.parametrize("dots", [False, True])
-def test_what_is_decoded_does_not_depend_on_its_neighbours(dots: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", list(Form))
+def test_what_is_decoded_does_not_depend_on_its_neighbours(form: Form, tmp_path: Path) -> None:
     """Where there are enough adapters, a thread expands each by itself; otherwise beside the products."""
-    served = house("llama", tmp_path, kernels(dots))
+    served = house("llama", tmp_path, kernels(form))
     adapters = add(served, tmp_path)
     ids = [served.submit(prompt, DECODED, adapter) for prompt, adapter in zip(PROMPTS, adapters, strict=True)]
     together = served.run()

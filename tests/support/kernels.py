@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from native.build import build
+from native.build import Form
 from native.errors import Unavailable
 from native.kernels import Kernels, load
 
@@ -13,11 +13,9 @@ CACHE = Path(__file__).parents[2] / ".pytest_cache" / "kernels"
 
 
 @cache
-def kernels(dots: bool | None = None) -> Kernels:
-    """Those that the server would take, or those of one form, `dots`: see `native.build.build`."""
+def kernels(form: Form | None = None) -> Kernels:
+    """Those that the server would take, or those of one form: see `native.build.build`."""
     try:
-        if dots and build(CACHE, True) == build(CACHE, False):
-            pytest.skip("this processor does not multiply bf16")
-        return load(CACHE, dots)
+        return load(CACHE, form)
     except Unavailable as reason:
         pytest.skip(str(reason))

@@ -1,0 +1,41 @@
+// The activations of a batch, as a product reads them. Knows nothing of models.
+#pragma once
+
+#include "multiply.h"
+#include "tiles.h"
+
+#if defined(BF16_TILES)
+constexpr Int GROUP = SIDE;         // rows of activations that lie together
+constexpr Int TOGETHER = 2 * SIDE;  // and that are multiplied with one reading of the weights
+constexpr Int UNIT = 2;             // numbers of a row that lie together: the first pair of each row, then the next
+
+// A vector's pairs, each `step` numbers behind the last.
+struct InPairs {
+    static Number* put(Operand vector, Number* to, Int step) {
+        uint32_t pairs[SIDE];
+        memcpy(pairs, &vector, sizeof pairs);
+        for (uint32_t pair : pairs) memcpy(to, &pair, sizeof pair), to += step;
+        return to;
+    }
+};
+using Placed = InPairs;
+constexpr Int PAST = READ_PAST;
+#else
+constexpr Int GROUP = 8;
+constexpr Int TOGETHER = GROUP;
+constexpr Int UNIT = WIDE;
+using Placed = Apart;
+constexpr Int PAST = 0;
+#endif
+
+// In groups of GROUP rows, and the rest. `stride` is of one row, its zeros at the end included; there is room for PAST
+// numbers behind the last.
+struct Activations {
+    Number* data;
+    Int rows, stride;
+
+    Int group(Int row) const { return std::min(GROUP, rows - row / GROUP * GROUP); }
+    Int step(Int row) const { return group(row) * UNIT; }
+    Number* at(Int row) const { return data + row / GROUP * GROUP * stride + row % GROUP * UNIT; }
+    void put(Int row, const BFloat16* from, Int count) const { lay<Placed>(from, at(row), step(row), count, stride); }
+};

@@ -1,0 +1,135 @@
+// The product of a few rows of a weight with activations, in tiles. Sums are floats. Knows nothing of adapters or models.
+#pragma once
+
+#include "linear.h"
+
+constexpr Int BLOCK = 4 * SIDE;  // outputs that a thread takes at most at a time
+constexpr Int DEPTH = SCALED;    // inputs whose weights are laid out before they are multiplied: so few that both overlap
+
+// Rows [out, out + outs) of a weight. In memory's order where a tile can be loaded from there; laid out as tiles where
+// not: all at once for many rows of activations, a few inputs after the other for those that are read once.
+class Block {
+  public:
+    Block(const Linear& linear, Int out, Int outs, Int rows, Scratch& scratch)
+        : linear(linear), out(out), outs(outs), tiles((outs + SIDE - 1) / SIDE), end(linear.stride()), scratch(scratch) {
+        direct = linear.halves && linear.inputs % DEEP == 0 && outs % SIDE == 0;
+        if (direct) end = linear.inputs;
+        depth = direct || rows > GROUP ? end : std::min(end, DEPTH);
+        if (!linear.halves && linear.inputs % SCALED == 0) {
+            const Int count = linear.inputs / SCALED;
+            scratch.scales.fit(outs * count);
+            linear.codes.scales(out * count, outs * count, scratch.scale_table, scratch.scales.data());
+        }
+        if (direct) return;
+        scratch.weights.fit(tiles * SIDE * depth);
+        if (depth == end) fill(0, end);
+    }
+
+    // y[m][n] = x[m] . w[n] for up to TOGETHER rows from `row`; y has BLOCK columns. Returns how many they are.
+    Int products(const Inputs& inputs, Int row, float* y) {
+        const Activations& x = inputs.of(linear);
+        const Int first = x.group(row), second = row + GROUP < x.rows && depth == end ? x.group(row + GROUP) : 0;
+        const ActivationTiles at = {{x.at(row), x.at(row) + GROUP * x.stride}, {first * 4, second * 4}, {first * DEEP, second * DEEP}};
+        if (second) {
+            Int n = 0;
+            for (; n + 2 <= tiles; n += 2) take<2, 2>(n, at, first, second, y);
+            if (n < tiles) take<1, 2>(n, at, first, second, y);
+        } else {
+            take_all<4>(at, first, y);
+        }
+        asked = true;
+        return first + second;
+    }
+
+  private:
+    // All tiles with one group of rows.
+    template <int MOST>
+    void take_all(const ActivationTiles& x, Int rows, float* y) {
+        if (tiles == MOST) return take<MOST, 1>(0, x, rows, 0, y);
+        if constexpr (MOST > 1) take_all<MOST - 1>(x, rows, y);
+    }
+
+    // Tiles [n, n + W) with one or two groups of rows.
+    template <int W, int U>
+    void take(Int n, const ActivationTiles& x, Int first, Int second, float* y) {
+        clear_tiles<W * U>();
+        for (Int from = 0, to; from < end; from = to) {
+            to = std::min(from + depth, end);
+            if (depth < end) fill(from, to);
+            add_tiles<W, U>(weights(n, W), x, from, to);
+        }
+        alignas(LINE_BYTES) float sums[W * U * FOUND];
+        store_tiles<W * U>(sums);
+        for (int w = 0; w < W; ++w) {
+            float* to = y + (n + w) * SIDE;
+            put_sums(sums + w * U * FOUND, first, to, BLOCK);
+            if (U == 2) put_sums(sums + (w * U + 1) * FOUND, second, to + GROUP * BLOCK, BLOCK);
+        }
+    }
+
+    WeightTiles weights(Int n, Int count) const {
+        if (!direct) return {scratch.weights.data() + n * depth * SIDE, LINE_BYTES, depth * SIDE, TILE, nullptr};
+        const Int inputs = linear.inputs;
+        const BFloat16* data = linear.halves + (out + n * SIDE) * inputs;
+        return {data, inputs * 2, SIDE * inputs, DEEP, asked ? nullptr : data + count * SIDE * inputs};
+    }
+
+    // Lays inputs [from, to) of all outputs out, at most `depth`: the tiles of 16 outputs one after the other.
+    void fill(Int from, Int to) const {
+        if (!linear.halves && linear.inputs % SCALED == 0) return fill_code_blocks(from, to);
+        for (Int n = 0; n < outs; ++n)
+            for (Int i = from; i < to; i += SCALED) {
+                const Int at = (out + n) * linear.inputs + i, left = linear.inputs - i;
+                if (!linear.halves)
+                    fill_codes(at, left, place(n, i));
+                else
+                    lay(linear.halves + at, place(n, i), TILE, std::min(left, SCALED), SCALED);
+            }
+        clear_rest(from, to);
+    }
+
+    // Where output n's numbers from an input on lie: 32 there, and 32 in the next tile.
+    Number* place(Int n, Int i) const {
+        return scratch.weights.data() + n / SIDE * SIDE * depth + n % SIDE * DEEP + i % depth / DEEP * TILE;
+    }
+
+    // A block of numbers, of which only `left` are there; they may begin within a block of codes.
+    void fill_codes(Int at, Int left, Number* to) const {
+        for (Int j = 0; j < SCALED; ++j) {
+            const Int i = place_beside_codes(j);
+            to[i / DEEP * TILE + i % DEEP] = j < left ? number(linear.codes.weight(at + j)) : Number{};
+        }
+    }
+
+    // Asks for the next outputs' codes in the order of memory, as many as it reads.
+    void fill_code_blocks(Int from, Int to) const {
+        const Int row = linear.inputs / 2, blocks = linear.inputs / SCALED;
+        const CodeTable table(linear.codes.values);
+        const uint8_t *all = linear.codes.data + out * row, *next = all + outs * row + from * outs / 2;
+        for (Int i = from; i < to; i += SCALED) {
+            const uint8_t* codes = all + i / 2;
+            const float* scale = scratch.scales.data() + i / SCALED;
+            for (Int first = 0; first < outs; first += SIDE) {
+                Number* at = place(first, i);
+                for (Int n = std::min(SIDE, outs - first); n; --n) {
+                    fetch(next);
+                    table.lay(codes, *scale, at, TILE);
+                    next += SCALED / 2, codes += row, scale += blocks, at += DEEP;
+                }
+            }
+        }
+        clear_rest(from, to);
+    }
+
+    // Outputs that a tile has room for and the block does not have.
+    void clear_rest(Int from, Int to) const {
+        for (Int n = outs; n < tiles * SIDE; ++n)
+            for (Int i = from; i < to; i += DEEP) std::fill_n(place(n, i), DEEP, Number{});
+    }
+
+    const Linear& linear;
+    const Int out, outs, tiles;
+    Int end, depth;
+    Scratch& scratch;
+    bool direct, asked = false;  // for what comes next in memory
+};

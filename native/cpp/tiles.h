@@ -1,0 +1,197 @@
+// Tiles, as AMX multiplies them: 16 rows of weights, 32 numbers of each, with as many numbers of up to 16 rows of
+// activations. Where a processor has none, plain loops stand for the instructions and add in the same order. Knows
+// nothing of models.
+#pragma once
+
+#include "operand.h"
+
+#if defined(BF16_TILES)
+constexpr Int SIDE = 16;                // rows of a tile
+constexpr Int DEEP = 32;                // bf16 numbers in a row
+constexpr Int TILE = SIDE * DEEP;       // in a whole tile of them
+constexpr Int FOUND = SIDE * SIDE;      // sums in a tile
+constexpr Int READ_PAST = 2 * SIDE;     // numbers behind the last activation that a tile's load may touch
+
+#if defined(__AMX_BF16__)
+#include <sys/syscall.h>
+#include <unistd.h>
+
+// For as long as it lives, its thread has the eight tiles.
+class TileUse {
+  public:
+    TileUse() {
+        struct alignas(64) {
+            uint8_t palette = 1, start = 0, reserved[14] = {};
+            uint16_t bytes[16] = {};
+            uint8_t rows[16] = {};
+        } all;
+        for (int t = 0; t < 8; ++t) all.bytes[t] = LINE_BYTES, all.rows[t] = SIDE;
+        asm volatile("ldtilecfg %0" ::"m"(all));
+    }
+    TileUse(const TileUse&) = delete;
+    ~TileUse() { asm volatile("tilerelease"); }
+};
+
+template <int T>
+inline void clear_tile() {
+    asm volatile("tilezero %%tmm%c0" ::"i"(T));
+}
+
+// A tile's rows, each so many bytes from the last.
+template <int T>
+inline void load_tile(const void* from, Int bytes) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(bytes), "i"(T) : "memory");
+}
+
+template <int T>
+inline void store_tile(float* to) {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(LINE_BYTES), "i"(T) : "memory");
+}
+
+// sums[n][m] += w[n] . x[m], where x lies in pairs: [pair][m][2].
+template <int SUMS, int W, int X>
+inline void multiply_tiles() {
+    asm volatile("tdpbf16ps %%tmm%c0, %%tmm%c1, %%tmm%c2" ::"i"(X), "i"(W), "i"(SUMS));
+}
+
+// Asks the operating system, once for a process, to keep tiles when it switches threads.
+inline bool tiles_allowed() {
+    constexpr long REQUEST = 0x1023, TILE_DATA = 18;
+    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+}
+#else
+struct TileUse {
+    TileUse() {}
+    ~TileUse() {}
+};
+
+inline float (&tile_of(int t))[FOUND] {
+    static thread_local float tiles[8][FOUND];
+    return tiles[t];
+}
+
+template <int T>
+inline void clear_tile() {
+    std::fill(tile_of(T), tile_of(T) + FOUND, 0.0f);
+}
+
+template <int T>
+inline void load_tile(const void* from, Int bytes) {
+    for (Int i = 0; i < SIDE; ++i) memcpy(tile_of(T) + i * SIDE, static_cast<const char*>(from) + i * bytes, LINE_BYTES);
+}
+
+template <int T>
+inline void store_tile(float* to) {
+    memcpy(to, tile_of(T), sizeof(float) * FOUND);
+}
+
+template <int SUMS, int W, int X>
+inline void multiply_tiles() {
+    BFloat16 w[SIDE][SIDE][2], x[SIDE][SIDE][2];
+    memcpy(w, tile_of(W), sizeof w), memcpy(x, tile_of(X), sizeof x);
+    for (Int n = 0; n < SIDE; ++n)
+        for (Int pair = 0; pair < SIDE; ++pair)
+            for (Int m = 0; m < SIDE; ++m)
+                for (int i = 0; i < 2; ++i) tile_of(SUMS)[n * SIDE + m] += float(w[n][pair][i]) * float(x[pair][m][i]);
+}
+
+inline bool tiles_allowed() { return true; }
+#endif
+
+// W tiles of weights beside U tiles of activations: how both lie. Steps are in numbers, rows in bytes.
+struct WeightTiles {
+    const BFloat16* data;
+    Int row_bytes, step, deeper;  // from one row to the next; from one tile to the next; to the tile of the next inputs
+    const BFloat16* next;  // what is asked for meanwhile, in the order of memory and a tile for a tile, or null
+};
+
+struct ActivationTiles {
+    const BFloat16* data[2];
+    Int row_bytes[2], deeper[2];
+};
+
+template <int N, int FROM = 0>
+inline void clear_tiles() {
+    clear_tile<FROM>();
+    if constexpr (FROM + 1 < N) clear_tiles<N, FROM + 1>();
+}
+
+template <int N, int FROM = 0>
+inline void store_tiles(float* to) {
+    store_tile<FROM>(to + FROM * FOUND);
+    if constexpr (FROM + 1 < N) store_tiles<N, FROM + 1>(to);
+}
+
+// Tile w's products with the activations in tiles 4 and 5; sums are in tiles below 4, weights in 6 and 7 by turns.
+template <int W, int U, int FROM = 0>
+inline void add_tiles(const WeightTiles& w, const BFloat16* at, const BFloat16* next) {
+    constexpr int MINE = 6 + FROM % 2;
+    if (next)
+        for (Int i = 0; i < TILE; i += LINE) fetch(next + i);
+    load_tile<MINE>(at, w.row_bytes);
+    multiply_tiles<FROM * U, MINE, 4>();
+    if constexpr (U == 2) multiply_tiles<FROM * U + 1, MINE, 5>();
+    if constexpr (FROM + 1 < W) add_tiles<W, U, FROM + 1>(w, at + w.step, next ? next + TILE : nullptr);
+}
+
+// The first W * U tiles += w . x over inputs [from, to) of x, which w begins with. The order of additions of one sum does
+// not depend on what else is in a tile, so a request's result does not depend on its neighbours.
+template <int W, int U>
+inline void add_tiles(const WeightTiles& w, const ActivationTiles& x, Int from, Int to) {
+    static_assert(W * U <= 4);
+    const BFloat16 *at = w.data, *next = w.next;
+    for (Int k = from; k < to; k += DEEP, at += w.deeper) {
+        load_tile<4>(x.data[0] + k / DEEP * x.deeper[0], x.row_bytes[0]);
+        if constexpr (U == 2) load_tile<5>(x.data[1] + k / DEEP * x.deeper[1], x.row_bytes[1]);
+        add_tiles<W, U>(w, at, next);
+        if (next) next += W * TILE;
+    }
+}
+
+#if defined(__GNUC__) && !defined(__clang__)
+// Turns 16 rows of 16 sums over.
+template <int BIT = SIDE / 2>
+inline void turn_over(Vec* rows) {
+    IntVec low, high;
+    for (int lane = 0; lane < LANES; ++lane) {
+        low[lane] = lane & BIT ? LANES + (lane ^ BIT) : lane;
+        high[lane] = lane & BIT ? LANES + lane : lane ^ BIT;
+    }
+    for (int i = 0; i < SIDE; ++i) {
+        if (i & BIT) continue;
+        const Vec a = rows[i], b = rows[i | BIT];
+        rows[i] = __builtin_shuffle(a, b, low), rows[i | BIT] = __builtin_shuffle(a, b, high);
+    }
+    if constexpr (BIT > 1) turn_over<BIT / 2>(rows);
+}
+#else
+inline void turn_over(Vec* rows) {
+    Vec turned[SIDE];
+    for (int i = 0; i < SIDE; ++i)
+        for (int j = 0; j < SIDE; ++j) turned[j][i] = rows[i][j];
+    std::copy(turned, turned + SIDE, rows);
+}
+#endif
+
+// y[m][n] = sums[n][m], for the first `rows` m.
+inline void put_sums(const float* sums, Int rows, float* y, Int stride) {
+    constexpr Int FEW = 4;
+    if (rows <= FEW) {
+        for (Int m = 0; m < rows; ++m)
+            for (Int n = 0; n < SIDE; ++n) y[m * stride + n] = sums[n * SIDE + m];
+        return;
+    }
+    Vec all[SIDE];
+    for (Int n = 0; n < SIDE; ++n) all[n] = load(sums + n * SIDE);
+    turn_over(all);
+    for (Int m = 0; m < rows; ++m) store(y + m * stride, all[m]);
+}
+#else
+// In other forms nobody needs tiles.
+struct TileUse {
+    TileUse() {}
+    ~TileUse() {}
+};
+
+inline bool tiles_allowed() { return true; }
+#endif
