@@ -71,17 +71,19 @@ def _register_collectors(services: Services) -> None:
     registry.register(ServerCollector(services.worker, services.lifecycle, services.base_id))
 
 
+_ROUTERS_WORDS = {
+    404: ("There is no such route. GET /openapi.json lists them all.", "route_not_found"),
+    405: ("This route does not take this method. GET /openapi.json lists what it takes.", "method_not_allowed"),
+}
+
+
 async def _http_error(request: Request, error: Exception) -> Response:
     """Our own refusals, and the router's 404 and 405, in OpenAI's envelope."""
     if isinstance(error, ApiError):
         return _response(request, error)
     assert isinstance(error, HTTPException)
-    told = {
-        404: "There is no such route. GET /openapi.json lists them all.",
-        405: "This route does not take this method. GET /openapi.json lists what it takes.",
-    }
-    message = told.get(error.status_code, "The request could not be read.")
-    return _response(request, ApiError(error.status_code, message, headers=error.headers))
+    message, code = _ROUTERS_WORDS.get(error.status_code, ("The request could not be read.", "http_invalid"))
+    return _response(request, ApiError(error.status_code, message, code=code, headers=error.headers))
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

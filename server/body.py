@@ -9,6 +9,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from math import isfinite
 from typing import Any
 
 from anyio import to_thread
@@ -36,8 +37,9 @@ are less than 0.1 s. Numbers are made by functions of ours, between which others
 
 _INLINE_BYTES = 16 << 10
 
-_SUSPECT = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
+_SUSPECT = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)|NaN|Infinity")
 _ODD = re.compile("[\ud800-\udfff\0]")
+_PLAIN = re.compile(r"\w{1,64}", re.ASCII)
 
 
 def parse_json(raw: bytes) -> object:
@@ -45,17 +47,15 @@ def parse_json(raw: bytes) -> object:
     text = _decode(raw)
     check_counts(text)
     try:
-        value: object = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_integer, parse_float=_number
-        )
+        value: object = json.loads(text, object_pairs_hook=_unique, parse_int=_integer, parse_float=_number)
     except json.JSONDecodeError as error:
         raise BadRequest(f"The body is not JSON: {error.msg} at character {error.pos}.", code="json_invalid") from None
     except RecursionError:
         raise BadRequest("The body is nested too deeply.", code="json_invalid") from None
     except ValueError:
         raise BadRequest("A number in the body has too many digits.", code="json_invalid") from None
-    if _SUSPECT.search(text) and any(_ODD.search(string) for string in _strings(value)):
-        raise BadRequest("A string in the body has a NUL or an unpaired surrogate (\\ud800 to \\udfff).")
+    if _SUSPECT.search(text):
+        _check_leaves(value)
     return value
 
 
@@ -174,14 +174,16 @@ def check_declared(request: Request, limit: int, flag: str | None) -> None:
 
 def check_encoding(request: Request) -> None:
     if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise ApiError(415, "Compressed bodies are not accepted. Send the body without Content-Encoding.")
+        told = "Compressed bodies are not accepted. Send the body without Content-Encoding."
+        raise ApiError(415, told, code="unsupported_media")
 
 
 def _check_headers(request: Request) -> None:
     check_encoding(request)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise ApiError(415, "The body must be JSON. Send it with Content-Type: application/json.")
+        told = "The body must be JSON. Send it with Content-Type: application/json."
+        raise ApiError(415, told, code="unsupported_media")
 
 
 def _decode(raw: bytes) -> str:
@@ -210,18 +212,27 @@ def _number(digits: str) -> float:
     return float(digits)
 
 
-def _no_constant(name: str) -> object:
-    raise BadRequest(f"JSON has no {name}. Send a finite number.", code="json_invalid")
+def _check_leaves(value: object) -> None:
+    """Raises BadRequest for what Python's parser takes and JSON has not, or no text may have; names the field."""
+    for name, within in value.items() if isinstance(value, dict) else [("", value)]:
+        field = name if _PLAIN.fullmatch(name) else None
+        for leaf in _leaves([name, within]):
+            if isinstance(leaf, float) and not isfinite(leaf):
+                raise BadRequest("JSON has no NaN and no Infinity. Send a finite number.", field, "json_invalid")
+            if isinstance(leaf, str) and _ODD.search(leaf):
+                told = "A string in the body has a NUL or an unpaired surrogate (\\ud800 to \\udfff)."
+                raise BadRequest(told, field, "json_invalid")
 
 
-def _strings(value: object) -> Iterator[str]:
+def _leaves(value: object) -> Iterator[object]:
+    """Every key, and every value that is no list or object."""
     pending = [value]
     while pending:
         item = pending.pop()
-        if isinstance(item, str):
-            yield item
-        elif isinstance(item, dict):
+        if isinstance(item, dict):
             pending.extend(item.keys())
             pending.extend(item.values())
         elif isinstance(item, list):
             pending.extend(item)
+        else:
+            yield item

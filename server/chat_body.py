@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from server.errors import BadRequest
 from server.fields import GenerationBody, Strict
 from server.ports import Message
 
@@ -27,11 +28,17 @@ class ChatMessage(Strict):
     @field_validator("content", mode="before")
     @classmethod
     def _text_only(cls, value: Any) -> Any:
-        parts = value if isinstance(value, list) else []
-        if len(parts) > MAX_PARTS:
+        """All faults are told here: of a union pydantic would tell what is wrong with each of its sides."""
+        if isinstance(value, str):
+            return value
+        if not isinstance(value, list):
+            raise ValueError("must be a string or a list of parts of type `text`")
+        if len(value) > MAX_PARTS:
             raise ValueError(f"must hold at most {MAX_PARTS} parts")
-        if any(isinstance(part, dict) and part.get("type") not in ("text", None) for part in parts):
+        if not all(isinstance(part, dict) and part.get("type") == "text" for part in value):
             raise ValueError("only parts of type `text` are served")
+        if not all(part.keys() == {"type", "text"} and isinstance(part["text"], str) for part in value):
+            raise ValueError("a part is `type` and `text`, which is a string")
         return value
 
     @model_validator(mode="before")
@@ -60,10 +67,10 @@ class ChatBody(GenerationBody):
     @model_validator(mode="after")
     def _agree(self) -> "ChatBody":
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("`top_logprobs` needs `logprobs: true`")
+            raise BadRequest("`top_logprobs` needs `logprobs: true`.", "top_logprobs")
         limits = {self.max_completion_tokens, self.max_tokens} - {None}
         if len(limits) > 1:
-            raise ValueError("`max_completion_tokens` and `max_tokens` differ; send one of them")
+            raise BadRequest("`max_completion_tokens` and `max_tokens` differ. Send one of them.", "max_tokens")
         return self
 
     @property

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from server.fields import GenerationBody, TokenId
+from server.errors import BadRequest
+from server.fields import TOKEN_IDS, GenerationBody, TokenId
 
 Prompt = str | list[int]
 MAX_PROMPTS = 256
@@ -39,18 +40,29 @@ class CompletionBody(GenerationBody):
         kinds = {type(item) for item in value}
         if kinds not in ({str}, {list}):
             raise ValueError("must hold only strings, only token ids, or only lists of token ids")
-        if any(isinstance(item, list) and not item for item in value):
-            raise ValueError("a list of token ids must not be empty")
+        if list in kinds:
+            _check_ids(value)
         return value
 
     @model_validator(mode="after")
     def _agree(self) -> "CompletionBody":
         if self.max_tokens == 0 and not self.echo:
-            raise ValueError("`max_tokens` must be at least 1 unless `echo` is true")
+            raise BadRequest("`max_tokens` must be at least 1 unless `echo` is true.", "max_tokens")
         if self.best_of is not None and self.best_of != self.n:
-            raise ValueError("`best_of` other than `n` is not served; leave it out and choose among the `n` answers")
+            why = "`best_of` other than `n` is not served. Leave it out, and choose among the `n` answers."
+            raise BadRequest(why, "best_of")
         return self
 
     @property
     def prompts(self) -> list[Prompt]:
         return list(self.prompt)
+
+
+def _check_ids(lists: list[list[Any]]) -> None:
+    """Raises ValueError. Told here, because pydantic would complain that they are no strings either."""
+    if not all(lists):
+        raise ValueError("a list of token ids must not be empty")
+    if {kind for ids in lists for kind in set(map(type, ids))} != {int}:
+        raise ValueError("token ids are whole numbers")
+    if min(map(min, lists)) < 0 or max(map(max, lists)) >= TOKEN_IDS:
+        raise ValueError(f"token ids go from 0 to {TOKEN_IDS - 1}")

@@ -36,7 +36,10 @@ NO_RETRY = {"x-should-retry": "false"}
 
 
 class ApiError(HTTPException):
-    """A refusal in OpenAI's shape. Subclasses HTTPException so that body parsing lets it through unchanged."""
+    """A refusal in OpenAI's shape: it always has a code, and a `param` where one field is to blame.
+
+    Subclasses HTTPException so that body parsing and pydantic let it through unchanged.
+    """
 
     def __init__(
         self,
@@ -45,7 +48,7 @@ class ApiError(HTTPException):
         *,
         type: str = INVALID,
         param: str | None = None,
-        code: str | int | None = None,
+        code: str | int,
         headers: Mapping[str, str] | None = None,
         faults: Sequence[Mapping[str, str]] | None = None,
         details: Mapping[str, Any] | None = None,
@@ -63,7 +66,7 @@ class ApiError(HTTPException):
 
 
 class BadRequest(ApiError):
-    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+    def __init__(self, message: str, param: str | None = None, code: str = "validation_error") -> None:
         super().__init__(400, message, param=param, code=code)
 
 

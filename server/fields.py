@@ -102,7 +102,10 @@ class StreamOptions(Strict):
     include_obfuscation: Annotated[bool, Field(description="Has no effect: chunks are not padded.")] = False
 
 
-TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+TOKEN_IDS = 1 << 31
+"""More than any vocabulary has."""
+
+TokenId = Annotated[int, Field(ge=0, lt=TOKEN_IDS)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 _Probability = Annotated[float, Field(gt=0, le=1)]
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -161,7 +164,7 @@ class GenerationBody(Strict):
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> "GenerationBody":
         if self.stream_options is not None and not self.stream:
-            raise ValueError("`stream_options` needs `stream: true`")
+            raise BadRequest("`stream_options` needs `stream: true`.", "stream_options")
         return self
 
 

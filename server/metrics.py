@@ -89,9 +89,9 @@ class Metrics:
     def http(self, route: str, method: str, status: int) -> None:
         self._http.labels(route, method, str(status)).inc()
 
-    def error(self, code: str | int | None) -> None:
+    def error(self, code: str | int) -> None:
         """A client was told an error. Codes are words of ours, so there are only as many as the docs list."""
-        self._errors.labels("none" if code is None else str(code)).inc()
+        self._errors.labels(str(code)).inc()
 
     def loop_lag(self, seconds: float) -> None:
         self._loop_lag.observe(seconds)

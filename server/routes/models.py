@@ -41,6 +41,7 @@ async def delete_model(id: str, services: ServicesDep, response: Response) -> di
     """Delete an adapter with all its versions; 202 when requests run on it. The base stays."""
     name = reference(id, None, services.base_id)
     if name is None:
-        raise ApiError(409, "The base cannot be deleted; it is what this server serves.", headers=NO_RETRY)
+        message = "The base cannot be deleted; it is what this server serves."
+        raise ApiError(409, message, param="model", code="name_reserved", headers=NO_RETRY)
     response.status_code = await delete_adapter(services, name)
     return {"id": name, "object": "model", "deleted": True}

@@ -19,6 +19,7 @@ from tests.support.face import BASE
 from tests.support.house_door import LOUD, House, house
 from tests.support.house_watch import LENGTH, PROMPT, said
 from tests.support.http import eventually
+from tests.support.invariants import check_error
 
 ADAPTER_BYTES = 4 * 4 * 2 * ((32 + 32) + (32 + 16))
 """Rank 4 on the queries and values of two layers, in float32."""
@@ -100,15 +101,16 @@ def test_d45_five_adapters_in_room_for_two_say_what_each_says_alone(home: House,
     home.invariants.check()
 
 
-def refused(home: House, **fields: Any) -> None:
+def refused(home: House, param: str, **fields: Any) -> None:
     reply = home.http.post("/v1/completions", json={"model": "canary", "prompt": [1, 2], "max_tokens": 2} | fields)
-    assert reply.status_code == 400, reply.text
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"], error["param"]) == (400, "validation_error", param), reply.text
     home.invariants.check(reply)
 
 
 @pytest.mark.parametrize("bias", [{"-1": 100}, {"272": 100}, {"99999999999999999999": 1}, {"a": 1}, {"1": 1e9}])
 def test_e51_biases_of_tokens_that_are_not_there_reach_no_row(home: House, bias: dict[str, float]) -> None:
-    refused(home, logit_bias=bias)
+    refused(home, "logit_bias.1" if "1" in bias else "logit_bias", logit_bias=bias)
 
 
 def test_e51_the_last_token_can_be_biased(home: House) -> None:
@@ -119,7 +121,7 @@ def test_e51_the_last_token_can_be_biased(home: House) -> None:
 
 @pytest.mark.parametrize("prompt", [[-1], [272], [1, 2**31], [2**63], [[1], [-5]]], ids=str)
 def test_e60_tokens_that_are_none_reach_no_embedding(home: House, prompt: Any) -> None:
-    refused(home, prompt=prompt)
+    refused(home, "prompt", prompt=prompt)
 
 
 def test_e60_the_last_row_of_the_embedding_is_a_token(home: House) -> None:
@@ -147,6 +149,8 @@ def test_f66_an_engine_that_raises_in_mid_stream_keeps_nothing(home: House) -> N
         home.runner.broken = True
         rest = [line for line in lines if line]
     home.runner.broken = False
-    assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == "step_failed"
+    event = rest[-1].removeprefix("data: ")
+    assert json.loads(event)["error"]["code"] == "step_failed"
+    check_error(event)
     assert "data: [DONE]" not in rest
     home.invariants.check()

@@ -1,6 +1,7 @@
 """Adapters over HTTP: upload, versions, aliases, pins, merging, deletion, and uploads that are refused."""
 
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -78,12 +79,18 @@ def test_adapter_id_is_loraxs_spelling(http: httpx.Client) -> None:
 
 def test_e46_unknown_models_are_404_with_a_hint(http: httpx.Client, face: Face) -> None:
     push(http, "weather", 6)
+    said = [{"role": "user", "content": MARK}]
     reply = http.post("/v1/completions", json={"model": "waether", "prompt": MARK})
-    manners.refused(reply, http, face, status=404, code="model_not_found")
+    unknown: Any = {"status": 404, "code": "model_not_found", "param": "model"}
+    manners.refused(reply, http, face, **unknown)
     assert "weather" in reply.json()["error"]["message"]
     for model in ("weather@7", "weather@nope", "weather@sha256:" + "0" * 64, "../weather", "weather@", "x" * 500, "é"):
-        manners.refused(http.post("/v1/completions", json={"model": model, "prompt": MARK}), http, face, status=404)
-        assert http.get(f"/v1/models/{model}").status_code == 404
+        for path, fields in (("completions", {"prompt": MARK}), ("chat/completions", {"messages": said})):
+            manners.refused(http.post(f"/v1/{path}", json={"model": model, **fields}), http, face, **unknown)
+        shown = http.get(f"/v1/models/{model.replace('../', '..%2F')}")
+        manners.refused(shown, http, face, **unknown)
+    long = http.post("/v1/completions", json={"model": "x" * 513, "prompt": MARK})
+    manners.refused(long, http, face, code="validation_error", param="model")
 
 
 def test_listing_and_deleting(http: httpx.Client, face: Face) -> None:

@@ -25,7 +25,7 @@ def check(reply: httpx.Response) -> None:
     if reply.status_code < 400:
         return
     error = reply.json()["error"]
-    assert {"message", "type", "param", "code"} <= set(error)
+    assert {"message", "type", "param", "code"} <= set(error) and error["code"]
     assert ODD not in reply.text
     assert "Traceback" not in reply.text and "/work" not in reply.text and ".py" not in reply.text
 
@@ -58,13 +58,13 @@ def test_the_host_header_changes_nothing(host: str, http: httpx.Client) -> None:
 
 
 def test_unknown_routes_and_methods(http: httpx.Client) -> None:
-    for method, path, status in (
-        ("GET", f"/{ODD}", 404),
-        ("PATCH", "/v1/models", 405),
-        ("GET", "/v1/completions", 405),
+    for method, path, status, code in (
+        ("GET", f"/{ODD}", 404, "route_not_found"),
+        ("PATCH", "/v1/models", 405, "method_not_allowed"),
+        ("GET", "/v1/completions", 405, "method_not_allowed"),
     ):
         reply = http.request(method, path)
-        assert reply.status_code == status
+        assert (reply.status_code, reply.json()["error"]["code"]) == (status, code)
         check(reply)
     assert "POST" in http.get("/v1/completions").headers["allow"]
 
@@ -155,5 +155,5 @@ def test_errors_are_counted_by_their_code(tmp_path: Path) -> None:
         assert client.post("/v1/completions", json=body | {"stream": True}).status_code == 200
         assert client.get("/nowhere").status_code == 404
     face.registry.close()
-    counts = {code: count(code) for code in ("model_not_found", "queue_full", "non_finite_logits", "none")}
+    counts = {code: count(code) for code in ("model_not_found", "queue_full", "non_finite_logits", "route_not_found")}
     assert counts == dict.fromkeys(counts, 1)

@@ -28,30 +28,32 @@ TWINS = ["p\u0430y", "n\u00e9", unicodedata.normalize("NFD", "n\u00e9"), "\u202e
 
 @pytest.mark.parametrize("name", PATHS, ids=ascii)
 def test_d37_names_that_are_paths(name: str, http: httpx.Client, face: Face) -> None:
-    refused(push(http, name), http, face, code="name_invalid")
-    refused(push(http, "fine", alias=name or "7"), http, face, code="alias_invalid")
+    refused(push(http, name), http, face, code="name_invalid", param="name")
+    refused(push(http, "fine", alias=name or "7"), http, face, code="alias_invalid", param="alias")
     assert "fine" not in [card["name"] for card in http.get("/v1/adapters").json()["data"]]
 
 
 @pytest.mark.parametrize("name", ["con", "NUL.txt", "Com1", "lpt9.tar.gz"])
 def test_d37_names_of_devices(name: str, http: httpx.Client, face: Face) -> None:
-    refused(push(http, name), http, face, code="name_invalid")
+    refused(push(http, name), http, face, code="name_invalid", param="name")
     order = {"name": name, "config": "{}", "size": 1}
-    refused(http.post("/v1/adapters/uploads", json=order), http, face, code="name_invalid")
-    refused(http.post(f"/v1/adapters/{name}/versions", json={"source": "x"}), http, face, code="name_invalid")
+    refused(http.post("/v1/adapters/uploads", json=order), http, face, code="name_invalid", param="name")
+    refused(
+        http.post(f"/v1/adapters/{name}/versions", json={"source": "x"}), http, face, code="name_invalid", param="name"
+    )
 
 
 @pytest.mark.parametrize("name", TWINS, ids=ascii)
 def test_d38_names_that_look_like_others(name: str, http: httpx.Client, face: Face) -> None:
-    refused(push(http, name), http, face, code="name_invalid")
+    refused(push(http, name), http, face, code="name_invalid", param="name")
     reply = http.post("/v1/completions", json={"model": name, "prompt": "x"})
-    refused(reply, http, face, status=404, code="model_not_found")
+    refused(reply, http, face, status=404, code="model_not_found", param="model")
 
 
 @pytest.mark.parametrize("name", [BASE, BASE.upper(), *sorted(RESERVED)])
 def test_d39_names_that_mean_something_else(name: str, http: httpx.Client, face: Face) -> None:
     reply = push(http, name)
-    refused(reply, http, face, status=409, code="name_reserved")
+    refused(reply, http, face, status=409, code="name_reserved", param="name")
     assert reply.headers["x-should-retry"] == "false"
 
 

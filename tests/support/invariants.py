@@ -7,6 +7,7 @@ neither paths nor code nor what was sent; I8 a client's fault is no 5xx. What a 
 answers are looked at by tests/support/house_watch.py, where there is a real one.
 """
 
+import json
 import re
 from collections.abc import Callable
 
@@ -84,9 +85,13 @@ def check_disk(face: Face) -> None:
 
 def check_reply(reply: httpx.Response, sent: str | None = None) -> None:
     assert reply.status_code < 500, "I8"
-    if reply.status_code < 400:
-        return
-    error = reply.json()["error"]
-    assert {"message", "type", "param", "code"} <= error.keys() and error["message"], "I7"
-    assert not _INSIDE.search(reply.text), "I7"
-    assert sent is None or sent not in reply.text, "I7"
+    if reply.status_code >= 400:
+        check_error(reply.text, sent)
+
+
+def check_error(text: str, sent: str | None = None) -> None:
+    """I7 of an error's body, or of a stream's last event."""
+    error = json.loads(text)["error"]
+    assert {"message", "type", "param", "code"} <= error.keys() and error["message"] and error["code"], "I7"
+    assert not _INSIDE.search(text), "I7"
+    assert sent is None or sent not in text, "I7"

@@ -14,6 +14,7 @@ from tests.support import invariants
 from tests.support.face import BASE, Face
 from tests.support.invariants import MARK
 
+JSON = {"content-type": "application/json"}
 _CODE = re.compile(r"\.py\b")
 
 
@@ -36,10 +37,14 @@ def check_after(http: httpx.Client, face: Face) -> None:
 
 
 def refused(
-    reply: httpx.Response, http: httpx.Client, face: Face, *, status: int = 400, code: str | None = None
+    reply: httpx.Response, http: httpx.Client, face: Face, *, status: int = 400, code: str, param: str | None
 ) -> None:
-    """`reply` is this refusal, and the server is as it was."""
-    assert reply.status_code == status, reply.text
-    assert code is None or reply.json()["error"]["code"] == code, reply.text
+    """`reply` is this refusal, which blames this field, and the server is as it was."""
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"], error["param"]) == (status, code, param), reply.text
     check_reply(reply)
     check_after(http, face)
+
+
+def post(http: httpx.Client, content: str | bytes, path: str = "/v1/completions") -> httpx.Response:
+    return http.post(path, content=content, headers=JSON)
