@@ -139,7 +139,8 @@ class Uploads:
                     self._disk.disk.sync(file.fileno())
 
     def finish(self, tenant: str, id: str, digest: str, add: Add) -> tuple[Version, bool]:
-        """Hand the file on if it is whole and has this SHA-256. Whatever is wrong with it ends the upload.
+        """Hand the file on if it is whole and has this SHA-256, which must be the one that was announced, if any was.
+        Whatever is wrong with it ends the upload.
 
         What `add` made stands, even if it cannot be noted that the upload is over: after a restart it is open then, and
         finished again it comes to the same version.
@@ -152,7 +153,7 @@ class Uploads:
                 raise UploadIncomplete(there, session.size)
             self._sessions[id] = replace(session, state="validating")
             try:
-                if _sha256(self._disk.weights(id)) != digest:
+                if session.digest not in (None, digest) or _sha256(self._disk.weights(id)) != digest:
                     raise DigestMismatch()
                 disk = self._disk
                 version, created = add(session, disk.config(id), disk.weights(id), disk.eval(id))

@@ -158,7 +158,7 @@ class Chunks:
             return None
         except TimeoutError:
             told = f"Less than {PACE_BYTES} bytes of the body arrived in {self._idle_s:g} seconds."
-            raise ApiError(408, told, code="body_timeout") from None
+            raise ApiError(408, told, code="body_timeout", headers={"connection": "close"}) from None
         self._since += len(chunk)
         self._left -= time.monotonic() - began  # what this server does in between is not the peer's fault
         if self._since >= PACE_BYTES:

@@ -102,7 +102,7 @@ class Form:
             told = f"The form has a part `{named}`, which is not taken. It takes {FIELDS}."
             raise ApiError(422, told, param=named, code="form_invalid")
         if field in self._values:
-            raise ApiError(422, f"The form has `{field}` twice.", param=field, code="form_invalid")
+            raise ApiError(422, f"The form has `{field}` twice. Send it once.", param=field, code="form_invalid")
         if field == "weights" and filename.lower().endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt")):
             raise ApiError(415, _PICKLED, param="weights", code="unsupported_media")
         self._part = field

@@ -47,7 +47,8 @@ class OrderBody(Strict):
     config: Annotated[str, Field(max_length=CONFIG_BYTES, description="The text of adapter_config.json.")]
     size: Annotated[int, Field(ge=1, lt=1 << 60, description="Bytes of adapter_model.safetensors.")]
     digest: Annotated[
-        str | None, Field(pattern=_DIGEST.pattern, description="SHA-256 of those bytes; an upload of them goes on.")
+        str | None,
+        Field(pattern=f"^{_DIGEST.pattern}$", description="SHA-256 of those bytes; an upload of them goes on."),
     ] = None
     eval: Annotated[
         str | None, Field(max_length=EVAL_BYTES, description="The text of eval.jsonl, which `promote` measures on.")

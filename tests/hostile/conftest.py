@@ -4,15 +4,17 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import structlog
 
 from adapters.provenance import ServedBase
 from adapters.uploads import UploadLimits
+from server.ports import Limits
 from tests.support.adapters import write_adapter
 from tests.support.door import SHAPE, Door
-from tests.support.face import WEIGHTS, make_face
-from tests.support.http import serve
+from tests.support.face import WEIGHTS, Face, make_face
+from tests.support.http import LiveServer, serve
 from tests.support.invariants import Invariants
 from tests.support.surroundings import at_home
 
@@ -37,3 +39,32 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory that would be taken."""
     return write_adapter(tmp_path_factory.mktemp("good"), SHAPE)
+
+
+@pytest.fixture
+def narrow_face(tmp_path: Path) -> Iterator[Face]:
+    """It takes 2000 bytes at most, and waits two seconds."""
+    limits = Limits(4096, max_upload_bytes=2000, idle_s=2)
+    face = make_face(tmp_path / "server", limits=limits, uploads=UploadLimits(4, 6000))
+    yield face
+    face.registry.close()
+
+
+@pytest.fixture
+def narrow(narrow_face: Face) -> Iterator[LiveServer]:
+    with serve(narrow_face.app) as live:
+        yield live
+
+
+@pytest.fixture
+def brief(tmp_path: Path) -> Iterator[Face]:
+    """Its uploads live for half a second."""
+    face = make_face(tmp_path / "server", uploads=UploadLimits(age_s=0.5))
+    yield face
+    face.registry.close()
+
+
+@pytest.fixture
+def brief_http(brief: Face) -> Iterator[httpx.Client]:
+    with serve(brief.app) as live, live.client() as http:
+        yield http
