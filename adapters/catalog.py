@@ -17,11 +17,11 @@ from adapters.canary import Canary, Split
 from adapters.checkpoint import Checkpoint, Reader, read, read_directory
 from adapters.condition import Condition
 from adapters.dossiers import DOSSIERS, Dossiers
-from adapters.errors import AdapterCorrupt, BaseMismatch, RegistryUnusable, UnknownAdapter
+from adapters.errors import AdapterCorrupt, BaseMismatch, RegistryUnusable, Unsettled
 from adapters.evaluations import EvalFile, Score
 from adapters.labels import Labels
 from adapters.lease import Lease
-from adapters.manifest import AdapterId, TrainedOn
+from adapters.manifest import AdapterId
 from adapters.naming import check_alias, check_name, check_slug, parse_reference
 from adapters.provenance import ServedBase
 from adapters.registry import Registry, Version
@@ -192,7 +192,7 @@ class Catalog:
         """
         with self._changing(name, ends=True):
             unused = self._registry.delete(name, condition)
-            self.grants.refresh()
+            self.grants.forget(name)
         with self._lock:
             in_use = any(leased == name for leased, _ in self._leased)
         for id in unused:
@@ -223,7 +223,7 @@ class Catalog:
         self._dossiers.follow(name)
 
     def take_back(self, name: str, tenant: str) -> None:
-        """When this returns, no rebuilding of the registry lends it to `tenant` again. Raises OSError."""
+        """When this returns, no rebuilding of the registry lends it to `tenant` again. Raises Unsettled too."""
         self.grants.withdraw(name, tenant)
         self._dossiers.follow(name, ends=True)
 
@@ -323,19 +323,11 @@ class Catalog:
 
         `ends` says that it may take something away: an alias that moves ends its canary.
         """
-        before = self._labelled(name)
+        before = self._labels.of(name)
         with self._resolved.changing():
             yield
-        self._labels.write(id for id, *_ in before ^ self._labelled(name))
+        self._labels.follow(name, before)
         self._dossiers.follow(name, ends)
-
-    def _labelled(self, name: str) -> set[tuple[AdapterId, int, tuple[str, ...], TrainedOn | None]]:
-        """What labels say of a name."""
-        try:
-            versions = self._registry.versions(name)
-        except UnknownAdapter:
-            return set()
-        return {(version.id, version.number, version.aliases, version.manifest.trained_on) for version in versions}
 
     def _check_not_lost(self, blobs: Iterable[AdapterId]) -> None:
         if self._registry.is_new() and any(self._store.label(id) is not None for id in blobs):
@@ -346,11 +338,17 @@ class Catalog:
 
     @contextmanager
     def _holding(self, id: AdapterId) -> Iterator[None]:
-        """While bytes are stored but not yet named, nobody else's delete may remove them; if naming fails, we do."""
+        """While bytes are stored but not yet named, nobody else's delete may remove them; if naming fails, we do.
+
+        Not so where it may have been done: a name that the next start finds has its bytes, or else that start removes
+        them.
+        """
         with self._lock:
             self._hold(id)
         try:
             yield
+        except Unsettled:
+            raise
         except BaseException:
             with self._lock:
                 self._doomed.add(id)
@@ -387,9 +385,9 @@ class Catalog:
                 self._doomed.add(id)
                 return
             self._doomed.discard(id)
-            if self._registry.is_used(id):
-                return
             try:
+                if self._registry.is_used(id):
+                    return
                 self._store.delete(id)
             except OSError:
                 log.exception("the blob %s was not removed; the next start does it", id)

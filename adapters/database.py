@@ -17,14 +17,14 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, Transaction, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from adapters.disk import Disk
-from adapters.errors import RegistryUnusable
+from adapters.errors import RegistryUnusable, Unsettled
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_MS = 30_000
@@ -95,14 +95,14 @@ class Database:
     def writing(self) -> Iterator[Session]:
         """A session that commits at the end, or rolls back on an exception. Writers run one after the other.
 
-        Raises OSError when the disk is full or fails, as writing a file does.
+        Raises OSError when the disk is full or fails, as writing a file does; Unsettled when it fails at the commit.
         """
         with _told_as_disk(), self._engine.connect() as plain:
             connection = plain.execution_options(rootstock_write=True)
             with connection.begin() as transaction, _session(connection) as session:
                 yield session
                 session.flush()
-                self._disk.commit(transaction.commit)
+                self._commit(transaction)
 
     def close(self) -> None:
         for connection in self._watching:
@@ -125,6 +125,16 @@ class Database:
             return number
 
         return answer
+
+    def _commit(self, transaction: Transaction) -> None:
+        """A disk without room has taken nothing. What could not be synced is undone, and the next start may find it."""
+        try:
+            with _told_as_disk():
+                self._disk.commit(transaction.commit)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise
+            raise Unsettled(error.errno, f"the commit: {error.strerror}") from error
 
     def _check_sqlite(self, connection: Connection) -> None:
         verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()

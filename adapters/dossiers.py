@@ -11,10 +11,13 @@ import hashlib
 import logging
 import secrets
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from adapters.disk import Disk
 from adapters.dossier import Dossier, DossierUnreadable, decode, encode
+from adapters.errors import Unsettled
 from adapters.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -35,12 +38,12 @@ class Dossiers:
         """Write what the registry says of `name` now.
 
         A dossier that cannot be written is one behind, which is logged; the next change or start writes it. Not so
-        where the change `ends` something, a grant perhaps: then it is removed instead. Raises OSError when not even
+        where the change `ends` something, a grant perhaps: then it is removed instead. Raises Unsettled when not even
         that can be done: nobody may be told that it has ended.
         """
-        with self._writing:
+        with self._writing, self._trying(name, or_drop=ends):
             for dossier in self._registry.dossiers(name).values():
-                self._write(dossier, or_drop=ends)
+                self._write(dossier)
 
     def refresh(self) -> None:
         """At a start: write those that do not say what the registry says, and remove what belongs to no name.
@@ -54,17 +57,28 @@ class Dossiers:
             self._disk.sync_directory(self._folder)
             for name, dossier in known.items():
                 if not _says(path_of(self._folder, name), dossier):
-                    self._write(dossier, or_drop=True)
+                    with self._trying(name, or_drop=True):
+                        self._write(dossier)
 
-    def _write(self, dossier: Dossier, or_drop: bool) -> None:
-        path, aside = path_of(self._folder, dossier.name), self._folder / f".{secrets.token_hex(16)}"
+    def _write(self, dossier: Dossier) -> None:
+        aside = self._folder / f".{secrets.token_hex(16)}"
+        self._disk.replace(path_of(self._folder, dossier.name), encode(dossier), aside)
+
+    @contextmanager
+    def _trying(self, name: str, or_drop: bool) -> Iterator[None]:
         try:
-            self._disk.replace(path, encode(dossier), aside)
+            yield
         except OSError:
-            log.exception("the dossier of %s was not written; the next change or start tries again", dossier.name)
+            log.exception("the dossier of %s was not written; the next change or start tries again", name)
             if or_drop:
-                self._disk.unlink(path)
-                self._disk.sync_directory(self._folder)
+                self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        try:
+            self._disk.unlink(path_of(self._folder, name))
+            self._disk.sync_directory(self._folder)
+        except OSError as error:
+            raise Unsettled(error.errno, f"the dossier was not removed either: {error.strerror}") from error
 
 
 def path_of(folder: Path, name: str) -> Path:

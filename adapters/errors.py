@@ -25,6 +25,8 @@ AdapterError
 │   └── UploadsFull      all tenants together have too many open
 ├── AdapterCorrupt       stored bytes no longer match their digest
 └── RegistryUnusable     the database is damaged, or was written by a newer release
+OSError                  the disk is full or failed, as the system tells it; nothing was changed
+└── Unsettled            it failed when the change may have been made already
 """
 
 from collections.abc import Iterable
@@ -49,6 +51,13 @@ class Fault:
 
 class AdapterError(Exception):
     """Root of everything that the adapters raise on purpose."""
+
+
+class Unsettled(OSError):
+    """The disk failed at a commit, or behind it: the change may have been made, or be made by the next start.
+
+    Whoever makes it again until that succeeds has it once and for good.
+    """
 
 
 class InvalidAdapter(AdapterError):

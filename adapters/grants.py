@@ -4,13 +4,19 @@ Owns the grants in the registry's database, and the memory of them: every reques
 its versions, those to come included, and goes with the name. Knows no HTTP and no keys.
 """
 
+import logging
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from sqlalchemy import delete, exists, select
+from sqlalchemy.orm import Session
 
 from adapters.database import Database
-from adapters.errors import UnknownAdapter, quoted
+from adapters.errors import UnknownAdapter, Unsettled, quoted
 from adapters.tables import GrantRow, VersionRow
+
+log = logging.getLogger(__name__)
 
 EVERYBODY = "*"
 """Stands where a tenant's name may stand, and is none."""
@@ -35,22 +41,36 @@ class Grants:
 
     def grant(self, name: str, tenant: str) -> None:
         """Twice is once. Raises UnknownAdapter."""
-        with self._lock, self._database.writing() as session:
+        with self._changing(name, lambda known: known | {tenant}) as session:
             if not session.scalar(select(exists().where(VersionRow.name == name))):
                 raise UnknownAdapter(f"There is no adapter {quoted(name)}.")
             session.merge(GrantRow(name=name, tenant=tenant))
-        self.refresh()
 
     def withdraw(self, name: str, tenant: str) -> None:
         """What was not granted stays so."""
-        with self._lock, self._database.writing() as session:
+        with self._changing(name, lambda known: known - {tenant}) as session:
             session.execute(delete(GrantRow).where(GrantRow.name == name, GrantRow.tenant == tenant))
-        self.refresh()
 
-    def refresh(self) -> None:
-        """After a name was deleted, and its grants with it."""
+    def forget(self, name: str) -> None:
+        """After a name was deleted, and its grants with it: the next one of that spelling is lent to nobody."""
         with self._lock:
-            self._known = self._read()
+            try:
+                self._known = self._read()
+            except OSError:
+                log.exception("whom adapters are lent to was not read; %s is lent to nobody", name)
+                self._known = {**self._known, name: frozenset()}
+
+    @contextmanager
+    def _changing(self, name: str, change: Callable[[frozenset[str]], frozenset[str]]) -> Iterator[Session]:
+        """Memory follows what was committed; where nobody knows what was, the database is asked."""
+        with self._lock:
+            try:
+                with self._database.writing() as session:
+                    yield session
+            except Unsettled:
+                self._known = self._read()
+                raise
+            self._known = {**self._known, name: change(self.of(name))}
 
     def _read(self) -> dict[str, frozenset[str]]:
         found: dict[str, set[str]] = {}

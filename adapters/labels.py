@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from adapters.errors import UnknownAdapter
 from adapters.manifest import AdapterId, TrainedOn
 from adapters.registry import Registry, Version
 from adapters.store import BlobStore
 
 log = logging.getLogger(__name__)
+
+Told = frozenset[tuple[AdapterId, int, tuple[str, ...], TrainedOn | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,23 +42,39 @@ class Labels:
         self._registry, self._store = registry, store
         self._writing = threading.Lock()  # what is read of the registry last is also what is written last
 
-    def write(self, ids: Iterable[AdapterId]) -> None:
-        """Write these labels anew. What was committed stands even if its label cannot be written: that is logged."""
-        for id in sorted(set(ids)):
-            with self._writing:
-                versions = self._registry.named(id)
-                try:
-                    if versions:
-                        self._store.set_label(id, encode(versions))
-                except OSError:
-                    log.exception("the label of %s was not written; the next start tries again", id)
+    def of(self, name: str) -> Told:
+        """What labels say of a name."""
+        try:
+            versions = self._registry.versions(name)
+        except UnknownAdapter:
+            return frozenset()
+        return frozenset((each.id, each.number, each.aliases, each.manifest.trained_on) for each in versions)
+
+    def follow(self, name: str, before: Told) -> None:
+        """Write anew the labels that say other things of `name` than `before`.
+
+        What was committed stands even if its label cannot be written: that is logged.
+        """
+        try:
+            self._write(id for id, *_ in before ^ self.of(name))
+        except OSError:
+            log.exception("the labels of %s were not written; the next start tries again", name)
 
     def refresh(self) -> None:
-        """At a start: write those that do not say what the registry says."""
+        """At a start: write those that do not say what the registry says. What cannot be written is logged."""
         said: dict[AdapterId, list[Version]] = {}
         for version in self._registry.every():
             said.setdefault(version.id, []).append(version)
-        self.write(id for id, versions in said.items() if _facts(self._store.label(id)) != _spelled(versions))
+        self._write(id for id, versions in said.items() if _facts(self._store.label(id)) != _spelled(versions))
+
+    def _write(self, ids: Iterable[AdapterId]) -> None:
+        for id in sorted(set(ids)):
+            with self._writing:
+                try:
+                    if versions := self._registry.named(id):
+                        self._store.set_label(id, encode(versions))
+                except OSError:
+                    log.exception("the label of %s was not written; the next start tries again", id)
 
 
 def encode(versions: Iterable[Version]) -> bytes:

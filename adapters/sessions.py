@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from adapters.disk import Disk
+from adapters.errors import Unsettled
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ class SessionDisk:
             log.exception("the bytes of the upload %s were not removed; the next start does it", id)
 
     def remove(self, id: str) -> None:
-        """Forget it durably. Its files are removed then, or else by the next start."""
+        """Forget it durably. Its files are removed then, or else by the next start. Raises Unsettled too."""
         aside = self._aside(id)
         try:
             self.disk.rename(self._root / id, aside)
@@ -151,6 +152,8 @@ class SessionDisk:
             return
         try:
             self.disk.sync_directory(self._root)
+        except OSError as error:
+            raise Unsettled(error.errno, f"an upload was removed, perhaps not for good: {error.strerror}") from error
         finally:
             self._discard(aside)
 

@@ -9,8 +9,8 @@ ApiError                     any refusal: status, message, type, param, code, he
 ├── QuotaExceeded       403  this tenant may store no more
 ├── GenerationFailed    5xx  the engine ended an accepted request with an error
 ├── ReaderTooSlow       408  too much of a stream was left unread; its last event
-├── StorageFull         507  no room on disk
-├── StorageFailed       503  the disk failed, or file descriptors have run out; try again
+├── StorageFull         507  no room on disk; nothing was changed
+├── StorageFailed       503  the disk failed, or file descriptors have run out; a change may have been made
 ├── NotReady            503  still loading; try again
 └── Draining            503  shutting down; another replica may answer
 ChatRefused             400  the base has no chat template, or it refuses these roles
@@ -163,7 +163,8 @@ class StorageFull(ApiError):
     def __init__(self) -> None:
         super().__init__(
             507,
-            "The disk is full, so nothing was stored. Delete adapters or make room, then send this again.",
+            "The disk is full, so nothing was changed; an upload in pieces keeps the bytes that came. Delete adapters "
+            "or make room, then send this again.",
             type="server_error",
             code="storage_full",
             headers=NO_RETRY,
@@ -171,10 +172,16 @@ class StorageFull(ApiError):
 
 
 class StorageFailed(ApiError):
+    """What follows a commit can fail too, so that no change is called undone here. Sent again, an upload comes to the
+    version that it made; what has no such answer can be looked at.
+    """
+
     def __init__(self) -> None:
         super().__init__(
             503,
-            "The server could not read or write its disk, so nothing was stored. Its log has the reason. Try again.",
+            "The server could not read or write its disk; its log has the reason. If this was to change something, it "
+            "is not known whether it did: look before you send it again. An upload may always be sent again: the same "
+            "bytes under one name are one version.",
             type="server_error",
             code="storage_failed",
             headers={"retry-after": "5"},
@@ -248,6 +255,8 @@ def api_error(error: BaseException) -> ApiError | None:
     """`error` as the client is told it; None when the table has no row for it, which makes it our bug."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, adapters.Unsettled):
+        return StorageFailed()
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         return StorageFull()
     if isinstance(error, OSError) and error.errno in _DISK_FAILED:

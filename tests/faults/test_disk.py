@@ -12,6 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
+from adapters.errors import Unsettled
 from adapters.sessions import Order
 from adapters.uploads import UploadLimits, Uploads
 from server.usage.ledger import Ledger, Wanted
@@ -43,6 +44,8 @@ def test_g69_an_upload_is_whole_or_not_there_wherever_the_disk_fails(root: Path,
             try:
                 CHANGES["upload"](storage)
             except OSError as error:
+                if isinstance(error, Unsettled):
+                    storage.check()  # until a start, bytes are kept for a name that it might find
                 assert error.errno == number and storage.facts() == old
                 storage.check()
                 failed += 1
@@ -155,7 +158,7 @@ def test_g69_what_a_client_is_told_of_an_upload_with_its_eval_and_alias_is_so(tm
     sent.furnish(tmp_path / "furnished")
     shutil.copytree(tmp_path / "furnished", tmp_path / "whole")
     with closing(sent.Sent(tmp_path / "whole")) as whole:
-        old, answer, new = whole.facts(), send(whole), whole.facts()
+        old, answer, new = whole.facts(), send(whole).status, whole.facts()
     assert old != new and answer in (200, 201)
     for at in count():
         number, root = NUMBERS[at % len(NUMBERS)], tmp_path / "data"
@@ -163,16 +166,18 @@ def test_g69_what_a_client_is_told_of_an_upload_with_its_eval_and_alias_is_so(tm
         disk = FaultyDisk(fail(number))
         with closing(sent.Sent(root, disk)) as tried, capture_logs():  # a traceback is slow to print
             disk.arm(at)
-            told, calls = send(tried), len(disk.calls)
+            told, calls = send(tried).status, len(disk.calls)
             disk.arm(None)
             made.append(told == answer)
             assert made[-1] or told == (507 if number == errno.ENOSPC else 503)
-            assert tried.facts() == (new if made[-1] else old), f"{told} at call {at}"
-            assert made[-1] or send(tried) == answer
+            assert tried.facts()[:2] == (new if made[-1] else old)[:2], (
+                f"{told} at call {at}"
+            )  # blobs: see test_unsettled
+            assert made[-1] or send(tried).status == answer
         with closing(sent.Sent(root)) as again:
             again.check()
             over = again.upload()[1] == "ready"
-            assert send(again) == (409 if over else 200) and again.facts() == new
+            assert send(again).status == (409 if over else 200) and again.facts() == new
         shutil.rmtree(root)
         if calls <= at:
             break

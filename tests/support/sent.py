@@ -6,6 +6,7 @@ Opened like tests/support/storage.py's catalog, so that the same faults and kill
 import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.testclient import TestClient
@@ -20,6 +21,12 @@ ROWS = '{"prompt": "c", "completion": "d"}\n'
 WEIGHTS = adapter_weights(3)
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    text: str
+
+
 class Sent:
     """One server's data under `root`, and a client. `close` when done."""
 
@@ -31,7 +38,7 @@ class Sent:
     def close(self) -> None:
         self._face.registry.close()
 
-    def facts(self) -> object:
+    def facts(self) -> tuple[object, ...]:
         """Every version with its aliases and eval file; the names' last numbers; the blobs."""
         names = sorted(card["name"] for card in self.http.get("/v1/adapters").json()["data"])
         versions = [card for name in names for card in self.http.get(f"/v1/adapters/{name}/versions").json()["data"]]
@@ -61,23 +68,25 @@ def furnish(root: Path) -> None:
     """A version in production with an eval file, and an upload in pieces whose bytes are all there."""
     root.mkdir(parents=True, exist_ok=True)
     with closing(Sent(root)) as sent:
-        assert _post(sent, 1, OLD_ROWS) == 201
+        assert _post(sent, 1, OLD_ROWS).status == 201
         order = {"name": "pirate", "alias": "prod", "eval": ROWS, "config": adapter_config().decode()}
         at = sent.http.post(UPLOADS, json=order | {"size": len(WEIGHTS)}).headers["location"]
         sent.http.patch(at, content=WEIGHTS, headers={"upload-offset": "0"}).raise_for_status()
 
 
-def _post(sent: Sent, seed: int, rows: str) -> int:
+def _post(sent: Sent, seed: int, rows: str) -> Answer:
     files = form(seed) | {"eval": ("eval.jsonl", rows.encode(), "application/jsonl")}
-    return sent.http.post("/v1/adapters", data={"name": "pirate", "alias": "prod"}, files=files).status_code
+    reply = sent.http.post("/v1/adapters", data={"name": "pirate", "alias": "prod"}, files=files)
+    return Answer(reply.status_code, reply.text)
 
 
-def _put(sent: Sent) -> int:
+def _put(sent: Sent) -> Answer:
     digest = f"sha256:{hashlib.sha256(WEIGHTS).hexdigest()}"
-    return sent.http.put(sent.upload()[0], params={"digest": digest}).status_code
+    reply = sent.http.put(sent.upload()[0], params={"digest": digest})
+    return Answer(reply.status_code, reply.text)
 
 
-CHANGES: Mapping[str, Callable[[Sent], int]] = {
+CHANGES: Mapping[str, Callable[[Sent], Answer]] = {
     "post a form with eval and alias": lambda sent: _post(sent, 2, ROWS),
     "post a form of what is there with another eval": lambda sent: _post(sent, 1, ROWS),
     "finish an upload with eval and alias": _put,
