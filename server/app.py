@@ -66,7 +66,7 @@ def create_app(services: Services) -> FastAPI:
 def _register_collectors(services: Services) -> None:
     registry, labels = services.metrics.registry, services.metrics.labels
     registry.register(EngineCollector(services.worker, labels, Names(services.whole)))
-    label_canaries(services.whole.splits(), labels)
+    label_canaries(services.whole.splits, services.metrics)
     registry.register(CanaryCollector(services.whole.splits, labels))
     registry.register(ServerCollector(services.worker, services.lifecycle, services.base_id))
 

@@ -14,7 +14,7 @@ from adapters.canary import Split
 from adapters.manifest import AdapterId
 from adapters.registry import Version
 from server.lifecycle import Lifecycle, Phase
-from server.metrics import AdapterLabels
+from server.metrics import AdapterLabels, Metrics
 from server.ports import EngineStats, Resident, Worker
 from server.version import version
 
@@ -113,12 +113,13 @@ class CanaryCollector(Collector):
         yield family
 
 
-def label_canaries(splits: Iterable[Split[Version]], labels: AdapterLabels) -> None:
+def label_canaries(splits: Callable[[], Iterable[Split[Version]]], metrics: Metrics) -> None:
     """Let the versions that are compared have labels before their requests are counted, and not at the first scrape."""
-    for split in splits:
-        if split.canary is not None:
-            labels.compared(split.stable.id)
-            labels.compared(split.canary.id)
+    metrics.compare(lambda: [id for split in splits() for id in _compared(split)])
+
+
+def _compared(split: Split[Version]) -> tuple[AdapterId, ...]:
+    return () if split.canary is None else (split.stable.id, split.canary.id)
 
 
 def _room(stats: EngineStats, residents: list[Resident]) -> int:

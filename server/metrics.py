@@ -5,6 +5,7 @@ calls on its own thread. Knows the engine's events; the gauges over its state ar
 """
 
 import threading
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 
@@ -32,28 +33,39 @@ _TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 class AdapterLabels:
     """Adapter ids as label values: the first `limit` ids seen by their short digest, all later ones as `other`.
 
-    Versions that are compared in a canary are told apart beyond that, up to as many again.
+    Versions that are compared in a canary are told apart beyond that, up to as many again, while they are compared.
     """
 
     def __init__(self, limit: int = MAX_ADAPTER_LABELS) -> None:
         self._limit = limit
-        self._labels: dict[AdapterId, str] = {}
+        self._first: dict[AdapterId, str] = {}
+        self._compared: dict[AdapterId, str] = {}
         self._lock = threading.Lock()
 
     def of(self, adapter: AdapterId | None) -> str:
         if adapter is None:
             return "base"
-        return self._label(adapter, self._limit)
-
-    def compared(self, adapter: AdapterId) -> str:
-        """As `of`, for one of the two versions of a canary."""
-        return self._label(adapter, 2 * self._limit)
-
-    def _label(self, adapter: AdapterId, limit: int) -> str:
         with self._lock:
-            if adapter not in self._labels and len(self._labels) < limit:
-                self._labels[adapter] = adapter.removeprefix("sha256:")[:12]
-            return self._labels.get(adapter, "other")
+            if adapter in self._compared:
+                return self._compared[adapter]
+            if adapter not in self._first and len(self._first) < self._limit:
+                self._first[adapter] = _short(adapter)
+            return self._first.get(adapter, "other")
+
+    def compare(self, adapters: Iterable[AdapterId]) -> None:
+        """`adapters` are all that are compared now; those that were and have a label keep it."""
+        with self._lock:
+            wanted = [adapter for adapter in dict.fromkeys(adapters) if adapter not in self._first]
+            wanted.sort(key=lambda adapter: adapter not in self._compared)
+            self._compared = {adapter: _short(adapter) for adapter in wanted[: self._limit]}
+
+    def every(self) -> frozenset[str]:
+        with self._lock:
+            return frozenset({"base", "other", *self._first.values(), *self._compared.values()})
+
+
+def _short(adapter: AdapterId) -> str:
+    return adapter.removeprefix("sha256:")[:12]
 
 
 class Metrics:
@@ -62,6 +74,8 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry if registry is not None else CollectorRegistry()
         self.labels = AdapterLabels()
+        self._comparing = threading.Lock()
+        self._by_adapter: list[Counter] = []
         self._counters()
         self._histograms()
         ProcessCollector(registry=self.registry)
@@ -85,6 +99,19 @@ class Metrics:
                 self._moved(event)
             case AdapterFailed():
                 self._load_failures.labels(self.labels.of(event.adapter), event.code).inc()
+
+    def compare(self, compared: Callable[[], Iterable[AdapterId]]) -> None:
+        """Give labels to the versions that canaries compare, as `compared` says now, and take back those of canaries
+        that ended, with what was counted under them.
+
+        It is asked under a lock, so that of two changes the later one is what holds.
+        """
+        with self._comparing:
+            self.labels.compare(compared())
+            for counter in self._by_adapter:
+                told = {sample.labels["adapter"] for family in counter.collect() for sample in family.samples}
+                for label in told - self.labels.every():
+                    counter.remove_by_labels({"adapter": label})
 
     def http(self, route: str, method: str, status: int) -> None:
         self._http.labels(route, method, str(status)).inc()
@@ -147,7 +174,9 @@ class Metrics:
         self._step_tokens = self._histogram("step_tokens", "Tokens computed in a step.", _TOKENS)
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
-        return Counter(f"rootstock_{name}", about, labels, registry=self.registry)
+        made = Counter(f"rootstock_{name}", about, labels, registry=self.registry)
+        self._by_adapter += [made] if "adapter" in labels else []
+        return made
 
     def _histogram(self, name: str, about: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         return Histogram(f"rootstock_{name}", about, labels, buckets=buckets, registry=self.registry)

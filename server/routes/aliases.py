@@ -63,7 +63,7 @@ async def set_alias(name: str, alias: str, body: AliasBody, http: HttpRequest, s
     wanted = condition(http)
     version = await in_thread(services.catalog.set_alias, name, alias, body.version, wanted, canary)
     if canary is not None:
-        label_canaries(await in_thread(services.whole.splits), services.metrics.labels)
+        await in_thread(label_canaries, services.whole.splits, services.metrics)
     note("alias_set", name=name, alias=alias, version=version.number)
     return JSONResponse(await card(services, version), headers=etag(version))
 

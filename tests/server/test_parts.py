@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.samples import Sample
 
 from adapters.manifest import AdapterId
 from engine.events import (
@@ -171,11 +172,39 @@ def test_labels_of_compared_versions_are_bounded_too() -> None:
     labels = AdapterLabels()
     for number in range(500):
         labels.of(id_of(number))
-    compared = {labels.compared(id_of(number)) for number in range(1000, 1500)}
+    first = labels.of(id_of(0))
+    labels.compare(id_of(number) for number in (0, *range(1000, 1500)))
+    compared = {labels.of(id_of(number)) for number in range(1000, 1500)}
     assert len(compared) == MAX_ADAPTER_LABELS + 1 and "other" in compared
-    assert labels.of(id_of(1000)) == labels.compared(id_of(1000)) != "other", "their requests carry the same label"
-    assert labels.of(id_of(1499)) == labels.compared(id_of(1499)) == "other"
-    assert labels.compared(id_of(0)) == labels.of(id_of(0)) != "other", "whoever has a label keeps it"
+    assert labels.of(id_of(1000)) != "other" == labels.of(id_of(1499))
+    assert labels.of(id_of(0)) == first != "other", "whoever has a label keeps it"
+
+
+def test_labels_of_canaries_that_ended_are_given_to_others() -> None:
+    """However many there were, those that run have labels, and nothing is left of what was counted under another."""
+    metrics = Metrics()
+    for number in range(MAX_ADAPTER_LABELS):
+        metrics.observe(finished(id_of(number)))
+    for canary in range(1000, 1000 + 4 * MAX_ADAPTER_LABELS, 2):
+        metrics.compare(lambda canary=canary: [id_of(canary), id_of(canary + 1)])  # type: ignore[misc]
+        for adapter in (id_of(0), id_of(canary), id_of(canary + 1)):
+            metrics.observe(finished(adapter))
+        assert "other" not in (metrics.labels.of(id_of(canary)), metrics.labels.of(id_of(canary + 1)))
+    told = {sample.labels["adapter"] for sample in samples(metrics, "rootstock_requests_total")}
+    assert len(told) == MAX_ADAPTER_LABELS + 2
+    metrics.compare(list)
+    metrics.observe(finished(id_of(1000)))
+    assert metrics.labels.of(id_of(1000)) == "other"
+    told = {sample.labels["adapter"] for sample in samples(metrics, "rootstock_requests_total")}
+    assert len(told) == MAX_ADAPTER_LABELS + 1
+
+
+def finished(adapter: AdapterId) -> Finished:
+    return Finished("r", adapter, FinishReason.LENGTH, 1, 0.1)
+
+
+def samples(metrics: Metrics, name: str) -> list[Sample]:
+    return [each for family in metrics.registry.collect() for each in family.samples if each.name == name]
 
 
 def test_metrics_count_every_event() -> None:
