@@ -1,4 +1,4 @@
-"""Uploads, aliases, canaries, promotes, rollbacks, pins, deletions, requests, evictions and crashes in any order.
+"""Lives of a catalog: every change to it, requests, evictions and crashes in any order.
 
 A crash comes between two changes or in the middle of one. A real catalog on disk, and the real engine between a fake
 runner and a fake mover whose device holds two adapters. After every step: I2, an untouched adapter keeps its bytes
@@ -15,9 +15,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -25,6 +27,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from adapters.canary import Canary
 from adapters.catalog import Catalog
 from adapters.condition import Condition
+from adapters.errors import VersionInUse
 from adapters.lease import Lease
 from adapters.registry import Registry, Version
 from adapters.store import BlobStore
@@ -58,6 +61,16 @@ class Name:
         if number != self.prod:
             self.back.append(self.prod)
         self.prod, self.canary = number, canary
+
+    def forget(self, number: int) -> None:
+        """`prod` has never pointed at this version: it went straight to what came after."""
+        del self.contents[number]
+        *self.back, self.prod = [at for at, _ in groupby(at for at in [*self.back, self.prod] if at != number)]
+
+    @property
+    def spare(self) -> list[int]:
+        """The versions that may be deleted: nothing points at them, and others stay."""
+        return [each for each in self.contents if each not in (self.prod, self.canary) and len(self.contents) > 1]
 
 
 class Crash(BaseException):
@@ -150,8 +163,25 @@ class Life(RuleBasedStateMachine):
     @rule(data=st.data())
     def delete(self, data: st.DataObject) -> None:
         name, _ = self._some(data)
-        self.catalog.delete(name)
+        assert self.catalog.delete(name) == (name in {version.name for version in self._run()})
         del self.names[name]
+
+    @precondition(lambda self: self._spare())
+    @rule(data=st.data())
+    def delete_version(self, data: st.DataObject) -> None:
+        name, number = data.draw(st.sampled_from(self._spare()))
+        in_use = (name, number) in {(version.name, version.number) for version in self._run()}
+        assert self.catalog.delete_version(name, number) == in_use
+        self.names[name].forget(number)
+
+    @precondition(lambda self: self.names)
+    @rule(data=st.data())
+    def delete_a_version_in_use(self, data: st.DataObject) -> None:
+        """One that an alias points at, its canary, or the only one."""
+        name, known = self._some(data)
+        if kept := sorted(known.contents.keys() - known.spare):
+            with pytest.raises(VersionInUse):
+                self.catalog.delete_version(name, data.draw(st.sampled_from(kept)))
 
     @precondition(lambda self: self.names)
     @rule(data=st.data(), key=st.sampled_from(KEYS))
@@ -210,12 +240,16 @@ class Life(RuleBasedStateMachine):
         """One of those that write, and what it comes to."""
         name, content, aliased = data.draw(NAMES), data.draw(CONTENTS), data.draw(st.booleans())
         kinds = ["upload", *(["delete", "pin", "move"] if name in self.names else [])]
+        kinds += ["delete version"] * (name in dict(self._spare()))
         kind = data.draw(st.sampled_from(kinds + ["delete alias"] * (name in self._aliased())))
         if kind == "upload":
             return partial(self._upload, name, content, aliased), partial(self._uploaded, name, content, aliased)
         known = self.names[name]
         if kind == "delete":
             return partial(self.catalog.delete, name), partial(self.names.pop, name)
+        if kind == "delete version":
+            number = data.draw(st.sampled_from(known.spare))
+            return partial(self.catalog.delete_version, name, number), partial(known.forget, number)
         if kind == "pin":
             pinned = partial(setattr, known, "pinned", not known.pinned)
             return partial(self.catalog.set_pinned, name, not known.pinned), pinned
@@ -267,6 +301,13 @@ class Life(RuleBasedStateMachine):
         self.bench = Bench(adapters={}, device=2 * SIZE + 10, host=3 * SIZE)
         self.catalog.on_forgotten = self.bench.engine.forget
         self.running: dict[str, tuple[Lease, Request]] = {}
+
+    def _spare(self) -> list[tuple[str, int]]:
+        return [(name, number) for name, known in self.names.items() for number in known.spare]
+
+    def _run(self) -> list[Version]:
+        """What requests run on."""
+        return [lease.version for lease, _ in self.running.values()]
 
     def _aliased(self) -> list[str]:
         return [name for name, known in self.names.items() if known.prod is not None]
