@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import resource
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,12 +12,17 @@ import pytest
 from bench.connections import GROWTH_MIB, HEALTH_P99_MS, MIB, PROMPTS, Result, broken, measure
 from bench.load import Shape
 from engine.sequence import Output, Request
+from server.connections import raise_file_limit
 from tests.support.engine import FakeStream, FakeWorker
 from tests.support.face import BASE, make_face
 from tests.support.http import eventually, serve
 
 SHAPE = Shape(vocab=256, prompt_tokens=16, output_tokens=12)
-CROWD = 200
+CROWD = 1000
+FILES = 2 * CROWD + 200
+"""Both ends of every connection are this process's, and it has other files."""
+GROWTH = 200 * MIB
+"""For what both ends take; it was seen to be 54."""
 KEPT = Result(
     connections=1000,
     most_open=1000,
@@ -66,7 +73,17 @@ class Patient(FakeStream):
         return await super().__anext__()
 
 
-def test_a_crowd_of_streams_is_answered_rightly(tmp_path: Path) -> None:
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= before[1] < FILES:
+        pytest.skip(f"the system lets a process open {before[1]} files, and the crowd needs {FILES}")
+    raise_file_limit()
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_crowd_of_streams_is_answered_rightly(tmp_path: Path, many_files: None) -> None:
     worker = Gathering()
     face = make_face(tmp_path, worker)
     with serve(face.app) as live:
@@ -76,7 +93,7 @@ def test_a_crowd_of_streams_is_answered_rightly(tmp_path: Path) -> None:
     assert (result.connections, result.wrong, result.health_failures) == (CROWD, 0, 0)
     assert worker.most == CROWD and not worker.running
     assert result.health_asked > 0 and result.resident_before and result.resident_peak
-    assert result.resident_peak - result.resident_before < 200 << 20, "a stream costs kilobytes, not megabytes"
+    assert result.resident_peak - result.resident_before < GROWTH, "a stream costs kilobytes, not megabytes"
 
 
 def test_a_wrong_answer_is_counted(tmp_path: Path) -> None:
