@@ -36,7 +36,7 @@ from server.pulse import pulse
 from server.quotas.keeper import Quotas
 from server.screen import loading
 from server.settings import Settings
-from server.shutdown import Shutdown
+from server.shutdown import Server, Shutdown, Signals
 from server.usage.ledger import Ledger
 from server.usage.writer import LedgerWriter
 from server.version import version
@@ -49,6 +49,11 @@ _GRACE_S = 5  # for connections that still hold unread bytes after their answers
 
 def serve(settings: Settings) -> int:
     """Serve until told to stop; the exit code. Raises LoaderError and its kin, before it listens."""
+    signals = Signals()
+    return signals.end(_serve(settings, signals))
+
+
+def _serve(settings: Settings, signals: Signals) -> int:
     raise_file_limit()
     logs.set_up(settings.log_level, settings.log_format)
     console = Console()
@@ -66,7 +71,7 @@ def serve(settings: Settings) -> int:
                 visitors = Visitors(settings.host, settings.trusted_hosts, any_host=opens_to_others(door))
                 house = build_house(settings, data, callers, visitors, meter, progress, console)
             with contextlib.closing(house.registry), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                return runner.run(_run(settings, house, door, console))
+                return runner.run(_run(settings, house, door, console, signals))
     finally:
         os.close(lock)
 
@@ -113,7 +118,7 @@ def _check_guarded(door: socket.socket, settings: Settings, callers: Callers) ->
     )
 
 
-async def _run(settings: Settings, house: House, door: socket.socket, console: Console) -> int:
+async def _run(settings: Settings, house: House, door: socket.socket, console: Console, signals: Signals) -> int:
     services, worker = house.services, house.worker
     worker.start()
     open_catalog(house, asyncio.get_running_loop(), settings.adapters)
@@ -125,22 +130,22 @@ async def _run(settings: Settings, house: House, door: socket.socket, console: C
     if most < settings.max_connections:
         _log.warning("fewer_connections", max_connections=most, fix="raise the limit on open files (ulimit -n)")
     bounds = Bounds(most, head_s=settings.idle_timeout, read_s=settings.idle_timeout)
-    server = uvicorn.Server(_config(house, bounds))
+    server = Server(_config(house, bounds))
+    shutdown = Shutdown(server, services.lifecycle, settings.drain_timeout, lambda: worker.stop(0))
+    signals.take(asyncio.get_running_loop(), shutdown.on_signal)
     serving = asyncio.create_task(server.serve(sockets=[door]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.02)
-    if serving.done():
+    if not server.started:
         await worker.stop(0)
         await serving
         return 1
-    shutdown = Shutdown(server, services.lifecycle, settings.drain_timeout, lambda: worker.stop(0))
-    shutdown.install()
     services.lifecycle.ready()
     _say_where(console, door, services.base_id)
     beating = asyncio.create_task(pulse(services.metrics.loop_lag))
     await _until_stopped(serving, services, garbage)
     beating.cancel()
-    if shutdown.forced:
+    if signals.forced:
         await shutdown.hang_up()
         return 1
     await worker.stop(0)

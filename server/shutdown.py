@@ -1,11 +1,13 @@
 """From a signal to an orderly end: refuse, finish, stop.
 
-Owns the signal handlers of a running server. The first SIGTERM or SIGINT drains; the second ends at once.
+Owns the signal handlers of a server's process, from when it listens until it has ended. The first SIGTERM or SIGINT
+drains; the second ends at once, and none kills the process while it puts away what it has open.
 """
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import structlog
 import uvicorn
@@ -16,27 +18,59 @@ _log = structlog.get_logger(__name__)
 _HANGUP_S = 1.0  # for answers to notice that nobody is there any more; the rest are cancelled
 
 
+class Signals:
+    """SIGTERM and SIGINT of this process, heard whatever it is at: a loop's own handlers would end with the loop."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._numbers: tuple[int, ...] = ()
+
+    def take(self, loop: asyncio.AbstractEventLoop, heard: Callable[[], None]) -> None:
+        """From now on `heard` is called on `loop` for each, as long as that is there."""
+
+        def note(number: int, frame: object) -> None:
+            self._count += 1
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(heard)
+
+        self._numbers = (signal.SIGTERM, signal.SIGINT)
+        for number in self._numbers:
+            signal.signal(number, note)
+
+    @property
+    def forced(self) -> bool:
+        """Whether there was a second one."""
+        return self._count > 1
+
+    def end(self, code: int) -> int:
+        """Nothing is left to be ended, so signals change nothing now. The exit code: `code`, unless one forced it."""
+        for number in self._numbers:
+            signal.signal(number, signal.SIG_IGN)  # the interpreter would give others back to the system at its end
+        return 1 if self.forced else code
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, but for the signals: it takes them, closes the door before the work is done, and at its end has the
+    next one kill the process."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 class Shutdown:
     """`stop_engine` ends what still runs after the drain, so that its streams end with an error event."""
 
     def __init__(
-        self, server: uvicorn.Server, lifecycle: Lifecycle, drain_s: float, stop_engine: Callable[[], Awaitable[None]]
+        self, server: Server, lifecycle: Lifecycle, drain_s: float, stop_engine: Callable[[], Awaitable[None]]
     ) -> None:
         self._server, self._lifecycle, self._drain_s, self._stop_engine = server, lifecycle, drain_s, stop_engine
         self._draining: asyncio.Task[None] | None = None
-        self.forced = False
-
-    def install(self) -> None:
-        """Take the signals over from uvicorn, which would close the door before the work is done."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.on_signal)
 
     def on_signal(self) -> None:
         if self._draining is None:
             self._draining = asyncio.ensure_future(self._drain())
             return
-        self.forced = True
         self._draining.cancel()
         self._server.force_exit = True
         self._server.should_exit = True

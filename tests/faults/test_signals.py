@@ -5,12 +5,15 @@ What a drain waits for is tests/server/test_shutdown.py's, on a server of a few 
 
 import contextlib
 import signal
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 
+from server.usage.ledger import Ledger, Wanted
+from tests.support.http import eventually
 from tests.support.models import tiny_model_dir
 from tests.support.served import Served, served
 
@@ -55,3 +58,28 @@ def test_g67_streams_go_on_after_the_first_signal_and_end_quietly_with_the_secon
             assert "data: [DONE]" not in list(long), "what was cut off does not look whole"
     told = log.read_text()
     assert "Traceback" not in told and "Exception" not in told, told
+
+
+def test_g67_a_second_signal_while_the_ledger_is_written_is_as_any_other(tmp_path: Path) -> None:
+    """The server has let go of its clients and its loop, and waits for a database that somebody else writes to."""
+    log = tmp_path / "log"
+    model = tiny_model_dir("llama", tmp_path)
+    data = tmp_path / "data"
+    flags = ("--base", str(model), "--dtype", "float32", "--data-dir", str(data), "--log-format", "json")
+    with served(*flags, *BUDGETS, "--kernels=off", log=log) as running, running.client() as http:
+        with sqlite3.connect(data / "usage.sqlite", isolation_level=None) as other:
+            other.execute("BEGIN IMMEDIATE")
+            asked = {"model": "", "prompt": [5], "max_tokens": 1}
+            assert http.post("/v1/completions", json=asked).status_code == 200
+            running.process.send_signal(signal.SIGTERM)
+            eventually(lambda: '"stopped"' in log.read_text())
+            time.sleep(0.3)  # it says so a moment before its loop is closed
+            running.process.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+            assert running.process.poll() is None, "what was used is not thrown away"
+            other.execute("ROLLBACK")
+        other.close()
+        assert running.process.wait(60) == 1
+    with contextlib.closing(Ledger(f"sqlite:///{data / 'usage.sqlite'}")) as ledger:
+        assert [row.finish_reason for row in ledger.rows(Wanted())] == ["length"]
+    assert "Traceback" not in log.read_text()

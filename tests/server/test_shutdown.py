@@ -1,4 +1,4 @@
-"""SIGTERM on a real process: refuse, finish, exit 0; a second one ends at once."""
+"""SIGTERM on a real process: refuse, finish, exit 0; a second one ends at once, and at no moment kills."""
 
 import signal
 import subprocess
@@ -15,16 +15,21 @@ from tests.support.face import BASE
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
-import asyncio, sys
+import asyncio, os, sys, time
 from pathlib import Path
 import uvicorn
-from server.shutdown import Shutdown
+from server.shutdown import Server, Shutdown, Signals
 from tests.support.engine import FakeWorker
 from tests.support.face import make_face
 
-async def main(folder: Path, drain_s: float) -> int:
+class Last:
+    def __del__(self):
+        os.write(1, b"ending\\n")
+        time.sleep(float(sys.argv[3]))
+
+async def main(folder: Path, drain_s: float, signals: Signals) -> int:
     face = make_face(folder, FakeWorker(delay_s=0.05))
-    server = uvicorn.Server(uvicorn.Config(face.app, port=0, log_level="critical", lifespan="off"))
+    server = Server(uvicorn.Config(face.app, port=0, log_level="critical", lifespan="off"))
     serving = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)
@@ -32,21 +37,26 @@ async def main(folder: Path, drain_s: float) -> int:
         face.worker.stopped = True
         face.worker.running.clear()
     shutdown = Shutdown(server, face.services.lifecycle, drain_s, stop)
-    shutdown.install()
+    signals.take(asyncio.get_running_loop(), shutdown.on_signal)
     print(server.servers[0].sockets[0].getsockname()[1], flush=True)
     await serving
     face.registry.close()
-    return 1 if shutdown.forced else 0
+    return 0
 
-sys.exit(asyncio.run(main(Path(sys.argv[1]), float(sys.argv[2]))))
+last = Last()  # gone when the interpreter puts its modules away
+signals = Signals()
+code = asyncio.run(main(Path(sys.argv[1]), float(sys.argv[2]), signals))
+print("closing", flush=True)
+time.sleep(float(sys.argv[3]))
+sys.exit(signals.end(code))
 """
 
 
 class Running:
-    """A server process and a client to it."""
+    """A server process and a client to it. It takes `pause_s` to put away what is open, and again to end."""
 
-    def __init__(self, folder: Path, drain_s: float) -> None:
-        command = [sys.executable, "-c", SCRIPT, str(folder), str(drain_s)]
+    def __init__(self, folder: Path, drain_s: float, pause_s: float = 0.0) -> None:
+        command = [sys.executable, "-c", SCRIPT, str(folder), str(drain_s), str(pause_s)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         assert self.process.stdout is not None
         port = int(self.process.stdout.readline())
@@ -114,4 +124,17 @@ def test_g67_the_drain_ends_when_its_time_is_up(tmp_path: Path) -> None:
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(15) == 0
         assert answer.exception() is not None or answer.result().status_code >= 500
+    running.close()
+
+
+@pytest.mark.parametrize(("moment", "code"), [("closing", 1), ("ending", 0)])
+def test_g67_a_second_signal_kills_at_no_moment(tmp_path: Path, moment: str, code: int) -> None:
+    """While something is open it is put away first, and once everything is, there is nothing left to force."""
+    running = Running(tmp_path, 20, pause_s=1)
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.stdout is not None
+    assert moment in map(str.strip, iter(running.process.stdout.readline, ""))
+    running.process.send_signal(signal.SIGTERM)
+    running.process.send_signal(signal.SIGINT)
+    assert running.process.wait(60) == code
     running.close()
