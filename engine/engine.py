@@ -23,6 +23,11 @@ from engine.tiers import AdapterTiers, explain
 
 log = logging.getLogger(__name__)
 
+_OVERFLOW = (
+    "The numbers of this request's adapter are too large for it. Train with a lower rate, or use an earlier step.",
+    "adapter_overflow",
+)
+
 Delivery = tuple[str, Output]
 """A request's id, and what it is given."""
 
@@ -241,7 +246,7 @@ class Engine:
             known = len(sequence.prompt_logprobs) - (chunk.start + 1)  # a preempted sequence computes these again
             sequence.prompt_logprobs += result.prompt[max(0, known) :]
             if result.error is not None:
-                self._fail(sequence, result.error, "non_finite_logits")
+                self._fail(sequence, *((result.error, "non_finite_logits") if sequence.adapter is None else _OVERFLOW))
             elif result.token is not None:
                 self._accept(sequence, result.token, result.logprob)
             elif chunk.catches_up:  # nothing was to be generated: the prompt's log-probabilities were the answer

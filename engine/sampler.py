@@ -19,7 +19,7 @@ from engine.result import ChunkResult
 from engine.sequence import SamplingParams, Sequence, TokenLogprob
 
 COLDEST = 1e-6  # below this only the best token is left, and dividing by less overflows
-NON_FINITE = "The model's logits for this request are not finite; its adapter may have overflowed."
+NON_FINITE = "The model's logits for this request are not finite."
 
 
 def sample(logits_SV: Tensor, sequences: Seq[Sequence], eos: Collection[int]) -> list[ChunkResult]:

@@ -96,8 +96,8 @@ class Output:
     `text` never splits a character and never shows any part of a stop string. `prompt_logprobs` has one entry
     per prompt token, None for the first. `stop_reason` is the stop string or token id that ended the sequence.
     With finish reason `error`, `error` says what happened and `error_code` names it: `adapter_corrupt`,
-    `adapter_unavailable`, `non_finite_logits`, `step_failed` or `engine_failed`; with `abort` there may be
-    `reader_too_slow`.
+    `adapter_unavailable`, `adapter_overflow`, `non_finite_logits`, `step_failed` or `engine_failed`; with `abort` there
+    may be `reader_too_slow`.
     """
 
     text: str = ""

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from queue import Empty, SimpleQueue
 from time import monotonic
 
-from adapters.errors import AdapterCorrupt, AdapterError
+from adapters.errors import AdapterCorrupt, AdapterError, InvalidAdapter
 from adapters.manifest import AdapterId
 from adapters.mover import Arrival, Mover
 from adapters.moves import AdapterPlan
@@ -222,6 +222,8 @@ def explain(error: Exception) -> tuple[str, str]:
     """What a waiting request is told about its adapter, and the code for it."""
     if isinstance(error, AdapterCorrupt):
         return str(error), "adapter_corrupt"
+    if isinstance(error, InvalidAdapter):
+        return str(error), "adapter_overflow"  # uploads were judged: only whether its numbers fit the dtype was not
     if isinstance(error, AdapterError | EngineError):
         return str(error), "adapter_unavailable"
     return "The adapter could not be read from the store.", "adapter_unavailable"

@@ -7,7 +7,7 @@ ApiError                     any refusal: status, message, type, param, code, he
 ├── TooLarge            413  the body exceeds a byte limit
 ├── RateLimited         429  this tenant has used up what it may in a minute, or at once
 ├── QuotaExceeded       403  this tenant may store no more
-├── GenerationFailed    5xx  the engine ended an accepted request with an error
+├── GenerationFailed    5xx  the engine ended an accepted request with an error; 422 where its adapter is to blame
 ├── ReaderTooSlow       408  too much of a stream was left unread; its last event
 ├── StorageFull         507  no room on disk; nothing was changed
 ├── StorageFailed       503  the disk failed, or file descriptors have run out; a change may have been made
@@ -124,6 +124,9 @@ class GenerationFailed(ApiError):
     """The engine gave up on a request after accepting it; `code` is its word for why."""
 
     def __init__(self, message: str, code: str) -> None:
+        if code == "adapter_overflow":  # whoever trained it caused that
+            super().__init__(422, message, param="model", code=code, headers=NO_RETRY)
+            return
         passing = code == "engine_failed"  # the next engine is on its way
         status = 503 if passing or code.startswith("adapter_") else 500
         headers = {"retry-after": "2"} if passing else NO_RETRY

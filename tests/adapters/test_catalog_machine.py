@@ -277,6 +277,12 @@ class Life(RuleBasedStateMachine):
     def names_mean_what_they_should(self) -> None:
         assert self._means(self.names), (self._seen(), self.names)
 
+    @invariant()
+    def the_way_back_is_what_it_should_be(self) -> None:
+        for name in self._aliased():
+            moves = [move.from_number for move in self.catalog.alias(name, "prod").moves if move.undone is None]
+            assert moves == self.names[name].back[::-1]
+
     def _means(self, names: dict[str, Name]) -> bool:
         told = {name: (sorted(known.contents), known.prod, known.canary, known.pinned) for name, known in names.items()}
         return self._seen() == told | {"witness": ([1], None, None, False)}

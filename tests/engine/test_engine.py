@@ -154,13 +154,14 @@ def test_f66_a_failed_step_fails_its_requests_and_nothing_else() -> None:
     assert bench.reason("behind") is FinishReason.LENGTH and bench.engine.pool.num_used == 0
 
 
-def test_a_row_that_is_not_finite_fails_alone() -> None:
-    bench = Bench()
+@pytest.mark.parametrize(("adapter", "code"), [(None, "non_finite_logits"), ("a", "adapter_overflow")])
+def test_a_row_that_is_not_finite_fails_alone(adapter: str | None, code: str) -> None:
+    bench = Bench(adapters={"a": 10})
     bench.runner.overflows.add("bad")
-    bench.submit("bad")
+    bench.submit("bad", adapter=adapter)
     request = bench.submit("good")
     bench.run()
-    assert only(bench.outputs["bad"]).error_code == "non_finite_logits" and bench.reason("bad") is FinishReason.ERROR
+    assert only(bench.outputs["bad"]).error_code == code and bench.reason("bad") is FinishReason.ERROR
     assert bench.tokens("good") == expected_tokens(request)
 
 

@@ -1,13 +1,15 @@
 """The whole engine on a tiny Llama in float32: what is served is what transformers' own forward says."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from adapters.manifest import Kind
 from engine.sequence import FinishReason, SamplingParams
 from tests.support.adapters import Tensors, write_adapter
 from tests.support.models import VOCAB, tiny_model, tiny_model_dir
@@ -114,18 +116,37 @@ def huge(tensors: Tensors) -> Tensors:
     return {name: values * 1e38 for name, values in tensors.items()}
 
 
-@pytest.mark.parametrize("scored", [False, True])
+@pytest.mark.parametrize(("scored", "kind"), [(False, "lora"), (True, "lora"), (False, "dora")])
 def test_b25_an_adapter_that_overflows_fails_its_own_requests_alone(
-    house: House, tmp_path: Path, reference: PreTrainedModel, scored: bool
+    house: House, tmp_path: Path, reference: PreTrainedModel, scored: bool, kind: Kind
 ) -> None:
-    bad = house.add(write_adapter(tmp_path / "bad", house.base.shape, change=huge))
+    bad = house.add(write_adapter(tmp_path / "bad", house.base.shape, change=huge, kind=kind))
     params = SamplingParams(max_tokens=0, prompt_logprobs=0) if scored else greedy()
     broken = [house.submit(prompt, params, bad) for prompt in PROMPTS[2:4]]
     fine = [house.submit(prompt, greedy()) for prompt in PROMPTS]
     answers = house.run()
-    assert [answers[id].error_code for id in broken] == ["non_finite_logits"] * 2
+    assert [answers[id].error_code for id in broken] == ["adapter_overflow"] * 2
     for id, prompt in zip(fine, PROMPTS, strict=True):
         check(answers[id], prompt, reference)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("bfloat16", 3.4e38), ("float16", 7e4)])
+def test_b25_numbers_that_overflow_the_bases_dtype_fail_their_own_requests_alone(
+    model_dir: Path, tmp_path: Path, dtype: str, most: float
+) -> None:
+    """Finite in the file, and infinite in the base's dtype."""
+    house = House.of(model_dir, tmp_path, dtype=dtype)
+    alone = house.submit(PROMPTS[0], greedy())
+    before = house.run()[alone].tokens
+    bad = house.add(write_adapter(tmp_path / "bad", house.base.shape, change=filled(most)))
+    fine, broken = house.submit(PROMPTS[0], greedy()), house.submit(PROMPTS[0], greedy(), bad)
+    answers = house.run()
+    house.close()
+    assert answers[broken].error_code == "adapter_overflow" and answers[fine].tokens == before
+
+
+def filled(value: float) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {name: np.full_like(values, value) for name, values in tensors.items()}
 
 
 def test_blocks_that_held_nan_are_reused_without_a_trace(
