@@ -5,6 +5,7 @@
 #                --quantization nf4 --allow-quantization-mismatch (the demo adapters were trained unquantized)
 #   TEST_FLAGS   more flags for pytest, such as -x or a path
 #   SECONDS      how long each fuzzer runs
+#   AUDIT_FLAGS  --strict makes an audit fail that no advisory service answered; without, that is a warning
 #   BENCH_FLAGS  more flags for the bench; `rootstock bench --help` lists all that it measures
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -12,6 +13,7 @@ PIP_FLAGS ?=
 SERVE_FLAGS ?=
 TEST_FLAGS ?=
 SECONDS ?= 60
+AUDIT_FLAGS ?=
 BENCH_FLAGS ?=
 
 BIN := .venv/bin
@@ -74,7 +76,7 @@ $(AUDIT_STAMP): Makefile
 
 audit: $(DEV_STAMP) $(AUDIT_STAMP)  ## Search the code for risky constructs, and the pinned versions for known vulnerabilities.
 	$(BIN)/python -m bandit -q -c pyproject.toml -r $(PACKAGES)
-	$(BIN)/python .ci/audit.py .venv-audit/bin/pip-audit constraints.txt
+	$(BIN)/python .ci/audit.py .venv-audit/bin/pip-audit constraints.txt $(AUDIT_FLAGS)
 
 sbom: $(STAMP) $(AUDIT_STAMP)  ## Write sbom.json: everything that is installed in .venv, in CycloneDX's format.
 	.venv-audit/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --of JSON --output-reproducible -o sbom.json
