@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from server.connections import PROBES
 from server.described import ERRORS
 from server.errors import TABLE, ApiError, ClientGone, api_error
-from server.gauges import CanaryCollector, EngineCollector, ServerCollector, label_canaries
+from server.gauges import CatalogCollector, EngineCollector, ServerCollector, label_canaries
 from server.middleware import RequestLog
 from server.naming import Names
 from server.ports import Services
@@ -67,7 +67,7 @@ def _register_collectors(services: Services) -> None:
     registry, labels = services.metrics.registry, services.metrics.labels
     registry.register(EngineCollector(services.worker, labels, Names(services.whole)))
     label_canaries(services.whole.splits, services.metrics)
-    registry.register(CanaryCollector(services.whole.splits, labels))
+    registry.register(CatalogCollector(services.whole.splits, services.whole.quarantined, labels))
     registry.register(ServerCollector(services.worker, services.lifecycle, services.base_id))
 
 

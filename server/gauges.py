@@ -1,11 +1,11 @@
 """The state at the moment of a scrape, as gauges, in our names and in the ones gateways look for.
 
-Owns the collectors over the worker's snapshots, over the server's phase and over the catalog's canaries. The `vllm:`
+Owns the collectors over the worker's snapshots, over the server's phase and over the catalog. The `vllm:`
 names are those of the gateway API's model-server protocol.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -91,16 +91,29 @@ class ServerCollector(Collector):
         yield InfoMetricFamily("rootstock_build", "What this server is, and the base it serves.", about)
 
 
-class CanaryCollector(Collector):
-    """Which two versions an alias's traffic is split between. Ids only: whose alias it is, the cards tell."""
+class CatalogCollector(Collector):
+    """Which two versions an alias's traffic is split between, and how many adapters are damaged.
 
-    def __init__(self, splits: Callable[[], Iterable[Split[Version]]], labels: AdapterLabels) -> None:
-        self._splits, self._labels = splits, labels
+    Ids only: whose alias it is, the cards tell.
+    """
+
+    def __init__(
+        self,
+        splits: Callable[[], Iterable[Split[Version]]],
+        quarantined: Callable[[], Sized],
+        labels: AdapterLabels,
+    ) -> None:
+        self._splits, self._quarantined, self._labels = splits, quarantined, labels
 
     def describe(self) -> Iterable[Metric]:
         return ()
 
     def collect(self) -> Iterator[Metric]:
+        about = "Stored adapters that were found damaged and have not been uploaded again."
+        yield GaugeMetricFamily("rootstock_adapters_quarantined", about, len(self._quarantined()))
+        yield self._canaries()
+
+    def _canaries(self) -> Metric:
         weights: dict[tuple[str, str], float] = {}
         for split in self._splits():
             if split.canary is not None:
@@ -110,7 +123,7 @@ class CanaryCollector(Collector):
         family = GaugeMetricFamily("rootstock_canary_weight", about, labels=["stable", "canary"])
         for pair, weight in weights.items():
             family.add_metric(list(pair), weight)
-        yield family
+        return family
 
 
 def label_canaries(splits: Callable[[], Iterable[Split[Version]]], metrics: Metrics) -> None:

@@ -1,6 +1,7 @@
 """The dashboard and the alert rules, held against what a server exports and against the docs."""
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
+from adapters.canary import Canary
 from adapters.manifest import AdapterId
 from engine.events import (
     AdapterEvicted,
@@ -25,9 +27,9 @@ from engine.events import (
 )
 from engine.sequence import FinishReason
 from tests.support import prometheus
-from tests.support.face import Face, make_face
+from tests.support.face import Face, make_face, write_adapter
 from tests.support.http import eventually, serve
-from tests.support.promql import Exported, exported, faults, names
+from tests.support.promql import Exported, exported, faults, kept, names
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = json.loads((ROOT / "deploy/grafana/rootstock.json").read_text())
@@ -40,6 +42,7 @@ EVENTS = (
     FirstToken("r", ONE, 0.2),
     NextToken(ONE, 0.01),
     Finished("r", ONE, FinishReason.STOP, 7, 1.0),
+    Finished("r", ONE, FinishReason.ERROR, 1, 1.0),
     AdapterLoaded(ONE, "disk", 0.3, 1000),
     AdapterEvicted(ONE, "device"),
     AdapterFailed(ONE, "adapter_corrupt"),
@@ -66,6 +69,9 @@ def one_of_everything(face: Face) -> None:
     metrics.loop_lag(0.0)
     face.worker.pinned.add(ONE)
     face.worker.shares = (1.0, 0.5)
+    for seed in (1, 2):
+        face.catalog.add_directory("tried", write_adapter(face.folder / f"seed-{seed}", seed))
+    face.catalog.set_alias("tried", "prod", 1, canary=Canary(2, 0.1))
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +143,20 @@ def test_the_dashboard_shows_what_an_operator_asks_first() -> None:
         "rootstock_adapter_loads_total",
         "rootstock_prefix_hit_tokens_total",
         "rootstock_step_seconds_bucket",
+        "rootstock_engine_restarts_total",
+        "rootstock_canary_weight",
+        "rootstock_adapters_quarantined",
+        "rootstock_device_share_used",
     }
+
+
+def test_every_panel_has_a_unit_a_word_on_what_it_shows_and_legends_of_labels_that_are_kept() -> None:
+    """`{{tier}}` in a legend is empty unless the query still has that label."""
+    for panel in panels():
+        assert panel["fieldConfig"]["defaults"]["unit"] and panel["description"].endswith("."), panel["title"]
+        for target in panel["targets"]:
+            shown = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
+            assert shown == kept(target["expr"].replace("$__rate_interval", "1m")), panel["title"]
 
 
 def test_no_panel_lies_on_another() -> None:

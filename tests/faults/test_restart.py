@@ -151,8 +151,10 @@ def test_d44_a_flipped_bit_is_found_told_and_repaired(restarted: Restarted) -> N
         http.get("/v1/adapters/blue").json()["id"].removeprefix("sha256:")
     ]
     assert 'code="adapter_corrupt"} 2.0' in http.get("/metrics").text
+    assert "\nrootstock_adapters_quarantined 1.0\n" in http.get("/metrics").text
     assert _upload(http, restarted.blue, "blue").status_code == 200
     assert http.get("/v1/adapters/blue").json()["state"] == "disk"
+    assert "\nrootstock_adapters_quarantined 0.0\n" in http.get("/metrics").text
     assert _complete(http, "blue").status_code == 200
 
 

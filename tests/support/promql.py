@@ -55,6 +55,25 @@ def names(expression: str) -> set[str]:
     return _names(promql.parse(expression))
 
 
+def kept(expression: str) -> set[str]:
+    """The labels that tell its series apart: those of its outermost aggregation; of a bare selector the instance."""
+    return _kept(promql.parse(expression))
+
+
+def _kept(tree: promql.Expr) -> set[str]:
+    if isinstance(tree, promql.AggregateExpr):
+        if tree.param is not None:  # topk and its kin keep what they are given
+            return _kept(tree.expr)
+        return set(tree.modifier.labels) if tree.modifier is not None else set()
+    if isinstance(tree, promql.BinaryExpr):
+        return _kept(tree.lhs)
+    if isinstance(tree, promql.ParenExpr):
+        return _kept(tree.expr)
+    if isinstance(tree, promql.Call):
+        return {label for each in tree.args for label in _kept(each)} - {"le"}
+    return {"instance"} if isinstance(tree, promql.VectorSelector) else set()
+
+
 def _names(tree: promql.Expr) -> set[str]:
     return {node.name for node in _nodes(tree) if isinstance(node, promql.VectorSelector) and node.name}
 
