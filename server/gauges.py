@@ -1,7 +1,7 @@
 """The state at the moment of a scrape, as gauges, in our names and in the ones gateways look for.
 
-Owns the collectors over the worker's snapshots, over the server's phase and over the catalog. The `vllm:`
-names are those of the gateway API's model-server protocol.
+Owns the collectors over the worker's snapshots, over the server's phase and over the catalog. The `vllm:` names are
+those of the gateway API's model-server protocol.
 """
 
 import time
