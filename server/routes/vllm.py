@@ -12,11 +12,11 @@ from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse, Response
 
-from adapters.errors import UnknownAdapter
+from adapters.errors import NameInvalid, UnknownAdapter
 from server.audit import note_upload
 from server.body import StrictRoute
 from server.deps import PrincipalDep, ServicesDep, accepting, in_thread, judging, needs
-from server.errors import ApiError
+from server.errors import ApiError, api_error
 from server.fields import Strict
 from server.pins import follow_pins_if_possible
 from server.ports import Services
@@ -52,6 +52,7 @@ async def load_lora_adapter(body: LoadBody, http: HttpRequest, services: Service
     """Add an adapter from a directory under `--adapter-root`."""
     if body.is_3d_lora_weight:
         raise VllmError(400, "BadRequestError", "Fused expert weights cannot carry adapters here.", "is_3d_lora_weight")
+    _check_name(services, body.lora_name)
     path = await in_thread(directory_under, services.adapter_root, body.lora_path)
     if not body.load_inplace and await _exists(services, body.lora_name):
         raise VllmError(
@@ -97,6 +98,17 @@ def directory_under(root: Path | None, path: str) -> Path:
     if not inside:
         raise absent
     return found
+
+
+def _check_name(services: Services, name: str) -> None:
+    """Raises what an upload under this name would be refused with, by the name that vLLM gives the field."""
+    try:
+        services.catalog.check_names(name, None)
+    except NameInvalid as error:
+        refusal = api_error(error)
+        assert refusal is not None, "the table has a row for names"
+        refusal.param = "lora_name"
+        raise refusal from None
 
 
 async def _exists(services: Services, name: str) -> bool:

@@ -46,6 +46,20 @@ def delete(home: House, *names: str) -> None:
         assert home.http.delete(f"/v1/adapters/{name}").is_success
 
 
+def test_d40_a_stream_outlives_its_adapter_and_nothing_else_of_it_stays(home: House, tmp_path: Path) -> None:
+    id = home.add(tmp_path, "gone", seed=40)
+    begin = said(home.http, "gone", length=60)
+    body = {"model": "gone", "prompt": list(PROMPT), "max_tokens": 240, "stream": True} | GREEDY
+    with home.http.stream("POST", "/v1/completions", json=body) as reply, home.live.client() as other:
+        assert other.delete("/v1/adapters/gone").status_code == 202, "it runs"
+        assert other.post("/v1/completions", json=body).json()["error"]["code"] == "model_not_found"
+        assert id in home.face.store.ids() and id in home.watch._runner._bank
+        tokens = told(reply)
+    assert (len(tokens), tokens[:60]) == (240, begin)
+    eventually(lambda: id not in home.watch._runner._bank and id not in home.face.store.ids())
+    home.invariants.check()
+
+
 def test_d41_no_cached_prefix_of_the_old_version_is_taken_for_the_new(home: House, tmp_path: Path) -> None:
     home.add(tmp_path, "moved", seed=1)
     old = said(home.http, "moved@1", length=40)

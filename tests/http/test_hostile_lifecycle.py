@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
 
 from server.naming import RESERVED
 from tests.support.engine import FakeWorker
-from tests.support.face import BASE, Face, form, make_face
+from tests.support.face import BASE, Face, form, make_face, write_adapter
 from tests.support.http import LiveServer, eventually, serve
 from tests.support.manners import check_after, check_reply, refused
 
@@ -22,39 +23,64 @@ def push(http: httpx.Client, name: str, seed: int = 0, **fields: str) -> httpx.R
     return http.post("/v1/adapters", data={"name": name, **fields}, files=form(seed))
 
 
+def named(http: httpx.Client, face: Face, name: str) -> Iterator[tuple[str, httpx.Response]]:
+    """Every route that makes a name is asked for this one; what it calls it, and its answer."""
+    yield "name", push(http, name)
+    yield "name", http.post("/v1/adapters/uploads", json={"name": name, "config": "{}", "size": 1})
+    if name:
+        write_adapter(face.services.adapter_root / "there")  # type: ignore[operator]
+        yield "lora_name", http.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": "there"})
+    if in_a_path(name):
+        yield "name", http.post(f"/v1/adapters/{quote(name)}/versions", json={"source": "x"})
+
+
+def aliased(http: httpx.Client, alias: str) -> Iterator[httpx.Response]:
+    """Every route that makes an alias."""
+    yield push(http, "fine", alias=alias)
+    yield http.post("/v1/adapters/uploads", json={"name": "fine", "alias": alias, "config": "{}", "size": 1})
+    if in_a_path(alias):
+        yield http.put(f"/v1/adapters/fine/aliases/{quote(alias)}", json={"version": 1})
+
+
+def in_a_path(name: str) -> bool:
+    """Whether it reaches the route: a slash and dots alone lead to another."""
+    return "/" not in name and name not in ("", ".", "..")
+
+
 PATHS = ["../x", "a/b", ".", "..", "", "%2e%2e", "a%00b", "x" * 300, "a\x01b", "a b", "-x", "a\\b", "C:x"]
 TWINS = ["p\u0430y", "n\u00e9", unicodedata.normalize("NFD", "n\u00e9"), "\u202eabc", "a\u200bb", "\uff41"]
 
 
 @pytest.mark.parametrize("name", PATHS, ids=ascii)
 def test_d37_names_that_are_paths(name: str, http: httpx.Client, face: Face) -> None:
-    refused(push(http, name), http, face, code="name_invalid", param="name")
-    refused(push(http, "fine", alias=name or "7"), http, face, code="alias_invalid", param="alias")
+    for param, reply in named(http, face, name):
+        refused(reply, http, face, code="name_invalid", param=param)
+    for reply in aliased(http, name or "7"):
+        refused(reply, http, face, code="alias_invalid", param="alias")
     assert "fine" not in [card["name"] for card in http.get("/v1/adapters").json()["data"]]
 
 
 @pytest.mark.parametrize("name", ["con", "NUL.txt", "Com1", "lpt9.tar.gz"])
 def test_d37_names_of_devices(name: str, http: httpx.Client, face: Face) -> None:
-    refused(push(http, name), http, face, code="name_invalid", param="name")
-    order = {"name": name, "config": "{}", "size": 1}
-    refused(http.post("/v1/adapters/uploads", json=order), http, face, code="name_invalid", param="name")
-    refused(
-        http.post(f"/v1/adapters/{name}/versions", json={"source": "x"}), http, face, code="name_invalid", param="name"
-    )
+    for param, reply in named(http, face, name):
+        refused(reply, http, face, code="name_invalid", param=param)
 
 
 @pytest.mark.parametrize("name", TWINS, ids=ascii)
 def test_d38_names_that_look_like_others(name: str, http: httpx.Client, face: Face) -> None:
-    refused(push(http, name), http, face, code="name_invalid", param="name")
+    for param, reply in named(http, face, name):
+        refused(reply, http, face, code="name_invalid", param=param)
+    for reply in aliased(http, name):
+        refused(reply, http, face, code="alias_invalid", param="alias")
     reply = http.post("/v1/completions", json={"model": name, "prompt": "x"})
     refused(reply, http, face, status=404, code="model_not_found", param="model")
 
 
 @pytest.mark.parametrize("name", [BASE, BASE.upper(), *sorted(RESERVED)])
 def test_d39_names_that_mean_something_else(name: str, http: httpx.Client, face: Face) -> None:
-    reply = push(http, name)
-    refused(reply, http, face, status=409, code="name_reserved", param="name")
-    assert reply.headers["x-should-retry"] == "false"
+    for param, reply in named(http, face, name):
+        refused(reply, http, face, status=409, code="name_reserved", param=param)
+        assert reply.headers["x-should-retry"] == "false"
 
 
 @pytest.fixture
