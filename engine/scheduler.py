@@ -18,6 +18,11 @@ from engine.blocks import BlockPool, prefix_hashes
 from engine.fairness import VirtualCounters
 from engine.sequence import Sequence, Status
 
+COMPANY = 1000
+"""Steps for which a scheduler remembers that there were several tenants: a minute or two."""
+SHORTER = 4
+"""Beside those who decode, prompts then get one in so many of a step's tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -88,8 +93,10 @@ class Scheduler:
 
     A tenant that has nothing in the batch, and whose turn it is, waits for nobody to end: it goes before long prompts,
     and if it finds no seat or no blocks, the tenant that has most in the batch takes its latest sequence back, as long
-    as it keeps one. Its first step is no longer than it must be: prompts of those who are there pause for it, though
-    never twice in a row.
+    as it keeps one. Its first step is no longer than it must be: prompts of those who are there pause for it, and all of
+    a tenant's that has more in the batch than everybody else, though never twice in a row. And as long as it is not
+    long since there were several tenants, prompts are computed in short pieces beside those who decode, for whoever
+    comes next waits until the step ends.
     """
 
     def __init__(
@@ -105,7 +112,8 @@ class Scheduler:
         self._max_sequences = max_sequences
         self._patience = patience
         self._overtaken: dict[str, int] = {}
-        self._paused = False  # whether prompts of those who are there had to pause in the latest step
+        self._paused = False  # whether some of those who are there had to pause in the latest step
+        self._steps_alone = COMPANY  # steps since there were several tenants in the batch
         self.counters = counters or VirtualCounters()
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
@@ -158,9 +166,12 @@ class Scheduler:
         self._go_on(draft, decoding)  # a long prompt must not hold up decoding
         if self.running and not draft.preempted:
             self._admit(draft, adapters, newcomers=True)
+        self._steps_alone = 0 if len({sequence.tenant for sequence in self.running}) > 1 else self._steps_alone + 1
         self._paused = bool(draft.admitted) and not self._paused
         if self._paused:
-            return self._settle(draft)
+            return self._settle(draft, but_for=self._crowd())
+        if draft.chunks and self._steps_alone < COMPANY:
+            draft.budget = min(draft.budget, max(1, self._max_batch_tokens // SHORTER))
         self._go_on(draft, sorted(prompts, key=lambda sequence: self.counters.counter(sequence.tenant)))
         if len(self.running) < self._max_sequences and not draft.preempted:
             self._admit(draft, adapters)
@@ -239,14 +250,22 @@ class Scheduler:
         draft.budget -= count
         self.counters.charge(sequence.tenant, self._price(chunk))
 
-    def _settle(self, draft: _Draft) -> StepPlan:
-        """The plan: whoever was preempted for another in this very step computes nothing in it, and pays nothing."""
+    def _crowd(self) -> str | None:
+        """The tenant that has more in the batch than all others together."""
+        tenant, seats = Counter(sequence.tenant for sequence in self.running).most_common(1)[0]
+        return tenant if 2 * seats > len(self.running) else None
+
+    def _settle(self, draft: _Draft, but_for: str | None = None) -> StepPlan:
+        """The plan: a tenant that pauses, or who was preempted for another in this very step, computes nothing in it,
+        and pays nothing."""
+        chunks = []
         for chunk in draft.chunks:
-            if not chunk.sequence.is_running:
+            if chunk.sequence.is_running and chunk.sequence.tenant != but_for:
+                chunks.append(chunk)
+            else:
                 self.counters.charge(chunk.sequence.tenant, -self._price(chunk))
-        chunks = tuple(chunk for chunk in draft.chunks if chunk.sequence.is_running)
         admitted = tuple(sequence for sequence in draft.admitted if sequence.is_running)
-        return StepPlan(chunks, admitted, tuple(draft.preempted))
+        return StepPlan(tuple(chunks), admitted, tuple(draft.preempted))
 
     def _price(self, chunk: Chunk) -> float:
         """What a chunk costs, but for what its sequence computed before it was preempted."""

@@ -193,7 +193,7 @@ def test_loads_move_two_tenants_apart_by_what_they_cost_and_no_more(
 def test_without_prices_two_of_the_same_do_not() -> None:
     """So the bound is the counters' doing: when nothing costs anything, who sends long requests has most."""
     free = Prices(0, 0, 0)
-    bench = Bench(sequences=SEATS, waiting=1000, counters=VirtualCounters(free))
+    bench = Bench(batch_tokens=200, sequences=SEATS, waiting=1000, counters=VirtualCounters(free))
     books, numbers = Books(bench, PRICES), count()
     for _ in range(120):
         for tenant, prompt, answer in (("f", PROMPT, ANSWER), ("g", 1, 1)):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.scheduler import StepPlan
+from engine.scheduler import COMPANY, SHORTER, StepPlan
 from engine.sequence import FinishReason, SamplingParams
 from tests.support.engine_fakes import Bench, expected_tokens, named
 
@@ -200,7 +200,48 @@ def test_a_newcomers_first_step_is_its_own_but_prompts_pause_for_none_twice_in_a
     bench.submit("a", [1, 2], max_tokens=9, tenant="a")
     assert shape(bench.step()) == [("a", 0, 2)]
     bench.submit("b", [1, 2], max_tokens=9, tenant="b")
-    assert shape(bench.step()) == [("a", 2, 1), ("b", 0, 2), ("long", 8, 5)]
+    assert shape(bench.step()) == [("a", 2, 1), ("b", 0, 2), ("long", 8, 2)]
     bench.submit("c", [1, 2], max_tokens=9, tenant="c")
     assert [name for name, _, _ in shape(bench.step())] == ["a", "b", "c"]
     assert shape(bench.step())[-1][0] == "long"
+
+
+def test_a_tenant_that_fills_the_batch_pauses_for_a_newcomer_though_never_twice_in_a_row() -> None:
+    bench = Bench(batch_tokens=8, sequences=8)
+    for name in ("f1", "f2", "f3"):
+        bench.submit(name, [1, 2], max_tokens=9, tenant="flood")
+    bench.step()
+    bench.submit("a", [1, 2, 3], max_tokens=9, tenant="a")
+    before = bench.engine.scheduler.counters.counter("flood")
+    assert shape(bench.step()) == [("a", 0, 3)]
+    assert bench.engine.scheduler.counters.counter("flood") == before  # a pause is not paid for
+    bench.submit("b", [1, 2], max_tokens=9, tenant="b")
+    assert shape(bench.step()) == [("f1", 2, 1), ("f2", 2, 1), ("f3", 2, 1), ("a", 3, 1), ("b", 0, 2)]
+
+
+def test_nobody_who_decodes_pauses_where_no_tenant_has_most() -> None:
+    bench = Bench(batch_tokens=8)
+    for name in "ab":
+        bench.submit(name, [1, 2], max_tokens=9, tenant=name)
+    bench.step()
+    bench.submit("c", [1, 2], max_tokens=9, tenant="c")
+    assert shape(bench.step()) == [("a", 2, 1), ("b", 2, 1), ("c", 0, 2)]
+
+
+def test_where_there_were_several_tenants_prompts_come_in_short_pieces_beside_those_who_decode() -> None:
+    bench = Bench(batch_tokens=8, sequences=2)
+    bench.submit("one", [1], max_tokens=100, tenant="flood")
+    bench.step()
+    bench.submit("alone", range(8), max_tokens=1, tenant="flood")
+    assert shape(bench.step()) == [("one", 1, 1), ("alone", 0, 7)]
+    bench.step()
+    bench.submit("other", [1], max_tokens=1, tenant="other")
+    bench.step()
+    bench.submit("in company", range(10, 18), max_tokens=1, tenant="flood")
+    assert [count for _, _, count in shape(bench.step())] == [1, 8 // SHORTER]
+    for number in range(COMPANY):
+        if not bench.engine.scheduler.has_work:
+            bench.submit(str(number), [1], max_tokens=100, tenant="flood")
+        bench.step()
+    bench.submit("alone again", range(20, 28), max_tokens=1, tenant="flood")
+    assert [count for _, _, count in shape(bench.step())] == [1, 7]
