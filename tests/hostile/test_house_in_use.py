@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from adapters.manifest import AdapterId
 from adapters.shelf import Shelf
 from tests.support.adapters import write_adapter
 from tests.support.face import BASE
@@ -47,7 +48,7 @@ def delete(home: House, *names: str) -> None:
 
 
 def test_d40_a_stream_outlives_its_adapter_and_nothing_else_of_it_stays(home: House, tmp_path: Path) -> None:
-    id = home.add(tmp_path, "gone", seed=40)
+    id = AdapterId(home.add(tmp_path, "gone", seed=40))
     begin = said(home.http, "gone", length=60)
     body = {"model": "gone", "prompt": list(PROMPT), "max_tokens": 240, "stream": True} | GREEDY
     with home.http.stream("POST", "/v1/completions", json=body) as reply, home.live.client() as other:

@@ -58,7 +58,9 @@ def turns(literal: str) -> str:
 
 def values(field: str, *literals: str, param: str = "", code: str = VALUE) -> dict[str, Odd]:
     """Bodies with this field given as JSON, whatever it is."""
-    made = {f"{field} {literal[:40]}": (raw(field, literal), param or field, code) for literal in literals}
+    made: dict[str, Odd] = {
+        f"{field} {literal[:40]}": (raw(field, literal), param or field, code) for literal in literals
+    }
     assert len(made) == len(literals), "two of them begin alike"
     return made
 
