@@ -93,8 +93,8 @@ class Scheduler:
 
     A tenant that has nothing in the batch, and whose turn it is, waits for nobody to end: it goes before long prompts,
     and if it finds no seat or no blocks, the tenant that has most in the batch takes its latest sequence back, as long
-    as it keeps one. Its first step is no longer than it must be: prompts of those who are there pause for it, and all of
-    a tenant's that has more in the batch than everybody else, though never twice in a row. And as long as it is not
+    as it keeps one. Its first step is no longer than it must be: prompts of those who are there pause for it, and so
+    does a tenant that has more in the batch than everybody else, though never twice in a row. And as long as it is not
     long since there were several tenants, prompts are computed in short pieces beside those who decode, for whoever
     comes next waits until the step ends.
     """
