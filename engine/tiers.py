@@ -226,7 +226,7 @@ def explain(error: Exception) -> tuple[str, str]:
         return str(error), "adapter_overflow"  # uploads were judged: only whether its numbers fit the dtype was not
     if isinstance(error, AdapterError | EngineError):
         return str(error), "adapter_unavailable"
-    return "The adapter could not be read from the store.", "adapter_unavailable"
+    return "The adapter could not be loaded. The server's log has the reason. Try again.", "adapter_unavailable"
 
 
 def _nobody_sleeps() -> None:

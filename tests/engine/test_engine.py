@@ -181,12 +181,15 @@ def test_an_adapter_that_cannot_be_read_fails_those_who_wait_for_it() -> None:
 
 
 def test_g71_a_device_that_is_out_of_memory_fails_the_adapter_not_the_engine() -> None:
-    bench = Bench(adapters={"a": 10})
+    bench = Bench(adapters={"a": 10, "b": 10})
     bench.mover.unplaceable.add(named("a"))
+    others = [bench.submit("base", max_tokens=6), bench.submit("b", [3], adapter="b", max_tokens=6)]
     bench.submit("r", adapter="a")
     bench.run()
     assert only(bench.outputs["r"]).error_code == "adapter_unavailable"
-    assert bench.engine.tiers.residency.device_used == 0
+    assert bench.engine.tiers.residency.device_used == 10
+    for each in others:
+        assert bench.tokens(each.id) == expected_tokens(each)
 
 
 def test_admission_tells_the_tier_that_was_found() -> None:

@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -15,7 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from adapters.manifest import AdapterId
 from adapters.provenance import ServedBase
 from adapters.store import BlobStore
-from engine.build import EngineConfig, build
+from engine.build import EngineConfig, maker
+from engine.engine import Engine
 from engine.result import ChunkResult
 from engine.runner import ModelRunner
 from engine.scheduler import StepPlan
@@ -37,17 +39,19 @@ from tests.support.surroundings import at_home
 
 LOUD = 0.3
 """The scale of adapters that must be heard in eight tokens."""
-CONTEXT, BLOCKS, BLOCK = 256, 256, 4
+CONTEXT, BLOCK = 256, 4
 
 
 class Fragile:
-    """The real runner, until it is told to break."""
+    """The real runner, until it is told to break. Counts who was preempted."""
 
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
         self.broken = False
+        self.preempted = 0
 
     def execute(self, plan: StepPlan) -> list[ChunkResult]:
+        self.preempted += len(plan.preempted)
         if self.broken:
             raise RuntimeError("the device is on fire")
         return self._runner.execute(plan)
@@ -61,12 +65,13 @@ class Fragile:
 
 @dataclass(frozen=True)
 class House(Door):
-    """A door, and what stands behind it."""
+    """A door, and what stands behind it. When the engine fails, the next one waits until `next` is set, as it is."""
 
     base: Base
     worker: EngineWorker
     runner: Fragile
     watch: HouseWatch
+    next: Event
 
     def add(self, folder: Path, name: str, seed: int = 0, rank: int = 4) -> str:
         """A version that is loud, taken through the door; its id."""
@@ -88,19 +93,28 @@ def tiny_llama(folder: Path) -> Base:
 
 
 @contextlib.contextmanager
-def house(folder: Path, device_bytes: int = 1 << 20, host_bytes: int = 4 << 20) -> Iterator[House]:
+def house(folder: Path, device_bytes: int = 1 << 20, host_bytes: int = 4 << 20, blocks: int = 256) -> Iterator[House]:
     """A live server over a real engine with a canary, and its invariants."""
     base = tiny_llama(folder / "base")
     served = ServedBase(base.shape, lambda: fingerprint(base.source.path, None))
     tokenizer = HubTokenizer(base.tokenizer, base.model.config.vocab_size)
     server = folder / "server"
     store = BlobStore(server / "data" / "blobs")
-    config = EngineConfig(BLOCKS, CONTEXT, device_bytes, host_bytes, block_size=BLOCK, max_batch_tokens=64)
-    engine = build(base, store, config)
+    config = EngineConfig(blocks, CONTEXT, device_bytes, host_bytes, block_size=BLOCK, max_batch_tokens=64)
+    make = maker(base, store, config)
+    engine, waiting = make(), Event()
     real = engine._runner
     assert isinstance(real, ModelRunner)
     engine._runner = runner = Fragile(real)
-    worker = EngineWorker(engine)
+    waiting.set()
+
+    def remake() -> Engine:
+        assert waiting.wait(20)
+        following = make()
+        following._runner = runner
+        return following
+
+    worker = EngineWorker(engine, remake)
     face = make_face(
         server,
         worker,  # type: ignore[arg-type]  # a face usually has the fake one
@@ -118,7 +132,7 @@ def house(folder: Path, device_bytes: int = 1 << 20, host_bytes: int = 4 << 20) 
 
         face.catalog.on_forgotten = forget
         watch = HouseWatch(base, worker, real, face, live, canary.name)
-        yield House(face, live, http, Invariants(face, http, canary, watch), base, worker, runner, watch)
+        yield House(face, live, http, Invariants(face, http, canary, watch), base, worker, runner, watch, waiting)
         live.call(worker.stop(1))
     face.registry.close()
 
