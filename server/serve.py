@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from functools import partial
 from time import time
@@ -48,9 +49,18 @@ _GRACE_S = 5  # for connections that still hold unread bytes after their answers
 
 
 def serve(settings: Settings) -> int:
-    """Serve until told to stop; the exit code. Raises LoaderError and its kin, before it listens."""
+    """Serve until told to stop; the exit code. Raises LoaderError and its kin, before it listens.
+
+    A second signal leaves the engine's thread in the middle of a step. All is put away by then, so the process ends
+    here: the interpreter's own end would cut that thread off within torch, which aborts at times.
+    """
     signals = Signals()
-    return signals.end(_serve(settings, signals))
+    code = signals.end(_serve(settings, signals))
+    if signals.forced:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _serve(settings: Settings, signals: Signals) -> int:
