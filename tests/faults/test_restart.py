@@ -25,8 +25,10 @@ from loader.source import resolve
 from server.usage.ledger import Begun, Ledger
 from tests.support.adapters import write_adapter
 from tests.support.http import eventually
+from tests.support.invariants import check_error
 from tests.support.models import tiny_model_dir
 from tests.support.served import Served, run, served
+from tests.support.served_watch import ServedWatch
 
 REFS = ("red", "red@prod")
 UNDER_WAY = {"red@prod": "red@1", "red": "red@2"}
@@ -47,6 +49,14 @@ class Restarted:
     lost: dict[str, tuple[str, int]]
     blue: Path
     data: Path
+    watch: ServedWatch
+
+
+@pytest.fixture(autouse=True)
+def _as_before(restarted: Restarted) -> Iterator[None]:
+    """After each case: the canary and the base answer as before the kill, and all that is kept is in order."""
+    yield
+    restarted.watch.check(restarted.http)
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +64,13 @@ def restarted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restarted]:
     root = tmp_path_factory.mktemp("restart")
     model = tiny_model_dir("llama", root)
     shape = load(resolve(str(model), root), dtype="float32").shape
-    folders = [write_adapter(root / str(n), shape, seed=n, scale=0.3) for n in range(3)]
+    folders = [write_adapter(root / str(n), shape, seed=n, scale=0.3) for n in range(4)]
+    logs = root / "logs"
+    logs.mkdir()
     flags = ("--base", str(model), "--dtype", "float32", "--data-dir", str(root / "data"))
     budgets = ("--kv-cache-memory=8MiB", "--adapter-device-memory=8MiB", "--adapter-host-memory=8MiB")
-    with served(*flags, *budgets, log=root / "first.log") as first, first.client() as http:
-        for folder, name in zip(folders, ("red", "red", "blue"), strict=True):
+    with served(*flags, *budgets, log=logs / "first") as first, first.client() as http:
+        for folder, name in zip(folders, ("red", "red", "blue", "canary"), strict=True):
             assert _upload(http, folder, name).status_code == 201
         assert http.put("/v1/adapters/red/aliases/prod", json={"version": 1}).is_success
         said = {ref: _said(_complete(http, ref)) for ref in REFS}
@@ -67,6 +79,7 @@ def restarted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restarted]:
         eventually(lambda: _noted(root / "data", red), within_s=30)
         eventually(lambda: len(_used(http)) == len(REFS), within_s=30)
         used = _used(http)
+        watch = ServedWatch(http, model, root / "data", "canary", logs, spoilt=AdapterId(blue))
         with contextlib.ExitStack() as streams:
             lost = {streams.enter_context(_begun(http, model)): told for model, told in UNDER_WAY.items()}
             eventually(lambda: _noted_tokens(root / "data").keys() == lost.keys())
@@ -75,9 +88,9 @@ def restarted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restarted]:
             first.process.wait()
         noted = _noted_tokens(root / "data")
     _flip(root / "data" / "adapters", blue)
-    with served(*flags, *budgets, log=root / "second.log") as second, second.client() as http:
+    with served(*flags, *budgets, log=logs / "second") as second, second.client() as http:
         ended = {id: (adapter, noted[id]) for id, adapter in lost.items()}
-        yield Restarted(second, http, said, used, ended, folders[2], root / "data")
+        yield Restarted(second, http, said, used, ended, folders[2], root / "data", watch)
 
 
 def test_g68_a_killed_server_comes_back_as_it_was(restarted: Restarted) -> None:
@@ -144,6 +157,7 @@ def test_d44_a_flipped_bit_is_found_told_and_repaired(restarted: Restarted) -> N
     for _ in range(2):
         refused = _complete(http, "blue")
         assert refused.status_code == 503 and refused.json()["error"]["code"] == "adapter_corrupt"
+        check_error(refused.text)
         assert http.get("/v1/adapters/blue").json()["state"] == "corrupt"
         assert _said(_complete(http, "red")) == restarted.said["red"], "the rest goes on"
     kept = restarted.data / "adapters" / "quarantine"

@@ -12,10 +12,15 @@ from pathlib import Path
 
 import httpx
 
+from loader.base import load
+from loader.source import resolve
 from server.usage.ledger import Ledger, Wanted
+from tests.support.adapters import write_adapter
 from tests.support.http import eventually
+from tests.support.invariants import check_error
 from tests.support.models import tiny_model_dir
 from tests.support.served import Served, served
+from tests.support.served_watch import ServedWatch
 
 BUDGETS = ("--kv-cache-memory=16MiB", "--adapter-device-memory=8MiB", "--adapter-host-memory=8MiB")
 
@@ -32,16 +37,18 @@ def streaming(running: Served, choices: int, tokens: int) -> Iterator[Iterator[s
 
 
 def test_g67_streams_go_on_after_the_first_signal_and_end_quietly_with_the_second(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    model = tiny_model_dir("llama", tmp_path)
-    flags = ("--base", str(model), "--dtype", "float32", "--data-dir", str(tmp_path / "data"), "--log-format", "json")
-    with (
-        served(*flags, *BUDGETS, log=log) as running,
-        running.client() as http,
-        streaming(running, 16, 400) as long,
-        streaming(running, 16, 400),
-        streaming(running, 1, 100) as short,
-    ):
+    """The next server on the same data answers as this one did, and finds all in order."""
+    logs, model, data = tmp_path / "logs", tiny_model_dir("llama", tmp_path), tmp_path / "data"
+    logs.mkdir()
+    log = logs / "first"
+    canary = write_adapter(tmp_path / "canary", load(resolve(str(model), tmp_path), dtype="float32").shape, scale=0.3)
+    flags = ("--base", str(model), "--dtype", "float32", "--data-dir", str(data), "--adapter", f"canary={canary}")
+    with contextlib.ExitStack() as stack:
+        running = stack.enter_context(served(*flags, *BUDGETS, "--log-format=json", log=log))
+        http = stack.enter_context(running.client())
+        watch = ServedWatch(http, model, data, "canary", logs)
+        long, _ = (stack.enter_context(streaming(running, 16, 400)) for _ in range(2))
+        short = stack.enter_context(streaming(running, 1, 100))
         running.process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + 10
         while http.get("/readyz").status_code != 503:
@@ -49,6 +56,8 @@ def test_g67_streams_go_on_after_the_first_signal_and_end_quietly_with_the_secon
         assert http.get("/livez").status_code == 200
         refused = http.post("/v1/completions", json={"model": "", "prompt": [5], "max_tokens": 1})
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+        assert int(refused.headers["retry-after"]) > 0
+        check_error(refused.text)
         assert list(short)[-1] == "data: [DONE]", "what ran goes on"
         running.process.send_signal(signal.SIGTERM)
         began = time.monotonic()
@@ -58,6 +67,9 @@ def test_g67_streams_go_on_after_the_first_signal_and_end_quietly_with_the_secon
             assert "data: [DONE]" not in list(long), "what was cut off does not look whole"
     told = log.read_text()
     assert "Traceback" not in told and "Exception" not in told, told
+    watch.check_data()
+    with served(*flags, *BUDGETS, log=logs / "second") as again, again.client() as http:
+        watch.check(http)
 
 
 def test_g67_a_second_signal_while_the_ledger_is_written_is_as_any_other(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from server.settings import SettingsError, read_settings
 from server.traces import Traces
 from tests.support.engine_fakes import Bench
 from tests.support.face import BASE, make_face
-from tests.support.http import serve
+from tests.support.http import eventually, serve
+from tests.support.manners import check_after
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 CANARY = "zebra"
@@ -168,6 +169,10 @@ def test_the_engines_own_events_make_a_trace(told: Told) -> None:
     assert (told.one("POST /v1/completions").attributes or {})["gen_ai.usage.output_tokens"] == 3
 
 
+def roots_of(told: Told) -> list[ReadableSpan]:
+    return [span for span in told.spans if span.kind is SpanKind.SERVER]
+
+
 def test_h81_traces_hold_no_key_and_no_prompt(told: Told, tmp_path: Path) -> None:
     """Over HTTP: every request is a trace but the probes', whatever comes of it, and none tells what was sent."""
     face = make_face(tmp_path, traces=told.traces)
@@ -179,8 +184,10 @@ def test_h81_traces_hold_no_key_and_no_prompt(told: Told, tmp_path: Path) -> Non
         client.post("/v1/completions", json=body | {"stream": True})
         client.post("/v1/completions", json=body | {"temperature": CANARY})
         client.get(f"/v1/models/{CANARY}")
+        eventually(lambda: len(roots_of(told)) == 4)
+        roots = roots_of(told)
+        check_after(client, face)
     face.registry.close()
-    roots = [span for span in told.spans if span.kind is SpanKind.SERVER]
     # counted, because a stream may end after the request that follows it
     statuses = Counter((span.name, (span.attributes or {})["http.response.status_code"]) for span in roots)
     post, get = "POST /v1/completions", "GET /v1/models/{id:path}"

@@ -12,6 +12,7 @@ from server import logs
 from tests.support.engine import FakeStream, FakeWorker
 from tests.support.face import BASE, form, make_face
 from tests.support.http import serve
+from tests.support.manners import check_after
 
 KEY = "sk-4f9a1c_c4n4ryKEYc4n4ryKEYc4n4ryKEY"
 PROMPT = "zebra] 'quagga\" okapi"
@@ -44,6 +45,7 @@ def main(format: str, folder: Path) -> None:
         statuses.append(client.get(f"/v1/models/{KEY}", params={"key": KEY, "prompt": PROMPT}).status_code)
         statuses.append(client.post("/v1/adapters", data={"name": "logged"}, files=form()).status_code)
         statuses.append(client.post("/v1/adapters", data={"name": PROMPT, KEY: KEY}, files=form()).status_code)
+        check_after(client, face)
     face.registry.close()
     print(statuses)
 
