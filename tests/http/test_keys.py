@@ -15,7 +15,7 @@ from server.principal import Scope
 from tests.support.face import BASE, Face, form
 from tests.support.http import LiveServer, serve
 from tests.support.keys import bearer, guarded_face, headers_of
-from tests.support.manners import check_after
+from tests.support.manners import check_after, check_reply
 
 OPEN = {"/livez", "/readyz", "/health", "/version"}
 """All that answers without a key."""
@@ -69,6 +69,8 @@ def test_h75_every_route_but_the_probes_asks_for_a_key(
             assert reply.headers["www-authenticate"].startswith("Bearer")
             if method != "HEAD":
                 bodies.add(reply.content)
+                assert reply.json()["error"]["code"] == "invalid_api_key"
+                check_reply(reply)
     assert len(bodies) == 1
     assert http.get("/health/../v1/models").status_code == 401
     assert http.get("/v1/nothing").status_code == 404

@@ -12,17 +12,19 @@ from typing import Any
 import httpx
 import pytest
 import structlog
+from fastapi.routing import iter_route_contexts
 
 from adapters.grants import EVERYBODY
 from adapters.manifest import AdapterId
 from engine.events import Admitted
+from server.deps import Needs
 from server.keys.store import KeyStore
 from server.metrics import MAX_ADAPTER_LABELS
 from server.principal import Scope
 from tests.support.face import BASE, Face, form, write_adapter
 from tests.support.http import LiveServer, eventually, serve
 from tests.support.keys import bearer, guarded_face, headers_of
-from tests.support.manners import check_after
+from tests.support.manners import check_after, check_reply
 
 HIDDEN, ABSENT = "zz-hidden", "zz-absent"
 SECRET_PROMPT = "the launch code is 0000"
@@ -273,19 +275,32 @@ def test_h78_the_key_decides_whatever_else_is_said(tenants: Tenants, a: httpx.Cl
     assert tenants.face.worker.seen[-1].tenant == "beta"
 
 
+def guards(face: Face) -> list[tuple[str, str, Scope]]:
+    """Every method and path with the scope that it needs."""
+    return [
+        (method, context.path or "", each.dependency.scope)
+        for context in iter_route_contexts(face.app.routes)
+        for method in sorted(context.methods or ())
+        for each in getattr(context.original_route, "dependencies", ())
+        if isinstance(each.dependency, Needs)
+    ]
+
+
 def test_h77_a_key_that_only_reads_changes_nothing(tenants: Tenants, a: httpx.Client) -> None:
     push(a, "kept", 6)
     with tenants.client("acme", Scope.READ, Scope.INFER) as reader:
-        assert push(reader, "more").status_code == 403
-        changes = (
-            ("DELETE", ""),
-            ("PUT", "/public"),
-            ("PUT", "/shares/beta"),
-            ("PUT", "/aliases/prod"),
-            ("POST", "/pin"),
-        )
-        for method, suffix in changes:
-            assert reader.request(method, f"/v1/adapters/kept{suffix}", json={"version": 1}).status_code == 403
+        before = a.get("/v1/adapters/kept/versions").json(), a.get("/v1/adapters").json()
+        changes = [each for each in guards(tenants.face) if each[2] not in (Scope.READ, Scope.INFER)]
+        assert len(changes) > 20 and {method for method, _, _ in changes} >= {"POST", "PUT", "PATCH", "DELETE"}
+        for method, path, needed in changes:
+            url = re.sub(r"\{(id|name)[^}]*\}", "kept", path).replace("{alias}", "prod").replace("{tenant}", "beta")
+            refused = reader.request(method, url, json={"version": 1})
+            assert refused.status_code == 403, (method, path)
+            if method != "HEAD":
+                assert refused.json()["error"]["code"] == "scope_missing" and f"`{needed}`" in refused.text, path
+                check_reply(refused)
+        assert push(reader, "more").json()["error"]["code"] == "scope_missing"
+        assert (a.get("/v1/adapters/kept/versions").json(), a.get("/v1/adapters").json()) == before
         assert reader.get("/v1/adapters/kept").status_code == 200
         assert answering(reader, "kept")
 
