@@ -1,7 +1,9 @@
 """`rootstock serve` as it is started: it has its data directory to itself, and reads uploads in a process apart."""
 
 import hashlib
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +80,33 @@ def test_an_upload_that_takes_too_much_memory_to_read_fails_alone(serving: Servi
         assert stored.status_code == 201 and http.get(at).json()["state"] == "ready", "the same limit, and enough"
         said = http.post("/v1/completions", json={"model": "good", "prompt": [5, 9], "max_tokens": 2})
         assert said.status_code == 200 and running.process.poll() is None
+
+
+def _overwritten(registry: Path) -> None:
+    registry.write_bytes(b"not a database" * 999)
+
+
+def _of_a_newer_release(registry: Path) -> None:
+    with closing(sqlite3.connect(registry)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.commit()
+
+
+def test_g70_serve_refuses_such_a_registry_says_how_to_go_on_and_serves_what_was_found_again(
+    serving: Serving, tmp_path: Path
+) -> None:
+    folder, data = write_adapter(tmp_path / "adapter", serving.shape), tmp_path / "data"
+    flags, registry = (*serving.flags, "--data-dir", str(data)), data / "registry.sqlite"
+    asked = {"model": "kept", "prompt": [5, 9], "max_tokens": 8, "temperature": 0}
+    with served(*flags, "--adapter", f"kept={folder}", log=tmp_path / "log") as running, running.client() as http:
+        said = http.post("/v1/completions", json=asked).raise_for_status().json()["choices"]
+    for damage, told in ((_of_a_newer_release, "newer release"), (_overwritten, "rootstock doctor")):
+        damage(registry)
+        refused = run("serve", "--port", "0", *flags)
+        assert refused.returncode == 1 and told in refused.stderr and "Traceback" not in refused.stderr, refused.stderr
+    assert run("doctor", "--data-dir", str(data), "--rebuild").returncode == 0
+    with served(*flags, log=tmp_path / "log") as running, running.client() as http:
+        assert http.post("/v1/completions", json=asked).raise_for_status().json()["choices"] == said
 
 
 def _push(http: httpx.Client, folder: Path, name: str, config: str) -> tuple[str, httpx.Response]:
