@@ -2,9 +2,13 @@
 // (FlashAttention's running maximum and sum, arXiv 2205.14135). Only slots of the query's own context are read.
 #pragma once
 
-#include "multiply.h"
+#include "activations.h"
 
-constexpr Int KEYS = 48;   // keys taken together
+#if defined(BF16_TILES)
+constexpr Int KEYS = 2 * DEEP;  // keys taken together
+#else
+constexpr Int KEYS = 48;
+#endif
 constexpr Int LINES = 32;  // at most so many query rows share a tile: the query heads of a KV head, times positions
 constexpr Int FEW = 8;     // up to so many, values are widened in registers
 
@@ -41,11 +45,14 @@ struct AttentionTask {
 struct AttentionScratch {
     Buffer<float> q, v, p, out, maxima, weights;
     Buffer<Vec> sums;
+    Buffer<BFloat16> keys, shares;  // a tile's keys that do not lie together; p, rounded
 
-    void fit(Int lines, Int heads, Int width) {
-        q.fit(heads * lines * width), out.fit(heads * lines * width);
-        v.fit(KEYS * width), p.fit(lines * KEYS), sums.fit(lines * KEYS);
+    // `room` is for so many lines of each head.
+    void fit(Int lines, Int room, Int heads, Int width) {
+        q.fit(heads * lines * width + PAST), out.fit(heads * room * width);
+        v.fit(KEYS * width), p.fit(room * KEYS), sums.fit(lines * KEYS);
         maxima.fit(heads * lines), weights.fit(heads * lines);
+        keys.fit(KEYS * width), shares.fit(room * KEYS);
     }
 };
 
@@ -126,11 +133,10 @@ inline void add_values(const float* p, const Values& v, Int keys, Int width, flo
     for (; d < width; d += LANES) add_values<M, 1>(p, v, keys, width, d, out);
 }
 
-// The scores of one line become weights; its maximum, its sum and its output move on.
-inline void weigh(const Vec* sums, float scaling, Int seen_from, Int seen_to, Int width, float* p, float& maximum, float& weight,
-                  float* out) {
+// The scores of one line, in p, become weights; its maximum, its sum and its output move on.
+inline void weigh(float scaling, Int seen_from, Int seen_to, Int width, float* p, float& maximum, float& weight, float* out) {
     const Int keys = padded(seen_to, LANES);
-    for (Int j = 0; j < keys; j += LANES) store(p + j, totals(sums + j) * scaling);
+    for (Int j = 0; j < keys; j += LANES) store(p + j, load(p + j) * scaling);
     if (seen_from > 0) std::fill(p, p + seen_from, -INFINITY);
     if (seen_to < keys) std::fill(p + seen_to, p + keys, -INFINITY);
     std::fill(p + keys, p + KEYS, 0.0f);
@@ -154,11 +160,11 @@ class Attention {
   public:
     Attention(const AttentionTask& task, const Batch& batch, const Rows& query, const Cache& layer, AttentionScratch& s)
         : task(task), layer(layer), course(task, batch, layer), s(s), groups(layer.heads / layer.kv_heads), width(layer.width),
-          lines(task.count * groups), row(batch.starts[task.span] + task.first) {
-        s.fit(lines, task.heads, width);
+          lines(task.count * groups), room(padded(lines, GROUP)), row(batch.starts[task.span] + task.first) {
+        s.fit(lines, room, task.heads, width);
         std::fill(s.maxima.data(), s.maxima.data() + task.heads * lines, -INFINITY);
         std::fill(s.weights.data(), s.weights.data() + task.heads * lines, 0.0f);
-        std::fill(s.out.data(), s.out.data() + task.heads * lines * width, 0.0f);
+        std::fill(s.out.data(), s.out.data() + task.heads * room * width, 0.0f);
         for (Int head = 0; head < task.heads; ++head)
             for (Int line = 0; line < lines; ++line) lay_query(query, head, line);
     }
@@ -178,7 +184,7 @@ class Attention {
         for (Int head = 0; head < task.heads; ++head)
             for (Int line = 0; line < lines; ++line) {
                 BFloat16* to = out + ((row + line / groups) * layer.heads + query_head(head, line)) * width;
-                const float* sums = s.out.data() + (head * lines + line) * width;
+                const float* sums = s.out.data() + (head * room + line) * width;
                 for (Int d = 0; d < width; d += LANES) store(to + d, load(sums + d) / s.weights[head * lines + line]);
             }
     }
@@ -191,6 +197,9 @@ class Attention {
     void lay_query(const Rows& query, Int head, Int line) {
         const BFloat16* from = query.data + (row + line / groups) * query.token + query_head(head, line) * query.head;
         float* lines_of_head = s.q.data() + head * lines * width;
+#if defined(BF16_TILES)
+        if (dots()) return queries(head).put(line, from, width);
+#endif
         if (dots()) return lay(from, reinterpret_cast<Number*>(lines_of_head) + line * WIDE, lines * WIDE, width, width);
         for (Int d = 0; d < width; d += LANES) store(lines_of_head + d * lines + line * LANES, load(from + d));
     }
@@ -200,6 +209,9 @@ class Attention {
         const Int keys = std::min(KEYS, course.stop - from);
         const float* q = s.q.data() + head * lines * width;
         const BFloat16 *k = layer.keys + head * width, *v = layer.values + head * width;
+#if defined(BF16_TILES)
+        if (dots()) return take_tiles(head, at, from, keys);
+#endif
         for (Int j = keys; j < KEYS; ++j)
             for (Int d = 0; d < width; d += LINE) fetch(k + at.later[j] + d), fetch(v + at.later[j] + d);
 #if defined(BF16_DOTS)
@@ -208,8 +220,11 @@ class Attention {
         else
 #endif
             multiply(q, lines * LANES, lines, Scattered{k, at}, keys, 0, width, s.sums.data(), KEYS);
-        for (Int line = 0; line < lines; ++line) weigh_line(head, line, from, keys);
-        float* out = s.out.data() + head * lines * width;
+        for (Int line = 0; line < lines; ++line) {
+            for (Int j = 0; j < keys; j += LANES) store(s.p.data() + line * KEYS + j, totals(s.sums.data() + line * KEYS + j));
+            weigh_line(head, line, from, keys);
+        }
+        float* out = s.out.data() + head * room * width;
         if (lines <= FEW) return add_all(Scattered{v, at}, keys, out);
         for (Int j = 0; j < keys; ++j)
             for (Int d = 0; d < width; d += LANES) store(s.v.data() + j * width + d, Scattered{v, at}.some(j, d).value);
@@ -222,9 +237,78 @@ class Attention {
         float* p = s.p.data() + line * KEYS;
         if (seen_from >= seen_to) return std::fill(p, p + KEYS, 0.0f);
         const Int i = head * lines + line;
-        weigh(s.sums.data() + line * KEYS, layer.scaling, seen_from, seen_to, width, p, s.maxima[i], s.weights[i],
-              s.out.data() + i * width);
+        weigh(layer.scaling, seen_from, seen_to, width, p, s.maxima[i], s.weights[i],
+              s.out.data() + (head * room + line) * width);
     }
+
+#if defined(BF16_TILES)
+    // One head's lines, bf16 in the room that is there for floats.
+    Activations queries(Int head) const {
+        return {reinterpret_cast<Number*>(s.q.data() + head * lines * width), lines, width};
+    }
+
+    // As `take_tile`. Weights are rounded to bf16 before values are multiplied with them, their sum is not.
+    void take_tiles(Int head, const Places& at, Int from, Int keys) {
+        const BFloat16 *k = layer.keys + head * width, *v = layer.values + head * width;
+        for (Int j = 0; j < KEYS; ++j)
+            for (Int d = 0; d < width; d += LINE) fetch(k + at.later[j] + d), fetch(v + at.later[j] + d);
+        for (Int j = 0; j < KEYS; j += SIDE) score(head, j, tile_of_keys(k, at.now + j));
+        for (Int line = 0; line < lines; ++line) {
+            weigh_line(head, line, from, keys);
+            float* p = s.p.data() + line * KEYS;
+            for (Int j = 0; j < KEYS; j += LANES) store(s.shares.data() + line * KEYS + j, load(p + j));
+        }
+        pair_values(v, at.now);
+        float* out = s.out.data() + head * room * width;
+        for (Int line = 0; line < lines; line += SIDE)
+            for (Int d = 0; d < width; d += SIDE) add_shares(line, d, out + line * width + d);
+    }
+
+    // 16 keys where they lie if that is one behind the other, as in a block of the cache; else copied together.
+    WeightTiles tile_of_keys(const BFloat16* k, const Int* at) const {
+        const Int apart = at[1] - at[0];
+        bool even = apart > 0;
+        for (Int j = 1; j < SIDE; ++j) even &= at[j] - at[j - 1] == apart;
+        if (even) return {k + at[0], apart * 2, 0, DEEP, nullptr};
+        for (Int j = 0; j < SIDE; ++j) std::copy_n(k + at[j], width, s.keys.data() + j * width);
+        return {s.keys.data(), width * 2, 0, DEEP, nullptr};
+    }
+
+    // p[line][first + j] = q[line] . k[j] for 16 keys and all lines
+    void score(Int head, Int first, const WeightTiles& keys) const {
+        const Activations q = queries(head);
+        for (Int line = 0; line < lines; line += GROUP) {
+            clear_tiles<1>();
+            add_tiles<1, 1>(keys, {{q.at(line)}, {q.step(line) * 2}, {q.step(line) * SIDE}}, 0, width);
+            alignas(LINE_BYTES) float found[FOUND];
+            store_tile<0>(found);
+            put_sums(found, q.group(line), s.p.data() + line * KEYS + first, KEYS);
+        }
+    }
+
+    // Values of two keys after the other lie in pairs: [pair of keys][width][2].
+    void pair_values(const BFloat16* v, const Int* at) const {
+        uint32_t* to = reinterpret_cast<uint32_t*>(s.v.data());
+        for (Int j = 0; j < KEYS; j += 2)
+            for (Int d = 0; d < width; d += LANES, to += LANES) {
+                HalfVec first, second;
+                memcpy(&first, v + at[j] + d, sizeof first), memcpy(&second, v + at[j + 1] + d, sizeof second);
+                const BitVec both = __builtin_convertvector(first, BitVec) | __builtin_convertvector(second, BitVec) << 16;
+                memcpy(to, &both, sizeof both);
+            }
+    }
+
+    // out[line][d] += p[line] . v[d] for 16 of each
+    void add_shares(Int line, Int d, float* out) const {
+        const BFloat16 *shares = s.shares.data() + line * KEYS, *values = reinterpret_cast<BFloat16*>(s.v.data()) + d * 2;
+        load_tile<0>(out, width * 4);
+        for (Int j = 0; j < KEYS; j += DEEP) {
+            load_tile<6>(shares + j, KEYS * 2), load_tile<4>(values + j * width, width * 4);
+            multiply_tiles<0, 6, 4>();
+        }
+        store_tile<0>(out, width * 4);
+    }
+#endif
 
     // out += p . v for all lines
     template <class Values>
@@ -246,7 +330,7 @@ class Attention {
     const Cache& layer;
     const Course course;
     AttentionScratch& s;
-    const Int groups, width, lines, row;
+    const Int groups, width, lines, room, row;
 };
 
 // Number `i` of `tasks`.

@@ -44,8 +44,8 @@ inline void load_tile(const void* from, Int bytes) {
 }
 
 template <int T>
-inline void store_tile(float* to) {
-    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(LINE_BYTES), "i"(T) : "memory");
+inline void store_tile(float* to, Int bytes = LINE_BYTES) {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(bytes), "i"(T) : "memory");
 }
 
 // sums[n][m] += w[n] . x[m], where x lies in pairs: [pair][m][2].
@@ -81,8 +81,8 @@ inline void load_tile(const void* from, Int bytes) {
 }
 
 template <int T>
-inline void store_tile(float* to) {
-    memcpy(to, tile_of(T), sizeof(float) * FOUND);
+inline void store_tile(float* to, Int bytes = LINE_BYTES) {
+    for (Int i = 0; i < SIDE; ++i) memcpy(reinterpret_cast<char*>(to) + i * bytes, tile_of(T) + i * SIDE, LINE_BYTES);
 }
 
 template <int SUMS, int W, int X>
