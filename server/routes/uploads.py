@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
@@ -36,6 +36,13 @@ from server.storing import storing
 _FLAG = "--max-upload-bytes"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
+
+def _nothing_beside(digest: str | None) -> str | None:
+    if digest is not None and not _DIGEST.fullmatch(digest):
+        raise ValueError("a digest is sha256: and 64 hexadecimal digits, with nothing before or behind")
+    return digest
+
+
 READ, WRITE = Depends(needs(Scope.READ)), Depends(needs(Scope.WRITE))
 
 router = APIRouter(route_class=StrictRoute, tags=["uploads"])
@@ -48,7 +55,8 @@ class OrderBody(Strict):
     size: Annotated[int, Field(ge=1, lt=1 << 60, description="Bytes of adapter_model.safetensors.")]
     digest: Annotated[
         str | None,
-        Field(pattern=f"^{_DIGEST.pattern}$", description="SHA-256 of those bytes; an upload of them goes on."),
+        Field(pattern=_DIGEST.pattern, description="SHA-256 of those bytes; an upload of them goes on."),
+        AfterValidator(_nothing_beside),
     ] = None
     eval: Annotated[
         str | None, Field(max_length=EVAL_BYTES, description="The text of eval.jsonl, which `promote` measures on.")

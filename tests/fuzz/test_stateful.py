@@ -83,7 +83,7 @@ def test_an_application_that_breaks_a_promise_is_found(
     face = make_face(tmp_path)
     try:
         with pytest.raises(FailureGroup) as found:
-            chains(broken(face.app), examples=15)
+            chains(broken(face.app), examples=60)
     finally:
         face.registry.close()
     assert fault in {type(failure).__name__ for failure in found.value.exceptions}
