@@ -24,7 +24,7 @@ def set_up(level: str, format: str) -> None:
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=True,
+        cache_logger_on_first_use=False,  # two servers of one process may log differently
     )
     remove = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     # A traceback becomes text first: the console's own would show the values of local variables.
