@@ -39,3 +39,11 @@ struct Activations {
     Number* at(Int row) const { return data + row / GROUP * GROUP * stride + row % GROUP * UNIT; }
     void put(Int row, const BFloat16* from, Int count) const { lay<Placed>(from, at(row), step(row), count, stride); }
 };
+
+#if defined(BF16_TILES)
+// As they are loaded, from a row to the end of its group.
+inline ActivationTiles tiles_of(const Activations& x, Int row) {
+    const Int step = x.step(row);
+    return {x.at(row), step * Int(sizeof(Number)), step * DEEP / UNIT};
+}
+#endif

@@ -210,7 +210,7 @@ class Attention {
         const float* q = s.q.data() + head * lines * width;
         const BFloat16 *k = layer.keys + head * width, *v = layer.values + head * width;
 #if defined(BF16_TILES)
-        if (dots()) return take_tiles(head, at, from, keys);
+        if (dots()) return take_in_tiles(head, at, from, keys);
 #endif
         for (Int j = keys; j < KEYS; ++j)
             for (Int d = 0; d < width; d += LINE) fetch(k + at.later[j] + d), fetch(v + at.later[j] + d);
@@ -248,7 +248,7 @@ class Attention {
     }
 
     // As `take_tile`. Weights are rounded to bf16 before values are multiplied with them, their sum is not.
-    void take_tiles(Int head, const Places& at, Int from, Int keys) {
+    void take_in_tiles(Int head, const Places& at, Int from, Int keys) {
         const BFloat16 *k = layer.keys + head * width, *v = layer.values + head * width;
         for (Int j = 0; j < KEYS; ++j)
             for (Int d = 0; d < width; d += LINE) fetch(k + at.later[j] + d), fetch(v + at.later[j] + d);
@@ -279,7 +279,7 @@ class Attention {
         const Activations q = queries(head);
         for (Int line = 0; line < lines; line += GROUP) {
             clear_tiles<1>();
-            add_tiles<1, 1>(keys, {{q.at(line)}, {q.step(line) * 2}, {q.step(line) * SIDE}}, 0, width);
+            add_tiles<1, 1>(keys, {tiles_of(q, line)}, 0, width);
             alignas(LINE_BYTES) float found[FOUND];
             store_tile<0>(found);
             put_sums(found, q.group(line), s.p.data() + line * KEYS + first, KEYS);

@@ -134,8 +134,7 @@ struct Shrink {
 #if defined(BF16_TILES)
     void a_products(Int from, Int ranks, Buffer<Number>& block, const BFloat16* after, float* sums) const {
         const BFloat16* a = inputs_of(from);
-        const Int step = x->step(start);
-        const ActivationTiles at = {{x->at(start)}, {step * 2}, {step * SIDE}};
+        const ActivationTiles at[] = {tiles_of(*x, start)};
         clear_tiles<1>();
         if (ranks == SIDE && inputs % DEEP == 0) {
             add_tiles<1, 1>({a, inputs * 2, 0, DEEP, after}, at, 0, inputs);

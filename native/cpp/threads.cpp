@@ -3,13 +3,8 @@
 // waking them takes longer than most pieces do.
 #include <omp.h>
 
-#include "tiles.h"
-
 // Ends the pool of the thread that calls; it gets a new one when it computes again.
 extern "C" void release_threads() { omp_pause_resource_all(omp_pause_soft); }
 
 // From now on the thread that calls computes by itself.
 extern "C" void work_alone() { omp_set_num_threads(1); }
-
-// Whether the operating system lets this process multiply as the kernels were compiled to.
-extern "C" int may_multiply() { return tiles_allowed(); }

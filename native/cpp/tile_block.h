@@ -28,43 +28,42 @@ class Block {
     // y[m][n] = x[m] . w[n] for up to TOGETHER rows from `row`; y has BLOCK columns. Returns how many they are.
     Int products(const Inputs& inputs, Int row, float* y) {
         const Activations& x = inputs.of(linear);
-        const Int first = x.group(row), second = row + GROUP < x.rows && depth == end ? x.group(row + GROUP) : 0;
-        const ActivationTiles at = {{x.at(row), x.at(row) + GROUP * x.stride}, {first * 4, second * 4}, {first * DEEP, second * DEEP}};
-        if (second) {
+        const bool both = row + GROUP < x.rows && depth == end;
+        if (both) {
             Int n = 0;
-            for (; n + 2 <= tiles; n += 2) take<2, 2>(n, at, first, second, y);
-            if (n < tiles) take<1, 2>(n, at, first, second, y);
+            for (; n + 2 <= tiles; n += 2) take<2, 2>(n, x, row, y);
+            if (n < tiles) take<1, 2>(n, x, row, y);
         } else {
-            take_all<4>(at, first, y);
+            take_all<4>(x, row, y);
         }
         asked = true;
-        return first + second;
+        return x.group(row) + (both ? x.group(row + GROUP) : 0);
     }
 
   private:
     // All tiles with one group of rows.
     template <int MOST>
-    void take_all(const ActivationTiles& x, Int rows, float* y) {
-        if (tiles == MOST) return take<MOST, 1>(0, x, rows, 0, y);
-        if constexpr (MOST > 1) take_all<MOST - 1>(x, rows, y);
+    void take_all(const Activations& x, Int row, float* y) {
+        if (tiles == MOST) return take<MOST, 1>(0, x, row, y);
+        if constexpr (MOST > 1) take_all<MOST - 1>(x, row, y);
     }
 
-    // Tiles [n, n + W) with one or two groups of rows.
+    // Tiles [n, n + W) with U groups of rows.
     template <int W, int U>
-    void take(Int n, const ActivationTiles& x, Int first, Int second, float* y) {
+    void take(Int n, const Activations& x, Int row, float* y) {
+        ActivationTiles at[U];
+        for (Int u = 0; u < U; ++u) at[u] = tiles_of(x, row + u * GROUP);
         clear_tiles<W * U>();
         for (Int from = 0, to; from < end; from = to) {
             to = std::min(from + depth, end);
             if (depth < end) fill(from, to);
-            add_tiles<W, U>(weights(n, W), x, from, to);
+            add_tiles<W, U>(weights(n, W), at, from, to);
         }
         alignas(LINE_BYTES) float sums[W * U * FOUND];
         store_tiles<W * U>(sums);
-        for (int w = 0; w < W; ++w) {
-            float* to = y + (n + w) * SIDE;
-            put_sums(sums + w * U * FOUND, first, to, BLOCK);
-            if (U == 2) put_sums(sums + (w * U + 1) * FOUND, second, to + GROUP * BLOCK, BLOCK);
-        }
+        for (Int w = 0; w < W; ++w)
+            for (Int u = 0; u < U; ++u)
+                put_sums(sums + (w * U + u) * FOUND, x.group(row + u * GROUP), y + u * GROUP * BLOCK + (n + w) * SIDE, BLOCK);
     }
 
     WeightTiles weights(Int n, Int count) const {

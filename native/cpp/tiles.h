@@ -98,7 +98,7 @@ inline void multiply_tiles() {
 inline bool tiles_allowed() { return true; }
 #endif
 
-// W tiles of weights beside U tiles of activations: how both lie. Steps are in numbers, rows in bytes.
+// How tiles of weights and of activations lie. Steps are in numbers, rows in bytes.
 struct WeightTiles {
     const BFloat16* data;
     Int row_bytes, step, deeper;  // from one row to the next; from one tile to the next; to the tile of the next inputs
@@ -106,8 +106,8 @@ struct WeightTiles {
 };
 
 struct ActivationTiles {
-    const BFloat16* data[2];
-    Int row_bytes[2], deeper[2];
+    const BFloat16* data;
+    Int row_bytes, deeper;
 };
 
 template <int N, int FROM = 0>
@@ -134,15 +134,15 @@ inline void add_tiles(const WeightTiles& w, const BFloat16* at, const BFloat16* 
     if constexpr (FROM + 1 < W) add_tiles<W, U, FROM + 1>(w, at + w.step, next ? next + TILE : nullptr);
 }
 
-// The first W * U tiles += w . x over inputs [from, to) of x, which w begins with. The order of additions of one sum does
+// The first W * U tiles += W tiles of w . U of x over inputs [from, to) of x, which w begins with. The order of additions of one sum does
 // not depend on what else is in a tile, so a request's result does not depend on its neighbours.
 template <int W, int U>
-inline void add_tiles(const WeightTiles& w, const ActivationTiles& x, Int from, Int to) {
+inline void add_tiles(const WeightTiles& w, const ActivationTiles (&x)[U], Int from, Int to) {
     static_assert(W * U <= 4);
     const BFloat16 *at = w.data, *next = w.next;
     for (Int k = from; k < to; k += DEEP, at += w.deeper) {
-        load_tile<4>(x.data[0] + k / DEEP * x.deeper[0], x.row_bytes[0]);
-        if constexpr (U == 2) load_tile<5>(x.data[1] + k / DEEP * x.deeper[1], x.row_bytes[1]);
+        load_tile<4>(x[0].data + k / DEEP * x[0].deeper, x[0].row_bytes);
+        if constexpr (U == 2) load_tile<5>(x[1].data + k / DEEP * x[1].deeper, x[1].row_bytes);
         add_tiles<W, U>(w, at, next);
         if (next) next += W * TILE;
     }

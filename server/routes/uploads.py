@@ -38,6 +38,7 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def _nothing_beside(digest: str | None) -> str | None:
+    """A pattern is found anywhere in what is sent. Raises ValueError."""
     if digest is not None and not _DIGEST.fullmatch(digest):
         raise ValueError("a digest is sha256: and 64 hexadecimal digits, with nothing before or behind")
     return digest

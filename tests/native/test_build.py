@@ -23,7 +23,15 @@ def test_the_library_alone_stays_and_a_second_build_finds_it(tmp_path: Path) -> 
 
 
 def test_the_sources_are_there() -> None:
-    assert [path.stem for path in sources()] == ["attention", "layer", "low_rank", "pointwise", "product", "threads"]
+    assert [path.stem for path in sources()] == [
+        "attention",
+        "layer",
+        "low_rank",
+        "pointwise",
+        "product",
+        "threads",
+        "tiles",
+    ]
 
 
 AVX512 = b"#define __AVX512F__ 1\n#define __AVX512BF16__ 1\n#define __AVX512VBMI__ 1\n"
