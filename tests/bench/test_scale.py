@@ -95,7 +95,8 @@ def test_steps_are_read_around_each_round() -> None:
     with running(server) as url:
         rounds = list(overhead.over_http(url, "base", SHAPE, concurrency=2, rounds=2, pid=os.getpid()))
     assert [(one["inside_s"], one["steps"]) for one in rounds] == [(0.0, 0.0)] * 2
-    assert all(0 <= one["event_loop_s"] <= one["server_s"] for one in rounds)
+    ticks = 0.03  # the system counts a thread's and a process's in hundredths of a second, and not at once
+    assert all(0 <= one["event_loop_s"] <= one["server_s"] + ticks for one in rounds)
     assert len(server.requests) == 3 * 2
 
 

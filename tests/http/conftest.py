@@ -10,7 +10,7 @@ import structlog
 from tests.support.http import LiveServer
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _quiet() -> None:
     """The server's thread writes past pytest's capture; keep that to errors."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
