@@ -119,11 +119,13 @@ class _Turn:
     async def begin(self) -> None:
         """Submit, and wait for the first output, which knows the adapter's tier and the time in the queue."""
         try:
-            self._generation = await Generation.start(self._services.worker, self._job.requests)
+            generation = await Generation.start(self._services.worker, self._job.requests)
         except PromptTooLong as error:
             raise BadRequest(str(error), self._job.prompt_field, "context_length_exceeded") from error
+        self._generation = generation
         self._reading.accepted()
-        self._rest = aiter(self._generation)
+        self._reading.follow(lambda: generation.tokens)
+        self._rest = aiter(generation)
         self._first = await self._next()
 
     async def whole(self) -> tuple[Chunk, dict[str, str]]:
@@ -195,7 +197,7 @@ class _Turn:
 
     async def _next(self) -> Indexed | None:
         """The next output, noted; None after the last."""
-        assert self._rest is not None and self._generation is not None
+        assert self._rest is not None
         try:
             index, output = await anext(self._rest)
         except StopAsyncIteration:
@@ -203,7 +205,6 @@ class _Turn:
         except GenerationFailed:
             self._failed = True
             raise
-        self._reading.got(self._generation.tokens)
         if output.admission is not None:
             self._admissions[index] = output.admission
         if output.finish_reason is not None:

@@ -3,8 +3,10 @@
 Owns the meeting of quotas and ledger around one answer. Knows no response format.
 """
 
+from asyncio import TimerHandle, get_running_loop
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from math import ceil, floor
+from math import floor
 from time import monotonic, time
 
 from server.principal import Principal
@@ -45,7 +47,7 @@ class Reading:
 
     def __init__(self, meter: Meter, caller: Principal, claim: Claim, let_in: Pass) -> None:
         self._writer, self._pass, self._began = meter.writer, let_in, monotonic()
-        self._due = ceil(self._began) + 1.0
+        self._timer: TimerHandle | None = None
         self._begun = Begun(
             claim.id, caller.tenant, caller.project, caller.key, claim.adapter, claim.prompt_tokens, started=time()
         )
@@ -67,17 +69,28 @@ class Reading:
         if self._writer is not None:
             self._writer.record(self._begun)
 
-    def got(self, generated_tokens: int) -> None:
-        """So many so far; to be told after every token. Noted about once a second, in case the server is killed."""
+    def follow(self, so_far: Callable[[], int]) -> None:
+        """Note the tokens that it got `so_far` about once a second until its end, in case the server is killed, whether
+        its client reads or not."""
+        if self._writer is not None:
+            self._later(1.0, so_far)
+
+    def _later(self, wait_s: float, so_far: Callable[[], int]) -> None:
+        """At the first whole second after `wait_s`: whenever they began, all that run are noted in one write."""
         now = monotonic()
-        if now < self._due or self._writer is None:
-            return
-        self._due = floor(now) + 1.0  # whenever it began: all that run are noted in one write
-        self._begun = replace(self._begun, generated_tokens=generated_tokens)
-        self._writer.record(self._begun)
+        self._timer = get_running_loop().call_later(floor(now + wait_s) + 1.0 - now, self._note, so_far)
+
+    def _note(self, so_far: Callable[[], int]) -> None:
+        assert self._writer is not None
+        if (tokens := so_far()) > self._begun.generated_tokens:
+            self._begun = replace(self._begun, generated_tokens=tokens)
+            self._writer.record(self._begun)
+        self._later(0.0, so_far)
 
     def end(self, cached_tokens: int, generated_tokens: int, finish_reason: str) -> None:
         """It was accepted, and has ended one way or another."""
+        if self._timer is not None:
+            self._timer.cancel()
         self._pass.close(self._begun.prompt_tokens + generated_tokens)
         if self._writer is not None:
             ended = self._begun.started + monotonic() - self._began  # a clock set meanwhile does not change its length

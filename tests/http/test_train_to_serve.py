@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.kernels import furnished
 from tests.support.models import tiny_model_dir
 from tests.support.served import Served, run, served
 
@@ -57,7 +58,8 @@ def test_one_command_makes_an_adapter_callable(server: Served, folder: Path) -> 
 def test_another_server_refuses_it_and_says_what_to_add(server: Served, folder: Path) -> None:
     """After the test above: the server of the fixture keeps the first data directory to itself."""
     assert (folder / "out").is_dir()
-    flags = ("--base", str(folder / "llama"), "--data-dir", str(folder / "other"), f"--adapter=taught={folder / 'out'}")
+    data = furnished(folder / "other")
+    flags = ("--base", str(folder / "llama"), "--data-dir", str(data), f"--adapter=taught={folder / 'out'}")
     refused = run("serve", "--port", "0", *flags, *BUDGETS)
     assert refused.returncode == 1
     for part in ("--adapter taught=", "quantization nf4", "quantization none", "--allow-quantization-mismatch"):

@@ -17,6 +17,7 @@ from loader.fingerprint import fingerprint
 from loader.quantize import config_for
 from server.commands.errors import CommandFailed
 from server.commands.merge import Way, merge
+from tests.support.kernels import furnished
 from tests.support.models import tiny_model_dir
 from tests.support.peft_adapters import KINDS, write_adapter
 from training.base import keep_trainable
@@ -89,9 +90,8 @@ def test_heldout_reports_base_and_adapter_beside_both_ways(
 ) -> None:
     heldout = tmp_path / "heldout.jsonl"
     heldout.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
-    merge(
-        adapter, out, base=str(model), way=Way.quantized, heldout=heldout, dtype="float32", data_dir=tmp_path / "data"
-    )
+    data = furnished(tmp_path / "data")
+    merge(adapter, out, base=str(model), way=Way.quantized, heldout=heldout, dtype="float32", data_dir=data)
     told, beside = capfd.readouterr()
     assert "it/s]" not in beside, "a library drew bars of its own"
     losses = {name.strip(): float(loss) for name, loss in re.findall(r"^  (\S.*?)\s+([\d.]+)$", told, re.M)}

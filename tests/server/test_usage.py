@@ -1,5 +1,6 @@
 """The ledger: one row a request, whatever happens, and never two."""
 
+import asyncio
 import csv
 import io
 import json
@@ -16,6 +17,8 @@ import pytest
 from adapters.errors import RegistryUnusable
 from server.commands.errors import CommandFailed
 from server.commands.usage import usage
+from server.meter import Claim, Meter
+from server.principal import ANYONE
 from server.usage.ledger import COLUMNS, Begun, Ledger, Usage, Wanted
 from server.usage.table import as_json, read_time, write_csv
 from server.usage.writer import LedgerWriter
@@ -37,6 +40,23 @@ def test_i86_a_request_has_one_row_however_often_it_is_written(tmp_path: Path) -
     ledger.append([ROW, ROW])
     ledger.append([replace(ROW, generated_tokens=99), replace(ROW, id="r1")])
     assert list(ledger.rows(EVERY)) == [ROW, replace(ROW, id="r1")]
+    ledger.close()
+
+
+@pytest.mark.anyio
+async def test_i86_what_an_answer_got_is_noted_whether_or_not_anybody_reads_it(tmp_path: Path) -> None:
+    ledger = Ledger(url(tmp_path / "usage.sqlite"))
+    writer = LedgerWriter(ledger)
+    reading = Meter(writer=writer).admit(ANYONE, Claim("r0", "", prompt_tokens=3, max_tokens=100))
+    reading.accepted()
+    reading.follow(lambda: 7)
+    async with asyncio.timeout(10):
+        while [begun.generated_tokens for begun in ledger.under_way()] != [7]:
+            await asyncio.sleep(0.05)
+    reading.end(0, 9, "length")
+    writer.close()
+    assert ledger.under_way() == [], "nothing is noted after the end"
+    assert [row.generated_tokens for row in ledger.rows(EVERY)] == [9]
     ledger.close()
 
 

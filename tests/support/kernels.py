@@ -1,11 +1,14 @@
 """The compiled kernels, built once for all tests; a test that needs them is skipped where there is no compiler."""
 
+import contextlib
+import shutil
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from native.build import Form
+from loader.kernels import FOLDER
+from native.build import Form, build
 from native.errors import Unavailable
 from native.kernels import Kernels, load
 
@@ -19,3 +22,13 @@ def kernels(form: Form | None = None) -> Kernels:
         return load(CACHE, form)
     except Unavailable as reason:
         pytest.skip(str(reason))
+
+
+def furnished(data: Path) -> Path:
+    """`data`, with kernels where an earlier start on it would have left them: compiling them takes longer than many a
+    test."""
+    with contextlib.suppress(Unavailable):
+        library = build(CACHE)
+        (data / FOLDER).mkdir(parents=True, exist_ok=True)
+        shutil.copy(library, data / FOLDER)
+    return data

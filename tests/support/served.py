@@ -13,6 +13,8 @@ from pathlib import Path
 
 import httpx
 
+from tests.support.kernels import furnished
+
 ROOTSTOCK = str(Path(sys.executable).with_name("rootstock"))
 
 
@@ -39,6 +41,8 @@ class Served:
 def served(*flags: str, log: Path, within_s: float = 180.0) -> Iterator[Served]:
     """Serve on a free port of 127.0.0.1; at the end of the block it drains and must exit 0."""
     port = _free_port()
+    if "--data-dir" in flags:
+        furnished(Path(_last(flags, "--data-dir")))
     command = [ROOTSTOCK, "serve", "--port", str(port), *flags]
     started = time.monotonic()
     with (
@@ -57,6 +61,10 @@ def run(*arguments: str, within_s: float = 180.0) -> "subprocess.CompletedProces
     """One `rootstock` command, to its end."""
     command: Sequence[str] = [ROOTSTOCK, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=within_s, env=_environment(), check=False)
+
+
+def _last(flags: Sequence[str], name: str) -> str:
+    return flags[len(flags) - flags[::-1].index(name)]
 
 
 @contextlib.contextmanager
