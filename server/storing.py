@@ -48,7 +48,11 @@ class Room:
     async def _held(self) -> Holdings:
         if not self._services.meter.quotas.holds_storage(self._tenant):
             return Holdings(frozenset(), 0)
-        return holdings(await in_thread(self._services.whole.every), self._tenant)
+        return await in_thread(self._all)
+
+    def _all(self) -> Holdings:
+        whole = self._services.whole
+        return holdings(whole.every(), self._tenant, whole.quarantined())
 
 
 @asynccontextmanager

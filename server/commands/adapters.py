@@ -181,7 +181,7 @@ def share(
     as_json: Json = False,
 ) -> None:
     """Let another tenant, or all of them, use an adapter of yours. Only you change it."""
-    _act("PUT", _shared(name, to, public), url, key, as_json, f"{name} is shared with {to or 'every tenant'}")
+    _share("PUT", name, to, public, url, key, as_json)
 
 
 @app.command()
@@ -194,7 +194,7 @@ def unshare(
     as_json: Json = False,
 ) -> None:
     """Take back what `share` gave. Requests that run on it finish."""
-    _act("DELETE", _shared(name, to, public), url, key, as_json, f"{name} is not shared with {to or 'everybody'}")
+    _share("DELETE", name, to, public, url, key, as_json)
 
 
 @app.command()
@@ -241,10 +241,16 @@ def _act(
     print_json(reply) if as_json else typer.echo(told)
 
 
-def _shared(name: str, to: str | None, public: bool) -> str:
+def _share(method: str, name: str, to: str | None, public: bool, url: str, key: str | None, as_json: bool) -> None:
+    """Tells who has it now: what is taken back from one tenant may still be everybody's."""
+    from server.commands.http import Server
+
     if (to is None) == (not public):
         raise typer.BadParameter("Give either --with TENANT or --public.")
-    return f"/v1/adapters/{_segment(name)}/" + ("public" if to is None else f"shares/{_segment(to)}")
+    whom = "public" if to is None else f"shares/{_segment(to)}"
+    shares = Server(url, key).call(method, f"/v1/adapters/{_segment(name)}/{whom}")
+    with_whom = "every tenant" if shares["public"] else ", ".join(shares["tenants"]) or "nobody"
+    print_json(shares) if as_json else typer.echo(f"{name} is shared with {with_whom}")
 
 
 def _segment(text: str) -> str:

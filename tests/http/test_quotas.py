@@ -1,8 +1,10 @@
 """Quotas as a client meets them: OpenAI's headers on every answer, 429 with a time, 403 where time does not help."""
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -126,11 +128,14 @@ def test_i85_whoever_fills_the_store_is_refused_and_nobody_else(clients: dict[st
     assert upload("full", "two", 2).status_code == 201
 
 
+def ordered(client: httpx.Client, name: str, seed: int) -> httpx.Response:
+    order = {"name": name, "config": adapter_config().decode(), "size": len(adapter_weights(seed))}
+    return client.post("/v1/adapters/uploads", json=order)
+
+
 def whole(client: httpx.Client, name: str, seed: int) -> str:
     """An upload in pieces that only has to be finished: its path, with the digest."""
-    weights = adapter_weights(seed)
-    order = {"name": name, "config": adapter_config().decode(), "size": len(weights)}
-    begun = client.post("/v1/adapters/uploads", json=order)
+    begun, weights = ordered(client, name, seed), adapter_weights(seed)
     assert begun.status_code == 201, begun.text
     at = str(begun.headers["location"])
     assert client.patch(at, content=weights, headers={"upload-offset": "0"}).status_code == 202
@@ -148,6 +153,24 @@ def test_i85_quotas_hold_again_when_an_upload_is_finished(tenant: str, clients: 
     assert client.get("/v1/adapters/second").status_code == 404
     client.delete("/v1/adapters/first")
     assert client.put(second).status_code == 201, "the upload was left as it was"
+
+
+def test_d44_there_is_room_to_repair_what_was_damaged(tmp_path: Path) -> None:
+    """Of the tenant's quota the damaged bytes take nothing, and the repaired ones what they took before."""
+    meter = Meter(Quotas(None, {"grown": QUOTAS["grown"]}))
+    with contextlib.ExitStack() as stack:
+        face, store = stack.enter_context(guarded_face(tmp_path, meter))
+        live = stack.enter_context(serve(face.app))
+        client = stack.enter_context(live.client(**headers_of(store, "grown")))
+        assert client.put(whole(client, "first", 20)).status_code == 201
+        id = face.catalog.resolve("grown/first").id
+        weights = face.store.path(id) / "adapter_model.safetensors"
+        assert ordered(client, "first", 20).status_code == 403
+        weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+        assert face.store.quarantine_if_damaged(id)
+        assert client.put(whole(client, "first", 20)).status_code == 200
+        assert face.catalog.quarantined() == frozenset()
+        assert ordered(client, "second", 21).status_code == 403
 
 
 def test_i85_of_many_that_are_finished_at_once_one_fits(clients: dict[str, httpx.Client]) -> None:

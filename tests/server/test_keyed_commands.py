@@ -35,6 +35,14 @@ def test_push_share_and_use(tmp_path: Path, guarded: tuple[LiveServer, KeyStore]
     assert "sql" not in rootstock("adapters", "ls", url=live.url, key=beta).stdout
     shared = rootstock("adapters", "share", "sql", "--with", "beta", "--url", live.url, "--api-key", acme)
     assert "shared with beta" in shared.stdout, shared.stderr
+    for words, told in (
+        (("share", "--public"), "every tenant"),
+        (("unshare", "--with", "beta"), "every tenant"),
+        (("unshare", "--public"), "nobody"),
+        (("share", "--with", "beta"), "beta"),
+    ):
+        said = rootstock("adapters", words[0], "sql", *words[1:], url=live.url, key=acme)
+        assert said.stdout == f"sql is shared with {told}\n", said.stderr
     assert "acme/sql" in rootstock("adapters", "show", "acme/sql", url=live.url, key=beta).stdout
     neither = rootstock("adapters", "share", "sql", url=live.url, key=acme)
     assert neither.returncode == 2 and "--public" in neither.stderr
