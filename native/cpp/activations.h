@@ -36,7 +36,10 @@ struct Activations {
 
     Int group(Int row) const { return std::min(GROUP, rows - row / GROUP * GROUP); }
     Int step(Int row) const { return group(row) * UNIT; }
-    Number* at(Int row) const { return data + row / GROUP * GROUP * stride + row % GROUP * UNIT; }
+    // Of an input that begins a unit.
+    Number* at(Int row, Int input = 0) const {
+        return data + row / GROUP * GROUP * stride + row % GROUP * UNIT + input / UNIT * step(row);
+    }
     void put(Int row, const BFloat16* from, Int count) const { lay<Placed>(from, at(row), step(row), count, stride); }
 };
 

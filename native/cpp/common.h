@@ -166,6 +166,9 @@ inline Vec exp_of(Vec x) {
 // function that does nothing but ask.
 __attribute__((always_inline)) inline void fetch(const void* at) { __builtin_prefetch(at, 0, 2); }
 
+// What is read very soon, from the second-level cache into the nearest.
+__attribute__((always_inline)) inline void fetch_near(const void* at) { __builtin_prefetch(at, 0, 3); }
+
 inline Int padded(Int count, Int to) { return (count + to - 1) / to * to; }
 
 // Room for numbers that begins at a cache line, so that no vector lies in two. What was in it is lost when it grows.

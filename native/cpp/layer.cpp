@@ -101,13 +101,13 @@ class Pass {
         shrink(room.attention, own);
         project(own);
         attend_all(own);
-        widen_all(room.attended.data(), layer.o, room.out);
+        room.out.x.put(room.attended.data(), layer.o.inputs);
         shrink(room.out, own);
         add_product(layer.o, room.out, x, own);
         normalise(y, layer.before_mlp, room.mlp);
         shrink(room.mlp, own);
         gate_and_up(own);
-        widen_all(room.gated.data(), layer.down, room.down);
+        room.down.x.put(room.gated.data(), layer.down.inputs);
         shrink(room.down, own);
         add_product(layer.down, room.down, y, own);
     }
@@ -118,16 +118,9 @@ class Pass {
         const Int width = layer.q.inputs;
 #pragma omp for
         for (Int row = 0; row < rows; ++row) {
-            BFloat16* normed = room.normed.data() + row * width;
-            rms_norm(from + row * width, norm.weight, normed, width, norm.epsilon);
-            wide.x.put(row, normed, width);
+            rms_norm(from + row * width, norm.weight, room.normed.data() + row * width, width, norm.epsilon);
         }
-    }
-
-    void widen_all(const BFloat16* from, const Linear& linear, Wide& wide) {
-#pragma omp for
-        for (Int row = 0; row < rows; ++row)
-            wide.x.put(row, from + row * linear.inputs, linear.inputs);
+        wide.x.put(room.normed.data(), width);
     }
 
     void shrink(Wide& wide, Own& own) {

@@ -27,16 +27,31 @@ class Inputs {
         if (beside_codes) rooms[1].fit(rows * stride + PAST), orders[1].data = rooms[1].data();
     }
 
-    void put(Int row, const BFloat16* from, Int count) const {
-        const Activations &plain = orders[0], &other = orders[1];
-        if (plain.data) plain.put(row, from, count);
-        if (other.data) lay_beside_codes(from, other.at(row), other.step(row), count, other.stride);
+    // Lays all rows [rows, count] out. By every thread of a team; ends when all are through. Threads share no line of
+    // memory that is written: each takes whole groups of rows or, where there are few, some inputs of all of them.
+    void put(const BFloat16* from, Int count) const {
+        const Int rows = orders[0].rows, spans = (orders[0].stride + SPAN - 1) / SPAN;
+#pragma omp for
+        for (Int unit = 0; unit < (rows + GROUP - 1) / GROUP * spans; ++unit) {
+            const Int begin = unit / spans * GROUP, end = std::min(begin + GROUP, rows);
+            for (Int row = begin; row < end; ++row) put_span(row, from + row * count, count, unit % spans * SPAN);
+        }
     }
 
     const Activations& plain() const { return orders[0]; }
     const Activations& of(const Linear& linear) const { return orders[linear.beside_codes()]; }
 
   private:
+    static constexpr Int SPAN = 2 * SCALED;
+
+    // Up to SPAN numbers of a row, from the first on.
+    void put_span(Int row, const BFloat16* from, Int count, Int first) const {
+        const Activations &plain = orders[0], &other = orders[1];
+        const Int past = std::min(first + SPAN, plain.stride) - first, there = std::min(count - first, past);
+        if (plain.data) lay<Placed>(from + first, plain.at(row, first), plain.step(row), there, past);
+        if (other.data) lay_beside_codes(from + first, other.at(row, first), other.step(row), there, past);
+    }
+
     Buffer<Number> rooms[2];
     Activations orders[2];
 };

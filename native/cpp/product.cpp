@@ -42,8 +42,7 @@ extern "C" void product_bf16(const BFloat16* x, const Linear* linear, const floa
     {
         static thread_local Scratch scratch;
         const TileUse tiles;
-#pragma omp for
-        for (Int row = 0; row < rows; ++row) wide.put(row, x + row * inputs, inputs);
+        wide.put(x, inputs);
         deal.run([&](Int task) {
             const Int out = task * width, outs = std::min(width, outputs - out);
             Block block(*linear, out, outs, rows, scratch);

@@ -100,7 +100,8 @@ class Block {
         }
     }
 
-    // Asks for the next outputs' codes in the order of memory, as many as it reads.
+    // Asks for the next outputs' codes in the order of memory, as many as it reads, and brings near what each of its own has
+    // next: 64 rows are read at a time, too many streams for the processor to foresee.
     void fill_code_blocks(Int from, Int to) const {
         const Int row = linear.inputs / 2, blocks = linear.inputs / SCALED;
         const CodeTable table(linear.codes.values);
@@ -111,7 +112,8 @@ class Block {
             for (Int first = 0; first < outs; first += SIDE) {
                 Number* at = place(first, i);
                 for (Int n = std::min(SIDE, outs - first); n; --n) {
-                    fetch(next);
+                    if (n % 2) fetch(next);  // two rows' are a line
+                    fetch_near(codes + LINE_BYTES);
                     table.lay(codes, *scale, at, TILE);
                     next += SCALED / 2, codes += row, scale += blocks, at += DEEP;
                 }
