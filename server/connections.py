@@ -1,5 +1,5 @@
-"""Connections around their requests: how many there may be, how large a request's head, how slowly it may come, and how
-slowly an answer may be read.
+"""Connections around their requests: how many there may be, how large a request's head, how slowly it may come, how far
+ahead of the answers, and how slowly these may be read.
 
 Owns uvicorn's HTTP/1.1 protocol with those bounds, and the refusals that no application gets to see. When there are too
 many connections, one that is idle goes first; probes are answered even when all are busy. Knows no routes but those.
@@ -14,8 +14,9 @@ from typing import ClassVar
 
 import orjson
 import structlog
+from httptools import HttpParserError
 from starlette.responses import JSONResponse
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from server.errors import ApiError, BadRequest
 from server.readers import Patience
@@ -28,6 +29,9 @@ RESERVE = 32
 OTHER_FILES = 192
 """Files that are no connections: databases, adapters that are read, uploads."""
 
+AHEAD = 32
+"""Requests that may wait on one connection for the answers before theirs; each takes kilobytes."""
+
 _A_FEW = 16
 
 
@@ -35,6 +39,8 @@ _A_FEW = 16
 class Bounds:
     """`connections` at once; a head, which is a request's first line and its headers, has `head_bytes` and `head_s`;
     `read_s` is how long a client may leave its answer unread.
+
+    Whatever else is no body, such as trailers, may have `head_bytes` too.
     """
 
     connections: int = 2048
@@ -106,8 +112,9 @@ class _Bounded(HttpToolsProtocol):
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._head_bytes = 0
+        self._bare_bytes = 0  # what came since the latest piece of a body, the end of a head, or that of a request
         self._head_timer: TimerHandle | None = None
+        self._answering: RequestResponseCycle | None = None
         self._patience = Patience(self.loop, transport, self.bounds.read_s, self._cut)
         self.crowd.comes(self)
         self._expect_head()
@@ -119,13 +126,19 @@ class _Bounded(HttpToolsProtocol):
         self._patience.stop()
         self.crowd.leaves(self)
         super().connection_lost(exc)
+        if self._answering is not None:  # uvicorn tells the latest that came, which may wait behind this one
+            self._answering.disconnected = True
+            self._answering.message_event.set()
 
     def data_received(self, data: bytes) -> None:
+        self._bare_bytes += len(data)
         super().data_received(data)
-        if self._head_timer is not None:  # the head has not ended with these bytes
-            self._head_bytes += len(data)
-            if self._head_bytes > self.bounds.head_bytes:
-                self.refuse(_head_too_large(self.bounds.head_bytes))
+        if self._bare_bytes > self.bounds.head_bytes:
+            self.refuse(_head_too_large(self.bounds.head_bytes))
+        elif self._idle and self._head_timer is None:  # it belongs to no request, or to one that is answered already
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -144,12 +157,26 @@ class _Bounded(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._stop_head_timer()
+        self._bare_bytes = 0  # how large it is now that it is whole, `_refusal` says
+        if len(self.pipeline) >= AHEAD:
+            raise HttpParserError("too many requests wait for the answers before theirs")
         self.crowd.works(self)
         refusal = self._refusal()
         self.app = self.config.loaded_app if refusal is None else _answer(refusal)
         super().on_headers_complete()
+        if not self.pipeline:
+            self._answering = self.cycle
+
+    def on_body(self, body: bytes) -> None:
+        self._bare_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._bare_bytes = 0
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        self._answering = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
         self._patience.watch()
         if self._idle and not self.transport.is_closing():
@@ -197,7 +224,6 @@ class _Bounded(HttpToolsProtocol):
 
     def _expect_head(self) -> None:
         self._stop_head_timer()
-        self._head_bytes = 0
         self._head_timer = self.loop.call_later(self.bounds.head_s, self._head_late)
 
     def _head_late(self) -> None:
@@ -211,7 +237,11 @@ class _Bounded(HttpToolsProtocol):
 
 
 def _head_too_large(limit: int) -> ApiError:
-    return ApiError(431, f"The request's line and headers take more than {limit} bytes.", code="head_too_large")
+    return ApiError(
+        431,
+        f"The request's line and headers, or what comes beside its body, take more than {limit} bytes.",
+        code="head_too_large",
+    )
 
 
 def _crowded() -> ApiError:

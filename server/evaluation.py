@@ -4,6 +4,7 @@ Owns the reading and the measuring. A row is one prompt request without an answe
 place among everybody's. Knows no routes; what is worse than what, the scores say.
 """
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,11 +71,13 @@ async def score(services: Services, version: Version, file: EvalFile, caller: Pr
     if known is not None and (known.sha256, known.base) == (file.sha256, base):
         return known
     items = await in_thread(read_eval, file.content, services.tokenizer, services.limits.max_model_len)
-    lease = await in_thread(services.catalog.lease, f"{version.name}@{version.number}")
+    # Not cancelled with whoever waits for it: the thread would take the lease all the same, and nobody end it.
+    leasing = asyncio.create_task(in_thread(services.catalog.lease, f"{version.name}@{version.number}"))
     try:
+        await asyncio.shield(leasing)
         reports = await _Measuring(services, items, version, caller, f"{request_id}-eval-{version.number}").reports()
     finally:
-        await in_thread(lease.release)
+        await in_thread((await leasing).release)
     tokens = [report for row in reports for report in row]
     found = Score(
         sha256=file.sha256,

@@ -33,7 +33,15 @@ class Generation:
     async def start(cls, worker: Worker, requests: Sequence[Request]) -> "Generation":
         """Submit all of `requests` or, when one is refused, none."""
         # Together, so that all are queued before the next step; one after the other, each would wait for a step.
-        submitted = await asyncio.gather(*(worker.submit(request) for request in requests), return_exceptions=True)
+        submitting = [asyncio.create_task(worker.submit(request)) for request in requests]
+        try:
+            submitted = await asyncio.gather(*submitting, return_exceptions=True)
+        except (
+            asyncio.CancelledError
+        ):  # all have ended by now, and some were accepted, which nobody is told of any more
+            accepted = [each for each in submitting if not each.cancelled() and each.exception() is None]
+            await _close_all([each.result() for each in accepted])
+            raise
         streams = [each for each in submitted if not isinstance(each, BaseException)]
         refused = next((each for each in submitted if isinstance(each, BaseException)), None)
         if refused is not None:

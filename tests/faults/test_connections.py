@@ -16,7 +16,7 @@ import pytest
 import uvloop
 
 from engine.worker import EngineWorker
-from server.connections import OTHER_FILES, RESERVE, Bounds, affordable, raise_file_limit
+from server.connections import AHEAD, OTHER_FILES, RESERVE, Bounds, affordable, raise_file_limit
 from server.ports import Limits
 from tests.support.crowd import SPARE
 from tests.support.engine import FakeWorker
@@ -25,6 +25,7 @@ from tests.support.face import BASE, Face, make_face
 from tests.support.http import LiveServer, eventually, serve
 from tests.support.invariants import check_disk, check_error
 from tests.support.manners import check_after
+from tests.support.sending import heard
 
 ROOT = Path(__file__).parents[2]
 COMPLETION = {"model": BASE, "prompt": "Once", "max_tokens": 4}
@@ -202,12 +203,58 @@ def test_f64_a_head_of_64_kilobytes_is_431(face: Face, ended: bool) -> None:
         well(live, face)
 
 
+ENDLESS = {
+    "trailers": b"0\r\n" + b"X-Much: y\r\n" * 60_000,
+    "one trailer": b"0\r\nX-Much: " + b"y" * (640 << 10),
+    "a chunk's extension": b"1;" + b"y" * (640 << 10),
+}
+"""More than the server reads at once."""
+
+UNREAD = b"GET /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+"""It is answered, whatever becomes of its body."""
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_f64_what_comes_beside_a_body_is_bounded_as_a_head_is(face: Face, what: str) -> None:
+    """Behind an answer it is told; a request that waits for its body is cut off, sooner than for being slow."""
+    with serve(face.app) as live, connect(live) as answered, connect(live) as asking:
+        answered.sendall(UNREAD)
+        assert heard(answered).status_code == 200
+        asking.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        for connection in (answered, asking):
+            with contextlib.suppress(OSError):
+                connection.sendall(ENDLESS[what])
+        assert told(answered) == (431, "head_too_large")
+        with contextlib.suppress(ConnectionResetError):
+            assert asking.recv(65536) == b""
+        well(live, face)
+
+
+def test_f64_who_falls_silent_in_a_body_that_was_not_asked_for_is_let_go(face: Face) -> None:
+    with serve(face.app, keep_alive_s=1) as live, connect(live) as connection:
+        connection.sendall(UNREAD)
+        assert heard(connection).status_code == 200
+        connection.sendall(b"1\r\nx\r\n")
+        assert connection.recv(65536) == b""
+        well(live, face)
+
+
 def test_f65_pipelined_requests_are_answered_in_order(face: Face) -> None:
     with serve(face.app) as live, connect(live) as connection:
         get = b"GET %s HTTP/1.1\r\nHost: x\r\n%s\r\n"
-        connection.sendall(get % (b"/version", b"") + get % (b"/livez", b"Connection: close\r\n"))
+        last = get % (b"/livez", b"Connection: close\r\n")
+        connection.sendall(get % (b"/version", b"") + get % (b"/livez", b"") * (AHEAD - 1) + last)
         reply = b""
         while chunk := connection.recv(65536):
             reply += chunk
         well(live, face)
-    assert reply.count(b"HTTP/1.1 200") == 2 and reply.index(b'"base"') < reply.index(b'"status"')
+    assert reply.count(b"HTTP/1.1 200") == 1 + AHEAD and reply.index(b'"base"') < reply.index(b'"status"')
+
+
+def test_f65_who_sends_too_many_ahead_of_their_answers_is_cut_off(face: Face) -> None:
+    body = json.dumps(COMPLETION | {"max_tokens": 100_000}).encode()
+    get = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    with serve(face.app) as live, connect(live) as connection:
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body + get * (AHEAD + 1))
+        assert connection.recv(65536) == b""
+        well(live, face)

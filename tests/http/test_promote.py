@@ -4,11 +4,13 @@ The fake engine says that a token is likely or not by the adapter alone, so that
 """
 
 import json
+import socket
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Lock
 
 import httpx
 import pytest
@@ -162,6 +164,39 @@ def test_a_full_queue_is_told_and_leaves_the_alias(made: Made) -> None:
     assert promote(client, 3).status_code == 429
     assert client.get("/v1/adapters/q@prod").json()["version"] == 1
     assert not face.catalog._uses
+
+
+class Taken:
+    """A lock that nobody gets before it is `free`; `wanted` is set once somebody waits for it."""
+
+    def __init__(self) -> None:
+        self._lock, self.wanted, self.free = Lock(), Event(), Event()
+
+    def __enter__(self) -> None:
+        self.wanted.set()
+        assert self.free.wait(20)
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def locked(self) -> bool:
+        return self._lock.locked()
+
+
+def test_f61_a_hangup_while_a_promote_takes_hold_of_a_version_leaves_no_hold(made: Made) -> None:
+    face, client = made
+    face.catalog._lock = lock = Taken()  # type: ignore[assignment]
+    body = b'{"version": 3}'
+    head = f"POST /v1/adapters/q/promote HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}"
+    with socket.create_connection((client.base_url.host, client.base_url.port)) as leaving:
+        leaving.sendall(f"{head}\r\ncontent-type: application/json\r\n\r\n".encode() + body)
+        assert lock.wanted.wait(10)
+    for _ in range(3):
+        assert client.get("/livez").status_code == 200, "the loop has heard that the other one is gone"
+    lock.free.set()
+    check_after(client, face)
+    assert client.delete("/v1/adapters/q").status_code == 200, "nobody uses it"
 
 
 BAD = {

@@ -1,5 +1,6 @@
 """Streams on a real socket: their shape, their failures, and clients that hang up."""
 
+import asyncio
 import json
 import socket
 import time
@@ -10,9 +11,11 @@ import httpx
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from engine.sequence import Request, SamplingParams
 from server.connections import Bounds
+from server.generation import Generation
 from server.ports import Limits
-from tests.support.engine import FakeWorker
+from tests.support.engine import FakeStream, FakeWorker
 from tests.support.face import BASE, Face, form, make_face
 from tests.support.http import LiveServer, eventually, serve
 from tests.support.manners import check_after
@@ -106,6 +109,41 @@ def test_f61_a_client_that_hangs_up_aborts_its_requests(stream: bool, n: int, sl
     assert time.monotonic() - began < 1
     assert len(face.worker.aborted) == n
     eventually(lambda: face.services.lifecycle.in_flight == 0)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_f61_a_hangup_ends_a_request_that_others_wait_behind(stream: bool, slow: tuple[Face, LiveServer]) -> None:
+    face, live = slow
+    body = json.dumps(COMPLETION | {"max_tokens": 5000, "stream": stream}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    with socket.create_connection(("127.0.0.1", int(live.url.rsplit(":", 1)[1]))) as connection:
+        connection.sendall(head.encode() + b"\r\n\r\n" + body + b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        eventually(lambda: face.worker.running)
+    eventually(lambda: not face.worker.running)
+    assert len(face.worker.aborted) == 1
+
+
+class Hesitant(FakeWorker):
+    """Takes one request, and lets all others wait."""
+
+    async def submit(self, request: Request) -> FakeStream:
+        if self.running:
+            await asyncio.Event().wait()
+        return await super().submit(request)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("n", [1, 3])
+async def test_f61_a_hangup_while_choices_are_accepted_leaves_none_of_them(n: int) -> None:
+    """However few were accepted, and even if all were and nobody has heard of it yet."""
+    worker = Hesitant()
+    requests = [Request(f"{number}", (1, 2, 3), SamplingParams(max_tokens=9)) for number in range(n)]
+    starting = asyncio.create_task(Generation.start(worker, requests))
+    while not worker.running:
+        await asyncio.sleep(0)
+    starting.cancel()
+    await asyncio.wait([starting])
+    assert starting.cancelled() and worker.aborted == ["0"] and not worker.running
 
 
 def test_f61_a_hangup_gives_the_adapter_back(slow: tuple[Face, LiveServer]) -> None:

@@ -41,13 +41,15 @@ def serve(
     app: FastAPI,
     bounds: Bounds | None = None,
     loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+    keep_alive_s: int = 5,
 ) -> Iterator[LiveServer]:
-    """Serve `app` on a free port of 127.0.0.1 until the block ends."""
+    """Serve `app` on a free port of 127.0.0.1 until the block ends. An idle connection is kept for `keep_alive_s`."""
     config = uvicorn.Config(
         app,
         http=bounded(bounds or Bounds()),
         log_level="error",
         timeout_graceful_shutdown=1,
+        timeout_keep_alive=keep_alive_s,
     )
     server = uvicorn.Server(config)
     loops: list[asyncio.AbstractEventLoop] = []
