@@ -2,9 +2,10 @@
 
 import errno
 import hashlib
+import resource
 import shutil
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -107,6 +108,25 @@ def test_g69_the_client_is_told_and_reads_go_on(
         assert "x-should-retry" in refused.headers or "retry-after" in refused.headers
     assert [card["name"] for card in http.get("/v1/adapters").json()["data"]] == ["there"]
     assert http.post("/v1/completions", json={"model": "there", "prompt": "x", "max_tokens": 2}).status_code == 200
+    assert http.post("/v1/adapters", data={"name": "new"}, files=form(2)).status_code == 201
+
+
+@contextmanager
+def full() -> Iterator[None]:
+    """No file of this process may grow, which the system tells as it tells of a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_g69_a_form_that_finds_no_room_while_it_arrives_is_told_and_leaves_nothing(http: TestClient) -> None:
+    """It is put aside before anything is stored, and not by way of `Disk`."""
+    with capture_logs(), full():
+        refused = http.post("/v1/adapters", data={"name": "new"}, files=form(2))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (507, "storage_full")
     assert http.post("/v1/adapters", data={"name": "new"}, files=form(2)).status_code == 201
 
 

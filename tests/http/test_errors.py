@@ -1,15 +1,20 @@
 """Every route keeps the same manners: OpenAI's envelope, a request id, no echo, no traceback."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import httpx
 import pytest
 
+from adapters.checkpoint import Checkpoint, read
+from loader.shape import BaseShape
 from server.lifecycle import Phase
 from tests.support.engine import FakeWorker
-from tests.support.face import BASE, Face, form, make_face
-from tests.support.http import serve
+from tests.support.face import BASE, Face, adapter_config, adapter_weights, form, make_face
+from tests.support.http import eventually, serve
+from tests.support.sending import begin, finish, heard, rest, talking
 
 ODD = "zq-9f1"  # what must not come back
 
@@ -104,10 +109,15 @@ def test_health_version_and_metrics(http: httpx.Client, face: Face) -> None:
     assert "vllm:num_requests_running" in text
 
 
-def test_draining_refuses_work_and_stays_alive(tmp_path: Path) -> None:
+def test_g67_a_draining_server_refuses_all_that_is_new_and_stays_alive(tmp_path: Path) -> None:
     face = make_face(tmp_path)
     with serve(face.app) as live, live.client() as client:
         face.services.lifecycle.drain()
+        for method, path in set(routes(face)) - {("DELETE", "/v1/adapters/uploads/{id}")}:
+            if method != "GET":
+                refused = client.request(method, re.sub(r"\{[^}]*\}", ODD, path), json={})
+                assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining"), (method, path)
+                check(refused)
         reply = client.post("/v1/completions", json={"model": BASE, "prompt": "x"})
         assert reply.status_code == 503
         assert reply.headers["retry-after"]
@@ -124,6 +134,35 @@ def test_draining_refuses_work_and_stays_alive(tmp_path: Path) -> None:
         face.worker.alive = False
         assert client.get("/livez").status_code == 503
         assert client.get("/health").status_code == 503
+    face.registry.close()
+
+
+def test_g67_a_drain_waits_for_uploads_on_their_way(tmp_path: Path) -> None:
+    """A form and an upload's end that are being judged, and a piece of which a part is there."""
+    judging = Event()
+
+    def reader(config: bytes, weights: Path, shape: BaseShape) -> Checkpoint:
+        assert judging.wait(20)
+        return read(config, weights, shape)
+
+    face = make_face(tmp_path, reader=reader)
+    life, config, weights = face.services.lifecycle, adapter_config(), adapter_weights()
+    with serve(face.app) as live, live.client() as http, talking(live) as piece, ThreadPoolExecutor(2) as pool:
+        whole, half = (begin(http, config, weights, name=name) for name in ("whole", "half"))
+        assert rest(http, whole, weights).status_code == 202
+        head = f"PATCH {half} HTTP/1.1\r\nhost: x\r\nupload-offset: 0\r\ncontent-length: {len(weights)}\r\n\r\n"
+        piece.sendall(head.encode() + weights[:100])
+        judged = [
+            pool.submit(http.post, "/v1/adapters", data={"name": "form"}, files=form(1)),
+            pool.submit(finish, http, whole, weights),
+        ]
+        eventually(lambda: life.in_flight == 3)
+        life.drain()
+        assert not live.call(life.until_idle(0))
+        judging.set()
+        piece.sendall(weights[100:])
+        assert [each.result().status_code for each in judged] == [201, 201] and heard(piece).status_code == 202
+        assert live.call(life.until_idle(20))
     face.registry.close()
 
 
