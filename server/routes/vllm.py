@@ -9,10 +9,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 from pydantic import Field
-from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse, Response
 
 from adapters.errors import NameInvalid, UnknownAdapter
+from adapters.header import FILE
 from server.audit import note_upload
 from server.body import StrictRoute
 from server.deps import PrincipalDep, ServicesDep, accepting, in_thread, judging, needs
@@ -22,7 +22,7 @@ from server.pins import follow_pins_if_possible
 from server.ports import Services
 from server.principal import Scope
 from server.routes.adapters import delete_adapter
-from server.storing import declared_bytes, storing
+from server.storing import storing
 
 router = APIRouter(route_class=StrictRoute, dependencies=[Depends(accepting)], tags=["vllm"])
 
@@ -48,7 +48,7 @@ class VllmError(ApiError):
 
 
 @router.post("/v1/load_lora_adapter", response_class=PlainTextResponse, dependencies=[Depends(needs(Scope.ADMIN))])
-async def load_lora_adapter(body: LoadBody, http: HttpRequest, services: ServicesDep, caller: PrincipalDep) -> Response:
+async def load_lora_adapter(body: LoadBody, services: ServicesDep, caller: PrincipalDep) -> Response:
     """Add an adapter from a directory under `--adapter-root`."""
     if body.is_3d_lora_weight:
         raise VllmError(400, "BadRequestError", "Fused expert weights cannot carry adapters here.", "is_3d_lora_weight")
@@ -61,7 +61,7 @@ async def load_lora_adapter(body: LoadBody, http: HttpRequest, services: Service
             "An adapter of this name is loaded already. Send `load_inplace: true` to add a version to it.",
             "lora_name",
         )
-    async with storing(declared_bytes(http, services.limits.max_body_bytes), services, caller) as room:
+    async with storing(await in_thread(_weights_bytes, path), services, caller) as room:
         await room.begin()
         await room.end(body.lora_name)
         version, created = await judging(services, services.catalog.add_directory, body.lora_name, path)
@@ -98,6 +98,12 @@ def directory_under(root: Path | None, path: str) -> Path:
     if not inside:
         raise absent
     return found
+
+
+def _weights_bytes(directory: Path) -> int:
+    """What the quotas hold it to; of what has no weights nothing will be stored."""
+    weights = directory / FILE
+    return weights.stat().st_size if weights.is_file() else 0
 
 
 def _check_name(services: Services, name: str) -> None:

@@ -1,6 +1,7 @@
 """Keys at the door: every route asks for one, before it reads anything, and never says what is wrong with it."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.support.face import BASE, Face, form
 from tests.support.http import LiveServer, serve
 from tests.support.keys import bearer, guarded_face, headers_of
 from tests.support.manners import check_after, check_reply
+from tests.support.sending import heard, talking
 
 OPEN = {"/livez", "/readyz", "/health", "/version"}
 """All that answers without a key."""
@@ -54,12 +56,17 @@ def routes(face: Face) -> list[tuple[str, str]]:
     return found
 
 
+def spelled(path: str) -> str:
+    """A route's path as somebody might ask for it."""
+    return re.sub(r"\{[^}]*\}", "x", path)
+
+
 def test_h75_every_route_but_the_probes_asks_for_a_key(
     guarded: tuple[Face, KeyStore, LiveServer], http: httpx.Client
 ) -> None:
     bodies = set()
     for method, path in routes(guarded[0]):
-        url = path.replace("{id:path}", "x").replace("{name}", "x").replace("{alias}", "y")
+        url = spelled(path)
         for headers in ({}, {"host": "x/health?"}, {"host": "x", "x-forwarded-prefix": "/health"}):
             reply = http.request(method, url, headers=headers)
             if path in OPEN:
@@ -104,7 +111,18 @@ def test_h75_one_refusal_for_all_that_can_be_wrong(http: httpx.Client, store: Ke
     assert all(each == headers[0] for each in headers)
 
 
-def test_h75_who_has_no_key_is_told_before_the_body_is_read(http: httpx.Client) -> None:
+def test_h75_who_has_no_key_is_told_before_a_body_has_come(guarded: tuple[Face, KeyStore, LiveServer]) -> None:
+    """A head that promises a body which is never sent."""
+    asked = [(method, path) for method, path in routes(guarded[0]) if method in ("POST", "PUT", "PATCH")]
+    assert len(asked) > 15
+    for method, path in asked:
+        with talking(guarded[2]) as client:
+            client.settimeout(5)
+            client.sendall(f"{method} {spelled(path)} HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n".encode())
+            assert heard(client).status_code == 401, (method, path)
+
+
+def test_h75_who_has_no_key_is_told_whatever_the_body_is(http: httpx.Client) -> None:
     for path in ("/v1/completions", "/v1/chat/completions", "/v1/load_lora_adapter", "/v1/adapters"):
         for body in (b"{", b"[" * 100_000, b'{"model": NaN}', b"\xff", b"x" * (5 << 20)):
             assert http.post(path, content=body, headers={"content-type": "application/json"}).status_code == 401

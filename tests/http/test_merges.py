@@ -14,13 +14,16 @@ from tests.http.test_tenants import Tenants, push
 from tests.support.engine import FakeWorker
 from tests.support.face import make_face, write_adapter
 from tests.support.http import serve
-from tests.support.keys import guarded_face
+from tests.support.keys import guarded_face, headers_of
+from tests.support.manners import check_after
 
 
 @pytest.fixture
 def tenants(tmp_path: Path) -> Iterator[Tenants]:
     with guarded_face(tmp_path) as (face, store), serve(face.app) as live:
         yield Tenants(face, store, live)
+        with live.client(**headers_of(store, "after")) as client:
+            check_after(client, face)
 
 
 def state(http: httpx.Client, name: str) -> str:

@@ -14,7 +14,7 @@ from server.meter import Meter
 from server.quotas.keeper import Quotas
 from server.quotas.quota import Quota
 from tests.support.engine import FakeWorker
-from tests.support.face import BASE, adapter_config, adapter_weights, form
+from tests.support.face import BASE, adapter_config, adapter_weights, form, write_adapter
 from tests.support.http import serve
 from tests.support.keys import guarded_face, headers_of
 from tests.support.manners import check_after
@@ -126,6 +126,26 @@ def test_i85_whoever_fills_the_store_is_refused_and_nobody_else(clients: dict[st
     assert upload("free", "one", 0).status_code == 201
     assert clients["full"].delete("/v1/adapters/one").status_code == 200
     assert upload("full", "two", 2).status_code == 201
+
+
+def test_i85_copies_and_directories_count_as_what_is_sent_does(tmp_path: Path) -> None:
+    quotas = {"few": Quota(adapters=1), "narrow": Quota(stored_bytes=ByteSize(len(adapter_weights()) - 1))}
+    with contextlib.ExitStack() as stack:
+        face, store = stack.enter_context(guarded_face(tmp_path, Meter(Quotas(None, quotas))))
+        live = stack.enter_context(serve(face.app))
+        few, narrow = (stack.enter_context(live.client(**headers_of(store, tenant))) for tenant in quotas)
+        assert face.services.adapter_root is not None
+        write_adapter(face.services.adapter_root / "there")
+        load = {"lora_name": "two", "lora_path": "there"}
+        assert few.post("/v1/adapters", data={"name": "one"}, files=form()).status_code == 201
+        for refused in (
+            few.post("/v1/adapters/two/versions", json={"source": "one@1"}),
+            few.post("/v1/load_lora_adapter", json=load),
+            narrow.post("/v1/load_lora_adapter", json=load),
+        ):
+            assert (refused.status_code, refused.json()["error"]["code"]) == (403, "quota_exceeded"), refused.text
+        assert [version.name for version in face.catalog.every()] == ["few/one"]
+        check_after(few, face)
 
 
 def ordered(client: httpx.Client, name: str, seed: int) -> httpx.Response:

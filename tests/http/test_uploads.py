@@ -1,5 +1,6 @@
 """Resumable uploads over HTTP: the flow, its refusals, and what outlives a cut connection and a restart."""
 
+import contextlib
 import hashlib
 import random
 import socket
@@ -14,8 +15,11 @@ from adapters.errors import UnknownUpload, UploadsFull
 from adapters.sessions import Order
 from adapters.uploads import UploadLimits, Uploads
 from server.ports import Limits
+from tests.http.test_tenants import told
 from tests.support.face import BASE, Face, adapter_config, adapter_weights, form, make_face
 from tests.support.http import LiveServer, eventually, serve
+from tests.support.keys import guarded_face, headers_of
+from tests.support.manners import check_after
 
 ROUTE = "/v1/adapters/uploads"
 
@@ -305,3 +309,28 @@ def test_old_uploads_are_forgotten_and_other_tenants_see_nothing(tmp_path: Path)
     with pytest.raises(UnknownUpload):
         uploads.find("a", session.id)
     assert uploads.collect() == 1 and list(tmp_path.iterdir()) == []
+
+
+def test_h76_anothers_upload_is_an_absent_one(tmp_path: Path) -> None:
+    """Begun, half there and whole; and who announces the same bytes begins an upload of its own."""
+    weights = adapter_weights(33)
+    digest = sha256(weights)
+    with guarded_face(tmp_path) as (face, store), serve(face.app) as live, contextlib.ExitStack() as stack:
+        a, b = (stack.enter_context(live.client(**headers_of(store, tenant))) for tenant in ("acme", "beta"))
+        at = begun(a, weights, digest=digest)
+        for piece in (weights[:0], weights[:50], weights[50:]):
+            assert send(a, at, piece, offset(a, at)).status_code == 202
+            hidden, absent = asked(b, at, weights), asked(b, f"{ROUTE}/{'0' * 32}", weights)
+            assert [told(reply) for reply in hidden] == [told(reply) for reply in absent]
+            assert {reply.status_code for reply in hidden} == {404}
+        assert b.get(ROUTE).json()["data"] == []
+        own = begun(b, weights, digest=digest)
+        assert own != at and offset(b, own) == 0 and b.delete(own).status_code == 200
+        assert finish(a, at, weights).status_code == 201, "and nothing was changed"
+        check_after(b, face)
+
+
+def asked(http: httpx.Client, at: str, weights: bytes) -> list[httpx.Response]:
+    """Every way to ask for an upload, or to go on with it."""
+    pieces = (send(http, at, b"x", there) for there in (0, 50))
+    return [http.get(at), http.head(at), *pieces, finish(http, at, weights), http.delete(at)]

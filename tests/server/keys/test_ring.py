@@ -1,5 +1,6 @@
 """The check of a presented key: what another process does holds from the next request on, and nothing tells why not."""
 
+import inspect
 import logging
 from datetime import timedelta
 from hmac import compare_digest
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from server.keys.ring import KeyRing, NoKeys
+from server.keys.token import DIGEST_BYTES, digest
 from server.principal import ANYONE, Scope
 from tests.support.keys import stored_keys
 
@@ -67,23 +69,28 @@ async def test_without_keys_anyone_may_do_anything() -> None:
 
 
 async def test_h79_every_key_costs_one_digest_and_one_comparison(tmp_path: Path) -> None:
-    """Known, unknown, malformed: the same work, counted instead of timed."""
+    """Known, unknown, malformed, revoked, expired: the same work, counted instead of timed."""
     with stored_keys(tmp_path) as store:
         key, text = store.create("acme", "default", [Scope.INFER])
-        same = Counted()
+        revoked, dead = store.create("acme", "default", [Scope.INFER])
+        store.revoke(revoked.id)
+        _, late = store.create("acme", "default", [Scope.INFER], timedelta(0))
+        same = Noted()
         ring = KeyRing(store, "on", same)
-        for presented in (text, text[:-2] + "AA", f"sk-{key.id[::-1]}_{'A' * 43}", "nonsense", ""):
+        asked = (text, text[:-2] + "AA", f"sk-{key.id[::-1]}_{'A' * 43}", dead, late, "nonsense", "")
+        for presented in asked:
             await ring.who([f"Bearer {presented}"])
-        assert same.compared == [32] * 5
+        assert same.compared == [digest(store.pepper, presented) for presented in asked]
+    assert inspect.signature(KeyRing).parameters["same"].default is compare_digest, "which takes the same time for all"
 
 
-class Counted:
-    """A comparison that counts how often it was made, and of how many bytes."""
+class Noted:
+    """A comparison that notes what was shown to it, each time against as many bytes."""
 
     def __init__(self) -> None:
-        self.compared: list[int] = []
+        self.compared: list[bytes] = []
 
     def __call__(self, left: bytes, right: bytes) -> bool:
-        assert len(left) == len(right)
-        self.compared.append(len(left))
+        assert len(left) == len(right) == DIGEST_BYTES
+        self.compared.append(left)
         return compare_digest(left, right)
