@@ -26,19 +26,25 @@ def steps_to_first_token(bench: Bench, id: str, steps: int = 500) -> int:
 def test_i83_a_flood_leaves_anothers_first_token_within_twice_of_idle(
     prompt: int, flood: tuple[int, int], blocks: int
 ) -> None:
-    """A floods 1000 that fill the queue, the seats and, in the small cache, the blocks; then B sends one at a time."""
+    """A fills its queue again and again, the seats and, in the small cache, the blocks; B sends now and then."""
     idle = Bench(blocks=blocks, batch_tokens=32)
     idle.submit("b", range(prompt))
     alone = steps_to_first_token(idle, "b")
 
     bench = Bench(blocks=blocks, batch_tokens=32, waiting=900)
     length, answer = flood
-    with pytest.raises(QueueFull):
-        for number in range(1000):
-            bench.submit(f"a{number}", [number, *range(length - 1)], tenant="a", max_tokens=answer)
+    numbers = count()
+
+    def flood_on() -> None:
+        with pytest.raises(QueueFull):
+            for number in numbers:
+                bench.submit(f"a{number}", [number, *range(length - 1)], tenant="a", max_tokens=answer)
+
+    flood_on()
     for _ in range(20):
         bench.step()
     for turn in range(4):
+        flood_on()
         request = bench.submit(f"b{turn}", [turn, *range(prompt - 1)], tenant="b")
         assert steps_to_first_token(bench, f"b{turn}") <= 2 * alone
         bench.run_until(f"b{turn}")
@@ -63,7 +69,7 @@ def test_i83_two_floods_and_a_third_tenant_all_go_on() -> None:
     assert all(bench.reason(id) is FinishReason.LENGTH for id in bench.outputs)
 
 
-@pytest.mark.parametrize("seats", [1, 3])
+@pytest.mark.parametrize("seats", [2, 3])
 @pytest.mark.parametrize("tenants", [("", ""), ("a", "b")])
 @pytest.mark.parametrize("patience", [0, 4, 16])
 def test_i84_no_adapter_starves_behind_another_that_has_the_only_slot(
@@ -72,17 +78,20 @@ def test_i84_no_adapter_starves_behind_another_that_has_the_only_slot(
     """A, B, A, A, A, ... and room for one: B is served within (patience + 1) * L + 2 steps, L steps a request runs.
 
     B is overtaken at most `patience` times, by one at least in every L steps; then those with A end within L, B is
-    placed, and it runs.
+    placed, and it runs. No two with A end in one step, so that A is never idle by itself.
     """
     bench = Bench(adapters={"a": 60, "b": 60}, device=100, patience=patience, sequences=seats, waiting=10_000)
     length = 5
     numbers = count()
 
-    def send_a() -> None:
-        bench.submit(f"a{next(numbers)}", adapter="a", tenant=tenants[0], max_tokens=length)
+    def send_a(length: int = length) -> str:
+        id = f"a{next(numbers)}"
+        bench.submit(id, adapter="a", tenant=tenants[0], max_tokens=length)
+        return id
 
-    send_a()
-    bench.step()
+    first = [send_a(length - place) for place in range(seats)]
+    while not all(bench.tokens(id) for id in first):
+        bench.step()
     bench.submit("b", adapter="b", tenant=tenants[1], max_tokens=length)
     for _ in range((patience + 1) * length + 2):
         for _ in range(seats + 1):
@@ -107,7 +116,7 @@ def test_i85_one_tenants_loads_hold_up_nobody_elses(prices: Prices) -> None:
         bench.step()
     bench.submit("b", adapter="b", tenant="b")
     ahead = 0
-    while "b" not in bench.mover.reading and "b" not in bench.mover.host:
+    while ahead <= 2 and "b" not in bench.mover.reading and "b" not in bench.mover.host:
         bench.step()
         if bench.mover.reading and "b" not in bench.mover.reading:
             bench.mover.arrive(next(iter(bench.mover.reading)))
