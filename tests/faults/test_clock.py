@@ -1,7 +1,9 @@
 """G74: a wall clock that jumps by an hour changes nothing for whatever waits, limits, counts, leases or bills."""
 
+import inspect
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,8 +13,11 @@ from adapters.clock import Clock
 from adapters.errors import UnknownUpload
 from adapters.sessions import Order
 from adapters.uploads import UploadLimits, Uploads
+from engine.restarts import Restarts
+from server.garbage import Garbage
 from server.keys.ring import KeyRing
 from server.principal import Scope
+from server.quotas.keeper import Quotas
 from tests.support.keys import stored_keys
 
 HOUR_S = 3600
@@ -47,6 +52,12 @@ def test_g74_timeouts_limits_and_leases_do_not_look_at_the_wall_clock(part: str)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.support.jumping_clock", "-p", "no:cacheprovider"]
     ended = subprocess.run([*command, *PARTS[part]], cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("owner", [Quotas, Restarts, Garbage])
+def test_g74_the_clock_is_one_that_cannot_be_set(owner: type[object]) -> None:
+    """Of those whose own tests turn a clock of theirs."""
+    assert inspect.signature(owner).parameters["clock"].default is time.monotonic
 
 
 class Hands:

@@ -1,7 +1,5 @@
 """Buckets and accounts on a clock that the test turns."""
 
-import inspect
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,10 +45,6 @@ def test_what_was_used_beyond_what_was_asked_is_a_debt() -> None:
     bucket.take(10)
     bucket.give_back(10 - 80)
     assert bucket.remaining == 0 and bucket.wait_s(1) == 21
-
-
-def test_g74_the_clock_is_one_that_cannot_be_set() -> None:
-    assert inspect.signature(Quotas).parameters["clock"].default is time.monotonic
 
 
 def test_tokens_are_counted_as_asked_and_put_right_at_the_end() -> None:
