@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.aliases import HISTORY
@@ -132,6 +132,7 @@ def test_canaries_that_are_refused_change_nothing(registry: Registry) -> None:
 KEYS = [f"user:{number}" for number in range(2000)]
 
 
+@settings(deadline=None)
 @given(st.floats(0.01, 0.99), st.text(max_size=20))
 def test_the_share_is_kept_and_equal_keys_choose_alike(weight: float, salt: str) -> None:
     split = Split("stable", "canary", weight, salt)

@@ -50,7 +50,8 @@ async def test_g72_a_failed_engine_is_replaced_and_everybody_is_told() -> None:
     worker = EngineWorker(workshop.benches[0].engine, workshop.remake)
     worker.start()
     await worker.pin(named("a"))
-    await until(lambda: worker.stats().device_bytes_used == 10)
+    assert len(await collect(await worker.submit(request("before it", adapter="b")))) == 4
+    await until(lambda: worker.stats().device_bytes_used == 20)
     workshop.open.clear()
     workshop.benches[0].mover.instant = False
     waiting = asyncio.create_task(collect(await worker.submit(request("under way", adapter="slow"))))
@@ -64,9 +65,9 @@ async def test_g72_a_failed_engine_is_replaced_and_everybody_is_told() -> None:
     workshop.open.set()
     await until(lambda: not worker.restarting)
     await waking
-    assert len(await collect(await worker.submit(request("after it", adapter="b")))) == 4
+    await until(lambda: workshop.benches[1].mover.device == {named("a"), named("b")})
     assert worker.restarts == 1 and worker.pins() == {named("a")}
-    await until(lambda: named("a") in workshop.benches[1].mover.device)
+    assert len(await collect(await worker.submit(request("after it", adapter="b")))) == 4
     await worker.stop(1)
     assert not worker.alive and all(bench.mover.closed for bench in workshop.benches)
 
