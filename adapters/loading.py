@@ -18,6 +18,7 @@ from adapters.header import TensorSpec
 from adapters.identity import confirm
 from adapters.manifest import Graft
 from adapters.op import LowRank
+from loader import pages
 
 PILE_BYTES = 1 << 20
 _DTYPES: Mapping[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -64,7 +65,7 @@ class _Packing:
         self.tensors: dict[str, Tensor] = {}
         begun, alike = 0, _alike(specs)
         total = sum(len(names) * prod(shape) for (_, shape, suffix), names in alike.items() if suffix != _MAGNITUDE)
-        self.flat = torch.empty(total, dtype=dtype, pin_memory=pin)
+        self.flat = torch.empty(total, dtype=dtype, pin_memory=True) if pin else pages.empty(total, dtype)
         for (stored, shape, suffix), names in alike.items():
             if suffix == _MAGNITUDE:
                 pile_NX = as_filed = torch.empty(len(names), *shape)

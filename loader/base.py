@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from loader import suitability
+from loader import pages, suitability
 from loader.discover import linear_modules, shape_of
 from loader.errors import UnsupportedBase
 from loader.pointwise import speed_up_pointwise
@@ -143,7 +143,7 @@ def _model(
             raise UnsupportedBase(f"--quantization {quantization!r} is not one of {', '.join(quantize.TYPES)}.")
         options["quantization_config"] = quantize.config_for(quantization, dtype)
     if quantization is not None or device.type != "cpu":
-        # Straight to the device, one tensor at a time. On the CPU the file stays mapped instead of copied.
+        # Straight to the device, one tensor at a time. On the CPU the file is mapped, and copied once, below.
         options["device_map"] = {"": device}
     with quiet():
         model = cast(
@@ -153,6 +153,8 @@ def _model(
     model.eval()
     if quantization is not None:
         quantize.settle(model, kernels)
+    if device.type == "cpu":
+        pages.move(model)
     return model
 
 

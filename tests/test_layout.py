@@ -44,6 +44,7 @@ MAY_IMPORT_TORCH = {
     "loader.dequantize",
     "loader.discover",
     "loader.kernels",
+    "loader.pages",
     "loader.pointwise",
     "loader.product",
     "loader.quantize",
