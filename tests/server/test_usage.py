@@ -15,13 +15,18 @@ from pathlib import Path
 import pytest
 
 from adapters.errors import RegistryUnusable
+from engine.events import Finished
+from engine.sequence import Request, SamplingParams
+from engine.worker import EngineWorker
 from server.commands.errors import CommandFailed
 from server.commands.usage import usage
+from server.generation import Generation
 from server.meter import Claim, Meter
 from server.principal import ANYONE
 from server.usage.ledger import COLUMNS, Begun, Ledger, Usage, Wanted
 from server.usage.table import as_json, read_time, write_csv
 from server.usage.writer import LedgerWriter
+from tests.support.engine_fakes import Bench, named
 from tests.support.http import eventually
 from tests.support.served import run
 
@@ -58,6 +63,26 @@ async def test_i86_what_an_answer_got_is_noted_whether_or_not_anybody_reads_it(t
     assert ledger.under_way() == [], "nothing is noted after the end"
     assert [row.generated_tokens for row in ledger.rows(EVERY)] == [9]
     ledger.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("choices", [1, 3])
+async def test_i86_what_was_made_and_never_read_counts(choices: int) -> None:
+    bench = Bench()
+    worker = EngineWorker(bench.engine)
+    worker.start()
+    params = SamplingParams(max_tokens=40)
+    answers = await Generation.start(worker, [Request(str(n), (1, 2, 3), params) for n in range(choices)])
+    reading = aiter(answers)
+    async with asyncio.timeout(10):
+        for _ in range(3):
+            await anext(reading)
+        while len(bench.of(Finished)) < choices:
+            await asyncio.sleep(0.01)
+        await worker.unpin(named("none"))  # answered behind all that was made
+        await answers.aclose()
+        await worker.stop(0)
+    assert answers.tokens == choices * 40
 
 
 def test_i86_what_was_under_way_at_a_kill_is_lost_once_with_its_prompt_and_what_was_noted(tmp_path: Path) -> None:
