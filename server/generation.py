@@ -36,9 +36,7 @@ class Generation:
         submitting = [asyncio.create_task(worker.submit(request)) for request in requests]
         try:
             submitted = await asyncio.gather(*submitting, return_exceptions=True)
-        except (
-            asyncio.CancelledError
-        ):  # all have ended by now, and some were accepted, which nobody is told of any more
+        except asyncio.CancelledError:  # all have ended by now, and nobody is told any more of those that were accepted
             accepted = [each for each in submitting if not each.cancelled() and each.exception() is None]
             await _close_all([each.result() for each in accepted])
             raise
