@@ -52,9 +52,17 @@ def scribble(registry: Path) -> None:
     registry.write_bytes(content)
 
 
+def spoil_a_page(registry: Path) -> None:
+    """One that opening it does not come by."""
+    content = bytearray(registry.read_bytes())
+    content[-4096:] = bytes(range(256)) * 16
+    registry.write_bytes(content)
+
+
 DAMAGE: dict[str, Callable[[Path], None]] = {
     "overwritten": overwrite,
     "scribbled over": scribble,
+    "a page spoilt": spoil_a_page,
     "gone": Path.unlink,
 }
 
