@@ -171,6 +171,7 @@ def test_i85_quotas_hold_again_when_an_upload_is_finished(tenant: str, clients: 
     refused = client.put(second)
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "quota_exceeded"), refused.text
     assert client.get("/v1/adapters/second").status_code == 404
+    assert ordered(client, "third", 23).status_code == 403, "no more is begun"
     client.delete("/v1/adapters/first")
     assert client.put(second).status_code == 201, "the upload was left as it was"
 
