@@ -4,8 +4,10 @@ Owns where such bytes lie. Knows nothing of what they are.
 """
 
 import mmap
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import accumulate
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +33,18 @@ def empty(count: int, dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(region, dtype=dtype, count=count, offset=begin)
 
 
-def move(model: nn.Module) -> None:
-    """Put the parameters of a model on a CPU into such memory, side by side. Those that were tied stay so."""
-    parameters = list(model.parameters())
-    ends = list(accumulate(-(-parameter.nbytes // _LINE) * _LINE for parameter in parameters))
+def places(shapes: Sequence[Sequence[int]], dtypes: Sequence[torch.dtype]) -> Iterator[Tensor]:
+    """A tensor of each shape, side by side in such memory, with nothing in it yet."""
+    sizes = [prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True)]
+    ends = list(accumulate(-(-size // _LINE) * _LINE for size in sizes))
     room = empty(ends[-1], torch.uint8)
-    for parameter, begin in zip(parameters, [0, *ends], strict=False):
-        place = room[begin : begin + parameter.nbytes].view(parameter.dtype).view(parameter.shape)
+    for shape, dtype, size, begin in zip(shapes, dtypes, sizes, [0, *ends], strict=False):
+        yield room[begin : begin + size].view(dtype).view(*shape)
+
+
+def move(model: nn.Module) -> None:
+    """Put the parameters of a model on a CPU into such memory. Those that were tied stay so."""
+    parameters = list(model.parameters())
+    room = places([parameter.shape for parameter in parameters], [parameter.dtype for parameter in parameters])
+    for parameter, place in zip(parameters, room, strict=True):
         parameter.data = place.copy_(parameter.data)  # what was there before is let go at once
