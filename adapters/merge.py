@@ -6,7 +6,7 @@ the base and other adapters are served from the very weights they always were, a
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -45,28 +45,17 @@ class Merger:
         Raises InvalidAdapter where a merged weight overflows the base's precision.
         """
         self._check_room(adapter)
-        places = self._places(adapter)
-        merged = {path: self._merged_linear(path, part, next(places, None)) for path, part in adapter.parts.items()}
-        for path, linear in merged.items():
-            self._linears[path].merged = linear
+        weights = [_folded(self._base, path, part) for path, part in adapter.parts.items()]
+        if self._base.device.type == "cpu":
+            pages.gather(weights)
+        for path, weight in zip(adapter.parts, weights, strict=True):
+            linear = self._linears[path]
+            linear.merged = dense_linear(weight, linear.bias, self._base.kernels)
 
     def unmerge(self) -> None:
         """Let every row take the pristine weights, which have been there all along."""
         for linear in self._linears.values():
             linear.merged = None
-
-    def _places(self, adapter: Loaded) -> Iterator[Tensor]:
-        """For the merged weights on a CPU, where the pristine ones lie likewise."""
-        if self._base.device.type != "cpu":
-            return iter(())
-        shapes = [(part.low.b_RO.shape[1], part.low.a_RI.shape[1]) for part in adapter.parts.values()]
-        return pages.places(shapes, [self._base.dtype] * len(shapes))
-
-    def _merged_linear(self, path: str, part: Part, place: Tensor | None) -> nn.Module:
-        folded = _folded(self._base, path, part)
-        return dense_linear(
-            folded if place is None else place.copy_(folded), self._linears[path].bias, self._base.kernels
-        )
 
     def _check_room(self, adapter: Loaded) -> None:
         itemsize = self._base.dtype.itemsize

@@ -4,10 +4,8 @@ Owns where such bytes lie. Knows nothing of what they are.
 """
 
 import mmap
-from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import accumulate
-from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +18,8 @@ _LINE = 64
 def empty(count: int, dtype: torch.dtype) -> Tensor:
     """`count` numbers in host memory, in large pages if they are enough for one and the system has any.
 
-    With pages of 4 KiB the processor looks up where each lies, and does not read ahead from one into the next; under a
-    hypervisor, steps that wait for memory take up to a third longer.
+    With pages of 4 KiB the processor looks up where each lies, and does not read ahead from one into the next:
+    docs/performance.md says what that costs.
     """
     size = count * dtype.itemsize
     if size < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
@@ -33,18 +31,22 @@ def empty(count: int, dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(region, dtype=dtype, count=count, offset=begin)
 
 
-def places(shapes: Sequence[Sequence[int]], dtypes: Sequence[torch.dtype]) -> Iterator[Tensor]:
-    """A tensor of each shape, side by side in such memory, with nothing in it yet."""
-    sizes = [prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True)]
-    ends = list(accumulate(-(-size // _LINE) * _LINE for size in sizes))
+def gather(tensors: list[Tensor]) -> None:
+    """Put tensors into such memory, side by side. Each is replaced in the list, and let go, as soon as it is copied."""
+    ends = list(accumulate(-(-tensor.nbytes // _LINE) * _LINE for tensor in tensors))
     room = empty(ends[-1], torch.uint8)
-    for shape, dtype, size, begin in zip(shapes, dtypes, sizes, [0, *ends], strict=False):
-        yield room[begin : begin + size].view(dtype).view(*shape)
+    for index, begin in enumerate([0, *ends[:-1]]):
+        old = tensors[index]
+        place = room[begin : begin + old.nbytes].view(old.dtype).view(old.shape)
+        tensors[index] = place.copy_(old)
 
 
 def move(model: nn.Module) -> None:
-    """Put the parameters of a model on a CPU into such memory. Those that were tied stay so."""
+    """The same with the parameters of a model on a CPU. Those that were tied stay so."""
     parameters = list(model.parameters())
-    room = places([parameter.shape for parameter in parameters], [parameter.dtype for parameter in parameters])
-    for parameter, place in zip(parameters, room, strict=True):
-        parameter.data = place.copy_(parameter.data)  # what was there before is let go at once
+    weights = [parameter.data for parameter in parameters]
+    for parameter in parameters:
+        parameter.data = parameter.data.new_empty(0)  # the list alone holds what was there
+    gather(weights)
+    for parameter, weight in zip(parameters, weights, strict=True):
+        parameter.data = weight

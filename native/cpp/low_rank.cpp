@@ -1,4 +1,5 @@
 // The low-rank terms of a whole batch by themselves, as floats; rows that no adapter covers are left alone.
+#include "linear.h"
 #include "low_rank.h"
 
 extern "C" void low_rank_bf16(const BFloat16* x, float* y, const Term* data, Int count, Int layer, Int rows, Int inputs,
@@ -6,20 +7,19 @@ extern "C" void low_rank_bf16(const BFloat16* x, float* y, const Term* data, Int
     const Terms terms{data, count};
     const Int widest = terms.widest(layer), stride = padded(inputs, PAIR);
     if (!widest) return;
-    static thread_local Buffer<Number> kept_x;
+    static thread_local Inputs kept_x;
     static thread_local Buffer<float> kept_h;
-    kept_x.fit(rows * stride + PAST), kept_h.fit(rows * widest);
-    const Activations wide{kept_x.data(), rows, stride};
+    kept_x.fit(rows, stride, true, false), kept_h.fit(rows * widest);
+    const Inputs& wide = kept_x;  // the caller's, for the whole team
     float* h = kept_h.data();
     std::vector<Shrink> shrinks;
-    Shrinking{layer, inputs, outputs, h, widest, nullptr}.append(terms, wide, shrinks);
+    Shrinking{layer, inputs, outputs, h, widest, nullptr}.append(terms, wide.plain(), shrinks);
     const Int outs = LANES * 16, blocks = (outputs + outs - 1) / outs;
 #pragma omp parallel
     {
         static thread_local Buffer<Number> block;
         const TileUse tiles;
-#pragma omp for
-        for (Int row = 0; row < rows; ++row) wide.put(row, x + row * inputs, inputs);
+        wide.put(x, inputs);
 #pragma omp for schedule(dynamic)
         for (size_t i = 0; i < shrinks.size(); ++i) shrinks[i].run(block, nullptr);
 #pragma omp for schedule(dynamic)
