@@ -74,14 +74,20 @@ inline void expand(const float* h, Int h_stride, Int rows, const Part& part, Int
         }
 }
 
-// y = B h for ranks [0, R) of B, added to what `y` has from others; asks for `next` meanwhile, a byte for a byte.
-template <int R>
-void add_ranks(const float* h, const BFloat16* b, Int outputs, bool first, float* y, const BFloat16* next) {
+// y[t] = B h[t] for ranks [0, R) of B and M rows, added to what `y` has from other ranks; asks for `next` meanwhile, a
+// byte for a byte.
+template <int R, int M>
+void add_ranks(const float* h, Int h_stride, const BFloat16* b, Int outputs, bool first, float* y, const BFloat16* next) {
     const auto add = [&](Int n) {
-        Vec acc = first ? Vec{} : load(y + n);
+        Vec wide[R];
+        for (int r = 0; r < R; ++r) wide[r] = load(b + r * outputs + n);
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) acc += h[r] * load(b + r * outputs + n);
-        store(y + n, acc);
+        for (int m = 0; m < M; ++m) {
+            Vec acc = first ? Vec{} : load(y + m * outputs + n);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) acc += h[m * h_stride + r] * wide[r];
+            store(y + m * outputs + n, acc);
+        }
     };
     Int n = 0;
     for (; n + LINE <= outputs; n += LINE) {
@@ -91,11 +97,12 @@ void add_ranks(const float* h, const BFloat16* b, Int outputs, bool first, float
         for (Int i = 0; i < LINE; i += LANES) add(n + i);
     }
     for (; n + LANES <= outputs; n += LANES) add(n);
-    for (; n < outputs; ++n) {
-        float value = first ? 0 : y[n];
-        for (int r = 0; r < R; ++r) value += h[r] * float(b[r * outputs + n]);
-        y[n] = value;
-    }
+    for (; n < outputs; ++n)
+        for (int m = 0; m < M; ++m) {
+            float value = first ? 0 : y[m * outputs + n];
+            for (int r = 0; r < R; ++r) value += h[m * h_stride + r] * float(b[r * outputs + n]);
+            y[m * outputs + n] = value;
+        }
 }
 
 // Rows [start, stop) of one term, all in one group, and a range of its ranks, at one layer.
@@ -175,13 +182,15 @@ struct Shrink {
     }
 #endif
 
-    // plus[t] = B h[t], a few ranks at a time. The order of additions is that of `expand`.
+    // plus[t] = B h[t], a few ranks and two rows at a time. The order of additions is that of `expand`.
     void expand_at_once(const BFloat16* after) const {
         for (Int r = 0, ranks; r < part->rank; r += ranks) {
-            ranks = r + TOGETHER <= part->rank ? TOGETHER : 1;
-            const auto add = ranks == TOGETHER ? add_ranks<TOGETHER> : add_ranks<1>;
+            const bool some = r + TOGETHER <= part->rank;
+            ranks = some ? TOGETHER : 1;
             const BFloat16 *b = part->b + r * outputs, *next = r + ranks < part->rank ? b + ranks * outputs : after;
-            for (Int t = start; t < stop; ++t) add(h + t * h_stride + r, b, outputs, r == 0, plus + t * outputs, next);
+            const auto two = some ? add_ranks<TOGETHER, 2> : add_ranks<1, 2>, one = some ? add_ranks<TOGETHER, 1> : add_ranks<1, 1>;
+            for (Int t = start; t < stop; t += 2)
+                (t + 2 <= stop ? two : one)(h + t * h_stride + r, h_stride, b, outputs, r == 0, plus + t * outputs, next);
         }
     }
 };
