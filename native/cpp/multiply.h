@@ -80,7 +80,7 @@ __attribute__((always_inline)) inline void each(Do what) {
 // for its last addition has others to wait beside it.
 template <class Source>
 constexpr int columns_beside(int rows) {
-    if constexpr (LANES == 16) return rows == 1 ? 8 : rows <= 4 ? 6 : rows <= 6 ? 4 : 3;
+    if constexpr (LANES == 16) return rows <= 2 ? 8 : rows <= 4 ? 6 : rows <= 6 ? 4 : 3;
     return rows == 1 ? 4 : rows <= 4 ? 3 : rows <= 6 ? 2 : 1;
 }
 
