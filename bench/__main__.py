@@ -1,6 +1,6 @@
 """`python -m bench`, which is `rootstock bench`: the list of everything that measures.
 
-Owns the list. Imports nothing of the house, and nothing that takes long to import.
+Owns the list. Imports nothing of the project, and nothing that takes long to import.
 """
 
 import signal

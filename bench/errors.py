@@ -1,6 +1,6 @@
 """What ends a measurement with a message rather than a traceback.
 
-Owns the one error of the scales; `__main__.py` tells it.
+Owns the one error of the benchmarks; `__main__.py` tells it.
 """
 
 

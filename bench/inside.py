@@ -1,7 +1,7 @@
 """Decode steps against their bare matrix products, and with adapters against the same without, in one process.
 
-Owns that one comparison. The only scale inside the house: it drives the engine itself, since HTTP would be
-measured with it otherwise.
+Owns that one comparison. The only benchmark that imports the engine: it drives it directly, since HTTP
+would be measured with it otherwise.
 """
 
 import tempfile

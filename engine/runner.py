@@ -17,10 +17,10 @@ from adapters.merge import Merger
 from adapters.stage import Stage
 from engine import attention
 from engine.batch import in_batch_order, pack
+from engine.compiled_attention import speed_up_attention
+from engine.compiled_layer import speed_up_layers
 from engine.flash import Flash
 from engine.graphs import RecordedDecoding
-from engine.house_attention import speed_up_attention
-from engine.house_layer import speed_up_layers
 from engine.kv_cache import KVCache
 from engine.recording import Recorder
 from engine.result import ChunkResult

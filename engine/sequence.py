@@ -55,7 +55,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the face hands to the engine. `max_tokens = 0` only makes sense with `prompt_logprobs` (echo)."""
+    """What the server hands to the engine. `max_tokens = 0` only makes sense with `prompt_logprobs` (echo)."""
 
     id: str
     prompt: tuple[int, ...]

@@ -17,7 +17,7 @@ from loader import pages, suitability
 from loader.discover import linear_modules, shape_of
 from loader.errors import UnsupportedBase
 from loader.pointwise import speed_up_pointwise
-from loader.product import HouseLinear, product_dtype, speed_up_linears
+from loader.product import FastLinear, product_dtype, speed_up_linears
 from loader.progress import Progress, ignore
 from loader.shape import BaseShape
 from loader.source import Source
@@ -45,7 +45,7 @@ class Base:
     quantization: str | None
     eos_token_ids: frozenset[int]
     max_model_len: int
-    linears: Mapping[str, nn.Linear | HouseLinear] = field(repr=False)
+    linears: Mapping[str, nn.Linear | FastLinear] = field(repr=False)
     kernels: Kernels | None = None
 
     def weight(self, path: str) -> torch.Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from torch import nn
 from transformers import PreTrainedModel
 
-from loader.product import HouseLinear
+from loader.product import FastLinear
 from loader.shape import BaseShape, LinearShape
 
 FUSED = "its experts are fused into one 3-dimensional weight, which takes no adapter; adapt the attention layers"
@@ -30,20 +30,20 @@ def shape_of(model: PreTrainedModel, base_id: str) -> BaseShape:
     )
 
 
-def linear_modules(model: nn.Module) -> Iterator[tuple[str, nn.Linear | HouseLinear]]:
+def linear_modules(model: nn.Module) -> Iterator[tuple[str, nn.Linear | FastLinear]]:
     """Every linear layer with its path in `model.named_modules()`; bitsandbytes' layers are linears too."""
     for path, module in model.named_modules():
-        if isinstance(module, nn.Linear | HouseLinear):
+        if isinstance(module, nn.Linear | FastLinear):
             yield path, module
 
 
-def _shape(path: str, module: nn.Linear | HouseLinear) -> LinearShape:
+def _shape(path: str, module: nn.Linear | FastLinear) -> LinearShape:
     return LinearShape(path, module.in_features, module.out_features, bias=module.bias is not None)
 
 
 def _refused(model: nn.Module) -> Iterator[tuple[str, str]]:
     for path, module in model.named_modules():
-        if isinstance(module, nn.Linear | HouseLinear):
+        if isinstance(module, nn.Linear | FastLinear):
             continue
         for name, weight in module.named_parameters(recurse=False):
             if isinstance(module, nn.Embedding):

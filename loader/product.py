@@ -68,7 +68,7 @@ def linear(
 def changed(layer: nn.Module, x: Tensor, change: Change) -> Tensor:
     """`change` of what `layer` makes of x: rounded once where we know how it multiplies, else on top of its result."""
     y: Tensor
-    if isinstance(layer, HouseLinear):
+    if isinstance(layer, FastLinear):
         y = layer(x, change)
         return y
     if type(layer) is nn.Linear:
@@ -120,12 +120,12 @@ def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if device.type == "cpu" and lacks_instructions(dtype) else dtype
 
 
-def dense_linear(weight: Tensor, bias: Tensor | None, kernels: Kernels | None = None) -> "nn.Linear | HouseLinear":
+def dense_linear(weight: Tensor, bias: Tensor | None, kernels: Kernels | None = None) -> "nn.Linear | FastLinear":
     """A frozen linear layer around an existing weight `[out, in]`, in the form this device multiplies fastest."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight, requires_grad=False)
     layer.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
-    return HouseLinear(layer, kernels) if _worthwhile(weight, kernels) else layer
+    return FastLinear(layer, kernels) if _worthwhile(weight, kernels) else layer
 
 
 def _slow_here(x: Tensor, weight: Tensor) -> bool:
@@ -139,7 +139,7 @@ def _differentiated(x: Tensor, weight: Tensor) -> bool:
 
 
 def _worthwhile(weight: Tensor, kernels: Kernels | None) -> bool:
-    """Whether a linear layer with this weight gains from being a HouseLinear."""
+    """Whether a linear layer with this weight gains from being a FastLinear."""
     compiled = kernels is not None and kernels.takes(weight)
     return weight.is_cpu and (compiled or lacks_instructions(weight.dtype))
 
@@ -152,7 +152,7 @@ def lacks_instructions(dtype: torch.dtype) -> bool:
     return dtype == torch.float16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
 
-class HouseLinear(nn.Module):
+class FastLinear(nn.Module):
     """A linear layer that computes with `linear`; it holds the very parameters of the layer it replaces."""
 
     def __init__(self, base: nn.Linear, kernels: Kernels | None = None) -> None:
@@ -172,10 +172,10 @@ class HouseLinear(nn.Module):
 
 
 def speed_up_linears(model: nn.Module, kernels: Kernels | None = None) -> None:
-    """Replace the half-precision linear layers of `model` by HouseLinear where this CPU gains from it.
+    """Replace the half-precision linear layers of `model` by FastLinear where this CPU gains from it.
 
     Paths, parameters and their sharing (a tied head) stay as they are. Quantized layers are left alone.
     """
     for path, module in list(model.named_modules()):
         if type(module) is nn.Linear and _worthwhile(module.weight, kernels):
-            model.set_submodule(path, HouseLinear(module, kernels))
+            model.set_submodule(path, FastLinear(module, kernels))

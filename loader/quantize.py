@@ -15,7 +15,7 @@ from bitsandbytes.nn import Linear4bit, Params4bit
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 
-from loader.product import Change, HouseLinear, as_arguments, lacks_instructions, linear
+from loader.product import Change, FastLinear, as_arguments, lacks_instructions, linear
 from native.kernels import Kernels
 from native.tables import DTYPE as KERNELS_DTYPE
 from native.tables import FourBitWeight
@@ -102,7 +102,7 @@ def state_tensors(weight: Tensor) -> list[Tensor]:
     return [tensor for tensor in tensors if isinstance(tensor, Tensor)]
 
 
-class FourBitLinear(HouseLinear):
+class FourBitLinear(FastLinear):
     """A 4-bit linear layer for CPUs, instead of bitsandbytes' own.
 
     It multiplies by our kernels where there are some, else it dequantizes its weight for each product.

@@ -1,4 +1,4 @@
-"""What the rest of the house may know of a base without touching its weights.
+"""What the rest of the project may know of a base without touching its weights.
 
 Owns the frozen description of the base's linear layers. Imports no torch, so that
 the strict adapter reader and the policies can be tested in milliseconds.

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from loader.product import TILE, HouseLinear, lacks_instructions, linear, speed_up_linears
+from loader.product import TILE, FastLinear, lacks_instructions, linear, speed_up_linears
 from tests.support.kernels import kernels
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -63,5 +63,5 @@ def test_wrapping_keeps_paths_parameters_and_tying(compiled: bool) -> None:
     assert [path for path, _ in model.named_modules()] == paths
     assert list(model.state_dict()) == names
     assert model.head.weight is model.embed.weight
-    assert isinstance(model.get_submodule("block.0"), HouseLinear) == (compiled or lacks_instructions(torch.bfloat16))
+    assert isinstance(model.get_submodule("block.0"), FastLinear) == (compiled or lacks_instructions(torch.bfloat16))
     assert type(model.get_submodule("block.1")) is nn.Linear

@@ -9,11 +9,11 @@ from torch import nn
 
 from adapters.layer import GraftedLinear
 from adapters.manifest import AdapterId, Kind
-from engine.house_attention import HouseAttention
-from engine.house_layer import HouseLayer
+from engine.compiled_attention import CompiledAttention
+from engine.compiled_layer import CompiledLayer
 from engine.sequence import SamplingParams
-from loader.pointwise import HouseMLP, HouseNorm
-from loader.product import HouseLinear
+from loader.pointwise import CompiledMLP, CompiledNorm
+from loader.product import FastLinear
 from native.build import Form
 from native.kernels import Kernels
 from tests.support.adapters import write_adapter
@@ -87,7 +87,7 @@ def test_what_was_merged_gives_its_memory_back(tmp_path: Path) -> None:
     served.engine.merge(adapter)
     said(served, [adapter] * len(PROMPTS))
     grafted = [module for module in served.base.model.modules() if isinstance(module, GraftedLinear)]
-    merged = [ref(cast(HouseLinear, module.merged).weight) for module in grafted if module.merged]
+    merged = [ref(cast(FastLinear, module.merged).weight) for module in grafted if module.merged]
     assert merged and all(weight() is not None for weight in merged)
     served.engine.unmerge()
     assert all(weight() is None for weight in merged)
@@ -97,16 +97,16 @@ def test_what_was_merged_gives_its_memory_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arch", "replaced"),
     [
-        ("llama", {HouseLayer, HouseAttention, HouseMLP, HouseNorm}),
-        ("qwen2", {HouseMLP, HouseNorm}),  # this one has a sliding window
-        ("qwen3", {HouseLayer, HouseAttention, HouseMLP, HouseNorm}),
+        ("llama", {CompiledLayer, CompiledAttention, CompiledMLP, CompiledNorm}),
+        ("qwen2", {CompiledMLP, CompiledNorm}),  # this one has a sliding window
+        ("qwen3", {CompiledLayer, CompiledAttention, CompiledMLP, CompiledNorm}),
         ("gemma2", set()),  # its norms add 1 to their weights, its activation is another, its scores are capped
     ],
 )
 def test_what_a_model_lets_be_replaced(arch: str, replaced: set[type[nn.Module]], tmp_path: Path) -> None:
     served = house(arch, tmp_path, kernels())
     found = {type(module) for module in served.base.model.modules()}
-    assert found & {HouseLayer, HouseAttention, HouseMLP, HouseNorm} == replaced
+    assert found & {CompiledLayer, CompiledAttention, CompiledMLP, CompiledNorm} == replaced
     served.close()
 
 

@@ -13,18 +13,18 @@ from transformers import PreTrainedModel
 
 from adapters.layer import ActiveGrafts, GraftedLinear, Selection
 from engine.batch import PagedBatch
-from engine.house_attention import HouseAttention, probe
+from engine.compiled_attention import CompiledAttention, probe
 from engine.kv_cache import KVCache
-from loader.pointwise import HouseMLP, HouseNorm
-from loader.product import HouseLinear
+from loader.pointwise import CompiledMLP, CompiledNorm
+from loader.product import FastLinear
 from native.kernels import Kernels
 from native.tables import Heads, LayerTable, layer_table, linear_table, term_table
 
 PARTS: Mapping[str, type[nn.Module]] = {
-    "self_attn": HouseAttention,
-    "mlp": HouseMLP,
-    "input_layernorm": HouseNorm,
-    "post_attention_layernorm": HouseNorm,
+    "self_attn": CompiledAttention,
+    "mlp": CompiledMLP,
+    "input_layernorm": CompiledNorm,
+    "post_attention_layernorm": CompiledNorm,
 }
 LINEARS = {
     "q": "self_attn.q_proj",
@@ -43,20 +43,20 @@ NORMS = {
 }
 
 
-class HouseLayer(nn.Module):
+class CompiledLayer(nn.Module):
     """`a = x + attention(norm(x))`, `a + mlp(norm(a))`, with the very modules of the layer it replaces.
 
     A step in which a merged adapter's rows are mixed with others goes through those modules one by one.
     """
 
     def __init__(
-        self, theirs: nn.Module, active: ActiveGrafts, numbers: Mapping[str, int], cache: KVCache, kernels: Kernels
+        self, original: nn.Module, active: ActiveGrafts, numbers: Mapping[str, int], cache: KVCache, kernels: Kernels
     ) -> None:
         super().__init__()
-        for name, part in theirs.named_children():
+        for name, part in original.named_children():
             self.add_module(name, part)
-        self._by_parts = [theirs]  # in a list, so that its modules are not found twice
-        self._linears = {name: cast(GraftedLinear, theirs.get_submodule(path)) for name, path in LINEARS.items()}
+        self._original = [original]  # in a list, so that its modules are not found twice
+        self._linears = {name: cast(GraftedLinear, original.get_submodule(path)) for name, path in LINEARS.items()}
         self._numbers = {name: numbers[linear.path] for name, linear in self._linears.items()}
         self._active, self._cache, self._kernels = active, cache, kernels
         self._base = self._table([linear.base for linear in self._linears.values()])
@@ -66,12 +66,12 @@ class HouseLayer(nn.Module):
         """Other weights are merged now, or none: those that were have to go."""
         self._merged = None
 
-    def forward(self, hidden_states: Tensor, **told: object) -> Tensor:
-        selection, paged = self._active.tokens, cast(PagedBatch, told["paged"])
+    def forward(self, hidden_states: Tensor, **inputs: object) -> Tensor:
+        selection, paged = self._active.tokens, cast(PagedBatch, inputs["paged"])
         table = self._table_for(selection)
         if table is None or paged.table is None or not hidden_states.is_contiguous():
-            return cast(Tensor, self._by_parts[0](hidden_states, **told))
-        cos, sin = cast(tuple[Tensor, Tensor], told["position_embeddings"])
+            return cast(Tensor, self._original[0](hidden_states, **inputs))
+        cos, sin = cast(tuple[Tensor, Tensor], inputs["position_embeddings"])
         assert selection is None or selection.terms.num_rows == hidden_states.shape[1], "not this step's selection"
         terms = NO_TERMS if selection is None or selection.table is None else selection.table
         return self._kernels.decoder_layer(hidden_states, table, paged.table, terms, cos, sin)
@@ -88,11 +88,11 @@ class HouseLayer(nn.Module):
 
     def _table(self, weights: Sequence[nn.Module]) -> LayerTable:
         linears = {
-            name: linear_table(cast(HouseLinear, module).stored, cast(HouseLinear, module).bias, self._numbers[name])
+            name: linear_table(cast(FastLinear, module).stored, cast(FastLinear, module).bias, self._numbers[name])
             for name, module in zip(LINEARS, weights, strict=True)
         }
-        attention, modules = cast(HouseAttention, self.self_attn), dict(self.named_modules())
-        norms = {name: cast(HouseNorm, modules[path]) for name, path in NORMS.items() if path in modules}
+        attention, modules = cast(CompiledAttention, self.self_attn), dict(self.named_modules())
+        norms = {name: cast(CompiledNorm, modules[path]) for name, path in NORMS.items() if path in modules}
         return layer_table(
             linears,
             {name: (norm.weight, norm.epsilon) for name, norm in norms.items()},
@@ -104,7 +104,7 @@ class HouseLayer(nn.Module):
 NO_TERMS = term_table((), 0)
 
 
-def heads_of(attention: HouseAttention) -> Heads:
+def heads_of(attention: CompiledAttention) -> Heads:
     projections = (cast(GraftedLinear, one) for one in (attention.q_proj, attention.k_proj))
     heads, kv_heads = (cast(int, one.base.out_features) // attention.head_dim for one in projections)
     return Heads(heads, kv_heads, attention.head_dim, attention.scaling)
@@ -113,40 +113,42 @@ def heads_of(attention: HouseAttention) -> Heads:
 @torch.inference_mode()
 def speed_up_layers(
     model: PreTrainedModel, active: ActiveGrafts, numbers: Mapping[str, int], cache: KVCache, kernels: Kernels | None
-) -> list[HouseLayer]:
-    """Replace the decoder layers of `model` that compute what HouseLayer does. Returns what stands there instead.
+) -> list[CompiledLayer]:
+    """Replace the decoder layers of `model` that compute what CompiledLayer does. Returns what stands there instead.
 
     Its linears are grafted already; `numbers` are their places in adapters' tables. `cache` is still empty: the trial
     writes to its first slots.
     """
     rotary = getattr(model.base_model, "rotary_emb", None)
-    replaced: list[HouseLayer] = []
+    replaced: list[CompiledLayer] = []
     if kernels is None or rotary is None:
         return replaced
     for path, module in list(model.named_modules()):
-        if _could(module):
-            house = HouseLayer(module, active, numbers, cache, kernels)
-            if _agree(module, house, rotary, cache, kernels):
-                model.set_submodule(path, house)
-                replaced.append(house)
+        if _has_known_parts(module):
+            compiled = CompiledLayer(module, active, numbers, cache, kernels)
+            if _agree(module, compiled, rotary, cache, kernels):
+                model.set_submodule(path, compiled)
+                replaced.append(compiled)
     return replaced
 
 
-def _could(layer: nn.Module) -> bool:
+def _has_known_parts(layer: nn.Module) -> bool:
     """Whether a layer is made of the parts that the kernel knows, and nothing else."""
     parts = {name: type(part) for name, part in layer.named_children()}
     if parts != PARTS:
         return False
     norms = [module for path, module in layer.named_modules() if path in NORMS.values()]
-    if not all(isinstance(norm, HouseNorm) for norm in norms):
+    if not all(isinstance(norm, CompiledNorm) for norm in norms):
         return False
     linears = [layer.get_submodule(path) for path in LINEARS.values()]
-    return all(isinstance(one, GraftedLinear) and isinstance(one.base, HouseLinear) for one in linears)
+    return all(isinstance(one, GraftedLinear) and isinstance(one.base, FastLinear) for one in linears)
 
 
-def _agree(theirs: nn.Module, ours: HouseLayer, rotary: nn.Module, cache: KVCache, kernels: Kernels) -> bool:
+def _agree(
+    original: nn.Module, replacement: CompiledLayer, rotary: nn.Module, cache: KVCache, kernels: Kernels
+) -> bool:
     """Whether both give the same for the same rows, but for the last places of what they round in between."""
-    width = cast(HouseLinear, ours._linears["q"].base).in_features
-    x, told = probe(width, rotary, cache, kernels)
-    want, got = (cast(Tensor, layer(x, **told)).float() for layer in (theirs, ours))
+    width = cast(FastLinear, replacement._linears["q"].base).in_features
+    x, inputs = probe(width, rotary, cache, kernels)
+    want, got = (cast(Tensor, layer(x, **inputs)).float() for layer in (original, replacement))
     return bool((want - got).abs().max() <= 2**-6 * (want.abs().max() + 1e-6))

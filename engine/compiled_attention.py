@@ -20,7 +20,7 @@ NORMS = {"q_norm", "k_norm"}
 PROBED_ROWS = 5
 
 
-class HouseAttention(nn.Module):
+class CompiledAttention(nn.Module):
     """`o(attend(rotate(q(x)), rotate(k(x)), v(x)))` with the very projections of the module it replaces.
 
     Where that one normalises every head's queries and keys before it rotates them, so does this one.
@@ -31,12 +31,12 @@ class HouseAttention(nn.Module):
     v_proj: nn.Module
     o_proj: nn.Module
 
-    def __init__(self, theirs: nn.Module, kernels: Kernels) -> None:
+    def __init__(self, original: nn.Module, kernels: Kernels) -> None:
         super().__init__()
-        for name, module in theirs.named_children():
+        for name, module in original.named_children():
             self.add_module(name, module)
-        self.layer_idx, self.head_dim = cast(int, theirs.layer_idx), cast(int, theirs.head_dim)
-        self.scaling = cast(float, theirs.scaling)
+        self.layer_idx, self.head_dim = cast(int, original.layer_idx), cast(int, original.head_dim)
+        self.scaling = cast(float, original.scaling)
         self._kernels = kernels
 
     def forward(
@@ -64,7 +64,7 @@ class HouseAttention(nn.Module):
 
 @torch.inference_mode()
 def speed_up_attention(model: PreTrainedModel, cache: KVCache, kernels: Kernels | None) -> None:
-    """Replace the attention modules of `model` that compute what HouseAttention does, to the bit.
+    """Replace the attention modules of `model` that compute what CompiledAttention does, to the bit.
 
     `cache` is still empty: the trial writes to its first slots. Sliding windows are left to the models.
     """
@@ -73,32 +73,37 @@ def speed_up_attention(model: PreTrainedModel, cache: KVCache, kernels: Kernels 
         return
     for path, module in list(model.named_modules()):
         if {name for name, _ in module.named_children()} - NORMS == PROJECTIONS and hasattr(module, "layer_idx"):
-            house = HouseAttention(module, kernels)
-            if _agree(module, house, rotary, cache, kernels):
-                model.set_submodule(path, house)
+            compiled = CompiledAttention(module, kernels)
+            if _agree(module, compiled, rotary, cache, kernels):
+                model.set_submodule(path, compiled)
 
 
-def _agree(theirs: nn.Module, ours: HouseAttention, rotary: nn.Module, cache: KVCache, kernels: Kernels) -> bool:
-    x, told = probe(cast(int, theirs.get_submodule("q_proj").in_features), rotary, cache, kernels)
-    cos, _ = told["position_embeddings"]
-    if cos.shape != (1, PROBED_ROWS, ours.head_dim) or not _can(kernels, ours, x):
+def _agree(
+    original: nn.Module, replacement: CompiledAttention, rotary: nn.Module, cache: KVCache, kernels: Kernels
+) -> bool:
+    x, inputs = probe(cast(int, original.get_submodule("q_proj").in_features), rotary, cache, kernels)
+    cos, _ = inputs["position_embeddings"]
+    if cos.shape != (1, PROBED_ROWS, replacement.head_dim) or not _kernels_take_heads(kernels, replacement, x):
         return False
-    want, got = (module(hidden_states=x, **told)[0] for module in (theirs, ours))
+    want, got = (module(hidden_states=x, **inputs)[0] for module in (original, replacement))
     return torch.equal(want, got)
 
 
 def probe(width: int, rotary: nn.Module, cache: KVCache, kernels: Kernels) -> tuple[Tensor, dict[str, Any]]:
-    """A few random rows `[1, T, width]` of one sequence, and what a decoder tells its layers beside them."""
+    """A few random rows `[1, T, width]` of one sequence, and what else a decoder gives its layers."""
     x = torch.randn(1, PROBED_ROWS, width, generator=torch.Generator().manual_seed(0)).to(DTYPE)
     positions = torch.arange(PROBED_ROWS)[None] * 37
     turned = rotary(x, position_ids=positions)
-    told = {"position_embeddings": turned, "attention_mask": None, "position_ids": positions}
-    return x, {**told, "paged": _rows(cache, kernels)}
+    inputs = {"position_embeddings": turned, "attention_mask": None, "position_ids": positions}
+    return x, {**inputs, "paged": _rows(cache, kernels)}
 
 
-def _can(kernels: Kernels, ours: HouseAttention, x: Tensor) -> bool:
+def _kernels_take_heads(kernels: Kernels, replacement: CompiledAttention, x: Tensor) -> bool:
     """Whether the kernel takes heads of this size and number."""
-    query, key, value = (ours.heads(linear(x)).transpose(0, 1) for linear in (ours.q_proj, ours.k_proj, ours.v_proj))
+    query, key, value = (
+        replacement.heads(linear(x)).transpose(0, 1)
+        for linear in (replacement.q_proj, replacement.k_proj, replacement.v_proj)
+    )
     return kernels.can_attend(query, key, value)
 
 
