@@ -17,7 +17,7 @@ from adapters.canary import Canary, Split
 from adapters.checkpoint import Checkpoint, Reader, read, read_directory
 from adapters.condition import Condition
 from adapters.dossiers import DOSSIERS, Dossiers
-from adapters.errors import AdapterCorrupt, BaseMismatch, RegistryUnusable, Unsettled
+from adapters.errors import AdapterCorrupt, BaseMismatch, DatabaseUnusable, Unsettled
 from adapters.evaluations import EvalFile, Score
 from adapters.labels import Labels
 from adapters.lease import Lease
@@ -273,7 +273,7 @@ class Catalog:
     def sweep(self) -> Sweep:
         """Put the disk in order after a crash. Call at start, before anything is added or leased.
 
-        Raises RegistryUnusable, and removes nothing, when blobs have names but the registry has never had one: it was
+        Raises DatabaseUnusable, and removes nothing, when blobs have names but the registry has never had one: it was
         lost, not emptied.
         """
         stored, corrupt, named = frozenset(self._store.ids()), self._store.quarantined(), self._registry.ids()
@@ -331,7 +331,7 @@ class Catalog:
 
     def _check_not_lost(self, blobs: Iterable[AdapterId]) -> None:
         if self._registry.is_new() and any(self._store.label(id) is not None for id in blobs):
-            raise RegistryUnusable(
+            raise DatabaseUnusable(
                 "The registry is empty, but the adapters on disk have names: it was lost. Restore it from a backup, or "
                 "stop and run `rootstock doctor --rebuild` on this data directory."
             )

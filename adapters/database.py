@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from adapters.disk import Disk
-from adapters.errors import RegistryUnusable, Unsettled
+from adapters.errors import DatabaseUnusable, Unsettled
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_MS = 30_000
@@ -68,7 +68,7 @@ class Database:
     """Sessions on one database. Safe to use from many threads."""
 
     def __init__(self, url: str, schema: Schema = REGISTRY, disk: Disk | None = None) -> None:
-        """Opens and migrates. Raises RegistryUnusable when the file is damaged or a newer release wrote it."""
+        """Opens and migrates. Raises DatabaseUnusable when the file is damaged or a newer release wrote it."""
         self._schema, self._disk = schema, disk or Disk()
         self._watching: list[PoolProxiedConnection] = []
         self._engine = create_engine(url)
@@ -80,8 +80,8 @@ class Database:
                 self._migrate()
         except DatabaseError as error:
             self.close()
-            raise RegistryUnusable(self._schema.damaged) from error
-        except (RegistryUnusable, OSError):
+            raise DatabaseUnusable(self._schema.damaged) from error
+        except (DatabaseUnusable, OSError):
             self.close()
             raise
 
@@ -139,7 +139,7 @@ class Database:
     def _check_sqlite(self, connection: Connection) -> None:
         verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
         if verdict != "ok":
-            raise RegistryUnusable(self._schema.damaged)
+            raise DatabaseUnusable(self._schema.damaged)
 
     def _migrate(self) -> None:
         config = Config()
@@ -153,7 +153,7 @@ class Database:
                 self._check_sqlite(connection)
             current = MigrationContext.configure(connection).get_current_revision()
             if current is not None and current not in {revision.revision for revision in script.walk_revisions()}:
-                raise RegistryUnusable(
+                raise DatabaseUnusable(
                     f"The database of the {self._schema.holds} has schema {current}, which a newer release wrote; this "
                     f"release knows schemas up to {script.get_current_head()}. Upgrade, or use another data directory."
                 )

@@ -8,7 +8,8 @@ AdapterError
 ├── AliasInvalid         the alias is not a slug, or could be taken for a version or a digest
 ├── CanaryInvalid        a canary of the version that the alias points at anyway
 ├── NothingToRollBack    the alias has not pointed anywhere else
-├── NotOwner             it is lent to the tenant who would change it
+├── VersionInUse         an alias or its canary is this version, or it is the only one
+├── NotOwner             it is shared with the tenant who would change it
 ├── BaseMismatch         trained on another base, or in another quantization, than is served
 ├── UnknownAdapter       no such name, alias or digest
 │   └── UnknownVersion   the name exists, that version of it does not
@@ -24,7 +25,7 @@ AdapterError
 │   ├── TooManyUploads   the tenant has too many open, or too large ones
 │   └── UploadsFull      all tenants together have too many open
 ├── AdapterCorrupt       stored bytes no longer match their digest
-└── RegistryUnusable     the database is damaged, or was written by a newer release
+└── DatabaseUnusable     the database is damaged, or was written by a newer release
 OSError                  the disk is full or failed, as the system tells it; nothing was changed
 └── Unsettled            it failed when the change may have been made already
 """
@@ -179,7 +180,7 @@ class AdapterCorrupt(AdapterError):
     pass
 
 
-class RegistryUnusable(AdapterError):
+class DatabaseUnusable(AdapterError):
     pass
 
 

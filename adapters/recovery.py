@@ -11,7 +11,7 @@ from pathlib import Path
 
 from adapters.database import Database
 from adapters.dossiers import DOSSIERS
-from adapters.errors import AdapterCorrupt, RegistryUnusable, UnknownAdapter
+from adapters.errors import AdapterCorrupt, DatabaseUnusable, UnknownAdapter
 from adapters.labels import Label, decode
 from adapters.manifest import AdapterId, Manifest
 from adapters.manifest_json import manifest_to_json
@@ -65,7 +65,7 @@ def examine(registry: Path, store: BlobStore) -> Diagnosis:
     try:
         with closing(Registry(f"sqlite:///{registry}")) as opened:
             every, new = opened.every(), opened.is_new()
-    except (RegistryUnusable, OSError) as error:
+    except (DatabaseUnusable, OSError) as error:
         return Diagnosis(str(error), (), (), corrupt, leftovers)
     if new and any(store.label(id) is not None for id in blobs):
         return Diagnosis("The registry is empty, but the adapters have names.", (), (), corrupt, leftovers)

@@ -53,7 +53,7 @@ class Registry:
     """Safe to use from many threads. `url` is SQLAlchemy's: `sqlite:////data/registry.db`."""
 
     def __init__(self, url: str, disk: Disk | None = None) -> None:
-        """Opens the database and brings its schema up to date. Raises RegistryUnusable when that cannot be done."""
+        """Opens the database and brings its schema up to date. Raises DatabaseUnusable when that cannot be done."""
         self._database = Database(url, disk=disk)
         self._manifests: dict[AdapterId, Manifest] = {}
         self.grants = Grants(self._database)

@@ -77,7 +77,7 @@ def build_house(
     console: Console,
     recorder_for: Callable[[Base], Recorder | None] = cuda_graphs,
 ) -> House:
-    """Raises LoaderError when the base cannot be served here, RegistryUnusable, and SettingsError."""
+    """Raises LoaderError when the base cannot be served here, DatabaseUnusable, and SettingsError."""
     traces = traces_of(settings)
     source = resolve(settings.base, data.root, progress)
     memory, max_model_len = _plan(settings, source)

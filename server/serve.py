@@ -88,7 +88,7 @@ def _serve(settings: Settings, signals: Signals) -> int:
 
 @contextlib.contextmanager
 def _callers(settings: Settings, data: DataDir) -> Iterator[Callers]:
-    """With `--keys off` the data directory's keys are not even opened. Raises PepperUnusable, RegistryUnusable."""
+    """With `--keys off` the data directory's keys are not even opened. Raises PepperUnusable, DatabaseUnusable."""
     if settings.keys == "off":
         yield NoKeys()
         return
@@ -100,7 +100,7 @@ def _callers(settings: Settings, data: DataDir) -> Iterator[Callers]:
 def _meter(settings: Settings, data: DataDir) -> Iterator[Meter]:
     """What a killed server left under way ends here; at the end what was recorded is on disk.
 
-    Raises RegistryUnusable for a damaged ledger.
+    Raises DatabaseUnusable for a damaged ledger.
     """
     quotas = Quotas(settings.quota, settings.tenant_quotas())
     if settings.usage_ledger == "off":

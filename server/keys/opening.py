@@ -16,7 +16,7 @@ from server.keys.store import KeyStore
 
 
 def open_keys(data: DataDir, pepper_file: Path | None = None, by: str = "", disk: Disk | None = None) -> KeyStore:
-    """Raises PepperUnusable, and RegistryUnusable for a damaged database. Close it when done."""
+    """Raises PepperUnusable, and DatabaseUnusable for a damaged database. Close it when done."""
     if not data.keys.exists():
         data.root.mkdir(parents=True, exist_ok=True)
         with _alone(data.root):

@@ -56,7 +56,7 @@ class KeyStore:
     """Safe to use from many threads and processes. What it does is logged with `by`, who did it."""
 
     def __init__(self, url: str, pepper: bytes, by: str = "", disk: Disk | None = None) -> None:
-        """Opens the database and brings its schema up to date. Raises RegistryUnusable when that cannot be done."""
+        """Opens the database and brings its schema up to date. Raises DatabaseUnusable when that cannot be done."""
         self.pepper = pepper
         self._by = by
         self._database = Database(url, _SCHEMA, disk)

@@ -78,7 +78,7 @@ class Ledger:
     """Safe to use from many threads, and to read while another process writes."""
 
     def __init__(self, url: str, disk: Disk | None = None) -> None:
-        """Raises RegistryUnusable when the file is damaged or a newer release wrote it."""
+        """Raises DatabaseUnusable when the file is damaged or a newer release wrote it."""
         self._database = Database(url, _SCHEMA, disk)
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
 
-from adapters.errors import RegistryUnusable, UnknownAdapter, UnknownVersion
+from adapters.errors import DatabaseUnusable, UnknownAdapter, UnknownVersion
 from adapters.manifest import AdapterId, Graft, Manifest
 from adapters.naming import parse_reference
 from adapters.registry import Registry, Version
@@ -196,7 +196,7 @@ def test_a_failed_write_leaves_nothing(registry: Registry) -> None:
 class TestUnusable:
     def test_no_database(self, tmp_path: Path) -> None:
         (tmp_path / "registry.db").write_bytes(b"not a database" * 1000)
-        with pytest.raises(RegistryUnusable, match="rootstock doctor"):
+        with pytest.raises(DatabaseUnusable, match="rootstock doctor"):
             Registry(url(tmp_path))
 
     def test_damaged(self, tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ class TestUnusable:
         raw = bytearray(file.read_bytes())
         raw[8192:-4096] = b"\xff" * (len(raw) - 12288)
         file.write_bytes(raw)
-        with pytest.raises(RegistryUnusable):
+        with pytest.raises(DatabaseUnusable):
             Registry(url(tmp_path))
 
     def test_newer(self, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ class TestUnusable:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
         connection.commit()
         connection.close()
-        with pytest.raises(RegistryUnusable, match="9999.*Upgrade"):
+        with pytest.raises(DatabaseUnusable, match="9999.*Upgrade"):
             Registry(url(tmp_path))
 
 

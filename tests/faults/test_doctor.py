@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from adapters.catalog import Catalog
-from adapters.errors import RegistryUnusable
+from adapters.errors import DatabaseUnusable
 from adapters.recovery import examine, rebuild
 from adapters.registry import Registry
 from adapters.store import BlobStore
@@ -85,7 +85,7 @@ def test_g70_the_server_does_not_start_on_it_and_removes_nothing(data: DataDir, 
     DAMAGE[kind](data.registry)
     store = BlobStore(data.blobs)
     blobs = list(store.ids())
-    with pytest.raises(RegistryUnusable, match="rootstock doctor"), closing(Registry(data.registry_url)) as registry:
+    with pytest.raises(DatabaseUnusable, match="rootstock doctor"), closing(Registry(data.registry_url)) as registry:
         Catalog(registry, store, served(), frozenset()).sweep()
     assert list(store.ids()) == blobs and len(blobs) == 2
 

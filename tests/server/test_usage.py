@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.errors import RegistryUnusable
+from adapters.errors import DatabaseUnusable
 from engine.events import Finished
 from engine.sequence import Request, SamplingParams
 from engine.worker import EngineWorker
@@ -224,7 +224,7 @@ def test_i86_a_killed_writer_leaves_whole_rows_and_nothing_twice(tmp_path: Path)
 def test_a_damaged_ledger_is_told_as_one(tmp_path: Path) -> None:
     path = tmp_path / "usage.sqlite"
     path.write_bytes(b"no database" * 1000)
-    with pytest.raises(RegistryUnusable, match="usage ledger"):
+    with pytest.raises(DatabaseUnusable, match="usage ledger"):
         Ledger(url(path))
 
 

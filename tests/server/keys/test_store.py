@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.errors import RegistryUnusable
+from adapters.errors import DatabaseUnusable
 from server.datadir import DataDir
 from server.keys.errors import KeyNotLive, PepperUnusable, UnknownKey
 from server.keys.opening import open_keys
@@ -73,7 +73,7 @@ def test_a_damaged_database_is_told_by_its_name(tmp_path: Path) -> None:
     with stored_keys(tmp_path):
         pass
     (tmp_path / "keys.sqlite").write_bytes(b"no database at all" * 1000)
-    with pytest.raises(RegistryUnusable, match="of the keys"):
+    with pytest.raises(DatabaseUnusable, match="of the keys"):
         open_keys(DataDir(tmp_path))
 
 
