@@ -54,7 +54,7 @@ class Sweep:
 class Catalog:
     """Safe to use from many threads. `on_forgotten` is called, on whichever thread, after a blob was removed.
 
-    `reader` judges what strangers upload: `ReadApart` in a process of its own, `read` in this one.
+    `reader` judges what strangers upload: `SandboxedReader` in a process of its own, `read` in the server's.
     """
 
     def __init__(

@@ -14,7 +14,6 @@ import structlog
 import torch
 from rich.console import Console
 
-from adapters.apart import ReadApart
 from adapters.catalog import Catalog
 from adapters.errors import BaseMismatch
 from adapters.grants import EVERYBODY
@@ -22,6 +21,7 @@ from adapters.manifest import AdapterId
 from adapters.naming import owner_of
 from adapters.provenance import ServedBase
 from adapters.registry import Registry
+from adapters.sandbox import SandboxedReader
 from adapters.shelf import Shelf
 from adapters.store import BlobStore
 from adapters.uploads import UploadLimits, Uploads
@@ -104,7 +104,7 @@ def build_house(
         settings.quantization,
         settings.allow_quantization_mismatch,
     )
-    reader = ReadApart(settings.validation_memory, settings.validation_timeout)
+    reader = SandboxedReader(settings.validation_memory, settings.validation_timeout)
     catalog = Catalog(registry, store, served, RESERVED | {base.id}, reader)
     services = Services(
         worker=worker,

@@ -1,4 +1,4 @@
-"""`rootstock serve` as it is started: it has its data directory to itself, and reads uploads in a process apart."""
+"""`rootstock serve` as it is started: it has its data directory to itself, and reads uploads in a sandbox."""
 
 import hashlib
 import sqlite3

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapters.apart import ReadApart
 from adapters.checkpoint import read_directory
 from adapters.errors import InvalidAdapter
+from adapters.sandbox import SandboxedReader
 from tests.support.adapters import write_adapter
 from tests.support.broken_files import (
     B15,
@@ -85,7 +85,7 @@ def test_b17_the_reader_itself_takes_no_more_than_it_is_given(good: Path, tmp_pa
     (tmp_path / "adapter_config.json").write_bytes((good / "adapter_config.json").read_bytes())
     (tmp_path / "adapter_model.safetensors").write_bytes(MILLION)
     with pytest.raises(InvalidAdapter, match="expected at most"):
-        read_directory(tmp_path, SHAPE, ReadApart(memory=128 << 20))
+        read_directory(tmp_path, SHAPE, SandboxedReader(memory=128 << 20))
 
 
 @pytest.mark.parametrize(

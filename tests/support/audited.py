@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.verdict import question_to_json
+from adapters.sandbox_json import request_to_json
 from loader.shape import BaseShape
 
 ROOT = Path(__file__).parents[2]
@@ -19,10 +19,10 @@ import json, os, sys
 from pathlib import Path
 from adapters.checkpoint import read_directory
 from adapters.errors import InvalidAdapter
-from adapters.verdict import question_from_json
+from adapters.sandbox_json import request_from_json
 
 question, usual, *folders = json.load(sys.stdin)
-_, _, shape = question_from_json(question)
+_, _, shape = request_from_json(question)
 sys.path.insert(0, os.getcwd())
 read_directory(Path(usual), shape)  # whatever is imported late is there from now on
 seen, refused = [], 0
@@ -56,7 +56,7 @@ class Audit:
 
 def audit_of_reading(shape: BaseShape, usual: Path, folders: Sequence[Path], at: Path) -> Audit:
     """Read `folders` as a process that works in `at` and may import from there. `usual` is fine, and read before."""
-    asked = [question_to_json(b"", usual, shape).decode(), str(usual), *map(str, folders)]
+    asked = [request_to_json(b"", usual, shape).decode(), str(usual), *map(str, folders)]
     done = subprocess.run(
         [sys.executable, "-P", "-c", _SCRIPT],
         input=json.dumps(asked).encode(),

@@ -8,8 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.apart import ReadApart
-from adapters.verdict import question_to_json
+from adapters.sandbox import SandboxedReader
+from adapters.sandbox_json import request_to_json
 from loader.shape import BaseShape
 
 ROOT = Path(__file__).parents[2]
@@ -38,10 +38,10 @@ class Cost:
 
 def cost_of_reading(config: bytes, weights: Path, shape: BaseShape) -> Cost:
     """Under the limits that the server has unless it is told others."""
-    limits = ReadApart()
+    limits = SandboxedReader()
     done = subprocess.run(
         [sys.executable, "-P", "-c", _SCRIPT, str(limits.memory), str(int(limits.seconds))],
-        input=question_to_json(config, weights, shape),
+        input=request_to_json(config, weights, shape),
         capture_output=True,
         env={"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
         check=True,

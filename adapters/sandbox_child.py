@@ -1,4 +1,4 @@
-"""The process that reads one upload and ends: `python -m adapters.reading MEMORY SECONDS`, question in, verdict out.
+"""The process that reads one upload and ends: `python -m adapters.sandbox_child MEMORY SECONDS`, from stdin to stdout.
 
 Owns its own limits, which it sets before it sees a byte of the upload: address space, processor time, and no file
 written. Imports no torch; it is ready in the time that numpy takes.
@@ -18,22 +18,22 @@ def main(memory: int, seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
-        verdict = _read(sys.stdin.buffer.read())
+        result = _read(sys.stdin.buffer.read())
     except MemoryError:
         sys.exit(OUT_OF_MEMORY)
-    sys.stdout.buffer.write(verdict)
+    sys.stdout.buffer.write(result)
 
 
-def _read(question: bytes) -> bytes:
+def _read(request: bytes) -> bytes:
     """Imported here, under the limits."""
     from adapters.checkpoint import read
     from adapters.errors import InvalidAdapter
-    from adapters.verdict import checkpoint_to_json, question_from_json, refusal_to_json
+    from adapters.sandbox_json import checkpoint_to_json, faults_to_json, request_from_json
 
     try:
-        return checkpoint_to_json(read(*question_from_json(question)))
+        return checkpoint_to_json(read(*request_from_json(request)))
     except InvalidAdapter as error:
-        return refusal_to_json(error)
+        return faults_to_json(error)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Reading in a process apart: the same verdicts as in this one, and an end to whatever meets a limit."""
+"""Reading in a sandbox: the same results as in this process, and an end to whatever meets a limit."""
 
 import json
 import subprocess
@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapters.apart import ReadApart
 from adapters.checkpoint import read, read_directory
 from adapters.errors import InvalidAdapter, UnsupportedMedia
 from adapters.provenance import QUANTIZATION, WEIGHTS
+from adapters.sandbox import SandboxedReader
 from tests.support.adapters import grafts_for, llama_shape, peft_config, random_tensors, write_adapter
 
 SHAPE = llama_shape()
@@ -20,7 +20,7 @@ MIB = 1 << 20
 
 def test_what_is_valid_there_is_valid_here(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path, SHAPE, kind="rsdora", dtype="bfloat16")
-    assert read_directory(folder, SHAPE, ReadApart()) == read_directory(folder, SHAPE)
+    assert read_directory(folder, SHAPE, SandboxedReader()) == read_directory(folder, SHAPE)
 
 
 def test_the_record_of_the_base_comes_along(tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ def test_the_record_of_the_base_comes_along(tmp_path: Path) -> None:
 
     record = {WEIGHTS: f"sha256:{1:064x}", QUANTIZATION: "nf4"}
     save_file(random_tensors(grafts_for(SHAPE)), tmp_path / "w", metadata=record)
-    found = ReadApart()(json.dumps(peft_config()).encode(), tmp_path / "w", SHAPE)
+    found = SandboxedReader()(json.dumps(peft_config()).encode(), tmp_path / "w", SHAPE)
     assert found == read(json.dumps(peft_config()).encode(), tmp_path / "w", SHAPE)
     assert found.manifest.trained_on is not None and found.manifest.trained_on.quantization == "nf4"
 
@@ -36,26 +36,26 @@ def test_the_record_of_the_base_comes_along(tmp_path: Path) -> None:
 def test_faults_are_the_same(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path, SHAPE, bias="all", change=lambda tensors: {"x": np.ones(3, np.float32)})
     told = []
-    for reader in (read, ReadApart()):
+    for reader in (read, SandboxedReader()):
         with pytest.raises(InvalidAdapter) as caught:
             read_directory(folder, SHAPE, reader)
         told.append(caught.value.faults)
     assert told[0] == told[1]
     (folder / "adapter_model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
     with pytest.raises(UnsupportedMedia, match="git lfs pull"):
-        read_directory(folder, SHAPE, ReadApart())
+        read_directory(folder, SHAPE, SandboxedReader())
 
 
 def test_a_config_that_is_not_text_crosses_over(tmp_path: Path) -> None:
     write_adapter(tmp_path, SHAPE)
     with pytest.raises(InvalidAdapter, match="not UTF-8"):
-        ReadApart()(b'{"\xff": 1}', tmp_path / "adapter_model.safetensors", SHAPE)
+        SandboxedReader()(b'{"\xff": 1}', tmp_path / "adapter_model.safetensors", SHAPE)
 
 
 def test_time_is_limited(tmp_path: Path) -> None:
     write_adapter(tmp_path, SHAPE)
     with pytest.raises(InvalidAdapter, match="limit of 0.001 seconds"):
-        read_directory(tmp_path, SHAPE, ReadApart(seconds=0.001))
+        read_directory(tmp_path, SHAPE, SandboxedReader(seconds=0.001))
 
 
 def test_memory_is_limited(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_memory_is_limited(tmp_path: Path) -> None:
     write_adapter(tmp_path, SHAPE)
     config = b'{"x": [' + b"{}," * 300_000 + b"{}]}"
     with pytest.raises(InvalidAdapter, match="limit of 120 MiB of memory"):
-        ReadApart(memory=120 * MIB)(config, tmp_path / "adapter_model.safetensors", SHAPE)
+        SandboxedReader(memory=120 * MIB)(config, tmp_path / "adapter_model.safetensors", SHAPE)
 
 
 def test_the_reader_needs_no_torch_and_writes_no_file(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
-"""What the reader says of an upload, as JSON: a checkpoint, or every fault. And the question it answers.
+"""What the server asks of the process that reads an upload, and its result: a checkpoint or every fault, as JSON.
 
-Owns that encoding, between a server and the process that reads for it. Both are of the same release, so anything
-unexpected is our bug.
+Owns that encoding. Both processes are of the same release, so anything unexpected is our bug.
 """
 
 import json
@@ -17,46 +16,46 @@ from adapters.manifest_json import manifest_from_json, manifest_to_json
 from loader.shape import BaseShape, LinearShape
 
 
-def question_to_json(config: bytes, weights: Path, shape: BaseShape) -> bytes:
+def request_to_json(config: bytes, weights: Path, shape: BaseShape) -> bytes:
     """latin-1 carries any bytes through JSON: whether the config is UTF-8 is for the reader to judge."""
-    asked = {"config": config.decode("latin-1"), "weights": str(weights), "shape": asdict(shape)}
-    return json.dumps(asked).encode()
+    request = {"config": config.decode("latin-1"), "weights": str(weights), "shape": asdict(shape)}
+    return json.dumps(request).encode()
 
 
-def question_from_json(text: bytes) -> tuple[bytes, Path, BaseShape]:
-    asked = json.loads(text)
-    shape = asked["shape"]
+def request_from_json(text: bytes) -> tuple[bytes, Path, BaseShape]:
+    request = json.loads(text)
+    shape = request["shape"]
     linears = {path: LinearShape(**linear) for path, linear in shape["linears"].items()}
     shape = BaseShape(shape["base_id"], shape["num_layers"], linears, shape["refused"])
-    return asked["config"].encode("latin-1"), Path(asked["weights"]), shape
+    return request["config"].encode("latin-1"), Path(request["weights"]), shape
 
 
 def checkpoint_to_json(checkpoint: Checkpoint) -> bytes:
     record = checkpoint.manifest.trained_on
-    told = {
+    fields = {
         "manifest": manifest_to_json(checkpoint.manifest),
         "trained_on": record and asdict(record),
         "config": checkpoint.config.decode(),
         "tensors": {name: [spec.dtype, spec.shape, spec.start, spec.stop] for name, spec in checkpoint.tensors.items()},
     }
-    return json.dumps(told).encode()
+    return json.dumps(fields).encode()
 
 
-def refusal_to_json(error: InvalidAdapter) -> bytes:
+def faults_to_json(error: InvalidAdapter) -> bytes:
     faults = [[fault.where, fault.problem, fault.fix] for fault in error.faults]
     return json.dumps({"unsupported": isinstance(error, UnsupportedMedia), "faults": faults}).encode()
 
 
-def verdict_from_json(text: bytes, weights: Path) -> Checkpoint:
-    """The checkpoint that was found in `weights`. Raises the InvalidAdapter or UnsupportedMedia that was told."""
-    told: dict[str, Any] = json.loads(text)
-    if "faults" in told:
-        kind = UnsupportedMedia if told["unsupported"] else InvalidAdapter
-        raise kind(Fault(*fault) for fault in told["faults"])
-    manifest, record = manifest_from_json(told["manifest"]), told["trained_on"]
+def result_from_json(text: bytes, weights: Path) -> Checkpoint:
+    """The checkpoint that was found in `weights`. Raises InvalidAdapter or UnsupportedMedia, as the child did."""
+    result: dict[str, Any] = json.loads(text)
+    if "faults" in result:
+        kind = UnsupportedMedia if result["unsupported"] else InvalidAdapter
+        raise kind(Fault(*fault) for fault in result["faults"])
+    manifest, record = manifest_from_json(result["manifest"]), result["trained_on"]
     tensors = {
         name: TensorSpec(dtype, tuple(shape), start, stop)
-        for name, (dtype, shape, start, stop) in told["tensors"].items()
+        for name, (dtype, shape, start, stop) in result["tensors"].items()
     }
     manifest = replace(manifest, trained_on=record and TrainedOn(**record))
-    return Checkpoint(manifest, told["config"].encode(), weights, tensors)
+    return Checkpoint(manifest, result["config"].encode(), weights, tensors)

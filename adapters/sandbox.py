@@ -1,4 +1,4 @@
-"""Reads uploads in a process apart, so that a hostile file can neither hang the server nor bloat it.
+"""Reads each upload in a process of its own, so that a hostile file can neither hang the server nor bloat it.
 
 Owns the child's life and the words for a child that met a limit. The child is started for one upload; what it needs
 to know it is told, and it inherits neither the server's environment nor its files.
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from adapters.checkpoint import Checkpoint
 from adapters.errors import Fault, InvalidAdapter
-from adapters.reading import OUT_OF_MEMORY
-from adapters.verdict import question_to_json, verdict_from_json
+from adapters.sandbox_child import OUT_OF_MEMORY
+from adapters.sandbox_json import request_to_json, result_from_json
 from loader.shape import BaseShape
 
 _ROOT = Path(__file__).parents[1]
@@ -25,7 +25,7 @@ class ReaderBroken(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class ReadApart:
+class SandboxedReader:
     """A `checkpoint.Reader`: at most `memory` bytes of address space and `seconds` of time for each upload.
 
     Each call raises what `checkpoint.read` raises, and InvalidAdapter that names the limit when one was met.
@@ -37,8 +37,8 @@ class ReadApart:
     def __call__(self, config: bytes, weights: Path, shape: BaseShape) -> Checkpoint:
         try:
             ended = subprocess.run(
-                [sys.executable, "-P", "-m", "adapters.reading", str(self.memory), str(int(self.seconds) + 1)],
-                input=question_to_json(config, weights.absolute(), shape),
+                [sys.executable, "-P", "-m", "adapters.sandbox_child", str(self.memory), str(int(self.seconds) + 1)],
+                input=request_to_json(config, weights.absolute(), shape),
                 capture_output=True,
                 timeout=self.seconds,
                 # One thread: a BLAS that prepares for many takes gigabytes of address space.
@@ -48,7 +48,7 @@ class ReadApart:
         except subprocess.TimeoutExpired:
             raise self._limit(f"reading it took longer than the limit of {self.seconds:g} seconds") from None
         if ended.returncode == 0:
-            return verdict_from_json(ended.stdout, weights)
+            return result_from_json(ended.stdout, weights)
         if ended.returncode == OUT_OF_MEMORY:
             raise self._limit(f"reading it took more than the limit of {self.memory // _MIB} MiB of memory")
         if ended.returncode < 0:
