@@ -16,7 +16,7 @@ from adapters.aliases import Alias
 from adapters.canary import Canary, Split
 from adapters.checkpoint import Checkpoint, Reader, read, read_directory
 from adapters.condition import Condition
-from adapters.dossiers import DOSSIERS, Dossiers
+from adapters.dossier_files import DOSSIER_FOLDER, DossierFiles
 from adapters.errors import AdapterCorrupt, BaseMismatch, DatabaseUnusable, Unsettled
 from adapters.evaluations import EvalFile, Score
 from adapters.labels import Labels
@@ -75,7 +75,7 @@ class Catalog:
         self._doomed: set[AdapterId] = set()
         self._resolved = Resolved()
         self._labels = Labels(registry, store)
-        self._dossiers = Dossiers(registry, store.root / DOSSIERS, store.disk)
+        self._dossier_files = DossierFiles(registry, store.root / DOSSIER_FOLDER, store.disk)
 
     def add(
         self,
@@ -125,7 +125,7 @@ class Catalog:
     def attach_eval(self, version: Version, content: bytes) -> None:
         """Give a version its eval file, in place of one that it had. Raises UnknownAdapter when it is gone."""
         self._registry.attach_eval(version.name, version.number, content)
-        self._dossiers.follow(version.name)
+        self._dossier_files.follow(version.name)
 
     def eval_file(self, version: Version) -> EvalFile | None:
         """The one that `version` carries, if any."""
@@ -135,7 +135,7 @@ class Catalog:
         """Raises UnknownAdapter when the version is gone."""
         with self._resolved.changing():
             self._registry.remember_score(version.name, version.number, score)
-        self._dossiers.follow(version.name)
+        self._dossier_files.follow(version.name)
 
     def list(self, tenant: str | None = None) -> Versions:
         """The newest version of each name, sorted by name; of all, or of those that are `tenant`'s or lent to it."""
@@ -214,18 +214,18 @@ class Catalog:
         if pinned:
             self.base.check(self.resolve(name).manifest)
         version = self._registry.set_pinned(name, pinned)
-        self._dossiers.follow(name, ends=not pinned)
+        self._dossier_files.follow(name, ends=not pinned)
         return version
 
     def lend(self, name: str, tenant: str) -> None:
         """Let `tenant`, or EVERYBODY, use all versions of `name`. Raises UnknownAdapter."""
         self.grants.grant(name, tenant)
-        self._dossiers.follow(name)
+        self._dossier_files.follow(name)
 
     def take_back(self, name: str, tenant: str) -> None:
         """When this returns, no rebuilding of the registry lends it to `tenant` again. Raises Unsettled too."""
         self.grants.withdraw(name, tenant)
-        self._dossiers.follow(name, ends=True)
+        self._dossier_files.follow(name, ends=True)
 
     def pinned(self) -> Versions:
         return self._registry.pins()
@@ -283,7 +283,7 @@ class Catalog:
         for id in orphans:
             self._store.delete(id)
         self._labels.refresh()
-        self._dossiers.refresh()
+        self._dossier_files.refresh()
         lost, every = named - stored - corrupt, self._registry.every()
         reasons = [(version, self.misfit(version)) for version in every]
         return Sweep(
@@ -327,7 +327,7 @@ class Catalog:
         with self._resolved.changing():
             yield
         self._labels.follow(name, before)
-        self._dossiers.follow(name, ends)
+        self._dossier_files.follow(name, ends)
 
     def _check_not_lost(self, blobs: Iterable[AdapterId]) -> None:
         if self._registry.is_new() and any(self._store.label(id) is not None for id in blobs):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters.database import Database
-from adapters.dossiers import DOSSIERS
+from adapters.dossier_files import DOSSIER_FOLDER
 from adapters.errors import AdapterCorrupt, DatabaseUnusable, UnknownAdapter
 from adapters.labels import Label, decode
 from adapters.manifest import AdapterId, Manifest
@@ -95,7 +95,7 @@ def rebuild(registry: Path, store: BlobStore) -> Rebuilt:
         for table in _rows(found):
             session.add_all(table)
             session.flush()
-        restored = restore(session, store.root / DOSSIERS)
+        restored = restore(session, store.root / DOSSIER_FOLDER)
     kept = _set_aside(registry)
     os.rename(fresh, registry)
     versions = sorted((label.name, label.number) for label, _ in found)

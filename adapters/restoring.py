@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from adapters.dossier import Dossier, DossierUnreadable, decode, row
-from adapters.dossiers import path_of
+from adapters.dossier_files import path_of
 from adapters.tables import AliasMoveRow, AliasRow, CanaryRow, EvalFileRow, GrantRow, NameRow, ScoreRow, VersionRow
 
 _MEASURED = {EvalFileRow: "eval files", ScoreRow: "scores"}

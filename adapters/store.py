@@ -3,7 +3,7 @@
     <root>/sha256/ab/<64 hex digits>/{adapter_config.json, adapter_model.safetensors, manifest.json, label.json}
     <root>/quarantine/<64 hex digits>/    blobs that were found damaged, kept for whoever looks into it
     <root>/tmp/                           what is being written or removed
-    <root>/names/                         what is known of names; see dossiers.py
+    <root>/names/                         what is known of names; see dossier_files.py
 
 Owns durability: a blob is written aside, flushed and renamed into place, so it is there whole or not at all, after
 kill -9 and power loss too. Paths are made from validated digests only. Knows no names and no versions; a label is

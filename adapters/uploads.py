@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from adapters.arriving import Awaited, Writer
 from adapters.clock import Clock
 from adapters.disk import Disk
 from adapters.errors import (
@@ -29,11 +28,11 @@ from adapters.errors import (
     WrongOffset,
 )
 from adapters.registry import Version
-from adapters.sessions import Order, Session, SessionDisk
+from adapters.upload_files import UploadFiles, UploadSession, UploadSpec, UploadWriter
 
 log = logging.getLogger(__name__)
 
-Add = Callable[[Session, bytes, Path, bytes | None], tuple[Version, bool]]
+Add = Callable[[UploadSession, bytes, Path, bytes | None], tuple[Version, bool]]
 """Makes a version of a session's config, weights and, if it has one, eval file, as `Catalog.add` does."""
 
 
@@ -51,6 +50,19 @@ class UploadLimits:
     most_in_all: int = 256
 
 
+@dataclass(eq=False, slots=True)
+class FormReservation:
+    """Room for a form of `size` bytes, of which `received` are on the disk already."""
+
+    tenant: str
+    size: int
+    received: int = 0
+
+    @property
+    def outstanding(self) -> int:
+        return max(0, self.size - self.received)
+
+
 class Uploads:
     """Safe to use from many threads. One tenant's upload does not exist for another."""
 
@@ -65,78 +77,78 @@ class Uploads:
         """Takes up what an earlier server left, but for what has expired; a file that was being judged then is to be
         finished again. `free_bytes` says what the disk has left.
         """
-        self._disk, self._limits, self._now = SessionDisk(root, disk), limits, now or Clock().steady
-        self._free_bytes = free_bytes or self._disk.free_bytes
+        self._files, self._limits, self._now = UploadFiles(root, disk), limits, now or Clock().steady
+        self._free_bytes = free_bytes or self._files.free_bytes
         self._lock = threading.Lock()
         self._busy: set[str] = set()
-        self._forms: list[Awaited] = []
+        self._reservations: list[FormReservation] = []
         self._unnoted: set[str] = set()  # over, and the disk does not say so yet
-        self._sessions: dict[str, Session] = {}
-        for session in list(self._disk.load()):
+        self._sessions: dict[str, UploadSession] = {}
+        for session in list(self._files.load()):
             self._sessions[session.id] = session
             if not session.open:
-                self._disk.drop_bytes(session.id)
+                self._files.drop_bytes(session.id)
         self.collect()
 
-    def begin(self, order: Order) -> tuple[Session, bool]:
-        """An upload for this order, and whether it is new: one that is open and announces the same is continued.
+    def begin(self, spec: UploadSpec) -> tuple[UploadSession, bool]:
+        """An upload of this, and whether it is new: one that is open and announces the same is continued.
 
         Raises TooManyUploads, UploadsFull, and OSError ENOSPC when the disk has no room for what is open and this.
         """
         self.collect()
         with self._lock:
-            mine = [session for session in self._sessions.values() if session.tenant == order.tenant]
-            same = next((each for each in mine if self._continues(each, order)), None)
+            mine = [session for session in self._sessions.values() if session.tenant == spec.tenant]
+            same = next((each for each in mine if self._continues(each, spec)), None)
             if same is not None:
                 return same, False
-            self._check_number(order.tenant)
-            self._check_room(order.tenant, order.size)
+            self._check_number(spec.tenant)
+            self._check_room(spec.tenant, spec.size)
             self._forget_surplus(mine)
-            session = self._disk.create(order, self._now())
+            session = self._files.create(spec, self._now())
             self._sessions[session.id] = session
             return session, True
 
     @contextmanager
-    def awaiting(self, tenant: str, size: int) -> Iterator[Awaited]:
+    def reserve(self, tenant: str, size: int) -> Iterator[FormReservation]:
         """Room for a form while it arrives, beside what open uploads have yet to bring. It may have `size` bytes.
 
         Raises TooManyUploads, and OSError ENOSPC.
         """
         with self._lock:
             self._check_room(tenant, size)
-            form = Awaited(tenant, size)
-            self._forms.append(form)
+            reservation = FormReservation(tenant, size)
+            self._reservations.append(reservation)
         try:
-            yield form
+            yield reservation
         finally:
-            self._forms.remove(form)
+            self._reservations.remove(reservation)
 
-    def find(self, tenant: str, id: str) -> tuple[Session, int]:
+    def find(self, tenant: str, id: str) -> tuple[UploadSession, int]:
         """The upload, and how many of its bytes are there. Raises UnknownUpload."""
         session = self._get(tenant, id)
         return session, self._offset(session)
 
-    def of(self, tenant: str) -> list[tuple[Session, int]]:
+    def for_tenant(self, tenant: str) -> list[tuple[UploadSession, int]]:
         """A tenant's uploads as `find` gives them, oldest first."""
-        self.collect()
-        mine = [session for session in list(self._sessions.values()) if session.tenant == tenant]
+        known = list(self._sessions.values())
+        mine = [session for session in known if session.tenant == tenant and not self._expired(session)]
         return [(session, self._offset(session)) for session in sorted(mine, key=lambda session: session.created)]
 
     @contextmanager
-    def writing(self, tenant: str, id: str, offset: int) -> Iterator[Writer]:
+    def writing(self, tenant: str, id: str, offset: int) -> Iterator[UploadWriter]:
         """Bytes from `offset` on, which is where those that are there end; durable when the block has ended.
 
         Raises UnknownUpload, UploadBusy, UploadOver, WrongOffset.
         """
         with self._claimed(tenant, id) as session:
-            there = self._disk.offset(id)
+            there = self._files.offset(id)
             if offset != there:
                 raise WrongOffset(there)
-            with self._disk.append(id) as file:
+            with self._files.append(id) as file:
                 try:
-                    yield Writer(self._disk.disk, file, there, session.size)
+                    yield UploadWriter(self._files.disk, file, there, session.size)
                 finally:
-                    self._disk.disk.sync(file.fileno())
+                    self._files.disk.sync(file.fileno())
 
     def finish(self, tenant: str, id: str, digest: str, add: Add) -> tuple[Version, bool]:
         """Hand the file on if it is whole and has this SHA-256, which must be the one that was announced, if any was.
@@ -148,15 +160,15 @@ class Uploads:
         ConditionFailed, and after errors that are not the file's, the upload is as it was.
         """
         with self._claimed(tenant, id) as session:
-            there = self._disk.offset(id)
+            there = self._files.offset(id)
             if there < session.size:
                 raise UploadIncomplete(there, session.size)
             self._sessions[id] = replace(session, state="validating")
             try:
-                if session.digest not in (None, digest) or _sha256(self._disk.weights(id)) != digest:
+                if session.digest not in (None, digest) or _sha256(self._files.weights(id)) != digest:
                     raise DigestMismatch()
-                disk = self._disk
-                version, created = add(session, disk.config(id), disk.weights(id), disk.eval(id))
+                files = self._files
+                version, created = add(session, files.config(id), files.weights(id), files.eval(id))
             except BaseException as error:
                 self._sessions[id] = session
                 if isinstance(error, AdapterError) and not isinstance(error, ConditionFailed):
@@ -189,23 +201,23 @@ class Uploads:
                     log.exception("the upload %s has expired and was not removed", id)
             return len(idle)
 
-    def _get(self, tenant: str, id: str) -> Session:
+    def _get(self, tenant: str, id: str) -> UploadSession:
         session = self._sessions.get(id)
         if session is None or session.tenant != tenant or self._expired(session):
             raise UnknownUpload()
         return session
 
-    def _offset(self, session: Session) -> int:
-        return session.size if session.state == "ready" else self._disk.offset(session.id)
+    def _offset(self, session: UploadSession) -> int:
+        return session.size if session.state == "ready" else self._files.offset(session.id)
 
-    def _expired(self, session: Session) -> bool:
+    def _expired(self, session: UploadSession) -> bool:
         return self._now() - session.created > self._limits.age_s
 
-    def expires(self, session: Session) -> float:
+    def expires(self, session: UploadSession) -> float:
         return session.created + self._limits.age_s
 
     @contextmanager
-    def _claimed(self, tenant: str, id: str) -> Iterator[Session]:
+    def _claimed(self, tenant: str, id: str) -> Iterator[UploadSession]:
         """One request at a time, on an upload that is not over."""
         with self._lock:
             session = self._get(tenant, id)
@@ -220,13 +232,13 @@ class Uploads:
             with self._lock:
                 self._busy.discard(id)
 
-    def _continues(self, session: Session, order: Order) -> bool:
+    def _continues(self, session: UploadSession, spec: UploadSpec) -> bool:
         same = (session.name, session.alias, session.size, session.digest)
-        if order.digest is None or not session.open or same != (order.name, order.alias, order.size, order.digest):
+        if spec.digest is None or not session.open or same != (spec.name, spec.alias, spec.size, spec.digest):
             return False
-        return (self._disk.config(session.id), self._disk.eval(session.id)) == (order.config, order.eval)
+        return (self._files.config(session.id), self._files.eval(session.id)) == (spec.config, spec.eval)
 
-    def _open(self) -> list[Session]:
+    def _open(self) -> list[UploadSession]:
         return [session for session in self._sessions.values() if session.open]
 
     def _check_number(self, tenant: str) -> None:
@@ -239,25 +251,26 @@ class Uploads:
 
     def _check_room(self, tenant: str, size: int) -> None:
         """Room is promised before it is used, so what is yet to come counts as used."""
-        open, forms = self._open(), list(self._forms)
+        open, reservations = self._open(), list(self._reservations)
         declared = sum(session.size for session in open if session.tenant == tenant)
-        declared += sum(form.size for form in forms if form.tenant == tenant)
+        declared += sum(form.size for form in reservations if form.tenant == tenant)
         if declared + size > self._limits.most_bytes:
             raise TooManyUploads(
                 f"The uploads under way are declared to have {declared} bytes, and this one {size}; together they may "
                 f"have {self._limits.most_bytes}. Finish or delete some of them."
             )
-        to_come = sum(session.size - self._disk.offset(session.id) for session in open)
-        if to_come + sum(form.to_come for form in forms) + size > self._free_bytes():
+        outstanding = sum(session.size - self._files.offset(session.id) for session in open)
+        outstanding += sum(form.outstanding for form in reservations)
+        if outstanding + size > self._free_bytes():
             raise OSError(errno.ENOSPC, "no room for the uploads that are under way and one more")
 
-    def _forget_surplus(self, mine: list[Session]) -> None:
+    def _forget_surplus(self, mine: list[UploadSession]) -> None:
         """Of those that are over, as many are remembered as may be open."""
         over = sorted((session for session in mine if not session.open), key=lambda session: session.created)
         for session in over[: max(0, len(over) - self._limits.most_open + 1)]:
             self._remove(session.id)
 
-    def _end(self, session: Session) -> None:
+    def _end(self, session: UploadSession) -> None:
         """It is over, whatever the disk says to the note of it."""
         self._sessions[session.id] = session
         self._unnoted.add(session.id)
@@ -266,19 +279,19 @@ class Uploads:
         except OSError:
             log.exception("that the upload %s is %s was not noted; it is tried again", session.id, session.state)
 
-    def _note(self, session: Session) -> None:
+    def _note(self, session: UploadSession) -> None:
         """The record first, then the bytes go; after a crash in between, the next start takes them away."""
-        self._disk.save(session)
+        self._files.save(session)
         self._unnoted.discard(session.id)
-        self._disk.drop_bytes(session.id)
+        self._files.drop_bytes(session.id)
 
     def _remove(self, id: str) -> None:
         if id in self._busy:
             raise UploadBusy()
         try:
-            self._disk.remove(id)
+            self._files.remove(id)
         finally:
-            if not self._disk.exists(id):
+            if not self._files.exists(id):
                 del self._sessions[id]
                 self._unnoted.discard(id)
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
-from adapters.arriving import Writer
+from adapters.upload_files import UploadWriter
 from adapters.uploads import Uploads
 from server.body import Chunks
 from server.deps import in_thread
@@ -40,17 +40,17 @@ def declared_offset(http: HttpRequest) -> int:
 
 
 @asynccontextmanager
-async def appending(uploads: Uploads, tenant: str, id: str, offset: int) -> AsyncIterator[Writer]:
+async def appending(uploads: Uploads, tenant: str, id: str, offset: int) -> AsyncIterator[UploadWriter]:
     """`Uploads.writing`, with the disk's work in threads."""
-    claim = uploads.writing(tenant, id, offset)
-    writer = await in_thread(claim.__enter__)
+    writing = uploads.writing(tenant, id, offset)
+    writer = await in_thread(writing.__enter__)
     try:
         yield writer
     finally:
-        await in_thread(claim.__exit__, None, None, None)
+        await in_thread(writing.__exit__, None, None, None)
 
 
-async def pour(http: HttpRequest, writer: Writer, idle_s: float) -> None:
+async def pour(http: HttpRequest, writer: UploadWriter, idle_s: float) -> None:
     """All of the body that arrives is kept, whatever ends it, so that a peer that was cut off can go on from there.
 
     Raises UploadOverflow, 408, ClientGone.

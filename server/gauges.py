@@ -44,7 +44,7 @@ class EngineCollector(Collector):
         sizes = GaugeMetricFamily("rootstock_adapter_bytes", "Bytes of a resident adapter.", labels=["adapter", "tier"])
         totals: dict[tuple[str, str], int] = {}
         for resident in residents:
-            key = (self._labels.of(resident.id), resident.tier)
+            key = (self._labels.label_for(resident.id), resident.tier)
             totals[key] = totals.get(key, 0) + resident.bytes
         for key, total in totals.items():
             sizes.add_metric(key, total)
@@ -117,7 +117,7 @@ class CatalogCollector(Collector):
         weights: dict[tuple[str, str], float] = {}
         for split in self._splits():
             if split.canary is not None:
-                pair = self._labels.of(split.stable.id), self._labels.of(split.canary.id)
+                pair = self._labels.label_for(split.stable.id), self._labels.label_for(split.canary.id)
                 weights[pair] = max(split.weight, weights.get(pair, 0.0))
         about = "Share of an alias's traffic that its canary gets; the largest, where several aliases try the same."
         family = GaugeMetricFamily("rootstock_canary_weight", about, labels=["stable", "canary"])

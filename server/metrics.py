@@ -42,7 +42,7 @@ class AdapterLabels:
         self._compared: dict[AdapterId, str] = {}
         self._lock = threading.Lock()
 
-    def of(self, adapter: AdapterId | None) -> str:
+    def label_for(self, adapter: AdapterId | None) -> str:
         if adapter is None:
             return "base"
         with self._lock:
@@ -98,7 +98,7 @@ class Metrics:
             case AdapterLoaded() | AdapterEvicted():
                 self._moved(event)
             case AdapterFailed():
-                self._load_failures.labels(self.labels.of(event.adapter), event.code).inc()
+                self._load_failures.labels(self.labels.label_for(event.adapter), event.code).inc()
 
     def compare(self, compared: Callable[[], Iterable[AdapterId]]) -> None:
         """Give labels to the versions that canaries compare, as `compared` says now, and take back those of canaries
@@ -124,20 +124,20 @@ class Metrics:
         self._loop_lag.observe(seconds)
 
     def _admitted(self, event: Admitted) -> None:
-        adapter = self.labels.of(event.adapter)
+        adapter = self.labels.label_for(event.adapter)
         self._queue.observe(event.queue_s)
         self._prompt_tokens.labels(adapter).inc(event.prompt_tokens)
         self._cached_tokens.labels(adapter).inc(event.cached_tokens)
         self._tier_hits.labels(adapter, event.tier).inc()
 
     def _finished(self, event: Finished) -> None:
-        adapter = self.labels.of(event.adapter)
+        adapter = self.labels.label_for(event.adapter)
         self._requests.labels(adapter, event.reason.value).inc()
         self._generated_tokens.labels(adapter).inc(event.generated_tokens)
         self._request_seconds.observe(event.seconds)
 
     def _moved(self, event: AdapterLoaded | AdapterEvicted) -> None:
-        adapter = self.labels.of(event.adapter)
+        adapter = self.labels.label_for(event.adapter)
         if isinstance(event, AdapterEvicted):
             self._evictions.labels(adapter, event.tier).inc()
             return

@@ -18,8 +18,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
-from adapters.arriving import Awaited
-from adapters.uploads import Uploads
+from adapters.uploads import FormReservation, Uploads
 from server.body import Chunks, check_declared, check_encoding
 from server.deps import in_thread
 from server.errors import ApiError, BadRequest, ClientGone, TooLarge
@@ -57,18 +56,20 @@ class Upload:
 
 
 @asynccontextmanager
-async def awaiting(uploads: Uploads, tenant: str, size: int) -> AsyncIterator[Awaited]:
-    """`Uploads.awaiting`, which looks at the disk, in a thread."""
-    claim = uploads.awaiting(tenant, size)
-    form = await in_thread(claim.__enter__)
+async def reserving(uploads: Uploads, tenant: str, size: int) -> AsyncIterator[FormReservation]:
+    """`Uploads.reserve`, which looks at the disk, in a thread."""
+    held = uploads.reserve(tenant, size)
+    reservation = await in_thread(held.__enter__)
     try:
-        yield form
+        yield reservation
     finally:
-        claim.__exit__(None, None, None)
+        held.__exit__(None, None, None)
 
 
 @asynccontextmanager
-async def receive_upload(http: HttpRequest, folder: Path, limits: Limits, awaited: Awaited) -> AsyncIterator[Upload]:
+async def receive_upload(
+    http: HttpRequest, folder: Path, limits: Limits, reservation: FormReservation
+) -> AsyncIterator[Upload]:
     """Read the form. Raises 400, 408, 413 or 415 and leaves nothing behind."""
     check_encoding(http)
     check_declared(http, limits.max_upload_bytes + CONFIG_BYTES, _FLAG)
@@ -76,7 +77,7 @@ async def receive_upload(http: HttpRequest, folder: Path, limits: Limits, awaite
     path = await in_thread(_temporary, folder)
     try:
         with path.open("wb") as file:
-            await _pour(http, form, file, limits, awaited)
+            await _pour(http, form, file, limits, reservation)
         yield _complete(form, path)
     finally:
         await in_thread(_remove, path)
@@ -89,7 +90,7 @@ def _form(http: HttpRequest, limits: Limits) -> Form:
         raise BadRequest("The multipart boundary is not valid.", code="form_invalid") from None
 
 
-async def _pour(http: HttpRequest, form: Form, file: BinaryIO, limits: Limits, awaited: Awaited) -> None:
+async def _pour(http: HttpRequest, form: Form, file: BinaryIO, limits: Limits, reservation: FormReservation) -> None:
     """Whatever a body holds, between its parts too, counts against the limit."""
     chunks = Chunks(http, limits.idle_s)
     pending = bytearray()
@@ -103,14 +104,14 @@ async def _pour(http: HttpRequest, form: Form, file: BinaryIO, limits: Limits, a
             pending += form.take_weights()
             if len(pending) >= _WRITE_BYTES:
                 await in_thread(file.write, bytes(pending))
-                awaited.come += len(pending)
+                reservation.received += len(pending)
                 pending.clear()
     except ClientDisconnect:
         raise ClientGone() from None
     except FormParserError:
         raise BadRequest("The body is not well-formed multipart/form-data.", code="form_invalid") from None
     await in_thread(file.write, bytes(pending))
-    awaited.come = received
+    reservation.received = received
 
 
 def _complete(form: Form, path: Path) -> Upload:

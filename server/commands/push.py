@@ -82,7 +82,7 @@ def _present(server: Server, folder: Path, name: str, alias: str | None) -> tupl
     """The card of this content under this name, and whether the name is new to it, if the caller has the content
     under any name, with the same record of its base.
     """
-    from adapters.standalone import manifest_of
+    from adapters.content_id import manifest_of
 
     manifest = manifest_of(folder)
     if manifest is None:

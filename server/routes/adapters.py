@@ -23,7 +23,7 @@ from server.pins import follow_pins_if_possible
 from server.ports import Services
 from server.principal import Scope
 from server.storing import Room, declared_bytes, storing
-from server.upload import FORM, Upload, awaiting, receive_upload
+from server.upload import FORM, Upload, receive_upload, reserving
 
 router = APIRouter(tags=["adapters"])
 
@@ -51,8 +51,8 @@ async def upload_adapter(http: HttpRequest, services: ServicesDep, caller: Princ
         async with storing(declared, services, caller) as room:
             await room.begin()
             async with (
-                awaiting(services.resumable, caller.tenant, declared) as form,
-                receive_upload(http, services.uploads, services.limits, form) as upload,
+                reserving(services.resumable, caller.tenant, declared) as reservation,
+                receive_upload(http, services.uploads, services.limits, reservation) as upload,
             ):
                 version, created = await _store(upload, services, room, asked)
         await follow_pins_if_possible(services)

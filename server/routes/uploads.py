@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from adapters.evaluations import EVAL_BYTES
 from adapters.registry import Version
-from adapters.sessions import Order, Session
+from adapters.upload_files import UploadSession, UploadSpec
 from server.audit import note_upload
 from server.body import StrictRoute, check_declared, check_encoding
 from server.cards import listing
@@ -73,13 +73,13 @@ async def begin_upload(body: OrderBody, services: ServicesDep, caller: Principal
     rows = None if body.eval is None else body.eval.encode()
     if rows is not None and len(rows) > EVAL_BYTES:
         raise TooLarge(EVAL_BYTES, None)
-    order = Order(caller.tenant, body.name, body.alias, body.config.encode(), body.size, body.digest, rows)
+    spec = UploadSpec(caller.tenant, body.name, body.alias, body.config.encode(), body.size, body.digest, rows)
     async with storing(body.size, services, caller) as room:
         await room.begin()
         await room.keep(body.name)
         if rows is not None:
             await in_thread(read_eval, rows, services.tokenizer, services.limits.max_model_len)
-        session, created = await in_thread(services.resumable.begin, order)
+        session, created = await in_thread(services.resumable.begin, spec)
     _, offset = await in_thread(services.resumable.find, caller.tenant, session.id)
     return _shown(services, session, offset, 201 if created else 200)
 
@@ -87,7 +87,7 @@ async def begin_upload(body: OrderBody, services: ServicesDep, caller: Principal
 @router.get("/v1/adapters/uploads", dependencies=[READ])
 async def list_uploads(services: ServicesDep, caller: PrincipalDep) -> dict[str, Any]:
     """The caller's uploads, oldest first."""
-    found = await in_thread(services.resumable.of, caller.tenant)
+    found = await in_thread(services.resumable.for_tenant, caller.tenant)
     return listing(upload_card(services, session, offset) for session, offset in found)
 
 
@@ -127,7 +127,7 @@ async def finish_upload(
         raise BadRequest("`digest` is sha256: and the 64 hexadecimal digits of the weights file.", "digest")
     asked, catalog = condition(http), services.catalog
 
-    def add(session: Session, config: bytes, weights: Path, rows: bytes | None) -> tuple[Version, bool]:
+    def add(session: UploadSession, config: bytes, weights: Path, rows: bytes | None) -> tuple[Version, bool]:
         return catalog.add(session.name, config, weights, session.alias, asked, rows)
 
     session, there = await in_thread(services.resumable.find, caller.tenant, id)
@@ -148,7 +148,7 @@ async def cancel_upload(id: str, services: ServicesDep, caller: PrincipalDep) ->
     return {"id": id, "object": "upload", "deleted": True}
 
 
-def upload_card(services: Services, session: Session, offset: int) -> dict[str, Any]:
+def upload_card(services: Services, session: UploadSession, offset: int) -> dict[str, Any]:
     """`state` is pending, validating, ready or failed; `reason` says why it failed."""
     return {
         "id": session.id,
@@ -165,6 +165,6 @@ def upload_card(services: Services, session: Session, offset: int) -> dict[str, 
     }
 
 
-def _shown(services: Services, session: Session, offset: int, status: int) -> Response:
+def _shown(services: Services, session: UploadSession, offset: int, status: int) -> Response:
     headers = offset_headers(offset) | {"location": f"/v1/adapters/uploads/{session.id}", "cache-control": "no-store"}
     return JSONResponse(upload_card(services, session, offset), status_code=status, headers=headers)

@@ -68,8 +68,8 @@ def test_memory_is_limited(tmp_path: Path) -> None:
 
 def test_the_reader_needs_no_torch_and_writes_no_file(tmp_path: Path) -> None:
     script = (
-        "import sys; from adapters import reading; reading._read = lambda _: str(open(sys.argv[1], 'w').write('x'));"
-        "reading.main(1 << 30, 5)"
+        "import sys; from adapters import sandbox_child as child;"
+        "child._read = lambda _: str(open(sys.argv[1], 'w').write('x')); child.main(1 << 30, 5)"
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "x")], input=b"", capture_output=True)
     assert done.returncode != 0 and (tmp_path / "x").read_bytes() == b""

@@ -11,7 +11,7 @@ import pytest
 
 from adapters.clock import Clock
 from adapters.errors import UnknownUpload
-from adapters.sessions import Order
+from adapters.upload_files import UploadSpec
 from adapters.uploads import UploadLimits, Uploads
 from engine.restarts import Restarts
 from server.garbage import Garbage
@@ -76,7 +76,7 @@ class Hands:
 def test_g74_an_upload_lives_as_long_as_it_was_told(tmp_path: Path, jump: int) -> None:
     hands = Hands()
     uploads = Uploads(tmp_path, UploadLimits(age_s=1800), hands.clock.steady)
-    session, _ = uploads.begin(Order("", "x", None, b"{}", 5))
+    session, _ = uploads.begin(UploadSpec("", "x", None, b"{}", 5))
     hands.wall += jump
     hands.wait(1700)
     assert uploads.collect() == 0 and uploads.find("", session.id)[0] == session

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
 from adapters.errors import Unsettled
-from adapters.sessions import Order
+from adapters.upload_files import UploadSpec
 from adapters.uploads import UploadLimits, Uploads
 from server.usage.ledger import Ledger, Wanted
 from server.usage.writer import LedgerWriter
@@ -208,7 +208,7 @@ def test_g69_bytes_that_follow_a_failure_are_not_written(tmp_path: Path) -> None
     """Half of a chunk is there: what came after it would be in the wrong place."""
     disk = FaultyDisk(fail(errno.ENOSPC), moment="halfway")
     uploads = Uploads(tmp_path, UploadLimits(), disk=disk)
-    session, _ = uploads.begin(Order("", "x", None, b"{}", 300))
+    session, _ = uploads.begin(UploadSpec("", "x", None, b"{}", 300))
     disk.arm(1)
     with uploads.writing("", session.id, 0) as writer:
         for _ in range(2):

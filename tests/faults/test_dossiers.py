@@ -13,7 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from adapters.dossier import Dossier, DossierUnreadable, decode, encode
-from adapters.dossiers import DOSSIERS, path_of
+from adapters.dossier_files import DOSSIER_FOLDER, path_of
 from adapters.grants import EVERYBODY
 from adapters.recovery import Rebuilt, rebuild
 from adapters.store import BlobStore
@@ -48,7 +48,7 @@ def known(root: Path) -> dict[str, Dossier]:
 
 
 def dossier(root: Path, name: str) -> Path:
-    return path_of(root / "blobs" / DOSSIERS, name)
+    return path_of(root / "blobs" / DOSSIER_FOLDER, name)
 
 
 def test_g70_grants_pins_canaries_scores_and_history_come_back(root: Path) -> None:
@@ -146,7 +146,7 @@ def test_g70_a_start_mends_a_dossier_that_a_crash_kept_behind(root: Path) -> Non
         dossier(root, "pirate").write_bytes(old)
         dossier(root, "sql").unlink()
         dossier(root, "nobody").write_bytes(encode(Dossier("nobody", {}, {}, {})))
-        (root / "blobs" / DOSSIERS / ".half").write_bytes(b"{")
+        (root / "blobs" / DOSSIER_FOLDER / ".half").write_bytes(b"{")
         storage.check()
     lose(root)
     assert {grant["tenant"] for grant in known(root)["pirate"].kept["grants"]} == {"other"}

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from adapters.disk import Disk
 from adapters.errors import Unsettled
-from adapters.sessions import Order
+from adapters.upload_files import UploadSpec
 from adapters.uploads import UploadLimits, Uploads
 from tests.support import sent
 from tests.support.disks import FaultyDisk, Moment, fail
@@ -144,11 +144,11 @@ def test_g69_what_cannot_be_read_after_the_commit_undoes_nothing(tmp_path: Path,
 def test_g69_a_cancelled_upload_may_come_back_if_its_end_was_not_synced(tmp_path: Path) -> None:
     disk = FaultyDisk(fail(errno.ENOSPC))
     uploads = Uploads(tmp_path, UploadLimits(), disk=disk)
-    session, _ = uploads.begin(Order("", "x", None, b"{}", 300))
+    session, _ = uploads.begin(UploadSpec("", "x", None, b"{}", 300))
     disk.arm(1)
     with pytest.raises(Unsettled):
         uploads.cancel("", session.id)
-    assert uploads.of("") == []
+    assert uploads.for_tenant("") == []
 
 
 def test_g69_bytes_are_kept_for_a_name_that_the_next_start_may_find(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from adapters.errors import UnknownUpload, UploadsFull
-from adapters.sessions import Order
+from adapters.upload_files import UploadSpec
 from adapters.uploads import UploadLimits, Uploads
 from server.ports import Limits
 from tests.http.test_tenants import told
@@ -212,13 +212,13 @@ def test_more_bytes_than_declared_are_413(small: tuple[Face, httpx.Client]) -> N
 
 def test_all_tenants_together_have_so_many(tmp_path: Path) -> None:
     uploads = Uploads(tmp_path / "alone", UploadLimits(most_open=2, most_in_all=3))
-    first, _ = uploads.begin(Order("a", "x", None, b"{}", 5))
+    first, _ = uploads.begin(UploadSpec("a", "x", None, b"{}", 5))
     for tenant in ("a", "b"):
-        uploads.begin(Order(tenant, "y", None, b"{}", 5))
+        uploads.begin(UploadSpec(tenant, "y", None, b"{}", 5))
     with pytest.raises(UploadsFull):
-        uploads.begin(Order("c", "x", None, b"{}", 5))
+        uploads.begin(UploadSpec("c", "x", None, b"{}", 5))
     uploads.cancel("a", first.id)
-    uploads.begin(Order("c", "x", None, b"{}", 5))
+    uploads.begin(UploadSpec("c", "x", None, b"{}", 5))
     face = make_face(tmp_path, uploads=UploadLimits(most_in_all=1))
     with serve(face.app) as live, live.client() as http:
         begun(http, b"x" * 10)
@@ -258,13 +258,13 @@ def test_a_form_on_its_way_takes_its_tenants_room_and_is_promised_its_own(tmp_pa
         with socket.create_connection((host, int(port))) as slow:
             head = "POST /v1/adapters HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\n"
             slow.sendall(f"{head}content-length: 4500\r\n\r\n--x\r\n".encode())
-            eventually(lambda: uploads._forms)  # whoever comes first has the room
+            eventually(lambda: uploads._reservations)  # whoever comes first has the room
             assert post() == 429
             assert code(http.post(ROUTE, json=order(b"x" * 600))) == (429, "too_many_uploads")
-            with uploads.awaiting("other", 600):
+            with uploads.reserve("other", 600):
                 pass
             free[0] = 5000
-            with pytest.raises(OSError, match="no room"), uploads.awaiting("other", 600):
+            with pytest.raises(OSError, match="no room"), uploads.reserve("other", 600):
                 pass
         eventually(lambda: post() in (200, 201))
     face.registry.close()
@@ -273,9 +273,9 @@ def test_a_form_on_its_way_takes_its_tenants_room_and_is_promised_its_own(tmp_pa
 def test_what_expired_while_the_server_was_down_goes_at_its_start(tmp_path: Path) -> None:
     clock = [1000.0]
     uploads = Uploads(tmp_path, UploadLimits(age_s=10), lambda: clock[0])
-    old, _ = uploads.begin(Order("a", "old", None, b"{}", 5))
+    old, _ = uploads.begin(UploadSpec("a", "old", None, b"{}", 5))
     clock[0] += 8
-    young, _ = uploads.begin(Order("a", "young", None, b"{}", 5))
+    young, _ = uploads.begin(UploadSpec("a", "young", None, b"{}", 5))
     clock[0] += 3
     Uploads(tmp_path, UploadLimits(age_s=10), lambda: clock[0])
     assert [folder.name for folder in tmp_path.iterdir()] == [young.id]
@@ -301,13 +301,14 @@ def test_a_server_that_comes_back_knows_its_uploads(tmp_path: Path) -> None:
 def test_old_uploads_are_forgotten_and_other_tenants_see_nothing(tmp_path: Path) -> None:
     clock = [1000.0]
     uploads = Uploads(tmp_path, UploadLimits(age_s=10), lambda: clock[0])
-    session, _ = uploads.begin(Order("a", "x", None, b"{}", 5))
+    session, _ = uploads.begin(UploadSpec("a", "x", None, b"{}", 5))
     with pytest.raises(UnknownUpload):
         uploads.find("b", session.id)
-    assert uploads.of("b") == [] and uploads.find("a", session.id) == (session, 0)
+    assert uploads.for_tenant("b") == [] and uploads.find("a", session.id) == (session, 0)
     clock[0] += 11
     with pytest.raises(UnknownUpload):
         uploads.find("a", session.id)
+    assert uploads.for_tenant("a") == [] and list(tmp_path.iterdir()), "what only asks removes nothing"
     assert uploads.collect() == 1 and list(tmp_path.iterdir()) == []
 
 

@@ -146,7 +146,7 @@ def test_requests_of_both_versions_are_counted_apart(tmp_path: Path) -> None:
     metrics = face.services.metrics
     worker.observe = metrics.observe
     for number in range(MAX_ADAPTER_LABELS):
-        metrics.labels.of(AdapterId(f"sha256:{number:012x}{0:052x}"))
+        metrics.labels.label_for(AdapterId(f"sha256:{number:012x}{0:052x}"))
     with serve(face.app) as live, live.client() as http:
         ids = uploaded(http)
         canary(http)
@@ -154,7 +154,7 @@ def test_requests_of_both_versions_are_counted_apart(tmp_path: Path) -> None:
         told = http.get("/metrics").text
     again = Metrics()
     for number in range(MAX_ADAPTER_LABELS):
-        again.labels.of(AdapterId(f"sha256:{number:012x}{0:052x}"))
+        again.labels.label_for(AdapterId(f"sha256:{number:012x}{0:052x}"))
     create_app(replace(face.services, metrics=again))
     face.registry.close()
     assert set(answered) == {ids[1], ids[3]}
@@ -162,7 +162,7 @@ def test_requests_of_both_versions_are_counted_apart(tmp_path: Path) -> None:
         label = id.removeprefix("sha256:")[:12]
         assert f'rootstock_requests_total{{adapter="{label}",reason="length"}} {count}.0' in told
         assert f'rootstock_generated_tokens_total{{adapter="{label}"}} {count}.0' in told
-        assert again.labels.of(AdapterId(id)) == label, "and so from the next start on"
+        assert again.labels.label_for(AdapterId(id)) == label, "and so from the next start on"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.sessions import Order
+from adapters.upload_files import UploadSpec
 from adapters.uploads import UploadLimits
 from server.chores import repeat
 from server.garbage import Garbage
@@ -37,7 +37,7 @@ async def test_a_chore_that_fails_is_tried_again_and_keeps_no_other_from_being_d
 async def test_a_server_that_nobody_asks_anything_forgets_expired_uploads(tmp_path: Path) -> None:
     face = make_face(tmp_path, uploads=UploadLimits(age_s=0.3))
     services, folder = face.services, tmp_path / "uploads" / "resumable"
-    services.resumable.begin(Order("", "x", None, b"{}", 5))
+    services.resumable.begin(UploadSpec("", "x", None, b"{}", 5))
     assert list(folder.iterdir())
     todo = chores(services, ResidentMemory(services.worker, services.whole), Garbage(lambda: False))
     doing = asyncio.create_task(repeat(todo, 0.01))

@@ -161,23 +161,23 @@ def test_chat_logprobs_keep_bytes() -> None:
 
 def test_adapter_labels_are_bounded() -> None:
     labels = AdapterLabels()
-    seen = {labels.of(id_of(number)) for number in range(500)}
+    seen = {labels.label_for(id_of(number)) for number in range(500)}
     assert len(seen) == MAX_ADAPTER_LABELS + 1
-    assert labels.of(None) == "base"
-    assert labels.of(id_of(499)) == "other"
+    assert labels.label_for(None) == "base"
+    assert labels.label_for(id_of(499)) == "other"
 
 
 def test_labels_of_compared_versions_are_bounded_too() -> None:
     """When adapters have taken all labels, there are as many again for canaries' versions, and no more."""
     labels = AdapterLabels()
     for number in range(500):
-        labels.of(id_of(number))
-    first = labels.of(id_of(0))
+        labels.label_for(id_of(number))
+    first = labels.label_for(id_of(0))
     labels.compare(id_of(number) for number in (0, *range(1000, 1500)))
-    compared = {labels.of(id_of(number)) for number in range(1000, 1500)}
+    compared = {labels.label_for(id_of(number)) for number in range(1000, 1500)}
     assert len(compared) == MAX_ADAPTER_LABELS + 1 and "other" in compared
-    assert labels.of(id_of(1000)) != "other" == labels.of(id_of(1499))
-    assert labels.of(id_of(0)) == first != "other", "whoever has a label keeps it"
+    assert labels.label_for(id_of(1000)) != "other" == labels.label_for(id_of(1499))
+    assert labels.label_for(id_of(0)) == first != "other", "whoever has a label keeps it"
 
 
 def test_labels_of_canaries_that_ended_are_given_to_others() -> None:
@@ -189,12 +189,12 @@ def test_labels_of_canaries_that_ended_are_given_to_others() -> None:
         metrics.compare(lambda canary=canary: [id_of(canary), id_of(canary + 1)])  # type: ignore[misc]
         for adapter in (id_of(0), id_of(canary), id_of(canary + 1)):
             metrics.observe(finished(adapter))
-        assert "other" not in (metrics.labels.of(id_of(canary)), metrics.labels.of(id_of(canary + 1)))
+        assert "other" not in (metrics.labels.label_for(id_of(canary)), metrics.labels.label_for(id_of(canary + 1)))
     told = {sample.labels["adapter"] for sample in samples(metrics, "rootstock_requests_total")}
     assert len(told) == MAX_ADAPTER_LABELS + 2
     metrics.compare(list)
     metrics.observe(finished(id_of(1000)))
-    assert metrics.labels.of(id_of(1000)) == "other"
+    assert metrics.labels.label_for(id_of(1000)) == "other"
     told = {sample.labels["adapter"] for sample in samples(metrics, "rootstock_requests_total")}
     assert len(told) == MAX_ADAPTER_LABELS + 1
 

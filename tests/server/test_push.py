@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from adapters.checkpoint import read_directory
+from adapters.content_id import manifest_of
 from adapters.manifest import Kind
-from adapters.standalone import manifest_of
 from server.commands import push as pushing
 from server.commands.errors import CommandFailed, Refused, Unreachable
 from server.commands.http import Server, _content

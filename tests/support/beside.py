@@ -13,7 +13,7 @@ from typing import cast
 
 from adapters.disk import Disk
 from adapters.registry import Version
-from adapters.sessions import Order, Session
+from adapters.upload_files import UploadSession, UploadSpec
 from adapters.uploads import UploadLimits, Uploads
 from server.datadir import DataDir
 from server.keys.opening import open_keys
@@ -59,8 +59,8 @@ class Beside:
             if part is not None:
                 part.close()
 
-    def upload(self, name: str) -> Session:
-        (found,) = (session for session, _ in self.uploads.of("acme") if session.name == name)
+    def upload(self, name: str) -> UploadSession:
+        (found,) = (session for session, _ in self.uploads.for_tenant("acme") if session.name == name)
         return found
 
     def key(self, tenant: str) -> Key:
@@ -69,7 +69,7 @@ class Beside:
     def facts(self) -> object:
         """What a client can see; of an upload's bytes, whether they are all there."""
         now = datetime.now(UTC)
-        uploads = [(each.name, each.state, offset == each.size) for each, offset in self.uploads.of("acme")]
+        uploads = [(each.name, each.state, offset == each.size) for each, offset in self.uploads.for_tenant("acme")]
         every = self.keys.every() if self.data.keys.exists() else []
         keys = [(key.tenant, key.state(now), key.expires is None, key.replaces) for key in every]
         return uploads, keys, list(self.ledger.rows(Wanted())), self.ledger.under_way()
@@ -77,7 +77,7 @@ class Beside:
     def check(self) -> None:
         """After a start: nothing is half there, and what is there is what was sent."""
         ids = set()
-        for session, offset in self.uploads.of("acme"):
+        for session, offset in self.uploads.for_tenant("acme"):
             ids.add(session.id)
             left = {path.name for path in (self.data.uploads / session.id).iterdir()}
             assert left == ({"session.json", "weights", "config"} if session.open else {"session.json"}), left
@@ -89,7 +89,7 @@ class Beside:
         assert not odd, f"left behind: {odd}"
         assert self.data.pepper.stat().st_mode & 0o077 == self.data.keys.stat().st_mode & 0o077 == 0
 
-    def _bytes(self, session: Session) -> bytes:
+    def _bytes(self, session: UploadSession) -> bytes:
         return (self.data.uploads / session.id / "weights").read_bytes()
 
 
@@ -113,7 +113,7 @@ def furnish_barely(root: Path) -> None:
 
 
 def _begin(beside: Beside, name: str) -> None:
-    beside.uploads.begin(Order("acme", name, None, b"{}", len(WEIGHTS)))
+    beside.uploads.begin(UploadSpec("acme", name, None, b"{}", len(WEIGHTS)))
 
 
 def _write(beside: Beside, name: str, content: bytes) -> None:
@@ -124,7 +124,7 @@ def _write(beside: Beside, name: str, content: bytes) -> None:
 
 
 def _finish(beside: Beside, name: str) -> None:
-    def add(session: Session, config: bytes, weights: Path, rows: bytes | None) -> tuple[Version, bool]:
+    def add(session: UploadSession, config: bytes, weights: Path, rows: bytes | None) -> tuple[Version, bool]:
         return cast(Version, _Numbered()), True
 
     beside.uploads.finish("acme", beside.upload(name).id, DIGEST, add)

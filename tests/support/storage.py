@@ -10,7 +10,7 @@ from adapters.catalog import Catalog
 from adapters.disk import Disk
 from adapters.dossier import Dossier
 from adapters.dossier import decode as decode_dossier
-from adapters.dossiers import DOSSIERS
+from adapters.dossier_files import DOSSIER_FOLDER
 from adapters.evaluations import Score
 from adapters.grants import EVERYBODY
 from adapters.labels import decode
@@ -52,7 +52,7 @@ class Storage:
 
     def dossiers(self) -> dict[str, Dossier]:
         """As they are on disk."""
-        told = [decode_dossier(path.read_bytes()) for path in (self.root / "blobs" / DOSSIERS).iterdir()]
+        told = [decode_dossier(path.read_bytes()) for path in (self.root / "blobs" / DOSSIER_FOLDER).iterdir()]
         return {dossier.name: dossier for dossier in told}
 
     def check(self) -> None:

@@ -22,11 +22,11 @@ from adapters.registry import Registry
 
 log = logging.getLogger(__name__)
 
-DOSSIERS = "names"
+DOSSIER_FOLDER = "names"
 """The folder's name, beside the blobs."""
 
 
-class Dossiers:
+class DossierFiles:
     """Keeps dossiers equal to the registry. Safe to use from many threads."""
 
     def __init__(self, registry: Registry, folder: Path, disk: Disk) -> None:

@@ -3,9 +3,9 @@
     <root>/<id>/{session.json, config, weights, eval}
     <root>/.<id>/        what is being made or removed
 
-Owns that layout. A folder is renamed into place and out of it, so an upload is there whole or not at all;
-`session.json` is replaced in one step; how far the upload has come is the length of `weights`. What may be done with an
-upload is decided in `uploads.py`.
+Owns that layout, and the bytes on their way into it. A folder is renamed into place and out of it, so an upload is
+there whole or not at all; `session.json` is replaced in one step; how far the upload has come is the length of
+`weights`. What may be done with an upload is decided in `uploads.py`.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from adapters.disk import Disk
-from adapters.errors import Unsettled
+from adapters.errors import Unsettled, UploadOverflow
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +27,8 @@ State = Literal["pending", "validating", "ready", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What a tenant wants to upload: `size` is the weights file's in bytes, `digest` its SHA-256 if it was told,
+class UploadSpec:
+    """What a tenant wants to upload: `size` is the weights file's in bytes, `digest` its SHA-256 if it was given,
     `eval` the eval file that the version is to carry."""
 
     tenant: str
@@ -41,7 +41,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class UploadSession:
     """One upload. `created` is in seconds since 1970; `reason` is why it failed; `version` is what it became."""
 
     id: str
@@ -60,26 +60,51 @@ class Session:
         return self.state in ("pending", "validating")
 
 
-class SessionDisk:
+class UploadWriter:
+    """Appends to one upload; what was written stays, however the request ends."""
+
+    def __init__(self, disk: Disk, file: BinaryIO, offset: int, size: int) -> None:
+        self._disk, self._file, self.offset, self.size = disk, file, offset, size
+        self._failed: OSError | None = None
+
+    def write(self, data: bytes) -> None:
+        """Raises UploadOverflow, and then nothing of `data` was written.
+
+        Once the disk has failed, nothing more is written: a part of `data` may be there, and what came next would not
+        follow it.
+        """
+        if self.offset + len(data) > self.size:
+            raise UploadOverflow(self.size)
+        if self._failed is not None:
+            raise self._failed
+        try:
+            self._disk.write(self._file, data)
+        except OSError as error:
+            self._failed = error
+            raise
+        self.offset += len(data)
+
+
+class UploadFiles:
     """Raises OSError as it comes. Paths are made of ids of our own making only."""
 
     def __init__(self, root: Path, disk: Disk | None = None) -> None:
         self._root, self.disk = root, disk or Disk()
         root.mkdir(parents=True, exist_ok=True)
 
-    def create(self, order: Order, created: float) -> Session:
-        """On disk before it is told, or not at all."""
-        session = Session(
-            secrets.token_hex(16), order.tenant, order.name, order.alias, order.size, order.digest, created
+    def create(self, spec: UploadSpec, created: float) -> UploadSession:
+        """On disk when this returns, or not at all."""
+        session = UploadSession(
+            secrets.token_hex(16), spec.tenant, spec.name, spec.alias, spec.size, spec.digest, created
         )
         aside, home = self._aside(session.id), self._root / session.id
         try:
             self.disk.mkdir(aside)
             self.disk.put(aside / "weights", b"")
-            self.disk.put(aside / "config", order.config)
-            if order.eval is not None:
-                self.disk.put(aside / "eval", order.eval)
-            self.disk.put(aside / "session.json", _spelled(session))
+            self.disk.put(aside / "config", spec.config)
+            if spec.eval is not None:
+                self.disk.put(aside / "eval", spec.eval)
+            self.disk.put(aside / "session.json", _encoded(session))
             self.disk.sync_directory(aside)
             self.disk.rename(aside, home)
             self.disk.sync_directory(self._root)
@@ -90,18 +115,18 @@ class SessionDisk:
             raise
         return session
 
-    def save(self, session: Session) -> None:
+    def save(self, session: UploadSession) -> None:
         folder = self._root / session.id
-        self.disk.replace(folder / "session.json", _spelled(session), aside=folder / "session.json.new")
+        self.disk.replace(folder / "session.json", _encoded(session), aside=folder / "session.json.new")
 
-    def load(self) -> Iterator[Session]:
+    def load(self) -> Iterator[UploadSession]:
         """Every upload that was begun. Removes what a killed server left half done."""
         for folder in sorted(self._root.iterdir()):
             try:
                 if folder.name.startswith("."):
                     raise ValueError("it was being made or removed")
-                told: Mapping[str, object] = json.loads((folder / "session.json").read_bytes())
-                session = Session(**told)  # type: ignore[arg-type]
+                fields: Mapping[str, object] = json.loads((folder / "session.json").read_bytes())
+                session = UploadSession(**fields)  # type: ignore[arg-type]
             except (OSError, ValueError, TypeError):
                 self._discard(folder)
                 continue
@@ -170,5 +195,5 @@ class SessionDisk:
         return self._root / f".{id}"
 
 
-def _spelled(session: Session) -> bytes:
+def _encoded(session: UploadSession) -> bytes:
     return json.dumps(asdict(session)).encode()
