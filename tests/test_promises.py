@@ -19,7 +19,7 @@ from tests.support.cases import (
 
 CASES = cases(SECURITY.read_text())
 AGAIN = "run `python -m tests.support.cases`, which writes the tables again"
-SECTION = "## What is promised, and which test shows it"
+SECTION = "## Promises and their tests"
 
 
 def test_every_case_has_one_row() -> None:
