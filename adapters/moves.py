@@ -6,8 +6,8 @@ Owns the plan, and the arithmetic of room under a byte budget. Who may leave for
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from adapters.device_quotas import AdapterUse, DeviceQuotas
 from adapters.manifest import AdapterId
-from adapters.shares import Shares, Use
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,16 +15,16 @@ class AdapterPlan:
     """What to do before the next forward, in this order: leave the device, leave the host, fetch, place.
 
     `given_up` and `taken` say what counts for which tenant from then on; `crowded` are those that neither their
-    tenant's share nor a read keeps out, but the room that others have.
+    tenant's quota nor a read keeps out, but the room that others have.
     """
 
     off_device: tuple[AdapterId, ...] = ()
     off_host: tuple[AdapterId, ...] = ()
     fetch: tuple[AdapterId, ...] = ()
     place: tuple[AdapterId, ...] = ()
-    given_up: tuple[Use, ...] = ()
-    taken: tuple[Use, ...] = ()
-    crowded: frozenset[Use] = field(default=frozenset(), compare=False)
+    given_up: tuple[AdapterUse, ...] = ()
+    taken: tuple[AdapterUse, ...] = ()
+    crowded: frozenset[AdapterUse] = field(default=frozenset(), compare=False)
 
     @property
     def moves(self) -> bool:
@@ -76,19 +76,19 @@ class Room:
 
 @dataclass(slots=True)
 class Draft:
-    """A plan in the making, on copies of both tiers and of the shares."""
+    """A plan in the making, on copies of both tiers and of the quotas."""
 
     device: Room
     host: Room
-    shares: Shares
+    quotas: DeviceQuotas
     sizes: Mapping[AdapterId, int]
     _off_device: list[AdapterId] = field(default_factory=list)
     _off_host: list[AdapterId] = field(default_factory=list)
     _fetch: list[AdapterId] = field(default_factory=list)
     _place: list[AdapterId] = field(default_factory=list)
-    _given_up: list[Use] = field(default_factory=list)
-    _taken: list[Use] = field(default_factory=list)
-    _crowded: set[Use] = field(default_factory=set)
+    _given_up: list[AdapterUse] = field(default_factory=list)
+    _taken: list[AdapterUse] = field(default_factory=list)
+    _crowded: set[AdapterUse] = field(default_factory=set)
 
     @property
     def num_fetches(self) -> int:
@@ -111,9 +111,9 @@ class Draft:
     def place(self, adapter: AdapterId, stays: Callable[[AdapterId], bool], first: tuple[AdapterId, ...] = ()) -> bool:
         """Whether there was room on the device, where it now is; those in `first` left for it before others.
 
-        What counts for nobody leaves before what counts for somebody: it takes room that no share has.
+        What counts for nobody leaves before what counts for somebody: it takes room that no quota has.
         """
-        leaving = self.device.room_for(self.sizes[adapter], stays, first, self.shares.counted())
+        leaving = self.device.room_for(self.sizes[adapter], stays, first, self.quotas.counted())
         if leaving is None:
             return False
         self.dismiss(leaving)
@@ -124,23 +124,23 @@ class Draft:
     def dismiss(self, leaving: Iterable[AdapterId]) -> None:
         for adapter in leaving:
             self.device.leave([adapter])
-            self.shares.left(adapter)
+            self.quotas.evicted(adapter)
             self._off_device.append(adapter)
 
-    def exchange(self, use: Use, given_up: Iterable[AdapterId]) -> None:
+    def exchange(self, use: AdapterUse, given_up: Iterable[AdapterId]) -> None:
         """`use` counts for its tenant from now on, instead of those it gives up."""
         for adapter in given_up:
-            self.shares.give_up(Use(adapter, use.tenant))
-            self._given_up.append(Use(adapter, use.tenant))
-        self.shares.take(use, self.sizes[use.adapter])
+            self.quotas.give_up(AdapterUse(adapter, use.tenant))
+            self._given_up.append(AdapterUse(adapter, use.tenant))
+        self.quotas.take(use, self.sizes[use.adapter])
         self._taken.append(use)
 
-    def reserve(self, use: Use) -> None:
-        """Its room in the share is kept for it until it is on the device; nothing is given up yet."""
-        self.shares.take(use, self.sizes[use.adapter])
+    def reserve(self, use: AdapterUse) -> None:
+        """Its room in the quota is kept for it until it is on the device; nothing is given up yet."""
+        self.quotas.take(use, self.sizes[use.adapter])
 
-    def crowd(self, use: Use) -> None:
-        """It found no room, in host memory or on the device, though its tenant's share has some."""
+    def crowd(self, use: AdapterUse) -> None:
+        """It found no room, in host memory or on the device, though its tenant's quota has some."""
         self._crowded.add(use)
 
     def plan(self) -> AdapterPlan:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from enum import StrEnum
 
+from adapters.device_quotas import AdapterUse, DeviceQuotas
 from adapters.manifest import AdapterId
 from adapters.moves import AdapterPlan, Draft, Room
-from adapters.shares import Shares, Use
 
 
 class Tier(StrEnum):
@@ -22,11 +22,11 @@ class Tier(StrEnum):
 
 @dataclass(slots=True)
 class _Stays:
-    """Who may not leave for the next one: the device, host memory, its tenant's share."""
+    """Who may not leave for the next one: the device, host memory, its tenant's quota."""
 
     device: set[AdapterId]
     host: set[AdapterId]
-    shares: set[Use]
+    quotas: set[AdapterUse]
 
 
 class Residency:
@@ -37,17 +37,17 @@ class Residency:
     merged weights, or running never leaves the device. A fetch reserves its host bytes when it starts. At most
     `max_fetches` are under way, so that what is wanted soonest is never behind a long line of others.
 
-    A tenant with a share gives up its own adapter that it used longest ago before it has another on the device, and
+    A tenant with a quota gives up its own adapter that it used longest ago before it has another on the device, and
     waits for its own requests to end while it can give up none. What nobody else uses then leaves the device.
     """
 
     def __init__(
-        self, device_bytes: int, host_bytes: int, max_fetches: int = sys.maxsize, shares: Shares | None = None
+        self, device_bytes: int, host_bytes: int, max_fetches: int = sys.maxsize, quotas: DeviceQuotas | None = None
     ) -> None:
         self._max_fetches = max_fetches
         self._device = Room(device_bytes)
         self._host = Room(host_bytes)
-        self._shares = shares or Shares()
+        self._quotas = quotas or DeviceQuotas()
         self._fetching: dict[AdapterId, int] = {}
         self._pinned: dict[AdapterId, int] = {}
         self._held: dict[AdapterId, int] = {}
@@ -68,14 +68,14 @@ class Residency:
     def on_device(self, adapter: AdapterId) -> bool:
         return adapter in self._device.held
 
-    def ready(self, use: Use) -> bool:
-        """Whether it is on the device, and the tenant's share has it."""
-        return use.adapter in self._device.held and self._shares.admits(use)
+    def ready(self, use: AdapterUse) -> bool:
+        """Whether it is on the device, and the tenant's quota has it."""
+        return use.adapter in self._device.held and self._quotas.admits(use)
 
     @property
-    def shares(self) -> Shares:
+    def quotas(self) -> DeviceQuotas:
         """To be asked, not changed."""
-        return self._shares
+        return self._quotas
 
     @property
     def device_used(self) -> int:
@@ -124,8 +124,8 @@ class Residency:
     def plan(
         self,
         sizes: Mapping[AdapterId, int],
-        running: Collection[Use],
-        wanted: Sequence[Use],
+        running: Collection[AdapterUse],
+        wanted: Sequence[AdapterUse],
         warm: Sequence[AdapterId] = (),
     ) -> AdapterPlan:
         """Decide the next moves; `sizes` holds the bytes of every adapter named.
@@ -136,7 +136,7 @@ class Residency:
         settled = all(self.ready(use) for use in wanted) and all(adapter in self._device.held for adapter in warm)
         if settled:  # nearly every step of a settled server
             return AdapterPlan()
-        draft = Draft(self._device.copy(), self._host.copy(), self._shares.copy(), sizes)
+        draft = Draft(self._device.copy(), self._host.copy(), self._quotas.copy(), sizes)
         for use in reversed(wanted):  # what is wanted soonest leaves last
             draft.device.touch(use.adapter)
             draft.host.touch(use.adapter)
@@ -149,14 +149,14 @@ class Residency:
                 self._bring(draft, adapter, _everyone, _everyone)
         return draft.plan()
 
-    def _advance(self, draft: Draft, use: Use, stays: _Stays) -> None:
-        """Bring an adapter one tier closer to whoever wants it, if the tenant's share and both tiers have room."""
-        adapter, counted = use.adapter, not draft.shares.admits(use)
+    def _advance(self, draft: Draft, use: AdapterUse, stays: _Stays) -> None:
+        """Bring an adapter one tier closer to whoever wants it, if the tenant's quota and both tiers have room."""
+        adapter, counted = use.adapter, not draft.quotas.admits(use)
         given_up = _given_up(draft, use, stays) if counted else ()
         if given_up is None:  # what is in host memory already is kept for when the tenant's own requests have ended
             stays.host.add(adapter)
             return
-        unused = tuple(one for one in given_up if _unused(draft, Use(one, use.tenant), stays))
+        unused = tuple(one for one in given_up if _unused(draft, AdapterUse(one, use.tenant), stays))
         there = adapter in draft.device.held
         if there:
             draft.dismiss(unused)
@@ -166,7 +166,7 @@ class Residency:
             draft.exchange(use, given_up)
         elif counted:
             draft.reserve(use)
-        stays.shares.add(use)
+        stays.quotas.add(use)
         stays.device.add(adapter)
         if not self.on_device(adapter) or adapter not in draft.device.held:  # then its host copy is not to spare
             stays.host.add(adapter)
@@ -190,12 +190,12 @@ class Residency:
 
     # Commands
 
-    def apply(self, plan: AdapterPlan, sizes: Mapping[AdapterId, int], used: Iterable[Use] = ()) -> None:
+    def apply(self, plan: AdapterPlan, sizes: Mapping[AdapterId, int], used: Iterable[AdapterUse] = ()) -> None:
         """Make a plan of this residency's own come true, and note who was `used` in this step."""
         self._changes += plan.moves or bool(plan.taken)
         for adapter in plan.off_device:
             del self._device.held[adapter]
-            self._shares.left(adapter)
+            self._quotas.evicted(adapter)
         for adapter in plan.off_host:
             del self._host.held[adapter]
         for adapter in plan.fetch:
@@ -203,14 +203,14 @@ class Residency:
         for adapter in plan.place:
             self._device.held[adapter] = sizes[adapter]
         for use in plan.given_up:
-            self._shares.give_up(use)
+            self._quotas.give_up(use)
         for use in plan.taken:
-            self._shares.take(use, sizes[use.adapter])
+            self._quotas.take(use, sizes[use.adapter])
         for use in used:
             self._device.touch(use.adapter)
             self._host.touch(use.adapter)
-            if self._shares.limits_anybody:
-                self._shares.take(use, self._device.held[use.adapter])
+            if self._quotas.limits_anybody:
+                self._quotas.take(use, self._device.held[use.adapter])
 
     def fetched(self, adapter: AdapterId) -> None:
         """Its bytes have arrived in host memory."""
@@ -226,7 +226,7 @@ class Residency:
         """It did not reach the device after all."""
         self._changes += 1
         del self._device.held[adapter]
-        self._shares.left(adapter)
+        self._quotas.evicted(adapter)
 
     def pin(self, adapter: AdapterId, size: int) -> None:
         """Keep it on the device from when it gets there. Ask `fits` first."""
@@ -250,7 +250,7 @@ class Residency:
         assert adapter not in self._held, "unmerge it first"
         self.unpin(adapter)
         self._device.held.pop(adapter, None)
-        self._shares.left(adapter)
+        self._quotas.evicted(adapter)
         self._host.held.pop(adapter, None)
 
     def check_integrity(self) -> None:
@@ -259,34 +259,34 @@ class Residency:
         assert self._host.used <= self._host.budget
         assert self._fetching.keys() <= self._host.held.keys()
         assert self._held.keys() <= self._device.held.keys()
-        self._shares.check_integrity()
+        self._quotas.check_integrity()
 
 
 def _everyone(_: AdapterId) -> bool:
     return True
 
 
-def _given_up(draft: Draft, use: Use, stays: _Stays) -> tuple[AdapterId, ...] | None:
+def _given_up(draft: Draft, use: AdapterUse, stays: _Stays) -> tuple[AdapterId, ...] | None:
     """What the tenant gives up of its own for `use`; None while it can give up none, but has to.
 
-    At its share, the room on the device is made of its own as well, before anybody else's.
+    At its quota, the room on the device is made of its own as well, before anybody else's.
     """
     adapter, tenant = use
-    given_up = draft.shares.room_for(use, draft.sizes[adapter], stays.shares.__contains__)
+    given_up = draft.quotas.room_for(use, draft.sizes[adapter], stays.quotas.__contains__)
     if not given_up or adapter in draft.device.held:
         return given_up
     more = list(given_up)
     lacking = draft.device.used + draft.sizes[adapter] - draft.device.budget
-    lacking -= sum(draft.device.held[one] for one in given_up if _unused(draft, Use(one, tenant), stays))
-    for one in draft.shares.held(tenant or ""):
-        own = Use(one, tenant)
-        if lacking > 0 and one not in more and own not in stays.shares and _unused(draft, own, stays):
+    lacking -= sum(draft.device.held[one] for one in given_up if _unused(draft, AdapterUse(one, tenant), stays))
+    for one in draft.quotas.held(tenant or ""):
+        own = AdapterUse(one, tenant)
+        if lacking > 0 and one not in more and own not in stays.quotas and _unused(draft, own, stays):
             more.append(one)
             lacking -= draft.device.held[one]
     return tuple(more)
 
 
-def _unused(draft: Draft, use: Use, stays: _Stays) -> bool:
+def _unused(draft: Draft, use: AdapterUse, stays: _Stays) -> bool:
     """Whether nobody needs it on the device once this tenant has given it up."""
-    others = draft.shares.users(use.adapter) - {use.tenant}
+    others = draft.quotas.users(use.adapter) - {use.tenant}
     return use.adapter in draft.device.held and use.adapter not in stays.device and not others

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from adapters.bank import Bank
+from adapters.device_quotas import DeviceQuota, DeviceQuotas
 from adapters.residency import Residency
-from adapters.shares import Share, Shares
 from adapters.stage import Stage, units_within
 from adapters.store import BlobStore
 from adapters.supply import Supply
@@ -42,8 +42,8 @@ class EngineConfig:
     max_sequences: int = 64
     max_waiting: int = 512
     tenant_weights: Mapping[str, float] = field(default_factory=dict)
-    share: Share = Share()
-    tenant_shares: Mapping[str, Share] = field(default_factory=dict)
+    device_quota: DeviceQuota = DeviceQuota()
+    tenant_device_quotas: Mapping[str, DeviceQuota] = field(default_factory=dict)
 
 
 def build(
@@ -79,7 +79,7 @@ def maker(
             device_bytes,
             config.adapter_host_bytes,
             max_fetches=MAX_FETCHES,
-            shares=Shares(config.share, config.tenant_shares),
+            quotas=DeviceQuotas(config.device_quota, config.tenant_device_quotas),
         )
         supply = Supply(store, bank, base.adapter_dtype, base.weight)
         return Engine(

@@ -73,7 +73,7 @@ class Engine:
         return self.scheduler.has_work or self._merging is not None or self.tiers.busy
 
     def submit(self, request: Request) -> None:
-        """Queue a request. Raises QueueFull, PromptTooLong, AdapterTooLarge, ShareTooSmall, UnknownAdapter."""
+        """Queue a request. Raises QueueFull, PromptTooLong, AdapterTooLarge, DeviceQuotaTooSmall, UnknownAdapter."""
         assert request.prompt, "without a token to start from nothing can be computed"
         assert request.id not in self._sequences, "two requests cannot share an id"
         self._check(request)

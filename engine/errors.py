@@ -1,13 +1,13 @@
 """The engine's errors. It knows nothing of HTTP; `server/errors.py` maps these to status codes.
 
 EngineError
-├── PromptTooLong      the prompt and max_tokens do not fit the context or the KV cache
-├── QueueFull          the waiting queue is at its bound; try again later
-├── EngineStopped      the engine is draining or has stopped
-├── EngineRestarting   the engine has failed, and the next one is being made
-├── AdapterTooLarge    the adapter alone exceeds the device budget
-├── ShareTooSmall      the adapter alone exceeds its tenant's share of it
-└── MergeRefused       another adapter is merged already
+├── PromptTooLong        the prompt and max_tokens do not fit the context or the KV cache
+├── QueueFull            the waiting queue is at its bound; try again later
+├── EngineStopped        the engine is draining or has stopped
+├── EngineRestarting     the engine has failed, and the next one is being made
+├── AdapterTooLarge      the adapter alone exceeds the device budget
+├── DeviceQuotaTooSmall  the adapter alone exceeds its tenant's quota of it
+└── MergeRefused         another adapter is merged already
 """
 
 
@@ -43,10 +43,10 @@ class AdapterTooLarge(EngineError):
     pass
 
 
-class ShareTooSmall(EngineError):
-    def __init__(self, size: int, share: int | None) -> None:
+class DeviceQuotaTooSmall(EngineError):
+    def __init__(self, size: int, quota: int | None) -> None:
         super().__init__(
-            f"This adapter takes {size} bytes on the device, where the tenant's adapters may take {share or 0}. "
+            f"This adapter takes {size} bytes on the device, where the tenant's adapters may take {quota or 0}. "
             "Use a smaller one, or ask the operator for a larger quota `device_bytes`."
         )
 

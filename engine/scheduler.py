@@ -12,8 +12,8 @@ from hashlib import sha256
 from itertools import islice
 from typing import Protocol
 
+from adapters.device_quotas import AdapterUse
 from adapters.manifest import AdapterId
-from adapters.shares import Use
 from engine.blocks import BlockPool, prefix_hashes
 from engine.fairness import VirtualCounters
 from engine.sequence import Sequence, Status
@@ -58,14 +58,14 @@ class StepPlan:
 class Adapters(Protocol):
     """What a step may know of them."""
 
-    def admits(self, use: Use, /) -> bool:
+    def admits(self, use: AdapterUse, /) -> bool:
         """Whether it is on the device, and the tenant may use it."""
 
     def loading(self, adapter: AdapterId, /) -> bool:
         """Whether it is being read from disk, which no eviction would speed up."""
 
-    def held_up(self, use: Use, /) -> bool:
-        """Whether others must leave for it; else it is being read, or its own tenant's share is full."""
+    def held_up(self, use: AdapterUse, /) -> bool:
+        """Whether others must leave for it; else it is being read, or its own tenant's quota is full."""
 
     @property
     def crowded_out(self) -> bool:
@@ -89,7 +89,7 @@ class Scheduler:
     Running sequences go first. When blocks run out, the sequence that came last gives its own back and is
     recomputed later. A waiting sequence is overtaken at most `patience` times for want of room; then nobody with an
     adapter passes it, so the running ones drain and its adapter is placed. One that is being read holds up nobody, and
-    one whose tenant has its full share on the device holds up its own tenant alone.
+    one whose tenant has its full quota on the device holds up its own tenant alone.
 
     A tenant that has nothing in the batch, and whose turn it is, waits for nobody to end: it goes before long prompts,
     and if it finds no seat or no blocks, the tenant that has most in the batch takes its latest sequence back, as long
@@ -124,14 +124,16 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
-    def uses(self) -> set[Use]:
+    def uses(self) -> set[AdapterUse]:
         """What runs, and for whom."""
-        return {Use(sequence.adapter, sequence.tenant) for sequence in self.running if sequence.adapter is not None}
+        return {
+            AdapterUse(sequence.adapter, sequence.tenant) for sequence in self.running if sequence.adapter is not None
+        }
 
-    def wants(self) -> tuple[Use, ...]:
+    def wants(self) -> tuple[AdapterUse, ...]:
         """The adapters of those who wait, soonest first, as far as a few full batches reach."""
         ahead = islice(self.counters.soonest(self.waiting), 4 * self._max_sequences)
-        uses = (Use(sequence.adapter, sequence.tenant) for sequence in ahead if sequence.adapter is not None)
+        uses = (AdapterUse(sequence.adapter, sequence.tenant) for sequence in ahead if sequence.adapter is not None)
         return tuple(dict.fromkeys(uses))
 
     def running_adapters(self) -> set[AdapterId]:
@@ -224,7 +226,7 @@ class Scheduler:
             if not draft.budget or (newcomers and sequence.tenant in served):
                 break
             if sequence.adapter is not None:
-                use = Use(sequence.adapter, sequence.tenant)
+                use = AdapterUse(sequence.adapter, sequence.tenant)
                 if blocked or sequence.tenant in draining or not adapters.admits(use):
                     passed.append(sequence)
                     if self._overtaken.get(sequence.id, 0) >= self._patience:

@@ -8,13 +8,13 @@ from collections.abc import Collection, Sequence
 from queue import Empty, SimpleQueue
 from time import monotonic
 
+from adapters.device_quotas import AdapterUse
 from adapters.errors import AdapterCorrupt, AdapterError, InvalidAdapter
 from adapters.manifest import AdapterId
 from adapters.mover import Arrival, Mover
 from adapters.moves import AdapterPlan
 from adapters.residency import Residency, Tier
-from adapters.shares import Use
-from engine.errors import AdapterTooLarge, EngineError, ShareTooSmall
+from engine.errors import AdapterTooLarge, DeviceQuotaTooSmall, EngineError
 from engine.events import AdapterEvicted, AdapterFailed, AdapterLoaded, Observer
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class AdapterTiers:
         self._doomed: set[AdapterId] = set()
         self._placed_at: dict[AdapterId, float] = {}
         self.moved: dict[AdapterId, int] = {}  # bytes that the latest `move` sent up a tier
-        self._short_of_room: frozenset[Use] = frozenset()
+        self._short_of_room: frozenset[AdapterUse] = frozenset()
         self._crowded = 0  # steps for which a pin or a merge has found no room
         self.wake = _nobody_sleeps
 
@@ -45,13 +45,13 @@ class AdapterTiers:
     def ready(self, adapter: AdapterId) -> bool:
         return self.residency.on_device(adapter)
 
-    def admits(self, use: Use) -> bool:
-        """Whether a request may come in with it: it is on the device, and the tenant's share has it."""
+    def admits(self, use: AdapterUse) -> bool:
+        """Whether a request may come in with it: it is on the device, and the tenant's quota has it."""
         return self.residency.ready(use)
 
-    def held_up(self, use: Use) -> bool:
-        """Whether others must make room for it: not for one that is being read, or that waits for its own share."""
-        limited = self.residency.shares.of(use.tenant).limits
+    def held_up(self, use: AdapterUse) -> bool:
+        """Whether others must make room for it: not for one that is being read, or that waits for its own quota."""
+        limited = self.residency.quotas.quota_of(use.tenant).limited
         return not self.loading(use.adapter) and (not limited or use in self._short_of_room)
 
     def loading(self, adapter: AdapterId) -> bool:
@@ -63,12 +63,12 @@ class AdapterTiers:
         return self._placed_at[adapter]
 
     def check(self, adapter: AdapterId, tenant: str | None = None) -> None:
-        """Raises AdapterTooLarge if no eviction could make room for it, ShareTooSmall if its tenant may not have that
-        much, UnknownAdapter if there is no such blob.
+        """Raises AdapterTooLarge if no eviction could make room for it, DeviceQuotaTooSmall if its tenant may not have
+        that much, UnknownAdapter if there is no such blob.
         """
         size, residency = self._mover.size(adapter), self.residency
-        if not residency.shares.fits(Use(adapter, tenant), size):
-            raise ShareTooSmall(size, residency.shares.of(tenant).bytes)
+        if not residency.quotas.fits(AdapterUse(adapter, tenant), size):
+            raise DeviceQuotaTooSmall(size, residency.quotas.quota_of(tenant).bytes)
         if not residency.fits(adapter, size):
             left = residency.device_budget - residency.kept_bytes(adapter)
             raise AdapterTooLarge(
@@ -83,15 +83,15 @@ class AdapterTiers:
         return self._crowded > PATIENCE
 
     def move(
-        self, running: Collection[Use], wanted: Sequence[Use], urgent: Sequence[AdapterId] = ()
+        self, running: Collection[AdapterUse], wanted: Sequence[AdapterUse], urgent: Sequence[AdapterId] = ()
     ) -> dict[AdapterId, Exception]:
         """Note what has arrived, then make the next moves; pins and what is `urgent` go before what is `wanted`.
 
         Gives back the adapters that failed to load, or are wanted but have lost their room to pins, and why.
         """
-        wanted = (*(Use(adapter) for adapter in urgent), *wanted)
+        wanted = (*(AdapterUse(adapter) for adapter in urgent), *wanted)
         failed = self._note_arrivals() | self._without_room(wanted)
-        pinned = (Use(adapter) for adapter in self.residency.pinned)
+        pinned = (AdapterUse(adapter) for adapter in self.residency.pinned)
         still_wanted = [use for use in (*pinned, *wanted) if use.adapter not in failed]
         self._warm = [adapter for adapter in self._warm if self.tier(adapter) is not Tier.DEVICE]
         warm = [adapter for adapter in self._warm if adapter not in failed]
@@ -179,7 +179,7 @@ class AdapterTiers:
         self._warm = [other for other in self._warm if other != adapter]
         return error
 
-    def _without_room(self, wanted: Sequence[Use]) -> dict[AdapterId, Exception]:
+    def _without_room(self, wanted: Sequence[AdapterUse]) -> dict[AdapterId, Exception]:
         failed: dict[AdapterId, Exception] = {}
         for adapter in dict.fromkeys(use.adapter for use in wanted):
             try:

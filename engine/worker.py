@@ -67,7 +67,7 @@ class EngineWorker:
         self._ticked = monotonic()
         self._stats = EngineStats()
         self._residents: tuple[Resident, ...] = ()
-        self._shares_used: tuple[float, ...] = ()
+        self._device_quotas_used: tuple[float, ...] = ()
         self._shown: object = None
         self._pins: frozenset[AdapterId] = frozenset()
         engine.tiers.wake = self._wake
@@ -114,9 +114,9 @@ class EngineWorker:
         """Every adapter above disk, most recently used first."""
         return self._residents
 
-    def shares_used(self) -> tuple[float, ...]:
-        """What part of their shares of the device the tenants have, the fullest first."""
-        return self._shares_used
+    def device_quotas_used(self) -> tuple[float, ...]:
+        """What fraction of their device quotas the tenants use, the fullest first."""
+        return self._device_quotas_used
 
     def pins(self) -> frozenset[AdapterId]:
         """The adapters that are pinned, loaded or not yet."""
@@ -317,7 +317,7 @@ class EngineWorker:
         if shown != self._shown:
             self._shown = shown
             self._residents, self._pins = residents_of(self._engine), residency.pinned
-            self._shares_used = residency.shares.used()
+            self._device_quotas_used = residency.quotas.fractions_used()
 
 
 _STOPPED = "The server is shutting down. Send the request to another instance, or retry later."

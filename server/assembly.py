@@ -224,8 +224,8 @@ def engine_config(settings: Settings, memory: MemoryPlan, max_model_len: int) ->
         max_batch_tokens=settings.max_batch_tokens or (GPU_BATCH if _on_cuda(settings.device) else CPU_BATCH),
         max_sequences=settings.max_sequences,
         max_waiting=settings.max_waiting,
-        share=settings.quota.device_share,
-        tenant_shares={name: own.device_share for name, own in settings.tenant_quotas().items()},
+        device_quota=settings.quota.device_quota,
+        tenant_device_quotas={name: own.device_quota for name, own in settings.tenant_quotas().items()},
         tenant_weights={name: own.weight / settings.quota.weight for name, own in settings.tenant_quotas().items()},
     )
 

@@ -219,7 +219,7 @@ TABLE: tuple[tuple[type[Exception], Status], ...] = (
     (engine.EngineStopped, Status(503, "draining", "server_error", headers={"retry-after": "5"}, message=_STOPPED)),
     (engine.EngineRestarting, Status(503, "engine_restarting", "server_error", headers={"retry-after": "2"})),
     (engine.AdapterTooLarge, Status(507, "adapter_too_large", "server_error", "model", NO_RETRY)),
-    (engine.ShareTooSmall, Status(403, "quota_exceeded", "insufficient_quota", "model", NO_RETRY)),
+    (engine.DeviceQuotaTooSmall, Status(403, "quota_exceeded", "insufficient_quota", "model", NO_RETRY)),
     (DoesNotFit, Status(507, "does_not_fit", "server_error", headers=NO_RETRY)),
     (engine.MergeRefused, Status(409, "merge_refused", headers=NO_RETRY)),
     (engine.EngineError, Status(500, "engine_error", "server_error", message=_FAILED)),

@@ -20,7 +20,7 @@ from server.version import version
 
 NameOf = Callable[[AdapterId], str]
 
-MAX_SHARES = 10
+MAX_DEVICE_QUOTAS = 10
 
 
 class EngineCollector(Collector):
@@ -36,7 +36,7 @@ class EngineCollector(Collector):
         stats, residents = self._worker.stats(), list(self._worker.residents())
         yield from _own(stats)
         yield from self._adapters(residents)
-        yield _shares(self._worker.shares_used())
+        yield _device_quotas(self._worker.device_quotas_used())
         yield from _companions(stats)
         yield self._lora_info(stats, residents)
 
@@ -162,11 +162,11 @@ def _own(stats: EngineStats) -> Iterator[Metric]:
     yield CounterMetricFamily("rootstock_prefix_query_tokens", "Tokens looked up there.", stats.prefix_queries)
 
 
-def _shares(used: Sequence[float]) -> Metric:
+def _device_quotas(used: Sequence[float]) -> Metric:
     """By how full they are, not by whose they are: whoever may see metrics need not know who else is served."""
-    about = "Part of a tenant's share of the device that is in use, for the fullest ones; place 1 is the fullest."
+    about = "Part of a tenant's device quota that is in use, for the fullest ones; place 1 is the fullest."
     family = GaugeMetricFamily("rootstock_device_share_used", about, labels=["place"])
-    for place, part in enumerate(used[:MAX_SHARES], 1):
+    for place, part in enumerate(used[:MAX_DEVICE_QUOTAS], 1):
         family.add_metric([str(place)], part)
     return family
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field
 
-from adapters.shares import Share
+from adapters.device_quotas import DeviceQuota
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -28,8 +28,8 @@ class Quota(BaseModel):
     weight: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.0
 
     @property
-    def device_share(self) -> Share:
-        return Share(self.device_bytes, self.device_adapters)
+    def device_quota(self) -> DeviceQuota:
+        return DeviceQuota(self.device_bytes, self.device_adapters)
 
     def overridden(self, by: "Quota") -> "Quota":
         """These limits, but for those that `by` sets."""

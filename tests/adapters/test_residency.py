@@ -6,18 +6,18 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from adapters.device_quotas import AdapterUse
 from adapters.manifest import AdapterId
 from adapters.moves import AdapterPlan
 from adapters.residency import Residency, Tier
-from adapters.shares import Use
 
 
 def ids(*names: str) -> tuple[AdapterId, ...]:
     return tuple(AdapterId(name) for name in names)
 
 
-def uses(*adapters: AdapterId) -> list[Use]:
-    return [Use(adapter, "tenant") for adapter in adapters]
+def uses(*adapters: AdapterId) -> list[AdapterUse]:
+    return [AdapterUse(adapter, "tenant") for adapter in adapters]
 
 
 A, B, C, D = ids("a", "b", "c", "d")

@@ -68,7 +68,7 @@ def one_of_everything(face: Face) -> None:
     metrics.error("queue_full")
     metrics.loop_lag(0.0)
     face.worker.pinned.add(ONE)
-    face.worker.shares = (1.0, 0.5)
+    face.worker.device_quotas = (1.0, 0.5)
     for seed in (1, 2):
         face.catalog.add_directory("tried", write_adapter(face.folder / f"seed-{seed}", seed))
     face.catalog.set_alias("tried", "prod", 1, canary=Canary(2, 0.1))

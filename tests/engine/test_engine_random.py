@@ -4,9 +4,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
+from adapters.device_quotas import DeviceQuota, DeviceQuotas
 from adapters.manifest import AdapterId
-from adapters.shares import Share, Shares
-from engine.errors import AdapterTooLarge, PromptTooLong, QueueFull, ShareTooSmall
+from engine.errors import AdapterTooLarge, DeviceQuotaTooSmall, PromptTooLong, QueueFull
 from engine.events import Finished
 from engine.sequence import FinishReason, Request, SamplingParams
 from tests.support.engine_fakes import Bench, expected_tokens, named
@@ -21,12 +21,14 @@ class Traffic(RuleBasedStateMachine):
         batch=st.integers(4, 20),
         sequences=st.integers(1, 4),
         device=st.sampled_from([90, 130]),
-        share=st.sampled_from([Share(), Share(), Share(adapters=1), Share(adapters=2), Share(bytes=80)]),
+        quota=st.sampled_from(
+            [DeviceQuota(), DeviceQuota(), DeviceQuota(adapters=1), DeviceQuota(adapters=2), DeviceQuota(bytes=80)]
+        ),
     )
-    def start(self, blocks: int, batch: int, sequences: int, device: int, share: Share) -> None:
+    def start(self, blocks: int, batch: int, sequences: int, device: int, quota: DeviceQuota) -> None:
         self.bench = Bench(
             blocks=blocks, batch_tokens=batch, sequences=sequences, waiting=12, adapters=SIZES, device=device, host=200,
-            patience=2, shares=Shares(tenants={"acme": share}),
+            patience=2, quotas=DeviceQuotas(tenants={"acme": quota}),
         )  # fmt: skip
         self.bench.mover.instant = False
         self.accepted: dict[str, Request] = {}
@@ -49,7 +51,7 @@ class Traffic(RuleBasedStateMachine):
         try:
             prompt = range(start, start + length)
             request = self.bench.submit(id, prompt, adapter=adapter, tenant=tenant, params=params)
-        except (PromptTooLong, QueueFull, AdapterTooLarge, ShareTooSmall):
+        except (PromptTooLong, QueueFull, AdapterTooLarge, DeviceQuotaTooSmall):
             return
         self.accepted[id] = request
         if fault:

@@ -4,8 +4,8 @@ from itertools import count
 
 import pytest
 
-from adapters.shares import Share, Shares
-from engine.errors import QueueFull, ShareTooSmall
+from adapters.device_quotas import DeviceQuota, DeviceQuotas
+from engine.errors import DeviceQuotaTooSmall, QueueFull
 from engine.events import AdapterEvicted
 from engine.fairness import Prices, VirtualCounters
 from engine.sequence import FinishReason
@@ -132,17 +132,17 @@ def test_i85_one_tenants_loads_hold_up_nobody_elses(prices: Prices) -> None:
     assert all(bench.reason(id) is FinishReason.LENGTH for id in bench.outputs)
 
 
-@pytest.mark.parametrize("share", [Share(adapters=1), Share(bytes=15)])
+@pytest.mark.parametrize("quota", [DeviceQuota(adapters=1), DeviceQuota(bytes=15)])
 @pytest.mark.parametrize("patience", [2, 16])
-def test_i85_a_tenant_at_its_share_holds_up_itself_alone(share: Share, patience: int) -> None:
+def test_i85_a_tenant_at_its_device_quota_holds_up_itself_alone(quota: DeviceQuota, patience: int) -> None:
     """A may have one adapter, and keeps it busy while it wants another; B's adapters come in as on an idle server.
 
     A's other adapter is placed as well: within (patience + 1) * L + 3 steps, L steps a request runs.
     """
-    shares = Shares(tenants={"a": share})
+    quotas = DeviceQuotas(tenants={"a": quota})
     bench = Bench(
         adapters=dict.fromkeys(["a0", "a1", *(f"b{n}" for n in range(40))], 10),
-        device=60, sequences=8, batch_tokens=64, patience=patience, shares=shares, waiting=10_000,
+        device=60, sequences=8, batch_tokens=64, patience=patience, quotas=quotas, waiting=10_000,
         counters=VirtualCounters(weights={"a": 1000.0}),  # it is always A's turn first
     )  # fmt: skip
     length, numbers = 5, count()
@@ -164,17 +164,17 @@ def test_i85_a_tenant_at_its_share_holds_up_itself_alone(share: Share, patience:
         if bench.tokens("other"):
             break
     assert bench.tokens("other"), "A's requests with a0 made way for it"
-    assert max(waited) <= 3, "a read, a placement and a step: nobody drained for A's share"
+    assert max(waited) <= 3, "a read, a placement and a step: nobody drained for A's quota"
     bench.run(100_000)
     assert all(bench.reason(id) is FinishReason.LENGTH for id in bench.outputs)
 
 
-def test_i85_with_shares_nobodys_flood_costs_another_its_place() -> None:
-    """A asks for 60 adapters in turn; B's two, used now and then, stay where they are. Without a share they do not."""
+def test_i85_with_device_quotas_nobodys_flood_costs_another_its_place() -> None:
+    """A asks for 60 adapters in turn; B's two, used now and then, stay where they are. Without a quota they do not."""
     left: list[int] = []
-    for share in (Share(adapters=3), Share()):
+    for quota in (DeviceQuota(adapters=3), DeviceQuota()):
         adapters = dict.fromkeys([*(f"a{n}" for n in range(60)), "b0", "b1"], 10)
-        bench = Bench(adapters=adapters, device=50, shares=Shares(tenants={"a": share}), waiting=1000)
+        bench = Bench(adapters=adapters, device=50, quotas=DeviceQuotas(tenants={"a": quota}), waiting=1000)
         for turn in range(120):
             bench.submit(f"a{turn}", [turn], adapter=f"a{turn % 60}", tenant="a", max_tokens=2)
             if turn % 20 == 0:
@@ -188,9 +188,9 @@ def test_i85_with_shares_nobodys_flood_costs_another_its_place() -> None:
     assert left[0] == 0 < left[1]
 
 
-def test_i85_an_adapter_larger_than_its_tenants_share_is_refused_at_once() -> None:
-    bench = Bench(adapters={"large": 30}, shares=Shares(tenants={"a": Share(bytes=20)}))
-    with pytest.raises(ShareTooSmall, match="takes 30 bytes .* may take 20"):
+def test_i85_an_adapter_larger_than_its_tenants_device_quota_is_refused_at_once() -> None:
+    bench = Bench(adapters={"large": 30}, quotas=DeviceQuotas(tenants={"a": DeviceQuota(bytes=20)}))
+    with pytest.raises(DeviceQuotaTooSmall, match="takes 30 bytes .* may take 20"):
         bench.submit("r", adapter="large", tenant="a")
     bench.submit("r", adapter="large", tenant="b")
     bench.run()

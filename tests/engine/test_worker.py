@@ -9,8 +9,8 @@ from time import monotonic
 
 import pytest
 
+from adapters.device_quotas import DeviceQuota, DeviceQuotas
 from adapters.errors import UnknownAdapter
-from adapters.shares import Share, Shares
 from engine.errors import AdapterTooLarge, EngineStopped, MergeRefused, QueueFull
 from engine.events import Finished
 from engine.sequence import FinishReason, Output, Request, SamplingParams
@@ -65,13 +65,13 @@ async def test_refusals_are_raised_by_submit() -> None:
             await worker.submit(request("r", adapter="big"))
 
 
-async def test_how_full_shares_are_is_told() -> None:
-    bench = Bench(adapters={"a": 10, "b": 10}, shares=Shares(tenants={"t": Share(adapters=2)}))
+async def test_how_full_device_quotas_are_is_told() -> None:
+    bench = Bench(adapters={"a": 10, "b": 10}, quotas=DeviceQuotas(tenants={"t": DeviceQuota(adapters=2)}))
     async with running(bench) as worker:
-        assert worker.shares_used() == ()
+        assert worker.device_quotas_used() == ()
         for adapter, part in (("a", 0.5), ("b", 1.0), ("a", 1.0)):
             await collect(await worker.submit(replace(request(f"r-{part}-{adapter}", adapter=adapter), tenant="t")))
-            await until(partial(lambda told: worker.shares_used() == told, (part,)))
+            await until(partial(lambda told: worker.device_quotas_used() == told, (part,)))
 
 
 async def test_a_full_queue_is_told() -> None:

@@ -4,8 +4,8 @@ from itertools import count
 from pathlib import Path
 
 from adapters.bank import num_bytes
+from adapters.device_quotas import DeviceQuota
 from adapters.manifest import AdapterId
-from adapters.shares import Share
 from engine.sequence import Output, SamplingParams
 from tests.support.adapters import write_adapter
 from tests.support.models import tiny_model_dir
@@ -47,10 +47,10 @@ def test_five_hundred_adapters_share_a_budget_for_eight(tmp_path: Path) -> None:
     assert base_gained == list(range(base_gained[0], base_gained[0] + 40)), "it gains a token in every step it is in"
 
 
-def test_a_share_of_the_device_changes_no_answer(tmp_path: Path) -> None:
+def test_a_device_quota_changes_no_answer(tmp_path: Path) -> None:
     """Twenty adapters of a tenant that may have two at once, on a real engine that has room for all."""
     model = tiny_model_dir("llama", tmp_path)
-    house = House.of(model, tmp_path / "store", max_sequences=16, share=Share(adapters=2))
+    house = House.of(model, tmp_path / "store", max_sequences=16, device_quota=DeviceQuota(adapters=2))
     ids = [house.add(write_adapter(tmp_path / str(n), house.base.shape, rank=2, seed=n, scale=0.5)) for n in range(20)]
     size = num_bytes(house.store.open(ids[0]).manifest, itemsize=4)
     alone = {adapter: _alone(house, adapter) for adapter in ids}

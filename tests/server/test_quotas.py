@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ByteSize
 
-from adapters.shares import Share
+from adapters.device_quotas import DeviceQuota
 from loader.plan import MemoryPlan
 from server.assembly import engine_config
 from server.errors import QuotaExceeded, RateLimited
@@ -147,12 +147,12 @@ def test_a_tenants_table_stands_over_the_default() -> None:
     assert default.overridden(own) == Quota(requests_per_minute=50, adapters=None, weight=2)
 
 
-def test_the_engine_is_told_of_shares_of_the_device() -> None:
+def test_the_engine_is_told_of_device_quotas() -> None:
     acme = Quota(device_bytes=ByteSize(1 << 20))
     settings = Settings(quota=Quota(device_adapters=4), tenants={"acme": acme})
     config = engine_config(settings, MemoryPlan(0, 8, 16, 0, 100, 100, ()), 64)
-    assert config.share == Share(adapters=4)
-    assert config.tenant_shares == {"acme": Share(bytes=1 << 20, adapters=4)}
+    assert config.device_quota == DeviceQuota(adapters=4)
+    assert config.tenant_device_quotas == {"acme": DeviceQuota(bytes=1 << 20, adapters=4)}
 
 
 def test_quotas_come_from_the_settings_file(tmp_path: Path) -> None:

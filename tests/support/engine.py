@@ -61,7 +61,7 @@ class FakeWorker:
     handed: Counter[str] = field(default_factory=Counter)  # tokens handed over, by request
     prefetched: list[AdapterId] = field(default_factory=list)
     merged: AdapterId | None = None
-    shares: Sequence[float] = ()
+    device_quotas: Sequence[float] = ()
     stopped: bool = False
 
     async def submit(self, request: Request) -> "FakeStream":
@@ -103,8 +103,8 @@ class FakeWorker:
         merged = [FakeResident(self.merged, "merged")] if self.merged else []
         return [FakeResident(id, "device", pinned=True) for id in sorted(self.pinned)] + merged
 
-    def shares_used(self) -> Sequence[float]:
-        return self.shares
+    def device_quotas_used(self) -> Sequence[float]:
+        return self.device_quotas
 
     def stats(self) -> FakeStats:
         adapters = {request.adapter for request in self.running.values() if request.adapter is not None}

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from adapters.device_quotas import DeviceQuotas
 from adapters.errors import AdapterCorrupt, UnknownAdapter
 from adapters.manifest import AdapterId
 from adapters.mover import Arrival
 from adapters.residency import Residency
-from adapters.shares import Shares
 from engine.blocks import BlockPool
 from engine.detokenize import Decode
 from engine.engine import Delivery, Engine, Limits
@@ -167,7 +167,7 @@ class Bench:
         patience: int = 64,
         fetches: int = 100,
         counters: VirtualCounters | None = None,
-        shares: Shares | None = None,
+        quotas: DeviceQuotas | None = None,
         decode: Decode = letters,
     ) -> None:
         self.runner = FakeRunner(block_size)
@@ -180,7 +180,7 @@ class Bench:
             runner=self.runner,
             scheduler=Scheduler(pool, batch_tokens, sequences, patience, counters),
             pool=pool,
-            tiers=AdapterTiers(Residency(device, host, fetches, shares), self.mover, observe),
+            tiers=AdapterTiers(Residency(device, host, fetches, quotas), self.mover, observe),
             decode=decode,
             eos={EOS},
             limits=Limits(max_model_len=200, max_waiting=waiting),

@@ -7,8 +7,8 @@ from itertools import count
 from pathlib import Path
 
 from adapters.checkpoint import read_directory
+from adapters.device_quotas import DeviceQuota
 from adapters.manifest import AdapterId
-from adapters.shares import Share
 from adapters.store import BlobStore
 from engine.build import EngineConfig, build
 from engine.engine import Delivery, Engine
@@ -85,7 +85,7 @@ class House:
         kernels: Kernels | None = None,
         device: str = "cpu",
         recorder: Recorder | None = None,
-        share: Share | None = None,
+        device_quota: DeviceQuota | None = None,
     ) -> "House":
         """Small blocks and steps, so that a short test crosses every boundary."""
         base = load(resolve(str(model), root), dtype=dtype, quantization=quantization, device=device, kernels=kernels)
@@ -97,7 +97,7 @@ class House:
             block_size=block_size,
             max_batch_tokens=max_batch_tokens,
             max_sequences=max_sequences,
-            share=share or Share(),
+            device_quota=device_quota or DeviceQuota(),
         )
         return cls(base, root, config, observe, recorder)
 

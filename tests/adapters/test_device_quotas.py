@@ -1,4 +1,4 @@
-"""Each tenant's share of the device: it gives up its own for its own, and nobody else notices."""
+"""Each tenant's device quota: it gives up its own for its own, and nobody else notices."""
 
 from collections.abc import Iterable, Mapping
 
@@ -6,20 +6,20 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from adapters.device_quotas import AdapterUse, DeviceQuota, DeviceQuotas
 from adapters.manifest import AdapterId
 from adapters.moves import AdapterPlan
 from adapters.residency import Residency, Tier
-from adapters.shares import Share, Shares, Use
 
 NAMES = "abcdef"
 SIZES = {AdapterId(name): 10 for name in NAMES}
 
 
-def use(adapter: str, tenant: str) -> Use:
-    return Use(AdapterId(adapter), tenant)
+def use(adapter: str, tenant: str) -> AdapterUse:
+    return AdapterUse(AdapterId(adapter), tenant)
 
 
-def step(residency: Residency, wanted: Iterable[Use] = (), running: Iterable[Use] = ()) -> AdapterPlan:
+def step(residency: Residency, wanted: Iterable[AdapterUse] = (), running: Iterable[AdapterUse] = ()) -> AdapterPlan:
     """One turn in which every read ends at once."""
     running = list(running)
     plan = residency.plan(SIZES, running, list(wanted))
@@ -30,9 +30,9 @@ def step(residency: Residency, wanted: Iterable[Use] = (), running: Iterable[Use
     return plan
 
 
-def furnished(shares: Shares, *uses: Use, device: int = 60) -> Residency:
+def furnished(quotas: DeviceQuotas, *uses: AdapterUse, device: int = 60) -> Residency:
     """All of these on the device, the first used longest ago."""
-    residency = Residency(device, 200, shares=shares)
+    residency = Residency(device, 200, quotas=quotas)
     for each in uses:
         step(residency, [each])
         step(residency, [each])
@@ -45,21 +45,21 @@ def on_device(residency: Residency) -> str:
     return "".join(sorted(adapter for adapter, tier, _ in residency.residents() if tier is Tier.DEVICE))
 
 
-def test_at_its_share_a_tenant_gives_up_its_own_that_it_used_longest_ago() -> None:
-    shares = Shares(tenants={"t": Share(adapters=2)})
-    residency = furnished(shares, use("f", "other"), use("a", "t"), use("b", "t"))
+def test_at_its_quota_a_tenant_gives_up_its_own_that_it_used_longest_ago() -> None:
+    quotas = DeviceQuotas(tenants={"t": DeviceQuota(adapters=2)})
+    residency = furnished(quotas, use("f", "other"), use("a", "t"), use("b", "t"))
     step(residency, running=[use("a", "t")])
     step(residency, [use("c", "t")])
     plan = step(residency, [use("c", "t")])
     assert plan.off_device == ("b",) and on_device(residency) == "acf", "the other's, older and idle, stays"
 
 
-def test_at_its_share_a_tenant_makes_room_of_its_own_before_anybody_elses() -> None:
+def test_at_its_quota_a_tenant_makes_room_of_its_own_before_anybody_elses() -> None:
     """The next adapter is larger than the one that is given up, and the other's was used longest ago."""
     sizes = SIZES | {AdapterId("c"): 20}
-    for adapters, leaving in ((2, ("a", "b")), (3, ("f", "a"))):  # below its share it takes room as everybody does
-        shares = Shares(tenants={"t": Share(adapters=adapters)})
-        residency = furnished(shares, use("f", "other"), use("a", "t"), use("b", "t"), device=30)
+    for adapters, leaving in ((2, ("a", "b")), (3, ("f", "a"))):  # below its quota it takes room as everybody does
+        quotas = DeviceQuotas(tenants={"t": DeviceQuota(adapters=adapters)})
+        residency = furnished(quotas, use("f", "other"), use("a", "t"), use("b", "t"), device=30)
         residency.apply(residency.plan(sizes, (), [use("c", "t")]), sizes)
         residency.fetched(AdapterId("c"))
         plan = residency.plan(sizes, (), [use("c", "t")])
@@ -67,8 +67,8 @@ def test_at_its_share_a_tenant_makes_room_of_its_own_before_anybody_elses() -> N
 
 
 def test_what_counts_for_nobody_leaves_before_what_was_used_longest_ago() -> None:
-    """A warm start that nobody came for takes room that belongs to no share."""
-    residency = furnished(Shares(Share(adapters=1)), use("a", "t"), device=30)
+    """A warm start that nobody came for takes room that belongs to no quota."""
+    residency = furnished(DeviceQuotas(DeviceQuota(adapters=1)), use("a", "t"), device=30)
     for _ in range(2):
         residency.apply(plan := residency.plan(SIZES, (), (), [AdapterId("b"), AdapterId("c")]), SIZES)
         for adapter in plan.fetch:
@@ -80,17 +80,17 @@ def test_what_counts_for_nobody_leaves_before_what_was_used_longest_ago() -> Non
         assert on_device(residency) == there
 
 
-def test_a_share_may_be_bytes() -> None:
-    shares = Shares(Share(bytes=25))
-    residency = furnished(shares, use("a", "t"), use("b", "t"))
+def test_a_quota_may_be_bytes() -> None:
+    quotas = DeviceQuotas(DeviceQuota(bytes=25))
+    residency = furnished(quotas, use("a", "t"), use("b", "t"))
     step(residency, [use("c", "t")])
     assert step(residency, [use("c", "t")]).off_device == ("a",)
-    assert shares.held("t") == {"b": 10, "c": 10}
-    assert shares.fits(use("a", "t"), 25) and not shares.fits(use("a", "t"), 26)
+    assert quotas.held("t") == {"b": 10, "c": 10}
+    assert quotas.fits(use("a", "t"), 25) and not quotas.fits(use("a", "t"), 26)
 
 
 def test_it_waits_while_all_of_its_own_run_and_others_come_in() -> None:
-    residency = furnished(Shares(tenants={"t": Share(adapters=1)}), use("a", "t"))
+    residency = furnished(DeviceQuotas(tenants={"t": DeviceQuota(adapters=1)}), use("a", "t"))
     mine, theirs, running = use("b", "t"), use("c", "other"), [use("a", "t")]
     for _ in range(5):
         plan = step(residency, [mine, theirs], running)
@@ -101,21 +101,21 @@ def test_it_waits_while_all_of_its_own_run_and_others_come_in() -> None:
 
 
 def test_an_adapter_counts_for_all_who_use_it_and_stays_for_those_who_still_do() -> None:
-    shares = Shares(Share(adapters=1))
-    residency = furnished(shares, use("a", "t"))
+    quotas = DeviceQuotas(DeviceQuota(adapters=1))
+    residency = furnished(quotas, use("a", "t"))
     assert not residency.ready(use("a", "u")), "it is there, and u has not taken it"
     plan = step(residency, [use("a", "u")])
     assert residency.ready(use("a", "u")) and not (plan.fetch or plan.place), "which costs no move"
     for _ in range(2):
         step(residency, [use("b", "t")], [use("a", "u")])
-    assert on_device(residency) == "ab" and shares.held("t") == {"b": 10} and shares.held("u") == {"a": 10}
+    assert on_device(residency) == "ab" and quotas.held("t") == {"b": 10} and quotas.held("u") == {"a": 10}
     for _ in range(2):
         step(residency, [use("c", "u")])
     assert on_device(residency) == "bc", "now nobody uses it"
 
 
-def test_who_has_no_share_loses_nothing_by_anothers() -> None:
-    residency = furnished(Shares(tenants={"t": Share(adapters=1)}), use("a", "free"), use("b", "free"))
+def test_who_has_no_quota_loses_nothing_by_anothers() -> None:
+    residency = furnished(DeviceQuotas(tenants={"t": DeviceQuota(adapters=1)}), use("a", "free"), use("b", "free"))
     step(residency, [use("a", "t")])
     for _ in range(2):
         step(residency, [use("c", "t")])
@@ -123,7 +123,7 @@ def test_who_has_no_share_loses_nothing_by_anothers() -> None:
 
 
 def test_what_is_pinned_stays_when_its_tenant_gives_it_up() -> None:
-    residency = furnished(Shares(Share(adapters=1)), use("a", "t"))
+    residency = furnished(DeviceQuotas(DeviceQuota(adapters=1)), use("a", "t"))
     residency.pin(AdapterId("a"), 10)
     for _ in range(2):
         step(residency, [use("b", "t")])
@@ -131,8 +131,8 @@ def test_what_is_pinned_stays_when_its_tenant_gives_it_up() -> None:
 
 
 def test_nothing_is_given_up_before_there_is_room_for_the_next() -> None:
-    shares = Shares(tenants={"t": Share(adapters=1)})
-    residency = furnished(shares, use("a", "t"), use("b", "u"), device=20)
+    quotas = DeviceQuotas(tenants={"t": DeviceQuota(adapters=1)})
+    residency = furnished(quotas, use("a", "t"), use("b", "u"), device=20)
     sizes = SIZES | {AdapterId("c"): 15}
     for _ in range(3):
         plan = residency.plan(sizes, [use("b", "u")], [use("c", "t")])
@@ -143,26 +143,36 @@ def test_nothing_is_given_up_before_there_is_room_for_the_next() -> None:
 
 
 def test_what_leaves_the_device_counts_for_nobody() -> None:
-    shares = Shares(Share(adapters=2))
-    residency = furnished(shares, use("a", "t"))
+    quotas = DeviceQuotas(DeviceQuota(adapters=2))
+    residency = furnished(quotas, use("a", "t"))
     residency.forget(AdapterId("a"))
-    assert shares.held("t") == {}
+    assert quotas.held("t") == {}
 
 
-def test_how_full_shares_are_is_told_without_whose_they_are() -> None:
-    shares = Shares(Share(bytes=40), {"few": Share(bytes=100, adapters=2), "free": Share(), "idle": Share(adapters=1)})
-    residency = furnished(shares, use("a", "t"), use("b", "few"), use("c", "free"))
-    assert shares.used() == (0.5, 0.25)
+def test_how_full_quotas_are_is_told_without_whose_they_are() -> None:
+    quotas = DeviceQuotas(
+        DeviceQuota(bytes=40),
+        {"few": DeviceQuota(bytes=100, adapters=2), "free": DeviceQuota(), "idle": DeviceQuota(adapters=1)},
+    )
+    residency = furnished(quotas, use("a", "t"), use("b", "few"), use("c", "free"))
+    assert quotas.fractions_used() == (0.5, 0.25)
     changes = residency.changes
     step(residency, [use("c", "t")])
-    assert shares.used() == (0.5, 0.5) and residency.changes > changes, "it was there already, and counts for t now"
+    assert quotas.fractions_used() == (0.5, 0.5) and residency.changes > changes, (
+        "it was there already, and counts for t now"
+    )
     residency.forget(AdapterId("b"))
-    assert shares.used() == (0.5,)
+    assert quotas.fractions_used() == (0.5,)
 
 
-LIMITS = {"one": Share(adapters=1), "two": Share(adapters=2), "bytes": Share(bytes=30), "free": Share()}
+LIMITS = {
+    "one": DeviceQuota(adapters=1),
+    "two": DeviceQuota(adapters=2),
+    "bytes": DeviceQuota(bytes=30),
+    "free": DeviceQuota(),
+}
 ROOM = {"one": 30, "two": 60, "bytes": 30}
-"""What each tenant with a share can come to, where no adapter is larger than 30."""
+"""What each tenant with a quota can come to, where no adapter is larger than 30."""
 uses = st.builds(use, st.sampled_from(NAMES), st.sampled_from([*LIMITS]))
 
 
@@ -171,18 +181,18 @@ class Tenants(RuleBasedStateMachine):
 
     @initialize(data=st.data(), device=st.integers(30, 120))
     def start(self, data: st.DataObject, device: int) -> None:
-        self.shares = Shares(tenants=LIMITS)
-        self.residency = Residency(device, 200, max_fetches=2, shares=self.shares)
+        self.quotas = DeviceQuotas(tenants=LIMITS)
+        self.residency = Residency(device, 200, max_fetches=2, quotas=self.quotas)
         self.sizes = {AdapterId(name): data.draw(st.integers(1, 30)) for name in NAMES}
         self.device = device
-        self.queue: list[Use] = []
-        self.running: list[Use] = []
+        self.queue: list[AdapterUse] = []
+        self.running: list[AdapterUse] = []
         self.warm: list[AdapterId] = []
 
     def turn(self) -> None:
         wanted = tuple(dict.fromkeys(self.queue))
         plan = self.residency.plan(self.sizes, set(self.running), wanted, self.warm)
-        before = {tenant: self.shares.held(tenant) for tenant in LIMITS}
+        before = {tenant: self.quotas.held(tenant) for tenant in LIMITS}
         assert not {each.adapter for each in self.running} & set(plan.off_device), "what runs stays"
         for given in plan.given_up:
             assert given.adapter in before[given.tenant or ""], "a tenant gives up only what is its own"
@@ -199,7 +209,7 @@ class Tenants(RuleBasedStateMachine):
         """What else is true of a turn; `before` is what each tenant held."""
 
     @rule(each=uses)
-    def arrive(self, each: Use) -> None:
+    def arrive(self, each: AdapterUse) -> None:
         self.queue.append(each)
 
     @rule()
@@ -226,10 +236,10 @@ class Tenants(RuleBasedStateMachine):
     @invariant()
     def nobody_has_more_than_its_share(self) -> None:
         self.residency.check_integrity()
-        for tenant, share in LIMITS.items():
-            held = self.shares.held(tenant)
-            assert share.adapters is None or len(held) <= share.adapters
-            assert share.bytes is None or sum(held.values()) <= share.bytes
+        for tenant, quota in LIMITS.items():
+            held = self.quotas.held(tenant)
+            assert quota.adapters is None or len(held) <= quota.adapters
+            assert quota.bytes is None or sum(held.values()) <= quota.bytes
             assert all(self.residency.on_device(adapter) for adapter in held)
         for each in self.running:
             assert self.residency.ready(each), "what runs is there, and counts"
@@ -249,7 +259,7 @@ class Tenants(RuleBasedStateMachine):
 
 
 class Apart(Tenants):
-    """Everybody has a share, and all shares together fit the device, where warm starts are that nobody uses yet."""
+    """Everybody has a quota, and all quotas together fit the device, where warm starts are that nobody uses yet."""
 
     @initialize(data=st.data(), device=st.just(sum(ROOM.values())))
     def start(self, data: st.DataObject, device: int) -> None:
@@ -257,7 +267,7 @@ class Apart(Tenants):
         self.sizes = {name: data.draw(st.integers(25, 30)) for name in self.sizes}
 
     @rule(each=uses)
-    def arrive(self, each: Use) -> None:
+    def arrive(self, each: AdapterUse) -> None:
         if each.tenant in ROOM:
             self.queue.append(each)
 
@@ -278,7 +288,7 @@ class Apart(Tenants):
     def check(self, plan: AdapterPlan, before: Mapping[str, Mapping[AdapterId, int]]) -> None:
         for adapter in plan.off_device:
             for tenant in ROOM:
-                own = Use(adapter, tenant)
+                own = AdapterUse(adapter, tenant)
                 assert adapter not in before[tenant] or own in plan.given_up, "nobody loses what it did not give up"
 
 
