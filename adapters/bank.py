@@ -74,7 +74,7 @@ def num_bytes(manifest: Manifest, itemsize: int) -> int:
 class Bank:
     """Adapters on one device, by id. Budgets are kept by whoever calls `place`. `changes` counts what came and went.
 
-    `place` only begins the copy; whoever asks for the adapter here gets it for use on the stream they ask from.
+    `place` only begins the copy; before its first use, `claim` the adapter on the stream that will use it.
     With `kernels`, each adapter also has a table of its parts in the order of `paths`, all linears it may touch.
     """
 
@@ -114,11 +114,15 @@ class Bank:
         for adapter in list(self._placed):
             self.drop(adapter)
 
-    def get(self, adapter: AdapterId) -> Loaded:
-        """All of `adapter`, which must be placed."""
+    def claim(self, adapter: AdapterId) -> Loaded:
+        """All of `adapter`, which must be placed; work on this stream waits for its copy, if that has not ended."""
         cargo = self._coming.pop(adapter, None)
         if cargo is not None:
             cargo.claim()
+        return self._placed[adapter]
+
+    def get(self, adapter: AdapterId) -> Loaded:
+        """All of `adapter`, which must be placed. The device may use it once it is claimed."""
         return self._placed[adapter]
 
     def part(self, adapter: AdapterId, path: str) -> Part | None:

@@ -52,9 +52,11 @@ class Selection:
 
     @classmethod
     def of(cls, segments: Sequence[Segment], bank: Bank, merged: AdapterId | None = None) -> "Selection":
-        """Segments in row order, without gaps, from row 0."""
+        """Segments in row order, without gaps, from row 0. Claims their adapters for this stream."""
         grafted = [s for s in segments if s.adapter != merged]
         adapters = tuple(dict.fromkeys(_ids(grafted)))
+        for adapter in adapters:
+            bank.claim(adapter)
         number = {adapter: index for index, adapter in enumerate(adapters)}
         terms = [Term(number[s.adapter], s.start, s.stop) for s in grafted if s.adapter is not None]
         rows = segments[-1].stop if segments else 0

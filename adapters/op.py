@@ -41,10 +41,10 @@ class Term:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """`[T, R]`: by what each row's product with each rank counts, and where the row has nothing to do with the rank."""
+class RankMask:
+    """`[T, R]`: what each row's product with each rank is scaled by, and which ranks are outside the row's adapter."""
 
-    by_TR: Tensor
+    scaling_TR: Tensor
     outside_TR: Tensor
 
 
@@ -55,22 +55,22 @@ class Terms:
     num_rows: int
     terms: tuple[Term, ...]
     device: torch.device
-    _shares: dict[tuple[tuple[int, float], ...], Share] = field(default_factory=dict)
+    _masks: dict[tuple[tuple[int, float], ...], RankMask] = field(default_factory=dict)
 
-    def share(self, parts: Sequence[LowRank | None]) -> Share:
-        """Who counts for whom. Made once for all linears where the adapters have these ranks and scalings."""
+    def rank_mask(self, parts: Sequence[LowRank | None]) -> RankMask:
+        """Which rows have which ranks. Made once for all linears where the adapters have these ranks and scalings."""
         key = tuple((part.rank, part.scaling) if part else (0, 0.0) for part in parts)
-        if key not in self._shares:
+        if key not in self._masks:
             starts = [0]
             for rank, _ in key:
                 starts.append(starts[-1] + rank)
-            by = torch.zeros(self.num_rows, starts[-1])
+            scaling = torch.zeros(self.num_rows, starts[-1])
             outside = torch.ones(self.num_rows, starts[-1], dtype=torch.bool)
             for term in self.terms:
                 block = slice(term.start, term.stop), slice(starts[term.index], starts[term.index + 1])
-                by[block], outside[block] = key[term.index][1], False
-            self._shares[key] = Share(by.to(self.device), outside.to(self.device))
-        return self._shares[key]
+                scaling[block], outside[block] = key[term.index][1], False
+            self._masks[key] = RankMask(scaling.to(self.device), outside.to(self.device))
+        return self._masks[key]
 
 
 def add_low_rank(y_TO: Tensor, x_TI: Tensor, parts: Sequence[LowRank | None], terms: Terms) -> None:
@@ -93,15 +93,15 @@ def add_low_rank(y_TO: Tensor, x_TI: Tensor, parts: Sequence[LowRank | None], te
 def _add_dense(
     y_TO: Tensor, x_TI: Tensor, parts: Sequence[LowRank | None], present: Sequence[LowRank], terms: Terms
 ) -> None:
-    """Two products over all ranks at once; what a row has nothing to do with is selected away, not multiplied by 0.
+    """Two products over all ranks at once; the ranks of other rows' adapters are masked, not multiplied by 0.
 
     0 * inf is NaN: a neighbour's overflow must not reach this row.
     """
     a_RI = torch.cat([part.a_RI for part in present]) if len(present) > 1 else present[0].a_RI
     b_RO = torch.cat([part.b_RO for part in present]) if len(present) > 1 else present[0].b_RO
-    share = terms.share(parts)
+    mask = terms.rank_mask(parts)
     h_TR = torch.mm(x_TI.to(a_RI.dtype), a_RI.t())
-    h_TR.mul_(share.by_TR).masked_fill_(share.outside_TR, 0)
+    h_TR.mul_(mask.scaling_TR).masked_fill_(mask.outside_TR, 0)
     y_TO += torch.mm(h_TR, b_RO)
 
 
@@ -132,8 +132,8 @@ def add_grouped(y_TO: Tensor, x_TI: Tensor, parts: Sequence[LowRank | None], ter
     b_GRO = torch.stack([F.pad(part.b_RO, (0, 0, 0, width - part.rank)) for _, part in present])
     rows = torch.cat([torch.arange(term.start, term.stop) for term, _ in present]).to(y_TO.device)
     counts = torch.tensor([term.stop - term.start for term, _ in present])
-    by = torch.tensor([part.scaling for _, part in present]).repeat_interleave(counts)
+    scaling = torch.tensor([part.scaling for _, part in present]).repeat_interleave(counts)
     ends = counts.cumsum(0).to(device=y_TO.device, dtype=torch.int32)
     h_TR = F.grouped_mm(x_TI[rows].to(a_GRI.dtype), a_GRI.transpose(1, 2), offs=ends)
-    h_TR = (h_TR * by[:, None].to(y_TO.device)).to(b_GRO.dtype)
+    h_TR = (h_TR * scaling[:, None].to(y_TO.device)).to(b_GRO.dtype)
     y_TO.index_add_(0, rows, F.grouped_mm(h_TR, b_GRO, offs=ends).to(y_TO.dtype))

@@ -1,8 +1,8 @@
 """The adapters of a step side by side in memory that never moves, for steps that are recorded once and replayed.
 
-Owns `Stage` and `Staged`, which applies it; the memory itself is `boards.py`'s. A recording has the addresses it was
+Owns `Stage` and `Staged`, which applies it; the memory itself is `buffers.py`'s. A recording has the addresses it was
 made with and shapes that never change, so it cannot read adapters where the bank holds them; the active ones are copied
-here, at their true rank, one after the other. Who sits where is `seating.py`'s.
+here, at their true rank, one after the other. Who has which rows is `row_allocator.py`'s.
 
 Shape suffixes: T rows of a step, I inputs, O outputs, R rank rows, S linears of a family.
 """
@@ -14,22 +14,22 @@ import torch
 from torch import Tensor
 
 from adapters.bank import Bank, Loaded
-from adapters.boards import Families, boards
+from adapters.buffers import Families, allocate_buffers
 from adapters.manifest import AdapterId
-from adapters.seating import Seating, Seats
+from adapters.row_allocator import RowAllocation, RowAllocator
 from loader.product import Change
 from loader.shape import LinearShape
 
 UNIT = 16
 """The rank rows that come with one row for a DoRA gain; 16 units hold 16 adapters of rank 16."""
-MOST_UNITS = 16
+MAX_UNITS = 16
 NO_GAIN = 0
 """The gain row of ones, for rows that have none."""
 
 
 @dataclass(frozen=True, slots=True)
-class Cast:
-    """A step's adapters on the stage: their rank rows within `width`, and the gain rows of those that have gains."""
+class Placement:
+    """Where a step's adapters are on the stage: their rank rows within `width`, and gain rows where they have gains."""
 
     ranks: Mapping[AdapterId, range]
     gains: Mapping[AdapterId, int]
@@ -37,52 +37,52 @@ class Cast:
 
 
 class Stage:
-    """`units` times UNIT rank rows and as many gain rows. What is on it is finite, as the bank's tensors are."""
+    """`units` times UNIT rank rows and as many gain rows. What they hold is finite, as the bank's tensors are."""
 
     def __init__(self, bank: Bank, linears: Mapping[str, LinearShape], dtype: torch.dtype, units: int) -> None:
         rows, gain_rows = units * UNIT, units + 1 if units else 0
         self._bank = bank
-        self._ranks, self._gains = Seating(rows), Seating(units)
-        self.boards = boards(linears, rows, gain_rows, dtype, bank.device)
-        self.families = Families(self.boards)
+        self._ranks, self._gains = RowAllocator(rows), RowAllocator(units)
+        self.buffers = allocate_buffers(linears, rows, gain_rows, dtype, bank.device)
+        self.families = Families(self.buffers)
 
     @property
     def num_bytes(self) -> int:
-        tensors = (t for board in self.boards.values() for t in (board.a_RI, board.b_RO, board.gain_GO))
+        tensors = (t for one in self.buffers.values() for t in (one.a_RI, one.b_RO, one.gain_GO))
         return sum(tensor.nbytes for tensor in tensors)
 
-    def call(self, adapters: Sequence[AdapterId]) -> Cast | None:
-        """Bring placed adapters on stage; None if they do not all fit on it."""
-        loaded = {adapter: self._bank.get(adapter) for adapter in adapters}
-        ranks = self._ranks.seat({adapter: _rank(one) for adapter, one in loaded.items()})
-        gains = self._gains.seat({adapter: 1 for adapter, one in loaded.items() if _has_gain(one)})
+    def place(self, adapters: Sequence[AdapterId]) -> Placement | None:
+        """Copy adapters from the bank to the stage; None if they do not all fit there."""
+        loaded = {adapter: self._bank.claim(adapter) for adapter in adapters}
+        ranks = self._ranks.allocate({adapter: _rank(one) for adapter, one in loaded.items()})
+        gains = self._gains.allocate({adapter: 1 for adapter, one in loaded.items() if _has_gain(one)})
         if ranks is None or gains is None:
-            self.clear()  # one of the two has noted newcomers whom nobody brings
+            self.clear()  # one of the two may have rows allocated that nobody fills
             return None
         try:
-            self._bring(loaded, ranks, gains)
+            self._copy(loaded, ranks, gains)
         except BaseException:
             self.clear()
             raise
-        return Cast(
+        return Placement(
             ranks.rows, {adapter: NO_GAIN + 1 + rows.start for adapter, rows in gains.rows.items()}, ranks.width
         )
 
     def clear(self) -> None:
-        """Bring whoever comes next anew."""
+        """Forget what is there: the next step's adapters are all copied anew."""
         self._ranks.clear()
         self._gains.clear()
 
-    def _bring(self, loaded: Mapping[AdapterId, Loaded], ranks: Seats, gains: Seats) -> None:
-        for adapter in ranks.newcomers:
-            self._bring_ranks(loaded[adapter], ranks.rows[adapter])
-        for adapter in gains.newcomers:
+    def _copy(self, loaded: Mapping[AdapterId, Loaded], ranks: RowAllocation, gains: RowAllocation) -> None:
+        for adapter in ranks.new:
+            self._copy_ranks(loaded[adapter], ranks.rows[adapter])
+        for adapter in gains.new:
             row = NO_GAIN + 1 + gains.rows[adapter].start
-            for path, board in self.boards.items():
+            for path, buffers in self.buffers.items():
                 part = loaded[adapter].parts.get(path)
-                board.gain_GO[row] = 1 if part is None or part.gain is None else part.gain
+                buffers.gain_GO[row] = 1 if part is None or part.gain is None else part.gain
 
-    def _bring_ranks(self, adapter: Loaded, rows: range) -> None:
+    def _copy_ranks(self, adapter: Loaded, rows: range) -> None:
         """Every rank row is written, zero where the adapter has no such rank: the last one's must not be read.
 
         `b_RO` is scaled here rather than h in each step: a step has few rows, and pays for every operation.
@@ -92,16 +92,16 @@ class Stage:
         blank: list[Tensor] = []
         scaled: list[Tensor] = []
         scalings: list[float] = []
-        for path, board in self.boards.items():
+        for path, buffers in self.buffers.items():
             part = adapter.parts.get(path)
             own = rows.start + (0 if part is None else part.low.rank)
             if part is not None:
-                into += [board.a_RI[rows.start : own], board.b_RO[rows.start : own]]
+                into += [buffers.a_RI[rows.start : own], buffers.b_RO[rows.start : own]]
                 values += [part.low.a_RI, part.low.b_RO]
-                scaled.append(board.b_RO[rows.start : own])
+                scaled.append(buffers.b_RO[rows.start : own])
                 scalings.append(part.low.scaling)
             if own < rows.stop:
-                blank += [board.a_RI[own : rows.stop], board.b_RO[own : rows.stop]]
+                blank += [buffers.a_RI[own : rows.stop], buffers.b_RO[own : rows.stop]]
         torch._foreach_copy_(into, values)
         torch._foreach_mul_(scaled, scalings)
         if blank:
@@ -113,7 +113,7 @@ class Staged:
     """The rows of a step that is recorded: to which of the first `width` rank rows each is `outside_TR`.
 
     `gains_T` is each row's gain row, None where no row has a gain; `merged` says that all rows are the merged
-    adapter's own. A stranger's products are selected away, as everywhere: 0 * inf is NaN.
+    adapter's own. Products with ranks outside a row's own are masked, not multiplied by 0: 0 * inf is NaN.
     """
 
     stage: Stage
@@ -131,18 +131,19 @@ class Staged:
         if self.outside_TR.shape[1] == 0:
             return None
         if path not in self._ready or self._given[0] is not x:
-            paths = self.stage.families.follow(path, x)
+            self.stage.families.record_input(path, x)
+            paths = self.stage.families.rest_of(path)
             self._given[:] = [x]
             self._ready.clear()
             self._ready.update(zip(paths, self._products(paths, x.reshape(-1, x.shape[-1])), strict=True))
         plus_TO = self._ready.pop(path)
         if self.gains_T is None:
             return Change(plus_TO)
-        return Change(plus_TO, ((slice(0, len(plus_TO)), self.stage.boards[path].gain_GO[self.gains_T]),))
+        return Change(plus_TO, ((slice(0, len(plus_TO)), self.stage.buffers[path].gain_GO[self.gains_T]),))
 
     def _products(self, paths: Sequence[str], x_TI: Tensor) -> Iterator[Tensor]:
         """`B A x [T, O]` of each linear at `paths`, which are a family."""
-        width, first, last = self.outside_TR.shape[1], *(self.stage.boards[path].a for path in (paths[0], paths[-1]))
+        width, first, last = self.outside_TR.shape[1], *(self.stage.buffers[path].a for path in (paths[0], paths[-1]))
         a_SRI = first.up_to(last)[:, :width]
         x_STI = x_TI.to(a_SRI.dtype).expand(len(paths), -1, -1)
         h_STR = _times(x_STI, a_SRI.transpose(1, 2)).masked_fill_(self.outside_TR, 0)
@@ -166,7 +167,7 @@ def units_within(budget: int, linears: Iterable[LinearShape], itemsize: int) -> 
     """The units that half of `budget` holds: who is on stage is in the bank as well, so neither needs more."""
     each = tuple(linears)
     ones = sum(4 * linear.out_features for linear in each)
-    return max(0, min(MOST_UNITS, (budget // 2 - ones) // unit_bytes(each, itemsize)))
+    return max(0, min(MAX_UNITS, (budget // 2 - ones) // unit_bytes(each, itemsize)))
 
 
 def _rank(adapter: Loaded) -> int:

@@ -38,10 +38,6 @@ class BlockPool:
         self._block_of: dict[bytes, int] = {}
 
     @property
-    def num_free(self) -> int:
-        return len(self._free)
-
-    @property
     def num_used(self) -> int:
         return self.num_blocks - len(self._free)
 
@@ -57,7 +53,7 @@ class BlockPool:
         """Whether `count` new blocks remain once the `shared` blocks have been taken as well."""
         return count + sum(block in self._free for block in shared) <= len(self._free)
 
-    def share(self, blocks: Iterable[int]) -> None:
+    def acquire(self, blocks: Iterable[int]) -> None:
         """Take one more reference on each block."""
         for block in blocks:
             self._free.pop(block, None)

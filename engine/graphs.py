@@ -13,8 +13,8 @@ from torch import Tensor
 
 from adapters.layer import ActiveGrafts
 from adapters.manifest import AdapterId
-from adapters.seating import bucket
-from adapters.stage import NO_GAIN, Cast, Stage, Staged
+from adapters.row_allocator import bucket
+from adapters.stage import NO_GAIN, Placement, Stage, Staged
 from engine.batch import PagedBatch, Span, reading_slots
 from engine.flash import Flash
 from engine.kv_cache import KVCache
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 ID, POSITION, SLOT, CONTEXT, FIRST_RANK, END_RANK, GAIN, BLOCKS = range(8)
 """The columns of a row; from BLOCKS on, the sequence's blocks."""
-NOBODY = Cast({}, {}, 0)
+EMPTY = Placement({}, {}, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +80,11 @@ class RecordedDecoding:
             return None
         ids = [] if any(own) else [chunk.sequence.adapter for chunk in chunks]
         adapters = [adapter for adapter in dict.fromkeys(ids) if adapter is not None]
-        cast = self._stage.call(adapters) if adapters else NOBODY
-        if cast is None:
+        placement = self._stage.place(adapters) if adapters else EMPTY
+        if placement is None:
             return None
-        kind = Kind(bucket(len(chunks), self._max_rows), cast.width, bool(cast.gains), any(own))
-        self._fill(chunks, cast, kind.rows)
+        kind = Kind(bucket(len(chunks), self._max_rows), placement.width, bool(placement.gains), any(own))
+        self._fill(chunks, placement, kind.rows)
         if not self._replay(kind):
             return None
         assert self._logits is not None
@@ -99,13 +99,13 @@ class RecordedDecoding:
         if any(kind.merged for kind in self._recordings):
             self._recordings = {}
 
-    def _fill(self, chunks: Sequence[Chunk], cast: Cast, rows: int) -> None:
+    def _fill(self, chunks: Sequence[Chunk], placement: Placement, rows: int) -> None:
         """Tell the device of the step in one copy. What a row holds beyond its blocks is never read."""
         host, size = self._host.numpy(), self._cache.block_size
         for row, chunk in enumerate(chunks):
             blocks, adapter = chunk.sequence.blocks, chunk.sequence.adapter
-            ranks = cast.ranks.get(adapter, range(0)) if adapter else range(0)
-            gain = cast.gains.get(adapter, NO_GAIN) if adapter else NO_GAIN
+            ranks = placement.ranks.get(adapter, range(0)) if adapter else range(0)
+            gain = placement.gains.get(adapter, NO_GAIN) if adapter else NO_GAIN
             slot = blocks[chunk.start // size] * size + chunk.start % size
             token = chunk.sequence.tokens[chunk.start]
             host[row, :BLOCKS] = token, chunk.start, slot, chunk.stop, ranks.start, ranks.stop, gain

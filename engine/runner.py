@@ -72,7 +72,7 @@ class ModelRunner:
     def merge(self, adapter: AdapterId) -> None:
         """Serve a placed adapter from merged weights of its own. Raises DoesNotFit, with numbers."""
         assert self._merged is None, "unmerge first"
-        self._merger.merge(self._bank.get(adapter))
+        self._merger.merge(self._bank.claim(adapter))
         self._merged = adapter
         self._forget_merged()
 

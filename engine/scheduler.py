@@ -285,7 +285,7 @@ class Scheduler:
         needed = self._pool.blocks_for(computed + count) - len(found)
         if not self._pool.can_allocate(needed, found):
             return 0
-        self._pool.share(found)
+        self._pool.acquire(found)
         sequence.blocks = found + self._pool.allocate(needed)
         sequence.num_computed = computed
         sequence.status = Status.RUNNING

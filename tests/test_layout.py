@@ -19,7 +19,7 @@ MAX_FUNCTION_LINES = 60
 
 MAY_IMPORT_TORCH = {
     "adapters.bank",
-    "adapters.boards",
+    "adapters.buffers",
     "adapters.lane",
     "adapters.loading",
     "adapters.layer",

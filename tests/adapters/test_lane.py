@@ -79,18 +79,19 @@ def test_the_first_use_waits_once_and_keeps_the_whole_allocation(tmp_path: Path,
     loaded = adapter(tmp_path)
     bank.place(loaded)
     part = bank.part(loaded.manifest.id, PATH)
-    bank.part(loaded.manifest.id, PATH)
-    bank.get(loaded.manifest.id)
+    assert queues.told == BEGUN, "a query waits for nothing"
+    bank.claim(loaded.manifest.id)
+    bank.claim(loaded.manifest.id)
     assert part is not None and queues.told == BEGUN + CLAIMED
     assert queues.kept[0].untyped_storage().data_ptr() == part.low.a_RI.untyped_storage().data_ptr()
     assert queues.kept[0].nbytes == bank.num_bytes
 
 
-def test_a_step_waits_when_its_adapters_are_asked_for(tmp_path: Path, queues: Queues, bank: Bank) -> None:
+def test_a_step_waits_once_and_before_any_linear(tmp_path: Path, queues: Queues, bank: Bank) -> None:
     loaded = adapter(tmp_path)
     bank.place(loaded)
     selection = Selections(bank).of([Segment(loaded.manifest.id, 0, 2)], None)
-    assert queues.told == BEGUN, "no linear has asked yet"
+    assert queues.told == BEGUN + CLAIMED
     selection.touch(PATH, bank)
     assert queues.told == BEGUN + CLAIMED
 
@@ -99,7 +100,7 @@ def test_the_stage_waits_before_it_copies(tmp_path: Path, queues: Queues, bank: 
     loaded = adapter(tmp_path)
     stage = Stage(bank, SHAPE.linears, torch.float32, 1)
     bank.place(loaded)
-    stage.call([loaded.manifest.id])
+    stage.place([loaded.manifest.id])
     assert queues.told == BEGUN + CLAIMED
 
 
@@ -109,7 +110,7 @@ def test_what_leaves_before_it_was_used_is_never_waited_for(tmp_path: Path, queu
     bank.drop(loaded.manifest.id)
     assert queues.told == BEGUN
     bank.place(loaded)
-    bank.get(loaded.manifest.id)
+    bank.claim(loaded.manifest.id)
     assert queues.told[len(BEGUN) :] == ["copy", "copied", "mark 2", "wait 2", "keep"], "the mark of the second copy"
 
 

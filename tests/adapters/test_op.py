@@ -200,14 +200,14 @@ def test_long_batches_take_the_segments_and_say_the_same() -> None:
     terms = Terms(rows, tuple(terms_of(owners)), CPU)
     other = y.clone()
     add_low_rank(y, x, parts, terms)
-    assert not terms._shares
+    assert not terms._masks
     dense(other, x, parts, terms)
-    assert terms._shares, "only the dense way asks for shares"
+    assert terms._masks, "only the dense way asks for masks"
     assert torch.allclose(y, other, rtol=1e-4, atol=1e-4)
 
 
-def test_shares_are_made_once_for_linears_alike() -> None:
+def test_masks_are_made_once_for_linears_alike() -> None:
     parts = low_ranks(8)
     terms = Terms(T, tuple(terms_of(owners_of(Popularity.UNIFORM))), CPU)
-    assert terms.share(parts) is terms.share(low_ranks(9))
-    assert terms.share(parts) is not terms.share(low_ranks(8, missing=False))
+    assert terms.rank_mask(parts) is terms.rank_mask(low_ranks(9))
+    assert terms.rank_mask(parts) is not terms.rank_mask(low_ranks(8, missing=False))

@@ -53,14 +53,14 @@ def adapters(bank: Bank) -> list[AdapterId]:
 
 
 def staged(stage: Stage, owners: Sequence[AdapterId | None]) -> Staged:
-    cast = stage.call([owner for owner in dict.fromkeys(owners) if owner is not None])
-    assert cast is not None
-    outside = torch.ones(len(owners), cast.width, dtype=torch.bool)
+    placement = stage.place([owner for owner in dict.fromkeys(owners) if owner is not None])
+    assert placement is not None
+    outside = torch.ones(len(owners), placement.width, dtype=torch.bool)
     for row, owner in enumerate(owners):
         if owner is not None:
-            outside[row, cast.ranks[owner].start : cast.ranks[owner].stop] = False
-    gains = torch.tensor([cast.gains.get(owner, NO_GAIN) if owner else NO_GAIN for owner in owners])
-    return Staged(stage, outside, gains if cast.gains else None)
+            outside[row, placement.ranks[owner].start : placement.ranks[owner].stop] = False
+    gains = torch.tensor([placement.gains.get(owner, NO_GAIN) if owner else NO_GAIN for owner in owners])
+    return Staged(stage, outside, gains if placement.gains else None)
 
 
 def inputs(families: Sequence[Sequence[str]], rows: int) -> Iterator[tuple[str, Tensor]]:
@@ -100,7 +100,7 @@ def test_each_row_gains_what_its_own_adapter_says(bank: Bank) -> None:
     check(bank, stage, [ids[1], None])
 
 
-def test_what_leaves_the_bank_and_returns_is_still_on_stage(bank: Bank) -> None:
+def test_an_adapter_that_leaves_the_bank_and_returns_is_still_on_stage(bank: Bank) -> None:
     ids = adapters(bank)
     stage = Stage(bank, SHAPE.linears, torch.float32, 1)
     check(bank, stage, [ids[1], ids[2]])
@@ -111,16 +111,16 @@ def test_what_leaves_the_bank_and_returns_is_still_on_stage(bank: Bank) -> None:
     check(bank, stage, [ids[1], ids[2]])
 
 
-def test_who_does_not_fit_is_told(bank: Bank) -> None:
+def test_adapters_that_do_not_fit_are_refused(bank: Bank) -> None:
     ids = adapters(bank)
     stage = Stage(bank, SHAPE.linears, torch.float32, 1)
-    assert stage.call(ids) is None, "36 ranks on 16 rows"
-    assert stage.call([ids[2], ids[3]]) is None, "two gains on one row"
+    assert stage.place(ids) is None, "36 ranks on 16 rows"
+    assert stage.place([ids[2], ids[3]]) is None, "two gains on one row"
     check(bank, stage, [ids[2], None])
-    assert Stage(bank, SHAPE.linears, torch.float32, 0).call([ids[0]]) is None
+    assert Stage(bank, SHAPE.linears, torch.float32, 0).place([ids[0]]) is None
 
 
-def test_a_copy_that_fails_leaves_nobody_on_rows_they_never_got(bank: Bank) -> None:
+def test_a_copy_that_fails_leaves_no_rows_allocated_that_were_never_filled(bank: Bank) -> None:
     ids = adapters(bank)
     stage = Stage(bank, SHAPE.linears, torch.float32, 1)
     loaded = bank.get(ids[0])
@@ -128,7 +128,7 @@ def test_a_copy_that_fails_leaves_nobody_on_rows_they_never_got(bank: Bank) -> N
     spoilt = Part(type(part.low)(part.low.a_RI[:, :3], part.low.b_RO, part.low.scaling))
     bank.place(Loaded(loaded.manifest, loaded.parts | {path: spoilt}))
     with pytest.raises(RuntimeError):
-        stage.call([ids[0]])
+        stage.place([ids[0]])
     bank.place(loaded)
     check(bank, stage, [ids[0]])
 
@@ -145,7 +145,7 @@ def test_it_takes_at_most_half_of_the_budget_and_no_more_than_it_says(dtype: tor
     if units:
         stage = Stage(Bank(CPU), SHAPE.linears, dtype, units)
         assert stage.num_bytes == ones + units * each <= budget // 2
-        assert {board.a_RI.shape[0] for board in stage.boards.values()} == {units * UNIT}
+        assert {one.a_RI.shape[0] for one in stage.buffers.values()} == {units * UNIT}
 
 
 class Products(TorchDispatchMode):

@@ -51,6 +51,7 @@ def test_first_use_sees_the_whole_copy_and_memory_is_not_given_away_too_early() 
         if chance.random() < 0.7:
             used = chance.choice(there)
             torch.cuda._sleep(CYCLES // 20)
+            bank.claim(AdapterId(str(used)))
             part = bank.part(AdapterId(str(used)), "linear")
             assert part is not None
             sums.append((used, part.low.a_RI.double().sum() + part.low.b_RO.double().sum()))

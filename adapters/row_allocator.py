@@ -1,6 +1,6 @@
-"""Who sits on which rows of a stage of fixed size, so that what is computed over the stage keeps its shape.
+"""Which rows of buffers of a fixed size each adapter has, so that what is computed over them keeps its shape.
 
-Owns that arithmetic alone; what lies on the rows is `stage.py`'s. Knows no torch.
+Owns that arithmetic alone; what the rows hold is `stage.py`'s. Knows no torch.
 """
 
 from collections.abc import Mapping
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 
 from adapters.manifest import AdapterId
 
-LEAST = 16
+MIN_WIDTH = 16
 """The smallest width: narrower products are no faster."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seats:
-    """Each adapter's rows, all below `width`; the `newcomers` are not on theirs yet."""
+class RowAllocation:
+    """Each adapter's rows, all below `width`; those of the `new` adapters are not filled yet."""
 
     rows: Mapping[AdapterId, range]
-    newcomers: tuple[AdapterId, ...]
+    new: tuple[AdapterId, ...]
     width: int
 
 
-class Seating:
-    """Adapters keep their rows from step to step, also while they are away, until others need them.
+class RowAllocator:
+    """Adapters keep their rows from step to step, also in steps without them, until others need the rows.
 
     Widths are 0 and powers of two, so that there are few, and always the least that the step's adapters fit in: a
     row more costs a read of its weights in every layer of every step, while moving all costs one copy.
@@ -33,15 +33,15 @@ class Seating:
         self._rows: dict[AdapterId, range] = {}
         self._top = 0
 
-    def seat(self, ranks: Mapping[AdapterId, int]) -> Seats | None:
+    def allocate(self, ranks: Mapping[AdapterId, int]) -> RowAllocation | None:
         """Rows for all of `ranks`, which say how many each takes; None if there are not that many.
 
-        The newcomers sit from now on: whoever asked must bring them there.
+        The new ones have their rows from now on: the caller must fill them, or `clear`.
         """
         needed = sum(ranks.values())
         if needed > self.capacity:
             return None
-        width = bucket(needed, self.capacity, LEAST) if needed else 0
+        width = bucket(needed, self.capacity, MIN_WIDTH) if needed else 0
         new = tuple(adapter for adapter in ranks if adapter not in self._rows)
         after = self._top + sum(ranks[adapter] for adapter in new) if new else 0
         last = max((self._rows[adapter].stop for adapter in ranks if adapter in self._rows), default=0)
@@ -51,10 +51,10 @@ class Seating:
         for adapter in new:
             self._rows[adapter] = range(self._top, self._top + ranks[adapter])
             self._top += ranks[adapter]
-        return Seats({adapter: self._rows[adapter] for adapter in ranks}, new, width)
+        return RowAllocation({adapter: self._rows[adapter] for adapter in ranks}, new, width)
 
     def clear(self) -> None:
-        """Everybody stands up."""
+        """Take all rows back."""
         self._rows, self._top = {}, 0
 
 
