@@ -58,7 +58,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryPlan:
+class ServingMemoryPlan:
     """The plan, in bytes, with the rows that explain it. `num_blocks` KV blocks of `block_size` tokens."""
 
     base_bytes: int
@@ -112,7 +112,7 @@ def plan(
     available: Available,
     budgets: Budgets,
     block_size: int = 16,
-) -> MemoryPlan:
+) -> ServingMemoryPlan:
     """Share the memory between base, KV cache and adapters.
 
     Budgets that are not given are chosen: adapters a tenth of what is free after the base, at most 512 MiB; the
@@ -129,7 +129,7 @@ def plan(
     enough = KV_SEQUENCES * -(-max_model_len // block_size) * block_bytes
     kv = _or(budgets.kv, min(enough, int(free * KV_SHARE)))
     num_blocks = kv // block_bytes
-    result = MemoryPlan(
+    result = ServingMemoryPlan(
         base_bytes=base_bytes,
         num_blocks=num_blocks,
         block_size=block_size,
@@ -163,7 +163,7 @@ def plan(
     return result
 
 
-def _check(made: MemoryPlan, place: str, room: int) -> None:
+def _check(made: ServingMemoryPlan, place: str, room: int) -> None:
     needed = sum(row.bytes for row in made.rows if row.place == place)
     if needed > room:
         raise DoesNotFit(

@@ -22,7 +22,7 @@ QUIET = ("-Wno-psabi",)  # vectors are never passed between libraries
 TIMEOUT_S = 300.0
 
 
-class Form(StrEnum):
+class Arithmetic(StrEnum):
     """How numbers are multiplied: as floats, in dot products of bf16, or in tiles of bf16, which are AMX's."""
 
     FLOATS = "floats"
@@ -30,50 +30,50 @@ class Form(StrEnum):
     TILES = "tiles"
 
 
-DEFINES = {Form.FLOATS: (), Form.DOTS: ("-DBF16_DOTS",), Form.TILES: ("-DBF16_DOTS", "-DBF16_TILES")}
+DEFINES = {Arithmetic.FLOATS: (), Arithmetic.DOTS: ("-DBF16_DOTS",), Arithmetic.TILES: ("-DBF16_DOTS", "-DBF16_TILES")}
 DOTS = (b"__AVX512BF16__", b"__AVX512VBMI__")
-NEEDED = {Form.FLOATS: (), Form.DOTS: DOTS, Form.TILES: (*DOTS, b"__AMX_TILE__", b"__AMX_BF16__")}
+NEEDED = {Arithmetic.FLOATS: (), Arithmetic.DOTS: DOTS, Arithmetic.TILES: (*DOTS, b"__AMX_TILE__", b"__AMX_BF16__")}
 """What a compiler defines for a processor that has the instructions."""
 
 
-def build(cache: Path, form: Form | None = None) -> Path:
+def build(cache: Path, arithmetic: Arithmetic | None = None) -> Path:
     """The shared library under `cache`, compiled now if it is not there. Appears by rename.
 
     Its name is a hash of the sources, the options, and what the compiler says of itself and of this processor, so a
-    cache may be shared. `form`: the fastest of this processor's if not given. Tiles can be had on every processor that
-    has dot products: where it has no tiles, loops stand for them, slow but right.
+    cache may be shared. `arithmetic`: the fastest of this processor's if not given. Tiles can be had on every processor
+    that has dot products: where it has no tiles, loops stand for them, slow but right.
     Raises Unavailable with the reason.
     """
     compiler = _compiler()
     macros = _macros(compiler)
-    form = form or fastest(macros)
-    if form is not Form.FLOATS and not has(Form.DOTS, macros):
+    arithmetic = arithmetic or fastest(macros)
+    if arithmetic is not Arithmetic.FLOATS and not has(Arithmetic.DOTS, macros):
         raise Unavailable("this processor does not multiply bf16")
-    options = [*OPTIONS, *DEFINES[form]]
+    options = [*OPTIONS, *DEFINES[arithmetic]]
     library = cache / f"kernels-{_key(options, macros)}.so"
     if not library.exists():
         _compile([compiler, *options], library)
     return library
 
 
-def has(form: Form, macros: bytes) -> bool:
+def has(arithmetic: Arithmetic, macros: bytes) -> bool:
     """Whether a processor, which a compiler's macros describe, has the instructions."""
-    return all(name in macros for name in NEEDED[form])
+    return all(name in macros for name in NEEDED[arithmetic])
 
 
-def fastest(macros: bytes, cpuinfo: Path = Path("/proc/cpuinfo")) -> Form:
+def fastest(macros: bytes, cpuinfo: Path = Path("/proc/cpuinfo")) -> Arithmetic:
     """Tiles where there are such. Else dot products of bf16 where one begins every cycle, as on AMD's.
 
     On Intel's it is every second one: there, two fp32 multiplications in each cycle do the same work in half the time,
     and without rounding.
     """
-    if has(Form.TILES, macros):
-        return Form.TILES
+    if has(Arithmetic.TILES, macros):
+        return Arithmetic.TILES
     try:
         quick = "AuthenticAMD" in cpuinfo.read_text()
     except OSError:
         quick = False
-    return Form.DOTS if quick and has(Form.DOTS, macros) else Form.FLOATS
+    return Arithmetic.DOTS if quick and has(Arithmetic.DOTS, macros) else Arithmetic.FLOATS
 
 
 def _compiler() -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from native.build import Form, build
+from native.build import Arithmetic, build
 from native.errors import NoTiles, Unavailable
 from native.tables import (
     DTYPE,
@@ -199,18 +199,18 @@ class Kernels:
         return x_THD
 
 
-def load(cache: Path, form: Form | None = None) -> Kernels:
-    """The kernels for this machine, compiled under `cache` if need be; `form` as in `build`.
+def load(cache: Path, arithmetic: Arithmetic | None = None) -> Kernels:
+    """The kernels for this machine, compiled under `cache` if need be; `arithmetic` as in `build`.
 
     Raises Unavailable with the reason.
     """
-    library = build(cache, form)
+    library = build(cache, arithmetic)
     try:
         return Kernels(library)
     except NoTiles:
-        if form is not None:
+        if arithmetic is not None:
             raise
-        return Kernels(build(cache, Form.FLOATS))
+        return Kernels(build(cache, Arithmetic.FLOATS))
 
 
 def _rows(heads_TD: Tensor) -> Rows:

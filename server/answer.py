@@ -17,7 +17,7 @@ from engine.sequence import Admission, FinishReason, Output, Request, TokenLogpr
 from server.errors import BadRequest, GenerationFailed, api_error, internal
 from server.fields import GenerationBody
 from server.generation import Generation, Indexed, while_connected
-from server.meter import Claim, Reading
+from server.meter import Claim, MeteredRequest
 from server.ports import Asked, Services
 from server.principal import Principal
 from server.resolve import Target
@@ -72,10 +72,10 @@ async def answer(http: HttpRequest, services: Services, caller: Principal, targe
     """
     most = sum(request.params.max_tokens for request in job.requests)
     claim = Claim(http.state.request_id, target.version, job.prompt_tokens, most)
-    reading = services.meter.admit(caller, claim)
+    metered = services.meter.admit(caller, claim)
     if services.traces is not None:
         services.traces.asked(http.state.request_id, _asked(target, job))
-    turn = _Turn(services, target, job, reading)
+    turn = _Turn(services, target, job, metered)
     try:
         if not job.body.stream:
             body, headers = await while_connected(http, turn.whole())
@@ -104,8 +104,8 @@ def _asked(target: Target, job: Job) -> Asked:
 class _Turn:
     """One answer in the making."""
 
-    def __init__(self, services: Services, target: Target, job: Job, reading: Reading) -> None:
-        self._services, self._target, self._job, self._reading = services, target, job, reading
+    def __init__(self, services: Services, target: Target, job: Job, metered: MeteredRequest) -> None:
+        self._services, self._target, self._job, self._metered = services, target, job, metered
         self._answering = services.lifecycle.answering()
         self._answering.__enter__()
         self._generation: Generation | None = None
@@ -123,8 +123,8 @@ class _Turn:
         except PromptTooLong as error:
             raise BadRequest(str(error), self._job.prompt_field, "context_length_exceeded") from error
         self._generation = generation
-        self._reading.accepted()
-        self._reading.follow(lambda: generation.tokens)
+        self._metered.accepted()
+        self._metered.follow(lambda: generation.tokens)
         self._rest = aiter(generation)
         self._first = await self._next()
 
@@ -169,7 +169,7 @@ class _Turn:
             self._answering.__exit__(None, None, None)
 
     def headers(self) -> dict[str, str]:
-        headers = self._reading.headers() | {"x-rootstock-adapter": self._target.adapter or "base"}
+        headers = self._metered.headers() | {"x-rootstock-adapter": self._target.adapter or "base"}
         if self._admissions:
             admission = next(iter(self._admissions.values()))
             headers |= {
@@ -214,9 +214,9 @@ class _Turn:
     def _settle(self) -> None:
         """Tell what was used, once, however it ended."""
         if self._generation is None:
-            self._reading.refuse()
+            self._metered.refuse()
         else:
-            self._reading.end(self._cached(), self._generation.tokens, self._finish_reason())
+            self._metered.end(self._cached(), self._generation.tokens, self._finish_reason())
 
     def _finish_reason(self) -> str:
         """One word for all choices; whoever has not ended when the answer is closed was aborted."""

@@ -11,11 +11,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from server.connections import PROBES
-from server.described import ERRORS
 from server.errors import TABLE, ApiError, ClientGone, api_error
 from server.gauges import CatalogCollector, EngineCollector, ServerCollector, label_canaries
 from server.middleware import RequestLog
 from server.naming import Names
+from server.openapi import ERRORS
 from server.ports import Services
 from server.routes import (
     adapters,

@@ -1,6 +1,6 @@
 """Putting one server together: plan the memory, load the base, open the catalog, build the engine.
 
-Owns who is given what. The only module of the face that imports the engine's and the loader's heavy parts.
+Owns who is given what. The only module of the server that imports the engine's and the loader's heavy parts.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ from loader.estimate import ITEMSIZE, base_bytes
 from loader.fingerprint import fingerprint
 from loader.kernels import kernels_for
 from loader.memory import available_host_bytes
-from loader.plan import Available, Budgets, MemoryPlan, kv_bytes_per_token, kv_spec, plan
+from loader.plan import Available, Budgets, ServingMemoryPlan, kv_bytes_per_token, kv_spec, plan
 from loader.progress import Progress
 from loader.source import Source, resolve
 from server.collector import traces_of
@@ -59,7 +59,7 @@ GPU_BATCH = 2048
 
 
 @dataclass(frozen=True, slots=True)
-class House:
+class Runtime:
     """Everything one server runs on. The worker has not been started; the catalog has not been swept."""
 
     services: Services
@@ -67,7 +67,7 @@ class House:
     registry: Registry
 
 
-def build_house(
+def assemble(
     settings: Settings,
     data: DataDir,
     callers: Callers,
@@ -76,7 +76,7 @@ def build_house(
     progress: Progress,
     console: Console,
     recorder_for: Callable[[Base], Recorder | None] = cuda_graphs,
-) -> House:
+) -> Runtime:
     """Raises LoaderError when the base cannot be served here, DatabaseUnusable, and SettingsError."""
     traces = traces_of(settings)
     source = resolve(settings.base, data.root, progress)
@@ -122,7 +122,7 @@ def build_house(
         traces=traces,
         meter=meter,
     )
-    return House(services, worker, registry)
+    return Runtime(services, worker, registry)
 
 
 def _observer(metrics: Metrics, traces: Traces | None) -> Observer:
@@ -136,12 +136,12 @@ def _observer(metrics: Metrics, traces: Traces | None) -> Observer:
     return both
 
 
-def open_catalog(house: House, loop: asyncio.AbstractEventLoop, adapters: Mapping[str, Path]) -> None:
+def open_catalog(runtime: Runtime, loop: asyncio.AbstractEventLoop, adapters: Mapping[str, Path]) -> None:
     """Put the store in order, tell the engine of deletions, and add the adapters named at the start.
 
     Raises InvalidAdapter, BaseMismatch, NameInvalid and their kin for an adapter that cannot be served.
     """
-    catalog = house.services.whole
+    catalog = runtime.services.whole
     swept = catalog.sweep()
     for version in swept.missing:
         _log.error("adapter_blob_missing", name=version.name, version=version.number, id=version.id)
@@ -153,7 +153,7 @@ def open_catalog(house: House, loop: asyncio.AbstractEventLoop, adapters: Mappin
         _log.info("swept", orphans=len(swept.removed), temporaries=swept.temporaries)
 
     def forget(id: AdapterId) -> None:
-        asyncio.run_coroutine_threadsafe(house.worker.forget(id), loop).add_done_callback(_note_failure)
+        asyncio.run_coroutine_threadsafe(runtime.worker.forget(id), loop).add_done_callback(_note_failure)
 
     catalog.on_forgotten = forget
     for name, folder in adapters.items():
@@ -171,7 +171,7 @@ def _note_failure(done: "Future[None]") -> None:
         _log.error("forget_failed", exc_info=done.exception())
 
 
-def _plan(settings: Settings, source: Source) -> tuple[MemoryPlan, int]:
+def _plan(settings: Settings, source: Source) -> tuple[ServingMemoryPlan, int]:
     """What goes where, before anything is loaded, and the context in tokens that fits. Raises DoesNotFit."""
     config = suitability.config_of(source.path)
     longest = suitability.max_model_len(config)
@@ -214,7 +214,7 @@ def _upload_limits(settings: Settings) -> UploadLimits:
     )
 
 
-def engine_config(settings: Settings, memory: MemoryPlan, max_model_len: int) -> EngineConfig:
+def engine_config(settings: Settings, memory: ServingMemoryPlan, max_model_len: int) -> EngineConfig:
     return EngineConfig(
         num_blocks=memory.num_blocks,
         max_model_len=max_model_len,

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from server.commands import adapters, bench, chat, doctor, keys, merge, offline, plan, train, usage
+from server.commands import adapters, bench, chat, doctor, keys, merge, plan, train, usage, validate
 from server.commands.flags import with_settings_flags
 from server.version import version
 
@@ -20,7 +20,7 @@ _app = typer.Typer(
 )
 _app.add_typer(adapters.app, name="adapters")
 _app.add_typer(keys.app, name="keys")
-_app.command()(offline.validate)
+_app.command()(validate.validate)
 _app.command()(merge.merge)
 _app.command()(chat.chat)
 _app.command()(train.train)
@@ -65,8 +65,8 @@ def _told(error: Exception) -> int | None:
     from loader.errors import LoaderError
     from server.commands.errors import CommandFailed
     from server.datadir import DataDirUnusable
-    from server.door import AddressInUse
     from server.keys.errors import KeysError
+    from server.listen import AddressInUse
     from server.settings import SettingsError
     from training.errors import ConfigInvalid, TrainingError
 

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from server.errors import ApiError, BadRequest
-from server.readers import Patience
+from server.slow_clients import StallTimer
 
 _log = structlog.get_logger(__name__)
 PROBES = frozenset({b"/livez", b"/readyz", b"/health"})
@@ -115,7 +115,7 @@ class _Bounded(HttpToolsProtocol):
         self._bare_bytes = 0  # what came since the latest piece of a body, the end of a head, or that of a request
         self._head_timer: TimerHandle | None = None
         self._answering: RequestResponseCycle | None = None
-        self._patience = Patience(self.loop, transport, self.bounds.read_s, self._cut)
+        self._stall_timer = StallTimer(self.loop, transport, self.bounds.read_s, self._cut)
         self.crowd.comes(self)
         self._expect_head()
         if self._is_crowded():
@@ -123,7 +123,7 @@ class _Bounded(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()
-        self._patience.stop()
+        self._stall_timer.stop()
         self.crowd.leaves(self)
         super().connection_lost(exc)
         if self._answering is not None:  # uvicorn tells the latest that came, which may wait behind this one
@@ -142,17 +142,17 @@ class _Bounded(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._patience.watch()
+        self._stall_timer.watch()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if not self._idle:  # the answer goes on, at the client's pace
-            self._patience.stop()
+            self._stall_timer.stop()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         if not self.flow.write_paused:
-            self._patience.stop()
+            self._stall_timer.stop()
         self._expect_head()
 
     def on_headers_complete(self) -> None:
@@ -178,7 +178,7 @@ class _Bounded(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         self._answering = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
-        self._patience.watch()
+        self._stall_timer.watch()
         if self._idle and not self.transport.is_closing():
             self.crowd.rests(self)
 
@@ -192,7 +192,7 @@ class _Bounded(HttpToolsProtocol):
         if self._idle and not self.transport.is_closing():
             self.transport.write(_raw(error))
         self.transport.close()
-        self._patience.watch()
+        self._stall_timer.watch()
 
     def _cut(self) -> None:
         """To close would wait for ever until the rest is read; the application sees a client that has hung up."""

@@ -92,7 +92,7 @@ async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
 
 async def judging(services: Services, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """`work(*args)` in one of the few threads for uploads, so that many of them leave the others to the requests."""
-    return await anyio.to_thread.run_sync(lambda: work(*args, **kwargs), limiter=services.readers)
+    return await anyio.to_thread.run_sync(lambda: work(*args, **kwargs), limiter=services.upload_limiter)
 
 
 async def off_loop(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

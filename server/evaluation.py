@@ -15,7 +15,7 @@ from engine.sequence import FinishReason, Request, SamplingParams, TokenLogprob
 from server.deps import in_thread
 from server.errors import ApiError, ChatRefused, GenerationFailed
 from server.generation import Generation
-from server.meter import Claim, Reading
+from server.meter import Claim, MeteredRequest
 from server.ports import Message, Services, Tokenizer
 from server.principal import Principal
 from training.data.jsonl import Line, parse
@@ -100,7 +100,7 @@ class _Measuring:
     version: Version
     caller: Principal
     id: str
-    reading: Reading = field(init=False)
+    metered: MeteredRequest = field(init=False)
     accepted_tokens: int = 0
     finish_reason: FinishReason = FinishReason.ABORT
 
@@ -108,7 +108,7 @@ class _Measuring:
         """For each row, its completion's tokens with their probabilities and the likeliest token in their place."""
         whole = sum(len(item.tokens) for item in self.items)
         claim = Claim(self.id, f"{self.version.name}@{self.version.number}", whole, max_tokens=0)
-        self.reading = self.services.meter.admit(self.caller, claim)
+        self.metered = self.services.meter.admit(self.caller, claim)
         try:
             return await self._all()
         except GenerationFailed:
@@ -116,9 +116,9 @@ class _Measuring:
             raise
         finally:
             if self.accepted_tokens:
-                self.reading.end(0, 0, self.finish_reason.value)
+                self.metered.end(0, 0, self.finish_reason.value)
             else:
-                self.reading.refuse()
+                self.metered.refuse()
 
     async def _all(self) -> list[list[TokenLogprob]]:
         reports: list[list[TokenLogprob]] = []
@@ -136,7 +136,7 @@ class _Measuring:
         rows: dict[int, list[TokenLogprob]] = {}
         generation = await Generation.start(self.services.worker, requests)
         self.accepted_tokens += sum(len(item.tokens) for item in items)
-        self.reading.accepted(self.accepted_tokens)
+        self.metered.accepted(self.accepted_tokens)
         try:
             async for index, output in generation:
                 if output.prompt_logprobs is not None:

@@ -1,6 +1,6 @@
 """The loss of a base, with or without an adapter, on a held-out file, as the serving path computes it.
 
-Owns that number. Reading and encoding are training's (training/data), the forward passes are server/parity.py's.
+Owns that number. Reading and encoding are training's (training/data), the forward passes are offline_engine.py's.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from pathlib import Path
 from loader.base import tokenizer_of
 from loader.progress import Progress, ignore
 from loader.source import resolve
-from server.parity import EngineServing
+from server.offline_engine import OfflineEngine
 from training.config import Data, TrainConfig
 from training.data.examples import Example
 from training.data.prepare import prepare
@@ -37,8 +37,8 @@ class Heldout:
         return cls([one.ids for one in examples], [one.counted for one in examples], data_dir, progress)
 
     def loss(self, base: str, adapter: Path | None, dtype: str, quantization: str | None) -> float:
-        """In nats per token that counts, for `base` served so. Raises what `EngineServing` raises."""
-        serving = EngineServing(base, self.data_dir, progress=self.progress)
+        """In nats per token that counts, for `base` served so. Raises what `OfflineEngine` raises."""
+        serving = OfflineEngine(base, self.data_dir, progress=self.progress)
         served = serving.logprobs(adapter, self.rows, dtype=dtype, quantization=quantization)
         pairs = zip(served, self.counted, strict=True)
         counting = [value for row, flags in pairs for value, flag in zip(row, flags[1:], strict=True) if flag]

@@ -10,7 +10,7 @@ from math import floor
 from time import monotonic, time
 
 from server.principal import Principal
-from server.quotas.keeper import Pass, Quotas
+from server.quotas.tenant_quotas import Pass, Quotas
 from server.usage.ledger import Begun, Ledger
 from server.usage.writer import LedgerWriter
 
@@ -37,13 +37,15 @@ class Meter:
         """Where what was written can be read."""
         return None if self.writer is None else self.writer.ledger
 
-    def admit(self, caller: Principal, claim: Claim) -> "Reading":
+    def admit(self, caller: Principal, claim: Claim) -> "MeteredRequest":
         """Raises RateLimited."""
-        return Reading(self, caller, claim, self.quotas.admit(caller.tenant, claim.prompt_tokens + claim.max_tokens))
+        return MeteredRequest(
+            self, caller, claim, self.quotas.admit(caller.tenant, claim.prompt_tokens + claim.max_tokens)
+        )
 
 
-class Reading:
-    """One request's. It ends once: refused by the engine, or with what it used."""
+class MeteredRequest:
+    """One request and what it costs. It ends once: refused by the engine, or with what it used."""
 
     def __init__(self, meter: Meter, caller: Principal, claim: Claim, let_in: Pass) -> None:
         self._writer, self._pass, self._began = meter.writer, let_in, monotonic()

@@ -230,15 +230,15 @@ class Limits:
     idle_s: float = 30.0
 
 
-_READERS = 2
+_JUDGED_AT_ONCE = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
     """Everything a route may touch. `uploads` holds forms while they arrive; without `adapter_root`, no server paths.
 
-    `catalog` is what the caller's tenant sees of `whole`, which belongs to the server itself. `readers` bounds how many
-    uploads are judged at once.
+    `catalog` is what the caller's tenant sees of `whole`, which belongs to the server itself. `upload_limiter` bounds
+    how many uploads are judged at once.
     """
 
     worker: Worker
@@ -259,4 +259,4 @@ class Services:
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     started: int = field(default_factory=lambda: int(time.time()))
     pinning: asyncio.Lock = field(default_factory=asyncio.Lock)
-    readers: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_READERS))
+    upload_limiter: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_JUDGED_AT_ONCE))

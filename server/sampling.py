@@ -13,7 +13,7 @@ from server.fields import GenerationBody
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RouteParams:
     """What the two routes decide by themselves: lengths in tokens, and how many alternatives to report."""
 
     max_tokens: int
@@ -21,15 +21,15 @@ class Wanted:
     prompt_logprobs: int | None = None
 
 
-def sampling_params(body: GenerationBody, wanted: Wanted, vocab_size: int) -> SamplingParams:
+def sampling_params(body: GenerationBody, route: RouteParams, vocab_size: int) -> SamplingParams:
     """Raises BadRequest for a token id outside the vocabulary."""
     bias = {int(token): weight for token, weight in body.logit_bias.items()}
     check_tokens(list(bias), vocab_size, "logit_bias")
     check_tokens(body.stop_token_ids, vocab_size, "stop_token_ids")
-    if body.min_tokens > wanted.max_tokens:
+    if body.min_tokens > route.max_tokens:
         raise BadRequest("`min_tokens` is larger than the number of tokens the answer may have.", "min_tokens")
     return SamplingParams(
-        max_tokens=wanted.max_tokens,
+        max_tokens=route.max_tokens,
         min_tokens=body.min_tokens,
         temperature=body.temperature,
         top_p=body.top_p,
@@ -43,8 +43,8 @@ def sampling_params(body: GenerationBody, wanted: Wanted, vocab_size: int) -> Sa
         stop=tuple(body.stop),
         stop_token_ids=tuple(body.stop_token_ids),
         ignore_eos=body.ignore_eos,
-        logprobs=wanted.logprobs,
-        prompt_logprobs=wanted.prompt_logprobs,
+        logprobs=route.logprobs,
+        prompt_logprobs=route.prompt_logprobs,
     )
 
 

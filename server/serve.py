@@ -20,21 +20,21 @@ from rich.console import Console
 
 from server import logs
 from server.app import create_app
-from server.assembly import House, build_house, open_catalog
+from server.assembly import Runtime, assemble, open_catalog
 from server.chores import Chore, repeat
 from server.connections import Bounds, affordable, bounded, raise_file_limit
 from server.datadir import DataDir
 from server.deps import in_thread
-from server.door import bind, opens_to_others
 from server.garbage import Garbage
 from server.keys.errors import Unguarded
 from server.keys.opening import open_keys
 from server.keys.ring import KeyRing, NoKeys
+from server.listen import bind, is_reachable_by_others
+from server.loop_lag import watch_loop_lag
 from server.meter import Meter
 from server.pins import restore_pins
 from server.ports import Callers, Services
-from server.pulse import pulse
-from server.quotas.keeper import Quotas
+from server.quotas.tenant_quotas import Quotas
 from server.screen import loading
 from server.settings import Settings
 from server.shutdown import Server, Shutdown, Signals
@@ -72,16 +72,16 @@ def _serve(settings: Settings, signals: Signals) -> int:
     try:
         data.clear_uploads()
         with (
-            bind(settings.host, settings.port) as door,
+            bind(settings.host, settings.port) as sock,
             _callers(settings, data) as callers,
             _meter(settings, data) as meter,
         ):
-            _check_guarded(door, settings, callers)
+            _check_guarded(sock, settings, callers)
             with loading(console) as progress:
-                visitors = Visitors(settings.host, settings.trusted_hosts, any_host=opens_to_others(door))
-                house = build_house(settings, data, callers, visitors, meter, progress, console)
-            with contextlib.closing(house.registry), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                return runner.run(_run(settings, house, door, console, signals))
+                visitors = Visitors(settings.host, settings.trusted_hosts, any_host=is_reachable_by_others(sock))
+                runtime = assemble(settings, data, callers, visitors, meter, progress, console)
+            with contextlib.closing(runtime.registry), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                return runner.run(_run(settings, runtime, sock, console, signals))
     finally:
         os.close(lock)
 
@@ -117,9 +117,9 @@ def _meter(settings: Settings, data: DataDir) -> Iterator[Meter]:
         yield Meter(quotas, writer)
 
 
-def _check_guarded(door: socket.socket, settings: Settings, callers: Callers) -> None:
-    """Raises Unguarded for a door that anybody may come in by, unless that was said to be meant."""
-    if settings.keys == "off" or callers.asked_for or not opens_to_others(door):
+def _check_guarded(sock: socket.socket, settings: Settings, callers: Callers) -> None:
+    """Raises Unguarded for an address that other machines reach while nobody is asked for a key, unless told to."""
+    if settings.keys == "off" or callers.asked_for or not is_reachable_by_others(sock):
         return
     raise Unguarded(
         f"--host {settings.host} lets other machines in, and this server would ask nobody for a key. Make one with "
@@ -128,10 +128,10 @@ def _check_guarded(door: socket.socket, settings: Settings, callers: Callers) ->
     )
 
 
-async def _run(settings: Settings, house: House, door: socket.socket, console: Console, signals: Signals) -> int:
-    services, worker = house.services, house.worker
+async def _run(settings: Settings, runtime: Runtime, sock: socket.socket, console: Console, signals: Signals) -> int:
+    services, worker = runtime.services, runtime.worker
     worker.start()
-    open_catalog(house, asyncio.get_running_loop(), settings.adapters)
+    open_catalog(runtime, asyncio.get_running_loop(), settings.adapters)
     await worker.prefetch(services.whole.residents())
     await restore_pins(services)
     garbage = Garbage(lambda: services.lifecycle.in_flight > 0)
@@ -140,10 +140,10 @@ async def _run(settings: Settings, house: House, door: socket.socket, console: C
     if most < settings.max_connections:
         _log.warning("fewer_connections", max_connections=most, fix="raise the limit on open files (ulimit -n)")
     bounds = Bounds(most, head_s=settings.idle_timeout, read_s=settings.idle_timeout)
-    server = Server(_config(house, bounds))
+    server = Server(_config(runtime, bounds))
     shutdown = Shutdown(server, services.lifecycle, settings.drain_timeout, lambda: worker.stop(0))
     signals.take(asyncio.get_running_loop(), shutdown.on_signal)
-    serving = asyncio.create_task(server.serve(sockets=[door]))
+    serving = asyncio.create_task(server.serve(sockets=[sock]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.02)
     if not server.started:
@@ -151,10 +151,10 @@ async def _run(settings: Settings, house: House, door: socket.socket, console: C
         await serving
         return 1
     services.lifecycle.ready()
-    _say_where(console, door, services.base_id)
-    beating = asyncio.create_task(pulse(services.metrics.loop_lag))
+    _say_where(console, sock, services.base_id)
+    lag_watch = asyncio.create_task(watch_loop_lag(services.metrics.loop_lag))
     await _until_stopped(serving, services, garbage)
-    beating.cancel()
+    lag_watch.cancel()
     if signals.forced:
         await shutdown.hang_up()
         return 1
@@ -186,9 +186,9 @@ def chores(services: Services, memory: ResidentMemory, garbage: Garbage) -> dict
     }
 
 
-def _config(house: House, bounds: Bounds) -> uvicorn.Config:
+def _config(runtime: Runtime, bounds: Bounds) -> uvicorn.Config:
     return uvicorn.Config(
-        create_app(house.services),
+        create_app(runtime.services),
         http=bounded(bounds),
         log_config=None,
         access_log=False,
@@ -199,7 +199,7 @@ def _config(house: House, bounds: Bounds) -> uvicorn.Config:
     )
 
 
-def _say_where(console: Console, door: socket.socket, base_id: str) -> None:
-    host, port = door.getsockname()[:2]
+def _say_where(console: Console, sock: socket.socket, base_id: str) -> None:
+    host, port = sock.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     console.print(f"rootstock {version()} serves {base_id} at http://{shown}:{port}", highlight=False)

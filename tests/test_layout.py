@@ -54,7 +54,7 @@ MAY_IMPORT_TORCH = {
     "native.tables",
     "server.assembly",
     "server.heldout",
-    "server.parity",
+    "server.offline_engine",
     "server.serve",
     "training.base",
     "training.evaluating",

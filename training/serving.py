@@ -1,7 +1,7 @@
 """What training asks of the serving path: the log-probabilities that a server would compute.
 
-Owns the protocol alone. The server implements it on its engine (server/parity.py), so that training need not know
-the engine, and the engine not training.
+Owns the protocol alone. The server implements it on its engine (server/offline_engine.py), so that training need not
+know the engine, and the engine not training.
 """
 
 from collections.abc import Sequence

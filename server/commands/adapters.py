@@ -10,6 +10,7 @@ import typer
 
 from server.commands.errors import CommandFailed, Refused
 from server.commands.options import LOCAL, AdapterName, AliasOption, ApiKey, Json, Url, print_cards, print_json
+from server.commands.paths import adapter_path
 
 ToTenant = Annotated[str | None, typer.Option("--with", metavar="TENANT", help="The tenant who may use it.")]
 Public = Annotated[bool, typer.Option("--public", help="Every tenant of the server.")]
@@ -27,12 +28,12 @@ def push(
     as_json: Json = False,
 ) -> None:
     """Upload an adapter, unless the server has it. What is cut off goes on; the same bytes twice are one version."""
-    from server.commands.http import Server
+    from server.commands.client import Client
     from server.commands.push import push as send
 
     weights = _weights(folder)
     with _Bar(weights.stat().st_size, quiet=as_json) as reached:
-        card, created = send(Server(url, key), folder, name or folder.resolve().name, alias, reached)
+        card, created = send(Client(url, key), folder, name or folder.resolve().name, alias, reached)
     if as_json:
         print_json(card)
         return
@@ -43,18 +44,18 @@ def push(
 @app.command()
 def ls(url: Url = LOCAL, key: ApiKey = None, as_json: Json = False) -> None:
     """List the newest version of every adapter."""
-    from server.commands.http import Server
+    from server.commands.client import Client
 
-    cards = Server(url, key).call("GET", "/v1/adapters")["data"]
+    cards = Client(url, key).call("GET", "/v1/adapters")["data"]
     print_json(cards) if as_json else print_cards(cards)
 
 
 @app.command()
 def show(name: AdapterName, url: Url = LOCAL, key: ApiKey = None, as_json: Json = False) -> None:
     """Show every version of an adapter."""
-    from server.commands.http import Server
+    from server.commands.client import Client
 
-    cards = Server(url, key).call("GET", f"/v1/adapters/{_segment(name)}/versions")["data"]
+    cards = Client(url, key).call("GET", adapter_path(name, "versions"))["data"]
     print_json(cards) if as_json else print_cards(cards)
 
 
@@ -68,10 +69,10 @@ def cp(
     as_json: Json = False,
 ) -> None:
     """Add a version under another name. Nothing is sent, and nothing is stored twice."""
-    from server.commands.http import Server
+    from server.commands.client import Client
 
-    path = f"/v1/adapters/{_segment(name)}/versions"
-    card, created = Server(url, key).make("POST", path, {"source": source, "alias": alias})
+    path = adapter_path(name, "versions")
+    card, created = Client(url, key).make("POST", path, {"source": source, "alias": alias})
     told = f"{card['name']}@{card['version']} {'added' if created else 'already there'}"
     print_json(card) if as_json else typer.echo(told)
 
@@ -79,7 +80,7 @@ def cp(
 @app.command()
 def rm(name: AdapterName, url: Url = LOCAL, key: ApiKey = None, as_json: Json = False) -> None:
     """Delete an adapter with all its versions, or one, as NAME@2, that no alias points at. Requests on it finish."""
-    _act("DELETE", f"/v1/adapters/{_segment(name)}", url, key, as_json, f"{name} deleted")
+    _act("DELETE", adapter_path(name), url, key, as_json, f"{name} deleted")
 
 
 @app.command()
@@ -92,7 +93,7 @@ def alias(
     as_json: Json = False,
 ) -> None:
     """Point an alias at a version; requests that run keep theirs."""
-    path = f"/v1/adapters/{_segment(name)}/aliases/{_segment(word)}"
+    path = adapter_path(name, "aliases", word)
     _act("PUT", path, url, key, as_json, f"{name}@{word} is now {name}@{version}", {"version": version})
 
 
@@ -107,10 +108,10 @@ def canary(
     as_json: Json = False,
 ) -> None:
     """Give a version a share of an alias's traffic, or end that without VERSION. A user keeps to one version."""
-    from server.commands.http import Server
+    from server.commands.client import Client
 
-    path = f"/v1/adapters/{_segment(name)}/aliases/{_segment(alias)}"
-    stable = Server(url, key).call("GET", path)["version"]
+    path = adapter_path(name, "aliases", alias)
+    stable = Client(url, key).call("GET", path)["version"]
     tried = None if version is None else {"version": version, "weight": weight}
     share = "all traffic" if version is None else f"{1 - weight:.1%} of traffic, {name}@{version} {weight:.1%}"
     told = f"{name}@{alias}: {name}@{stable} has {share}"
@@ -128,11 +129,11 @@ def promote(
     as_json: Json = False,
 ) -> None:
     """Move an alias to a version, unless it does worse on its eval file than the one the alias points at."""
-    from server.commands.http import Server
+    from server.commands.client import Client
 
     body = {"version": version, "alias": alias, "force": force}
     try:
-        card = Server(url, key).call("POST", f"/v1/adapters/{_segment(name)}/promote", body)
+        card = Client(url, key).call("POST", adapter_path(name, "promote"), body)
     except Refused as refused:  # it is told in the words of HTTP
         message = str(refused).replace("Send `force: true`", "Give --force")
         raise Refused(message, refused.status, refused.code) from None
@@ -151,11 +152,11 @@ def attach_eval(
     as_json: Json = False,
 ) -> None:
     """Give an adapter's newest version, or NAME@3, the rows that `promote` measures it on."""
-    from server.commands.http import Server
+    from server.commands.client import Client
 
     if not file.is_file():
         raise CommandFailed(f"There is no file {file}.")
-    reply = Server(url, key).put(f"/v1/adapters/{_segment(name)}/eval", file.read_bytes())
+    reply = Client(url, key).put(adapter_path(name, "eval"), file.read_bytes())
     told = f"{reply['name']}@{reply['version']} carries {reply['rows']} eval rows"
     print_json(reply) if as_json else typer.echo(told)
 
@@ -165,9 +166,9 @@ def rollback(
     name: AdapterName, alias: AliasOption = "prod", url: Url = LOCAL, key: ApiKey = None, as_json: Json = False
 ) -> None:
     """End an alias's canary or, where it has none, put the alias back to where it pointed before."""
-    from server.commands.http import Server
+    from server.commands.client import Client
 
-    card = Server(url, key).call("POST", f"/v1/adapters/{_segment(name)}/rollback", {"alias": alias})
+    card = Client(url, key).call("POST", adapter_path(name, "rollback"), {"alias": alias})
     print_json(card) if as_json else typer.echo(f"{name}@{alias} is {name}@{card['version']} again")
 
 
@@ -200,25 +201,25 @@ def unshare(
 @app.command()
 def pin(name: AdapterName, url: Url = LOCAL, key: ApiKey = None, as_json: Json = False) -> None:
     """Keep an adapter on the device."""
-    _act("POST", f"/v1/adapters/{_segment(name)}/pin", url, key, as_json, f"{name} pinned")
+    _act("POST", adapter_path(name, "pin"), url, key, as_json, f"{name} pinned")
 
 
 @app.command()
 def unpin(name: AdapterName, url: Url = LOCAL, key: ApiKey = None, as_json: Json = False) -> None:
     """Let an adapter be evicted again."""
-    _act("DELETE", f"/v1/adapters/{_segment(name)}/pin", url, key, as_json, f"{name} unpinned")
+    _act("DELETE", adapter_path(name, "pin"), url, key, as_json, f"{name} unpinned")
 
 
 @app.command()
 def merge(name: AdapterName, url: Url = LOCAL, key: ApiKey = None, as_json: Json = False) -> None:
     """Serve an adapter from merged weights of its own, at the price of the base."""
-    _act("POST", f"/v1/adapters/{_segment(name)}/merge", url, key, as_json, f"{name} merged")
+    _act("POST", adapter_path(name, "merge"), url, key, as_json, f"{name} merged")
 
 
 @app.command()
 def unmerge(name: AdapterName, url: Url = LOCAL, key: ApiKey = None, as_json: Json = False) -> None:
     """Drop the merged weights; the adapter is served like any other again."""
-    _act("DELETE", f"/v1/adapters/{_segment(name)}/merge", url, key, as_json, f"{name} unmerged")
+    _act("DELETE", adapter_path(name, "merge"), url, key, as_json, f"{name} unmerged")
 
 
 def _how(card: dict[str, Any]) -> str:
@@ -235,29 +236,22 @@ def _how(card: dict[str, Any]) -> str:
 def _act(
     method: str, path: str, url: str, key: str | None, as_json: bool, told: str, body: dict[str, object] | None = None
 ) -> None:
-    from server.commands.http import Server
+    from server.commands.client import Client
 
-    reply = Server(url, key).call(method, path, body)
+    reply = Client(url, key).call(method, path, body)
     print_json(reply) if as_json else typer.echo(told)
 
 
 def _share(method: str, name: str, to: str | None, public: bool, url: str, key: str | None, as_json: bool) -> None:
     """Tells who has it now: what is taken back from one tenant may still be everybody's."""
-    from server.commands.http import Server
+    from server.commands.client import Client
 
     if (to is None) == (not public):
         raise typer.BadParameter("Give either --with TENANT or --public.")
-    whom = "public" if to is None else f"shares/{_segment(to)}"
-    shares = Server(url, key).call(method, f"/v1/adapters/{_segment(name)}/{whom}")
+    path = adapter_path(name, "public") if to is None else adapter_path(name, "shares", to)
+    shares = Client(url, key).call(method, path)
     with_whom = "every tenant" if shares["public"] else ", ".join(shares["tenants"]) or "nobody"
     print_json(shares) if as_json else typer.echo(f"{name} is shared with {with_whom}")
-
-
-def _segment(text: str) -> str:
-    """One path segment, however odd."""
-    from urllib.parse import quote
-
-    return quote(text, safe="@:")
 
 
 def _weights(folder: Path) -> Path:

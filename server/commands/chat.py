@@ -13,7 +13,7 @@ from server.commands.errors import CommandFailed
 from server.commands.options import LOCAL, ApiKey, Url
 
 if TYPE_CHECKING:
-    from server.commands.http import Server
+    from server.commands.client import Client
 
 _HELP = "/model NAME changes the model, /reset forgets the conversation, /quit leaves."
 
@@ -27,9 +27,9 @@ def chat(
     key: ApiKey = None,
 ) -> None:
     """Talk to a running server. Reads one line a turn; piped input works too."""
-    from server.commands.http import Server
+    from server.commands.client import Client
 
-    talk = _Talk(Server(url, key), model, system, temperature, max_tokens)
+    talk = _Talk(Client(url, key), model, system, temperature, max_tokens)
     for line in _lines():
         try:
             if not talk.turn(line):
@@ -43,8 +43,8 @@ def chat(
 class _Talk:
     """One conversation."""
 
-    def __init__(self, server: "Server", model: str, system: str | None, temperature: float, max_tokens: int) -> None:
-        self._server, self._model = server, model
+    def __init__(self, client: "Client", model: str, system: str | None, temperature: float, max_tokens: int) -> None:
+        self._client, self._model = client, model
         self._options = {"temperature": temperature, "max_tokens": max_tokens, "stream": True}
         self._opening = [{"role": "system", "content": system}] if system else []
         self._history = list(self._opening)
@@ -68,7 +68,7 @@ class _Talk:
         """Stream the answer; a failed turn leaves the history as it was."""
         messages = [*self._history, {"role": "user", "content": line}]
         said = ""
-        for event in self._server.stream(
+        for event in self._client.stream(
             "/v1/chat/completions", {"model": self._model, "messages": messages, **self._options}
         ):
             for choice in event["choices"]:

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from loader.memory import format_bytes
+
 Url = Annotated[str, typer.Option("--url", envvar="ROOTSTOCK_URL", help="The server to talk to.")]
 ApiKey = Annotated[
     str | None,
@@ -52,17 +54,9 @@ def print_cards(cards: Sequence[Mapping[str, Any]]) -> None:
         state = "refused" if card["refused"] else card["state"] + (", pinned" if card["pinned"] else "")
         shares = (f"{alias} {weight:.0%}" for alias, weight in card["canary"].items())
         aliases, targets = " ".join((*card["aliases"], *shares)), " ".join(card["targets"])
-        size, digest = human_bytes(card["bytes"]), card["id"].removeprefix("sha256:")[:12]
+        size, digest = format_bytes(card["bytes"]), card["id"].removeprefix("sha256:")[:12]
         table.add_row(
             card["name"], str(card["version"]), aliases, card["kind"], str(card["rank"]), targets, size, state, digest
         )
     console = Console()
     console.print(table) if console.is_terminal else Console(width=240).print(table)
-
-
-def human_bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError("the last unit takes every size")

@@ -17,7 +17,7 @@ from server.commands.options import BaseOption, Json, print_json
 if TYPE_CHECKING:
     from training.config import TrainConfig
     from training.memory.compute import Compute
-    from training.memory.plan import MemoryPlan
+    from training.memory.plan import TrainingMemoryPlan
     from training.memory.serving import ServingPlan
     from training.memory.suggestions import Suggestion
 
@@ -139,7 +139,7 @@ def _title(base: str, config: "TrainConfig") -> str:
 def _text(
     base: str,
     config: "TrainConfig",
-    made: "MemoryPlan",
+    made: "TrainingMemoryPlan",
     work: "Compute | None",
     limit: int | None,
     instead: Sequence["Suggestion"],
@@ -197,7 +197,7 @@ def _gb(count: int, digits: int = 2) -> str:
 
 def _as_json(
     base: str,
-    made: "MemoryPlan",
+    made: "TrainingMemoryPlan",
     work: "Compute | None",
     limit: int | None,
     instead: Sequence["Suggestion"],

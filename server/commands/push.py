@@ -1,6 +1,6 @@
 """Sending an adapter to a server: not at all if it is there, in pieces that survive a cut, and to the end.
 
-Owns the order of the requests and the patience between them. Draws nothing: a watcher is told how far it has come.
+Owns the order of the requests and the pauses between them. Draws nothing: a watcher is told how far it has come.
 """
 
 import hashlib
@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote
 
+from server.commands.client import Client
 from server.commands.errors import CommandFailed, Refused, Unreachable
-from server.commands.http import Server
+from server.commands.paths import adapter_path
 
 if TYPE_CHECKING:
     from adapters.manifest import TrainedOn
@@ -27,7 +27,7 @@ _LONGEST_WAIT_S = 8.0
 
 
 @dataclass(slots=True)
-class Patience:
+class Backoff:
     """Between attempts: half a second, doubled each time, until `most_s` seconds have passed without progress."""
 
     most_s: float = 120.0
@@ -57,28 +57,28 @@ class Patience:
 
 
 def push(
-    server: Server, folder: Path, name: str, alias: str | None, watch: Watch, patience: Patience | None = None
+    client: Client, folder: Path, name: str, alias: str | None, watch: Watch, backoff: Backoff | None = None
 ) -> tuple[Any, bool]:
     """The adapter's card, and whether it is new. `watch` hears how many bytes the server has.
 
     Raises CommandFailed with the server's own words, Unreachable when it stays away.
     """
-    patience = patience or Patience()
+    backoff = backoff or Backoff()
     order = _order(folder, name, alias)
-    present = patience.until_answered(lambda: _present(server, folder, name, alias))
+    present = backoff.until_answered(lambda: _present(client, folder, name, alias))
     if present is not None:
         card, created = present
         if "eval" in order:
-            path = f"/v1/adapters/{_segment(name)}@{card['version']}/eval"
-            patience.until_answered(lambda: server.put(path, str(order["eval"]).encode()))
+            path = adapter_path(f"{name}@{card['version']}", "eval")
+            backoff.until_answered(lambda: client.put(path, str(order["eval"]).encode()))
         return card, created
-    begun = patience.until_answered(lambda: server.call("POST", "/v1/adapters/uploads", order))
+    begun = backoff.until_answered(lambda: client.call("POST", "/v1/adapters/uploads", order))
     at = f"/v1/adapters/uploads/{begun['id']}"
-    _send(server, at, folder / "adapter_model.safetensors", begun["offset"], watch, patience)
-    return _finish(server, at, name, str(order["digest"]), patience)
+    _send(client, at, folder / "adapter_model.safetensors", begun["offset"], watch, backoff)
+    return _finish(client, at, name, str(order["digest"]), backoff)
 
 
-def _present(server: Server, folder: Path, name: str, alias: str | None) -> tuple[Any, bool] | None:
+def _present(client: Client, folder: Path, name: str, alias: str | None) -> tuple[Any, bool] | None:
     """The card of this content under this name, and whether the name is new to it, if the caller has the content
     under any name, with the same record of its base.
     """
@@ -88,17 +88,17 @@ def _present(server: Server, folder: Path, name: str, alias: str | None) -> tupl
     if manifest is None:
         return None  # the server says what is wrong with it
     record = manifest.trained_on
-    found = server.call("GET", f"/v1/adapters?id={manifest.id}")["data"]
+    found = client.call("GET", f"/v1/adapters?id={manifest.id}")["data"]
     same = [card for card in found if card["state"] != "corrupt" and _was_trained_on(card, record)]
     if not same:
         return None
     here = next((card for card in same if card["name"] == name), None)
     if here is None:
         body = {"source": f"{same[0]['name']}@{same[0]['version']}", "alias": alias}
-        return server.make("POST", f"/v1/adapters/{_segment(name)}/versions", body)
+        return client.make("POST", adapter_path(name, "versions"), body)
     if alias is not None and alias not in here["aliases"]:
-        path = f"/v1/adapters/{_segment(name)}/aliases/{_segment(alias)}"
-        here = server.call("PUT", path, {"version": here["version"]})
+        path = adapter_path(name, "aliases", alias)
+        here = client.call("PUT", path, {"version": here["version"]})
     return here, False
 
 
@@ -124,7 +124,7 @@ def _text(file: Path) -> str:
         raise CommandFailed(f"{file} is not UTF-8.") from None
 
 
-def _send(server: Server, at: str, weights: Path, offset: int, watch: Watch, patience: Patience) -> None:
+def _send(client: Client, at: str, weights: Path, offset: int, watch: Watch, backoff: Backoff) -> None:
     """From `offset` to the end; after a failure, from where the server says it is."""
     size = weights.stat().st_size
     watch(offset)
@@ -132,13 +132,13 @@ def _send(server: Server, at: str, weights: Path, offset: int, watch: Watch, pat
         try:
             length = min(CHUNK_BYTES, size - offset)
             headers = {"upload-offset": str(offset), "content-length": str(length)}
-            reached = server.send(at, _pieces(weights, offset, length, watch), headers)["offset"]
+            reached = client.send(at, _pieces(weights, offset, length, watch), headers)["offset"]
         except CommandFailed as error:
             if not (isinstance(error, Refused) and error.status == 416):
-                patience.wait(error)
-            reached = patience.until_answered(lambda: server.call("GET", at))["offset"]
+                backoff.wait(error)
+            reached = backoff.until_answered(lambda: client.call("GET", at))["offset"]
         if reached > offset:
-            patience.progress()
+            backoff.progress()
         offset = reached
         watch(offset)
 
@@ -156,23 +156,18 @@ def _pieces(weights: Path, offset: int, length: int, watch: Watch) -> Iterator[b
             watch(offset)
 
 
-def _finish(server: Server, at: str, name: str, digest: str, patience: Patience) -> tuple[Any, bool]:
+def _finish(client: Client, at: str, name: str, digest: str, backoff: Backoff) -> tuple[Any, bool]:
     """The server reads it now. An answer that was lost is found at the upload."""
 
     def attempt() -> tuple[Any, bool]:
         try:
-            return server.finish(f"{at}?digest={digest}")
+            return client.finish(f"{at}?digest={digest}")
         except Refused as error:
             if error.code != "upload_over":
                 raise
-        upload = server.call("GET", at)
+        upload = client.call("GET", at)
         if upload["state"] == "failed":
             raise CommandFailed(upload["reason"])
-        return server.call("GET", f"/v1/adapters/{_segment(name)}@{upload['version']}"), True
+        return client.call("GET", adapter_path(f"{name}@{upload['version']}")), True
 
-    return patience.until_answered(attempt)
-
-
-def _segment(text: str) -> str:
-    """One path segment, however odd."""
-    return quote(text, safe="@:")
+    return backoff.until_answered(attempt)

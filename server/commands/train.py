@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.commands.deliver import Destination, check
 from server.commands.options import ApiKey, DataDirOption, data_folder, print_json
-from server.commands.parcel import Parcel, check
 
 if TYPE_CHECKING:
     from training.config import TrainConfig
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; docs/training.md has every key.")],
+    path: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; docs/training.md has every key.")],
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key: --set steps.epochs=2.")
     ] = None,
@@ -43,21 +43,22 @@ def train(
     from training.launched import is_first
     from training.reading import read_config
 
-    told = read_config(config, [*(changes or []), *_overrides(output, push, name, alias)])
-    data, checked = data_folder(data_dir), check_data(told)  # bad lines are told before torch is there
+    config = read_config(path, [*(changes or []), *_overrides(output, push, name, alias)])
+    data, checked = data_folder(data_dir), check_data(config)  # bad lines are told before torch is there
     if dry_run:
-        _describe(told, checked, data, as_json)
+        _describe(config, checked, data, as_json)
         return
-    parcel = None if told.push is None else Parcel(told.push.url, told.push_name, told.push.alias, key)
-    if parcel is not None:
-        parcel.check_address(told.quantized)
-    folder = _run(told, data, resume)
+    destination = None
+    if config.push is not None:
+        destination = Destination(config.push.url, config.push_name, config.push.alias, key)
+        destination.check_address(config.quantized)
+    folder = _run(config, data, resume)
     if not is_first():
         return
     typer.echo(f"written to {folder}")
-    if parcel is not None:
-        check(folder, told.base, data, told.quantized)
-        typer.echo(parcel.deliver(folder))
+    if destination is not None:
+        check(folder, config.base, data, config.quantized)
+        typer.echo(destination.deliver(folder))
 
 
 def _overrides(output: Path | None, push: str | None, name: str | None, alias: str | None) -> Iterator[str]:
@@ -91,11 +92,11 @@ def _describe(config: "TrainConfig", checked: "Checked", data: Path, as_json: bo
 def _run(config: "TrainConfig", data: Path, resume: bool | None) -> Path:
     from rich.console import Console
 
-    from server.parity import EngineServing
+    from server.offline_engine import OfflineEngine
     from training.launched import is_first
     from training.run import train as run
     from training.watch import Terminal
 
     with Terminal(Console(stderr=True, quiet=not is_first())) as watch:
-        serving = EngineServing(config.base, data, config.device)
+        serving = OfflineEngine(config.base, data, config.device)
         return run(config, data_dir=data, resume=resume, watch=watch, serve=serving if config.gate.enabled else None)

@@ -33,7 +33,7 @@ def usage(
 ) -> None:
     """Tell what requests used: one row each, in the order they were written."""
     from server.datadir import DataDir
-    from server.usage.ledger import Ledger, Wanted
+    from server.usage.ledger import Ledger, UsageFilter
     from server.usage.table import as_json, write_csv
 
     data = DataDir(data_folder(data_dir))
@@ -41,7 +41,7 @@ def usage(
         raise CommandFailed(f"There is no usage ledger in {data.root}. A server writes one with its first start there.")
     ledger = Ledger(data.usage_url)
     try:
-        rows = ledger.rows(Wanted(_seconds(since), _seconds(until), tenant))
+        rows = ledger.rows(UsageFilter(_seconds(since), _seconds(until), tenant))
         print_json([as_json(row) for row in rows]) if format is Format.json else write_csv(rows, sys.stdout)
     finally:
         ledger.close()

@@ -9,7 +9,7 @@ from adapters.manifest import AdapterId
 from adapters.naming import owner_of
 from adapters.registry import Version
 from server.cards import stored_bytes
-from server.quotas.keeper import Holdings
+from server.quotas.tenant_quotas import Holdings
 
 
 def holdings(versions: Iterable[Version], tenant: str, damaged: Container[AdapterId]) -> Holdings:

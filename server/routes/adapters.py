@@ -15,15 +15,15 @@ from adapters.registry import Version
 from server.audit import note, note_upload
 from server.cards import adapter_card, listing, tiers_of
 from server.deps import PrincipalDep, ServicesDep, accepting, in_thread, judging, needs
-from server.described import STORED
 from server.errors import NO_RETRY, ApiError, BadRequest
 from server.etag import condition, etag
 from server.evaluation import read_eval
+from server.openapi import STORED
 from server.pins import follow_pins_if_possible
 from server.ports import Services
 from server.principal import Scope
-from server.storing import Room, declared_bytes, storing
 from server.upload import FORM, Upload, receive_upload, reserving
+from server.upload_quota import UploadQuota, declared_bytes, upload_quota
 
 router = APIRouter(tags=["adapters"])
 
@@ -48,21 +48,23 @@ async def upload_adapter(http: HttpRequest, services: ServicesDep, caller: Princ
     asked = condition(http)
     with services.lifecycle.answering():
         declared = declared_bytes(http, services.limits.max_upload_bytes)
-        async with storing(declared, services, caller) as room:
-            await room.begin()
+        async with upload_quota(declared, services, caller) as quota:
+            await quota.begin()
             async with (
                 reserving(services.resumable, caller.tenant, declared) as reservation,
                 receive_upload(http, services.uploads, services.limits, reservation) as upload,
             ):
-                version, created = await _store(upload, services, room, asked)
+                version, created = await _store(upload, services, quota, asked)
         await follow_pins_if_possible(services)
     note_upload(version, created)
     return JSONResponse(await card(services, version), status_code=201 if created else 200, headers=etag(version))
 
 
-async def _store(upload: Upload, services: Services, room: Room, asked: Condition | None) -> tuple[Version, bool]:
+async def _store(
+    upload: Upload, services: Services, quota: UploadQuota, asked: Condition | None
+) -> tuple[Version, bool]:
     """A version of a form that has arrived; nothing is stored if its eval file is wrong."""
-    await room.end(upload.name)
+    await quota.end(upload.name)
     if upload.eval is not None:
         await in_thread(read_eval, upload.eval, services.tokenizer, services.limits.max_model_len)
     add = services.catalog.add

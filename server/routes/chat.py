@@ -15,13 +15,13 @@ from server.answer import Chunk, Job, answer
 from server.body import StrictRoute
 from server.chat_body import ChatBody
 from server.deps import PrincipalDep, ServicesDep, accepting, needs, off_loop
-from server.described import EVENTS
 from server.errors import BadRequest
 from server.logprobs import chat_logprobs
+from server.openapi import EVENTS
 from server.ports import Tokenizer
 from server.principal import Scope
 from server.resolve import target
-from server.sampling import Wanted, requests_for, sampling_params
+from server.sampling import RouteParams, requests_for, sampling_params
 
 router = APIRouter(route_class=StrictRoute, dependencies=[Depends(accepting)], tags=["generation"])
 
@@ -39,7 +39,9 @@ async def chat(body: ChatBody, http: HttpRequest, services: ServicesDep, caller:
     if most is not None:  # what is more than that would be refused for ever, and clients mostly name no length
         room = min(room, (most - len(prompt)) // body.n)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    params = sampling_params(body, Wanted(body.token_limit or max(room, 1), logprobs), services.tokenizer.vocab_size)
+    params = sampling_params(
+        body, RouteParams(body.token_limit or max(room, 1), logprobs), services.tokenizer.vocab_size
+    )
     key = body.sticks_to(http.state.request_id)
     chosen = await target(services.catalog, services.base_id, body.model, body.adapter_id, key)
     with chosen.released_on_error():

@@ -16,13 +16,13 @@ from server.answer import Chunk, Job, answer
 from server.body import StrictRoute
 from server.completion_body import CompletionBody, Prompt
 from server.deps import PrincipalDep, ServicesDep, accepting, needs, off_loop
-from server.described import EVENTS
 from server.errors import BadRequest
 from server.logprobs import CompletionLogprobs, join_blocks
+from server.openapi import EVENTS
 from server.ports import Tokenizer
 from server.principal import Scope
 from server.resolve import target
-from server.sampling import Wanted, check_tokens, requests_for, sampling_params
+from server.sampling import RouteParams, check_tokens, requests_for, sampling_params
 
 router = APIRouter(route_class=StrictRoute, dependencies=[Depends(accepting)], tags=["generation"])
 
@@ -35,8 +35,8 @@ async def complete(body: CompletionBody, http: HttpRequest, services: ServicesDe
     size = sum(len(prompt) for prompt in body.prompts if isinstance(prompt, str))
     prompts = await off_loop(size, _encode, services.tokenizer, body.prompts)
     echo_logprobs = body.logprobs if body.logprobs is not None or body.max_tokens > 0 else 0
-    wanted = Wanted(body.max_tokens, body.logprobs, echo_logprobs if body.echo else None)
-    params = sampling_params(body, wanted, services.tokenizer.vocab_size)
+    route = RouteParams(body.max_tokens, body.logprobs, echo_logprobs if body.echo else None)
+    params = sampling_params(body, route, services.tokenizer.vocab_size)
     key = body.sticks_to(http.state.request_id)
     chosen = await target(services.catalog, services.base_id, body.model, body.adapter_id, key)
     with chosen.released_on_error():

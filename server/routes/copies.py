@@ -13,13 +13,13 @@ from starlette.responses import JSONResponse, Response
 from server.audit import note_upload
 from server.body import StrictRoute
 from server.deps import PrincipalDep, ServicesDep, accepting, in_thread, needs
-from server.described import STORED
 from server.etag import condition, etag
 from server.fields import Strict
+from server.openapi import STORED
 from server.pins import follow_pins_if_possible
 from server.principal import Scope
 from server.routes.adapters import card
-from server.storing import storing
+from server.upload_quota import upload_quota
 
 router = APIRouter(route_class=StrictRoute, tags=["adapters"])
 
@@ -40,8 +40,8 @@ async def copy_version(
 ) -> Response:
     """Add `source` to `name`. 201 when its content is new to `name`, else 200. Conditions are those of an upload."""
     services.catalog.check_names(name, body.alias)
-    async with storing(0, services, caller) as room:
-        await room.keep(name)
+    async with upload_quota(0, services, caller) as quota:
+        await quota.keep(name)
         version, created = await in_thread(services.catalog.copy, body.source, name, body.alias, condition(http))
     await follow_pins_if_possible(services)
     note_upload(version, created)

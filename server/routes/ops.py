@@ -13,8 +13,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from server.deps import ServerDep, needs
-from server.described import UNWELL
 from server.lifecycle import Phase
+from server.openapi import UNWELL
 from server.principal import Scope
 from server.version import version
 

@@ -21,17 +21,17 @@ from server.body import StrictRoute, check_declared, check_encoding
 from server.cards import listing
 from server.chunk import appending, declared_offset, pour
 from server.deps import PrincipalDep, ServicesDep, accepting, in_thread, judging, needs
-from server.described import BEGUN, CONTINUED, PIECE, STORED
 from server.errors import BadRequest, TooLarge, offset_headers
 from server.etag import condition, etag
 from server.evaluation import read_eval
 from server.fields import Strict
 from server.form import CONFIG_BYTES
+from server.openapi import BEGUN, CONTINUED, PIECE, STORED
 from server.pins import follow_pins_if_possible
 from server.ports import Services
 from server.principal import Scope
 from server.routes.adapters import card
-from server.storing import storing
+from server.upload_quota import upload_quota
 
 _FLAG = "--max-upload-bytes"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -74,9 +74,9 @@ async def begin_upload(body: OrderBody, services: ServicesDep, caller: Principal
     if rows is not None and len(rows) > EVAL_BYTES:
         raise TooLarge(EVAL_BYTES, None)
     spec = UploadSpec(caller.tenant, body.name, body.alias, body.config.encode(), body.size, body.digest, rows)
-    async with storing(body.size, services, caller) as room:
-        await room.begin()
-        await room.keep(body.name)
+    async with upload_quota(body.size, services, caller) as quota:
+        await quota.begin()
+        await quota.keep(body.name)
         if rows is not None:
             await in_thread(read_eval, rows, services.tokenizer, services.limits.max_model_len)
         session, created = await in_thread(services.resumable.begin, spec)
@@ -132,9 +132,9 @@ async def finish_upload(
 
     session, there = await in_thread(services.resumable.find, caller.tenant, id)
     with services.lifecycle.answering():
-        async with storing(session.size, services, caller) as room:
+        async with upload_quota(session.size, services, caller) as quota:
             if session.open and there == session.size:  # else nothing will be judged
-                await room.end(session.name)
+                await quota.end(session.name)
             version, created = await judging(services, services.resumable.finish, caller.tenant, id, digest, add)
         await follow_pins_if_possible(services)
     note_upload(version, created)

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Query
 from server.deps import PrincipalDep, ServicesDep, in_thread, needs
 from server.errors import NO_RETRY, ApiError, BadRequest
 from server.principal import Scope
-from server.usage.ledger import Wanted
+from server.usage.ledger import UsageFilter
 from server.usage.table import as_json, read_time
 
 router = APIRouter(tags=["usage"])
@@ -42,7 +42,7 @@ async def usage(
             )
             raise ApiError(403, message, type="permission_error", code="not_owner", headers=NO_RETRY)
         tenant = caller.tenant
-    wanted = Wanted(_time(since, "since"), _time(until, "until"), tenant)
+    wanted = UsageFilter(_time(since, "since"), _time(until, "until"), tenant)
     rows = await in_thread(ledger.page, wanted, after, limit)
     following = rows[-1][0] if len(rows) == limit else None
     return {"object": "list", "data": [as_json(row) for _, row in rows], "next": following}

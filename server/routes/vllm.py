@@ -22,7 +22,7 @@ from server.pins import follow_pins_if_possible
 from server.ports import Services
 from server.principal import Scope
 from server.routes.adapters import delete_adapter
-from server.storing import storing
+from server.upload_quota import upload_quota
 
 router = APIRouter(route_class=StrictRoute, dependencies=[Depends(accepting)], tags=["vllm"])
 
@@ -61,9 +61,9 @@ async def load_lora_adapter(body: LoadBody, services: ServicesDep, caller: Princ
             "An adapter of this name is loaded already. Send `load_inplace: true` to add a version to it.",
             "lora_name",
         )
-    async with storing(await in_thread(_weights_bytes, path), services, caller) as room:
-        await room.begin()
-        await room.end(body.lora_name)
+    async with upload_quota(await in_thread(_weights_bytes, path), services, caller) as quota:
+        await quota.begin()
+        await quota.end(body.lora_name)
         version, created = await judging(services, services.catalog.add_directory, body.lora_name, path)
     await follow_pins_if_possible(services)
     note_upload(version, created)

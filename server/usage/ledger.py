@@ -66,7 +66,7 @@ _FORGET = delete(UnderWayRow).where(UnderWayRow.id == bindparam("ended"))
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class UsageFilter:
     """Rows that ended in [since, until), in seconds since 1970; of one tenant, or with None of all."""
 
     since: float | None = None
@@ -91,9 +91,9 @@ class Ledger:
         """
         with self._database.writing() as session:
             if begun:
-                told = insert(UnderWayRow)
-                now = {name: told.excluded[name] for name in ("prompt_tokens", "generated_tokens")}
-                session.execute(told.on_conflict_do_update(["id"], set_=now), [asdict(each) for each in begun])
+                statement = insert(UnderWayRow)
+                now = {name: statement.excluded[name] for name in ("prompt_tokens", "generated_tokens")}
+                session.execute(statement.on_conflict_do_update(["id"], set_=now), [asdict(each) for each in begun])
             if ended:
                 session.execute(insert(UsageRow).on_conflict_do_nothing(), [asdict(row) for row in ended])
                 session.connection().execute(_FORGET, [{"ended": row.id} for row in ended])
@@ -112,7 +112,7 @@ class Ledger:
         """
         return [each.ended(0, each.generated_tokens, LOST, max(each.started, now)) for each in self.under_way()]
 
-    def page(self, wanted: Wanted, after: int = 0, limit: int = _PAGE) -> list[tuple[int, Usage]]:
+    def page(self, wanted: UsageFilter, after: int = 0, limit: int = _PAGE) -> list[tuple[int, Usage]]:
         """The first rows behind place `after`, in the order they were written, each with its own place."""
         query = select(UsageRow).where(UsageRow.place > after).order_by(UsageRow.place).limit(limit)
         if wanted.since is not None:
@@ -124,7 +124,7 @@ class Ledger:
         with self._database.reading() as session:
             return [(row.place, Usage(*(getattr(row, name) for name in COLUMNS))) for row in session.scalars(query)]
 
-    def rows(self, wanted: Wanted) -> Iterator[Usage]:
+    def rows(self, wanted: UsageFilter) -> Iterator[Usage]:
         """All of them, a page at a time."""
         after = 0
         while page := self.page(wanted, after):

@@ -17,7 +17,7 @@ from engine.restarts import Restarts
 from server.garbage import Garbage
 from server.keys.ring import KeyRing
 from server.principal import Scope
-from server.quotas.keeper import Quotas
+from server.quotas.tenant_quotas import Quotas
 from tests.support.keys import stored_keys
 
 HOUR_S = 3600

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from adapters.errors import Unsettled
 from adapters.upload_files import UploadSpec
 from adapters.uploads import UploadLimits, Uploads
-from server.usage.ledger import Ledger, Wanted
+from server.usage.ledger import Ledger, UsageFilter
 from server.usage.writer import LedgerWriter
 from tests.support import beside, sent
 from tests.support.disks import FaultyDisk, fail
@@ -250,5 +250,5 @@ def test_g69_usage_waits_for_room_and_is_written_once(tmp_path: Path) -> None:
     with closing(ledger), closing(LedgerWriter(ledger, retry_s=0.01)) as writer:
         disk.arm(0)
         writer.record(beside.BEFORE)
-        eventually(lambda: list(ledger.rows(Wanted())) == [beside.BEFORE])
+        eventually(lambda: list(ledger.rows(UsageFilter())) == [beside.BEFORE])
         assert disk.calls == ["commit", "commit"]

@@ -20,7 +20,7 @@ from engine.worker import EngineWorker
 from server.connections import Bounds
 from server.meter import Meter
 from server.ports import Limits
-from server.usage.ledger import Ledger, Usage, Wanted
+from server.usage.ledger import Ledger, Usage, UsageFilter
 from server.usage.writer import LedgerWriter
 from tests.support.engine_fakes import Bench
 from tests.support.face import BASE, Face, make_face
@@ -110,8 +110,8 @@ class House:
 
     def rows(self, count: int) -> list[Usage]:
         """Of the ledger, once there are `count`."""
-        eventually(lambda: len(self.ledger.page(Wanted())) >= count)
-        return sorted(self.ledger.rows(Wanted()), key=lambda row: row.finish_reason)
+        eventually(lambda: len(self.ledger.page(UsageFilter())) >= count)
+        return sorted(self.ledger.rows(UsageFilter()), key=lambda row: row.finish_reason)
 
     def ended(self) -> int:
         return len(self.bench.of(Finished))

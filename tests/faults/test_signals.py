@@ -14,7 +14,7 @@ import httpx
 
 from loader.base import load
 from loader.source import resolve
-from server.usage.ledger import Ledger, Wanted
+from server.usage.ledger import Ledger, UsageFilter
 from tests.support.adapters import write_adapter
 from tests.support.http import eventually
 from tests.support.invariants import check_error
@@ -93,5 +93,5 @@ def test_g67_a_second_signal_while_the_ledger_is_written_is_as_any_other(tmp_pat
         other.close()
         assert running.process.wait(60) == 1
     with contextlib.closing(Ledger(f"sqlite:///{data / 'usage.sqlite'}")) as ledger:
-        assert [row.finish_reason for row in ledger.rows(Wanted())] == ["length"]
+        assert [row.finish_reason for row in ledger.rows(UsageFilter())] == ["length"]
     assert "Traceback" not in log.read_text()

@@ -20,9 +20,9 @@ from engine.errors import QueueFull
 from engine.sequence import Output, Request, TokenLogprob
 from server.keys.store import KeyStore
 from server.meter import Meter
-from server.quotas.keeper import Quotas
 from server.quotas.quota import Quota
-from server.usage.ledger import Ledger, Usage, Wanted
+from server.quotas.tenant_quotas import Quotas
+from server.usage.ledger import Ledger, Usage, UsageFilter
 from server.usage.writer import LedgerWriter
 from tests.support.engine import FakeStream, FakeWorker
 from tests.support.face import Face, form, make_face
@@ -256,7 +256,7 @@ class Metered:
 
     def rows(self, tenant: str, count: int) -> list[Usage]:
         """Once there are `count`."""
-        wanted = Wanted(tenant=tenant)
+        wanted = UsageFilter(tenant=tenant)
         eventually(lambda: len(self.ledger.page(wanted)) >= count)
         return list(self.ledger.rows(wanted))
 

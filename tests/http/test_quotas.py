@@ -11,8 +11,8 @@ import pytest
 from pydantic import ByteSize
 
 from server.meter import Meter
-from server.quotas.keeper import Quotas
 from server.quotas.quota import Quota
+from server.quotas.tenant_quotas import Quotas
 from tests.support.engine import FakeWorker
 from tests.support.face import BASE, adapter_config, adapter_weights, form, write_adapter
 from tests.support.http import serve

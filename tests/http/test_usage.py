@@ -12,7 +12,7 @@ import pytest
 from server.keys.store import KeyStore
 from server.meter import Meter
 from server.principal import Scope
-from server.usage.ledger import Ledger, Usage, Wanted
+from server.usage.ledger import Ledger, Usage, UsageFilter
 from server.usage.writer import LedgerWriter
 from tests.support.engine import FakeWorker
 from tests.support.face import BASE, Face, form
@@ -37,8 +37,8 @@ class House:
 
     def rows(self, count: int) -> list[Usage]:
         """Once there are `count`."""
-        eventually(lambda: len(self.ledger.page(Wanted())) >= count)
-        return list(self.ledger.rows(Wanted()))
+        eventually(lambda: len(self.ledger.page(UsageFilter())) >= count)
+        return list(self.ledger.rows(UsageFilter()))
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_i86_what_is_under_way_is_on_disk_while_it_runs_and_not_when_it_has_ende
         with http.stream("POST", "/v1/completions", json=COMPLETION | {"max_tokens": 5000, "stream": True}) as running:
             eventually(lambda: house.ledger.under_way())
             (begun,) = house.ledger.under_way()
-            assert list(house.ledger.rows(Wanted())) == []
+            assert list(house.ledger.rows(UsageFilter())) == []
         assert (begun.id, begun.tenant, begun.prompt_tokens) == (running.headers["x-request-id"], "acme", 4)
         worker.room = 0
         assert http.post("/v1/completions", json=COMPLETION).status_code == 429

@@ -3,12 +3,22 @@
 import pytest
 
 from loader.errors import DoesNotFit, UnsupportedBase
-from loader.plan import HOST_RESERVE, MIB, Available, Budgets, KVLayer, MemoryPlan, kv_bytes_per_token, kv_spec, plan
+from loader.plan import (
+    HOST_RESERVE,
+    MIB,
+    Available,
+    Budgets,
+    KVLayer,
+    ServingMemoryPlan,
+    kv_bytes_per_token,
+    kv_spec,
+    plan,
+)
 
 SMOLLM2 = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576}
 
 
-def made(available: Available, budgets: Budgets) -> MemoryPlan:
+def made(available: Available, budgets: Budgets) -> ServingMemoryPlan:
     return plan(base_bytes=270 * MIB, kv_token_bytes=23040, max_model_len=8192, available=available, budgets=budgets)
 
 

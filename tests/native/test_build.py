@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from native import build
-from native.build import Form, sources
+from native.build import Arithmetic, sources
 from native.errors import NoTiles, Unavailable
 from native.kernels import Kernels, load
 from tests.support.kernels import CACHE, kernels
@@ -39,25 +39,25 @@ AMX = b"#define __AMX_TILE__ 1\n#define __AMX_BF16__ 1\n"
 
 
 @pytest.mark.parametrize(
-    ("vendor", "macros", "form"),
+    ("vendor", "macros", "arithmetic"),
     [
-        ("AuthenticAMD", AVX512, Form.DOTS),
-        ("AuthenticAMD", b"#define __AVX512F__ 1\n#define __AVX512BF16__ 1\n", Form.FLOATS),
-        ("GenuineIntel", AVX512, Form.FLOATS),
-        ("GenuineIntel", AVX512 + AMX, Form.TILES),
-        ("GenuineIntel", AMX, Form.FLOATS),
+        ("AuthenticAMD", AVX512, Arithmetic.DOTS),
+        ("AuthenticAMD", b"#define __AVX512F__ 1\n#define __AVX512BF16__ 1\n", Arithmetic.FLOATS),
+        ("GenuineIntel", AVX512, Arithmetic.FLOATS),
+        ("GenuineIntel", AVX512 + AMX, Arithmetic.TILES),
+        ("GenuineIntel", AMX, Arithmetic.FLOATS),
     ],
 )
 def test_numbers_are_multiplied_in_the_form_that_is_fastest(
-    vendor: str, macros: bytes, form: Form, tmp_path: Path
+    vendor: str, macros: bytes, arithmetic: Arithmetic, tmp_path: Path
 ) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
-    assert build.fastest(macros, cpuinfo) is form
+    assert build.fastest(macros, cpuinfo) is arithmetic
 
 
 def test_a_processor_that_does_not_say_whose_it_is_is_not_trusted_with_dot_products(tmp_path: Path) -> None:
-    assert build.fastest(AVX512, tmp_path / "no such file") is Form.FLOATS
+    assert build.fastest(AVX512, tmp_path / "no such file") is Arithmetic.FLOATS
 
 
 def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -85,22 +85,22 @@ def test_a_library_that_does_not_load_is_no_crash(tmp_path: Path) -> None:
 @pytest.fixture
 def refusing(tmp_path: Path) -> Path:
     """A cache where what was compiled for tiles says that the operating system does not give them."""
-    kernels(Form.TILES)  # skips where it cannot be compiled
-    kernels(Form.FLOATS)
-    source, library = tmp_path / "refusing.c", tmp_path / build.build(CACHE, Form.TILES).name
+    kernels(Arithmetic.TILES)  # skips where it cannot be compiled
+    kernels(Arithmetic.FLOATS)
+    source, library = tmp_path / "refusing.c", tmp_path / build.build(CACHE, Arithmetic.TILES).name
     source.write_text("int may_multiply(void) { return 0; }\n")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
-    shutil.copy(build.build(CACHE, Form.FLOATS), tmp_path)
+    shutil.copy(build.build(CACHE, Arithmetic.FLOATS), tmp_path)
     return tmp_path
 
 
 def test_tiles_that_the_system_does_not_give_are_told(refusing: Path) -> None:
     with pytest.raises(NoTiles, match="does not let this process"):
-        load(refusing, Form.TILES)
+        load(refusing, Arithmetic.TILES)
 
 
 def test_without_tiles_that_the_processor_has_numbers_are_multiplied_as_floats(refusing: Path) -> None:
-    if build.build(CACHE) != build.build(CACHE, Form.TILES):
+    if build.build(CACHE) != build.build(CACHE, Arithmetic.TILES):
         pytest.skip("this processor has no tiles")
     there = set(refusing.iterdir())
     load(refusing)

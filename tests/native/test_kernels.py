@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from bitsandbytes.functional import quantize_4bit
 from torch import Tensor
 
-from native.build import Form
+from native.build import Arithmetic
 from native.kernels import Kernels
 from native.tables import FourBitWeight, LowRankPart, part_table, span_table, term_table
 from tests.support.kernels import kernels
@@ -30,9 +30,9 @@ def close(got: Tensor, want: Tensor, scale: float = 1.0) -> None:
     torch.testing.assert_close(got.float(), want.float(), rtol=2 * ROUNDING, atol=2 * ROUNDING * scale)
 
 
-@pytest.fixture(params=list(Form))
+@pytest.fixture(params=list(Arithmetic))
 def compiled(request: pytest.FixtureRequest) -> Kernels:
-    """Every form of multiplication, whichever is the fastest here."""
+    """Every arithmetic, whichever is the fastest here."""
     return kernels(request.param)
 
 

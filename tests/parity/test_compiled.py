@@ -14,7 +14,7 @@ from engine.compiled_layer import CompiledLayer
 from engine.sequence import SamplingParams
 from loader.pointwise import CompiledMLP, CompiledNorm
 from loader.product import FastLinear
-from native.build import Form
+from native.build import Arithmetic
 from native.kernels import Kernels
 from tests.support.adapters import write_adapter
 from tests.support.kernels import kernels
@@ -63,14 +63,16 @@ def logprobs(answer: Answer) -> list[float]:
 
 @pytest.mark.parametrize("quantization", [None, "nf4"])
 @pytest.mark.parametrize(
-    ("arch", "form"),
+    ("arch", "arithmetic"),
     [
         *((arch, None) for arch in ("llama", "qwen2", "qwen3", "mistral", "gemma2", "phi3")),
-        *(("llama", form) for form in Form),
+        *(("llama", arithmetic) for arithmetic in Arithmetic),
     ],
 )
-def test_it_says_what_torch_says(arch: str, form: Form | None, quantization: str | None, tmp_path: Path) -> None:
-    plain, compiled = (house(arch, tmp_path, one, quantization) for one in (None, kernels(form)))
+def test_it_says_what_torch_says(
+    arch: str, arithmetic: Arithmetic | None, quantization: str | None, tmp_path: Path
+) -> None:
+    plain, compiled = (house(arch, tmp_path, one, quantization) for one in (None, kernels(arithmetic)))
     theirs, ours = (said(served, add(served, tmp_path / str(i))) for i, served in enumerate((plain, compiled)))
     for want, got in zip(theirs, ours, strict=True):
         errors = [abs(a - b) for a, b in zip(want, got, strict=True)]
@@ -110,10 +112,10 @@ def test_what_a_model_lets_be_replaced(arch: str, replaced: set[type[nn.Module]]
     served.close()
 
 
-@pytest.mark.parametrize("form", list(Form))
-def test_an_answer_does_not_depend_on_its_neighbours(form: Form, tmp_path: Path) -> None:
+@pytest.mark.parametrize("arithmetic", list(Arithmetic))
+def test_an_answer_does_not_depend_on_its_neighbours(arithmetic: Arithmetic, tmp_path: Path) -> None:
     """Bit for bit, the log-probabilities included: alone, in a batch, in other chunks."""
-    served = house("llama", tmp_path, kernels(form))
+    served = house("llama", tmp_path, kernels(arithmetic))
     adapters = add(served, tmp_path)
     together = said(served, adapters)
     for prompt, adapter, want in zip(PROMPTS, adapters, together, strict=True):
@@ -123,11 +125,11 @@ def test_an_answer_does_not_depend_on_its_neighbours(form: Form, tmp_path: Path)
     served.close()
 
 
-@pytest.mark.parametrize("form", list(Form))
-def test_what_is_decoded_does_not_depend_on_its_neighbours(form: Form, tmp_path: Path) -> None:
+@pytest.mark.parametrize("arithmetic", list(Arithmetic))
+def test_what_is_decoded_does_not_depend_on_its_neighbours(arithmetic: Arithmetic, tmp_path: Path) -> None:
     """Where there are enough adapters, a thread expands each by itself; otherwise beside the products. Each has two or
     three rows, which are expanded in twos."""
-    served = house("llama", tmp_path, kernels(form))
+    served = house("llama", tmp_path, kernels(arithmetic))
     adapters = add(served, tmp_path)
     asked = [(PROMPTS[(i + i // 4) % 4], adapters[i % 4]) for i in range(11)]
     ids = [served.submit(prompt, DECODED, adapter) for prompt, adapter in asked]

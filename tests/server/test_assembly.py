@@ -1,4 +1,4 @@
-"""A whole house as the command builds it, on a tiny base: what the settings say is what its engine does."""
+"""A whole server as the command assembles it, on a tiny base: what the settings say is what its engine does."""
 
 import asyncio
 from pathlib import Path
@@ -9,7 +9,7 @@ from rich.console import Console
 
 from engine.sequence import Request, SamplingParams
 from loader.progress import ignore
-from server.assembly import build_house
+from server.assembly import assemble
 from server.datadir import DataDir
 from server.keys.ring import NoKeys
 from server.meter import Meter
@@ -26,14 +26,14 @@ async def replays(settings: Settings, recorder: Again) -> int:
     """How many steps of one answer are replayed."""
     data = DataDir(settings.data_dir)
     quiet = Console(quiet=True)
-    house = build_house(settings, data, NoKeys(), Visitors(), Meter(), ignore, quiet, lambda base: recorder)
+    runtime = assemble(settings, data, NoKeys(), Visitors(), Meter(), ignore, quiet, lambda base: recorder)
     try:
-        house.worker.start()
-        stream = await house.worker.submit(Request("one", (1, 2, 3), ASK))
+        runtime.worker.start()
+        stream = await runtime.worker.submit(Request("one", (1, 2, 3), ASK))
         assert [token async for output in stream for token in output.token_ids]
-        await house.worker.stop(5)
+        await runtime.worker.stop(5)
     finally:
-        house.registry.close()
+        runtime.registry.close()
     return recorder.replayed
 
 

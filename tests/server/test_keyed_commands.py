@@ -7,9 +7,9 @@ import httpx
 import pytest
 
 from server.commands.chat import _Talk
+from server.commands.client import Client
+from server.commands.deliver import Destination
 from server.commands.errors import CommandFailed
-from server.commands.http import Server
-from server.commands.parcel import Parcel
 from server.commands.push import push
 from server.keys.store import KeyStore
 from server.principal import Scope
@@ -59,13 +59,13 @@ def test_push_sends_nothing_that_the_tenant_has_under_any_name(
     live, store = guarded
     first, other = key_of(store, "first"), key_of(store, "other")
     folder = write_adapter(tmp_path / "original", 50)
-    card, created = push(Server(live.url, first), folder, "original", None, unwatched)
+    card, created = push(Client(live.url, first), folder, "original", None, unwatched)
     assert created and uploads(live, first) == 1
-    same, created = push(Server(live.url, first), folder, "other-name", "prod", unwatched)
+    same, created = push(Client(live.url, first), folder, "other-name", "prod", unwatched)
     assert created and (same["id"], same["name"], same["aliases"]) == (card["id"], "other-name", ["prod"])
-    _, created = push(Server(live.url, first), folder, "other-name", "prod", unwatched)
+    _, created = push(Client(live.url, first), folder, "other-name", "prod", unwatched)
     assert not created and uploads(live, first) == 1
-    theirs, created = push(Server(live.url, other), folder, "original", None, unwatched)
+    theirs, created = push(Client(live.url, other), folder, "original", None, unwatched)
     assert created and theirs["version"] == 1 and uploads(live, other) == 1, "what another has is nobody's business"
 
 
@@ -74,7 +74,7 @@ def test_h76_content_of_others_is_told_by_no_id_and_copied_by_no_name(
 ) -> None:
     """Neither private nor lent: whoever was lent an adapter uses it, and keeps nothing when the loan ends."""
     live, store = guarded
-    acme = Server(live.url, key_of(store, "acme"))
+    acme = Client(live.url, key_of(store, "acme"))
     card, _ = push(acme, write_adapter(tmp_path / "kept", 51), "kept", None, unwatched)
     lent, _ = push(acme, write_adapter(tmp_path / "lent", 52), "lent", None, unwatched)
     acme.call("PUT", "/v1/adapters/lent/public")
@@ -118,13 +118,13 @@ def test_chat_and_train_send_the_key(
 ) -> None:
     live, store = guarded
     key = key_of(store, "acme")
-    parcel = Parcel(live.url, "taught", "prod", key)
-    parcel.check_address(None)
-    assert key not in repr(parcel)
-    told = parcel.deliver(write_adapter(tmp_path / "taught", 2))
+    destination = Destination(live.url, "taught", "prod", key)
+    destination.check_address(None)
+    assert key not in repr(destination)
+    told = destination.deliver(write_adapter(tmp_path / "taught", 2))
     assert "$ROOTSTOCK_API_KEY" in told and key not in told
     with pytest.raises(CommandFailed, match="API key"):
-        Parcel(live.url, "taught", "prod").check_address(None)
-    assert _Talk(Server(live.url, key), "taught@prod", None, 0.0, 3).turn("hello")
+        Destination(live.url, "taught", "prod").check_address(None)
+    assert _Talk(Client(live.url, key), "taught@prod", None, 0.0, 3).turn("hello")
     assert capsys.readouterr().out.strip()
     assert httpx.get(f"{live.url}/v1/models", trust_env=False).status_code == 401

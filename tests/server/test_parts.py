@@ -29,8 +29,8 @@ from server.errors import TABLE, BadRequest, Draining, NotReady, api_error
 from server.gauges import EngineCollector, ServerCollector
 from server.lifecycle import Lifecycle
 from server.logprobs import CompletionLogprobs, chat_logprobs
+from server.loop_lag import watch_loop_lag
 from server.metrics import MAX_ADAPTER_LABELS, AdapterLabels, Metrics
-from server.pulse import pulse
 from server.resolve import reference
 from server.settings import SettingsError, read_settings
 from server.version import version
@@ -274,14 +274,14 @@ def test_a_scrape_tells_the_phase_and_the_engine() -> None:
 def test_a_blocked_loop_is_noticed() -> None:
     async def scenario() -> list[float]:
         late: list[float] = []
-        beating = asyncio.create_task(pulse(late.append, period_s=0.001))
+        lag_watch = asyncio.create_task(watch_loop_lag(late.append, period_s=0.001))
         while not late:
             await asyncio.sleep(0)
         time.sleep(0.05)
         seen = len(late)
         while len(late) <= seen:
             await asyncio.sleep(0)
-        beating.cancel()
+        lag_watch.cancel()
         return late
 
     assert max(asyncio.run(scenario())) >= 0.045

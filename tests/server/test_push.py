@@ -16,9 +16,9 @@ from adapters.checkpoint import read_directory
 from adapters.content_id import manifest_of
 from adapters.manifest import Kind
 from server.commands import push as pushing
+from server.commands.client import Client, _content
 from server.commands.errors import CommandFailed, Refused, Unreachable
-from server.commands.http import Server, _content
-from server.commands.push import Patience, push
+from server.commands.push import Backoff, push
 from tests.support.adapters import KINDS, MLP, llama_shape
 from tests.support.adapters import write_adapter as write_for
 from tests.support.face import Face, write_adapter
@@ -26,8 +26,8 @@ from tests.support.http import LiveServer, eventually
 from tests.support.served import _free_port
 
 
-class Flaky(Server):
-    """A server whose connection breaks off in the middle of every second chunk, after the server has read some."""
+class Flaky(Client):
+    """One whose connection breaks off in the middle of every second chunk, after the server has read some."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -45,8 +45,8 @@ def unwatched(offset: int) -> None:
     """Nobody looks."""
 
 
-def at_once() -> Patience:
-    return Patience(sleep=lambda seconds: None)
+def at_once() -> Backoff:
+    return Backoff(sleep=lambda seconds: None)
 
 
 def sent(server: LiveServer) -> int:
@@ -56,20 +56,20 @@ def sent(server: LiveServer) -> int:
 
 def test_what_is_there_is_not_sent_again(live: LiveServer, face: Face, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "once", 400)
-    card, created = push(Server(live.url), folder, "once", "prod", unwatched)
+    card, created = push(Client(live.url), folder, "once", "prod", unwatched)
     assert created and card["aliases"] == ["prod"]
     before = sent(live)
-    again, created = push(Server(live.url), folder, "once", "next", unwatched)
+    again, created = push(Client(live.url), folder, "once", "next", unwatched)
     assert not created and again["id"] == card["id"] and again["aliases"] == ["next", "prod"]
     assert sent(live) == before
-    copied, created = push(Server(live.url), folder, "another", None, unwatched)
+    copied, created = push(Client(live.url), folder, "another", None, unwatched)
     assert created and (copied["name"], copied["version"], copied["id"]) == ("another", 1, card["id"])
     assert sent(live) == before, "it is there under another name"
 
 
 def test_what_is_damaged_is_sent_again(live: LiveServer, face: Face, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "damaged", 404)
-    card, _ = push(Server(live.url), folder, "damaged", None, unwatched)
+    card, _ = push(Client(live.url), folder, "damaged", None, unwatched)
     weights = next(face.store.path(card["id"]).glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
     assert face.store.quarantine_if_damaged(card["id"])
@@ -77,7 +77,7 @@ def test_what_is_damaged_is_sent_again(live: LiveServer, face: Face, tmp_path: P
         refused = http.post("/v1/adapters/copy-of-it/versions", json={"source": "damaged@1"})
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "adapter_corrupt")
     before = sent(live)
-    _, created = push(Server(live.url), folder, "elsewhere", None, unwatched)
+    _, created = push(Client(live.url), folder, "elsewhere", None, unwatched)
     assert created and sent(live) == before + 1 and not face.store.quarantined()
 
 
@@ -103,26 +103,26 @@ def test_a_connection_that_breaks_off_goes_on(
     monkeypatch.setattr(pushing, "CHUNK_BYTES", 100)
     folder = write_adapter(tmp_path / "cut", 401)
     size = (folder / "adapter_model.safetensors").stat().st_size
-    server, heard = Flaky(live.url), list[int]()
-    card, created = push(server, folder, "cut-off", None, heard.append, at_once())
+    client, heard = Flaky(live.url), list[int]()
+    card, created = push(client, folder, "cut-off", None, heard.append, at_once())
     assert created and card["version"] == 1
-    assert server.sent == -(-size // 100) and heard[-1] == size
+    assert client.sent == -(-size // 100) and heard[-1] == size
 
 
 def test_what_will_not_change_is_not_tried_again(live: LiveServer, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "bad", 402)
     (folder / "adapter_model.safetensors").write_bytes(b"\0" * 100)
-    patience = Patience(sleep=lambda seconds: pytest.fail("it waited"))
+    backoff = Backoff(sleep=lambda seconds: pytest.fail("it waited"))
     with pytest.raises(CommandFailed, match="too short|header"):
-        push(Server(live.url), folder, "bad", None, unwatched, patience)
+        push(Client(live.url), folder, "bad", None, unwatched, backoff)
     waited: list[float] = []
     with pytest.raises(Unreachable):
-        push(Server("http://127.0.0.1:9"), folder, "bad", None, unwatched, Patience(20, waited.append))
+        push(Client("http://127.0.0.1:9"), folder, "bad", None, unwatched, Backoff(20, waited.append))
     assert 20 <= sum(waited) < 29 and max(waited) <= 8
 
 
-class Proxied(Server):
-    """A server behind a proxy that answers with a page of its own, once."""
+class Proxied(Client):
+    """One that meets a proxy, which answers with a page of its own, once."""
 
     def __init__(self, url: str, status: int) -> None:
         super().__init__(url)
@@ -143,13 +143,13 @@ def test_a_proxys_own_page_is_waited_out(live: LiveServer, tmp_path: Path, statu
 
 
 def test_a_page_that_will_not_change_is_told(live: LiveServer, tmp_path: Path) -> None:
-    patience = Patience(sleep=lambda seconds: pytest.fail("it waited"))
+    backoff = Backoff(sleep=lambda seconds: pytest.fail("it waited"))
     with pytest.raises(Refused, match="413 without JSON"):
-        push(Proxied(live.url, 413), write_adapter(tmp_path / "large", 405), "large", None, unwatched, patience)
+        push(Proxied(live.url, 413), write_adapter(tmp_path / "large", 405), "large", None, unwatched, backoff)
 
 
 def test_a_certificate_that_is_not_trusted_is_told_at_once() -> None:
-    with pytest.raises(CommandFailed, match="SSL_CERT_FILE") as failed, Server("https://here")._client():
+    with pytest.raises(CommandFailed, match="SSL_CERT_FILE") as failed, Client("https://here")._client():
         raise httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate")
     assert not isinstance(failed.value, Unreachable), "which would be tried again for two minutes"
 
@@ -186,7 +186,7 @@ def test_a_server_killed_in_the_middle_gets_the_rest_when_it_is_back(
             assert back.wait(120)
 
     def work() -> None:
-        outcome.append(push(Server(f"http://127.0.0.1:{port}"), folder, "survivor", None, watch))
+        outcome.append(push(Client(f"http://127.0.0.1:{port}"), folder, "survivor", None, watch))
 
     pusher = threading.Thread(target=work)
     with facing(port, tmp_path / "data") as process:

@@ -7,12 +7,12 @@ import pytest
 from pydantic import ByteSize
 
 from adapters.device_quotas import DeviceQuota
-from loader.plan import MemoryPlan
+from loader.plan import ServingMemoryPlan
 from server.assembly import engine_config
 from server.errors import QuotaExceeded, RateLimited
 from server.quotas.bucket import Bucket
-from server.quotas.keeper import Holdings, Quotas
 from server.quotas.quota import Quota
+from server.quotas.tenant_quotas import Holdings, Quotas
 from server.settings import Settings, SettingsError, read_settings
 
 NOTHING = Holdings(frozenset(), 0)
@@ -116,7 +116,7 @@ def test_i85_one_adapter_too_many() -> None:
         first.take_name("other")
         second.check(NOTHING, second.ahead())
         with pytest.raises(QuotaExceeded, match="may have 1"):
-            first.check(NOTHING, first.ahead())  # of two at once, whoever was named first has the room
+            first.check(NOTHING, first.ahead())  # of two at once, the one that was named first has precedence
     with quotas.upload("a", 1) as again:
         again.take_name("new")
         again.check(held("new", 1), again.ahead())
@@ -129,17 +129,17 @@ def test_i85_uploads_have_a_rate_at_both_ends() -> None:
     clock = Clock()
     quotas = Quotas(Quota(uploads_per_minute=1), clock=clock)
     for end in ("begin", "end"):
-        with quotas.upload("a", 1) as room:
-            getattr(room, end)()
+        with quotas.upload("a", 1) as grant:
+            getattr(grant, end)()
             with pytest.raises(RateLimited) as refused:
-                getattr(room, end)()
+                getattr(grant, end)()
         assert refused.value.headers is not None and refused.value.headers["retry-after"] == "60"
     with quotas.upload("b", 1) as other:
         other.begin()
     clock.now += 60
-    with quotas.upload("a", 1) as room:
-        room.begin()
-        room.end()
+    with quotas.upload("a", 1) as grant:
+        grant.begin()
+        grant.end()
 
 
 def test_a_tenants_table_stands_over_the_default() -> None:
@@ -150,7 +150,7 @@ def test_a_tenants_table_stands_over_the_default() -> None:
 def test_the_engine_is_told_of_device_quotas() -> None:
     acme = Quota(device_bytes=ByteSize(1 << 20))
     settings = Settings(quota=Quota(device_adapters=4), tenants={"acme": acme})
-    config = engine_config(settings, MemoryPlan(0, 8, 16, 0, 100, 100, ()), 64)
+    config = engine_config(settings, ServingMemoryPlan(0, 8, 16, 0, 100, 100, ()), 64)
     assert config.device_quota == DeviceQuota(adapters=4)
     assert config.tenant_device_quotas == {"acme": DeviceQuota(bytes=1 << 20, adapters=4)}
 

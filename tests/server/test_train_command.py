@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from adapters.errors import AliasInvalid, NameInvalid
+from server.commands.deliver import Destination, curl
 from server.commands.errors import CommandFailed, Unreachable
-from server.commands.parcel import Parcel, curl
 from server.commands.train import train
 from tests.server.test_cli import rootstock
 from tests.support.face import Face, write_adapter
@@ -73,20 +73,20 @@ def test_the_dry_run_shows_an_example_and_writes_nothing(tmp_path: Path, capsys:
 
 def test_a_parcel_is_callable_before_its_alias_moves(live: LiveServer, face: Face, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "a", 1)
-    told = Parcel(live.url, "taught", "prod").deliver(folder)
+    told = Destination(live.url, "taught", "prod").deliver(folder)
     assert "taught@1 added" in told and told.endswith(curl(live.url, "taught@prod"))
     version = face.catalog.resolve("taught@prod")
     assert [request.adapter for request in face.worker.seen[-1:]] == [version.id]
-    again = Parcel(live.url, "taught", None).deliver(folder)
+    again = Destination(live.url, "taught", None).deliver(folder)
     assert "was there already" in again and '"model": "taught"' in again
 
 
 def test_an_alias_stays_where_it_is_when_the_new_version_fails(live: LiveServer, face: Face, tmp_path: Path) -> None:
-    Parcel(live.url, "steady", "prod").deliver(write_adapter(tmp_path / "a", 2))
+    Destination(live.url, "steady", "prod").deliver(write_adapter(tmp_path / "a", 2))
     face.worker.fail_after = 0
     try:
         with pytest.raises(CommandFailed) as caught:
-            Parcel(live.url, "steady", "prod").deliver(write_adapter(tmp_path / "b", 3))
+            Destination(live.url, "steady", "prod").deliver(write_adapter(tmp_path / "b", 3))
     finally:
         face.worker.fail_after = None
     assert face.catalog.resolve("steady@prod").number == 1
@@ -97,16 +97,16 @@ def test_what_the_server_refuses_is_told_with_the_way_to_try_again(live: LiveSer
     folder = write_adapter(tmp_path / "a")
     (folder / "adapter_model.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(CommandFailed, match="rootstock adapters push"):
-        Parcel(live.url, "broken", None).deliver(folder)
+        Destination(live.url, "broken", None).deliver(folder)
 
 
 def test_names_and_addresses_are_checked_first(live: LiveServer) -> None:
-    Parcel(live.url, "fine", "prod").check_address(None)
+    Destination(live.url, "fine", "prod").check_address(None)
     with pytest.raises(CommandFailed, match="--allow-quantization-mismatch"):
-        Parcel(live.url, "fine", "prod").check_address("nf4")
+        Destination(live.url, "fine", "prod").check_address("nf4")
     with pytest.raises(NameInvalid):
-        Parcel(live.url, "not a name", None).check_address(None)
+        Destination(live.url, "not a name", None).check_address(None)
     with pytest.raises(AliasInvalid):
-        Parcel(live.url, "fine", "3").check_address(None)
+        Destination(live.url, "fine", "3").check_address(None)
     with pytest.raises(Unreachable):
-        Parcel(NOWHERE, "fine", None).check_address(None)
+        Destination(NOWHERE, "fine", None).check_address(None)

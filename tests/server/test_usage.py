@@ -23,7 +23,7 @@ from server.commands.usage import usage
 from server.generation import Generation
 from server.meter import Claim, Meter
 from server.principal import ANYONE
-from server.usage.ledger import COLUMNS, Begun, Ledger, Usage, Wanted
+from server.usage.ledger import COLUMNS, Begun, Ledger, Usage, UsageFilter
 from server.usage.table import as_json, read_time, write_csv
 from server.usage.writer import LedgerWriter
 from tests.support.engine_fakes import Bench, named
@@ -33,7 +33,7 @@ from tests.support.served import run
 BEGUN = Begun("r0", "acme", "web", "k1", "sql@3", 10, 1000.0)
 ROW = Usage("r0", "acme", "web", "k1", "sql@3", 10, 4, 7, "stop", 1000.0, 1001.5)
 LOST = replace(ROW, cached_tokens=0, generated_tokens=0, finish_reason="lost", ended=2000.0)
-EVERY = Wanted()
+EVERY = UsageFilter()
 
 
 def url(path: Path) -> str:
@@ -52,13 +52,13 @@ def test_i86_a_request_has_one_row_however_often_it_is_written(tmp_path: Path) -
 async def test_i86_what_an_answer_got_is_noted_whether_or_not_anybody_reads_it(tmp_path: Path) -> None:
     ledger = Ledger(url(tmp_path / "usage.sqlite"))
     writer = LedgerWriter(ledger)
-    reading = Meter(writer=writer).admit(ANYONE, Claim("r0", "", prompt_tokens=3, max_tokens=100))
-    reading.accepted()
-    reading.follow(lambda: 7)
+    metered = Meter(writer=writer).admit(ANYONE, Claim("r0", "", prompt_tokens=3, max_tokens=100))
+    metered.accepted()
+    metered.follow(lambda: 7)
     async with asyncio.timeout(10):
         while [begun.generated_tokens for begun in ledger.under_way()] != [7]:
             await asyncio.sleep(0.05)
-    reading.end(0, 9, "length")
+    metered.end(0, 9, "length")
     writer.close()
     assert ledger.under_way() == [], "nothing is noted after the end"
     assert [row.generated_tokens for row in ledger.rows(EVERY)] == [9]
@@ -138,8 +138,8 @@ def test_rows_are_found_by_tenant_and_time_and_in_pages(tmp_path: Path) -> None:
     ledger = Ledger(url(tmp_path / "usage.sqlite"))
     rows = [replace(ROW, id=str(n), tenant="ab"[n % 2], ended=1000.0 + n) for n in range(10)]
     ledger.append(rows)
-    assert list(ledger.rows(Wanted(tenant="a"))) == rows[::2]
-    assert list(ledger.rows(Wanted(since=1003, until=1006))) == rows[3:6]
+    assert list(ledger.rows(UsageFilter(tenant="a"))) == rows[::2]
+    assert list(ledger.rows(UsageFilter(since=1003, until=1006))) == rows[3:6]
     page = ledger.page(EVERY, limit=4)
     assert [row for _, row in page] == rows[:4]
     assert [row for _, row in ledger.page(EVERY, after=page[-1][0], limit=4)] == rows[4:8]
@@ -190,7 +190,7 @@ def test_notes_on_one_request_are_one_however_long_the_disk_is_full(tmp_path: Pa
 KILLED = """
 import os, signal, sys
 from dataclasses import replace
-from server.usage.ledger import Ledger, Wanted
+from server.usage.ledger import Ledger, UsageFilter
 from server.usage.writer import LedgerWriter
 from tests.server.test_usage import ROW, url
 from pathlib import Path
@@ -200,7 +200,7 @@ writer = LedgerWriter(ledger)
 for n in range(2000):
     writer.record(replace(ROW, id=str(n)))
     if n == 1000:
-        while len(ledger.page(Wanted())) < 1000: pass
+        while len(ledger.page(UsageFilter())) < 1000: pass
 os.kill(os.getpid(), signal.SIGKILL)
 """
 

@@ -11,7 +11,7 @@ from loader.fingerprint import fingerprint
 from loader.skeleton import shape
 from loader.source import resolve
 from server.commands.errors import CommandFailed
-from server.commands.offline import validate
+from server.commands.validate import validate
 from tests.support.adapters import write_adapter
 from tests.support.models import tiny_model_dir
 

@@ -19,7 +19,7 @@ from server.datadir import DataDir
 from server.keys.opening import open_keys
 from server.keys.store import Key, KeyStore
 from server.principal import Scope
-from server.usage.ledger import Begun, Ledger, Usage, Wanted
+from server.usage.ledger import Begun, Ledger, Usage, UsageFilter
 
 WEIGHTS = bytes(range(256)) * 64
 HALF = len(WEIGHTS) // 2
@@ -72,7 +72,7 @@ class Beside:
         uploads = [(each.name, each.state, offset == each.size) for each, offset in self.uploads.for_tenant("acme")]
         every = self.keys.every() if self.data.keys.exists() else []
         keys = [(key.tenant, key.state(now), key.expires is None, key.replaces) for key in every]
-        return uploads, keys, list(self.ledger.rows(Wanted())), self.ledger.under_way()
+        return uploads, keys, list(self.ledger.rows(UsageFilter())), self.ledger.under_way()
 
     def check(self) -> None:
         """After a start: nothing is half there, and what is there is what was sent."""

@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from server.connections import Bounds, bounded
-from server.door import bind
+from server.listen import bind
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from loader.kernels import FOLDER
-from native.build import Form, build
+from native.build import Arithmetic, build
 from native.errors import Unavailable
 from native.kernels import Kernels, load
 
@@ -16,10 +16,10 @@ CACHE = Path(__file__).parents[2] / ".pytest_cache" / "kernels"
 
 
 @cache
-def kernels(form: Form | None = None) -> Kernels:
-    """Those that the server would take, or those of one form: see `native.build.build`."""
+def kernels(arithmetic: Arithmetic | None = None) -> Kernels:
+    """Those that the server would take, or those of one arithmetic: see `native.build.build`."""
     try:
-        return load(CACHE, form)
+        return load(CACHE, arithmetic)
     except Unavailable as reason:
         pytest.skip(str(reason))
 

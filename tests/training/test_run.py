@@ -14,7 +14,7 @@ import yaml
 from adapters.checkpoint import read_directory
 from loader.base import load as load_served
 from loader.source import Source
-from server.parity import EngineServing
+from server.offline_engine import OfflineEngine
 from tests.support.kernels import furnished
 from tests.support.tiny_training import two_layer_base
 from training.errors import ConfigInvalid, DataInvalid, GateFailed, MissingExtra, OutputInTheWay
@@ -70,7 +70,7 @@ def run(path: Path, resume: bool | None = None, serve: ServingPath | None = None
 
 def test_a_run_leaves_an_adapter_that_the_server_answers_with_as_the_trainer_did(base: Source, tmp_path: Path) -> None:
     path = written(tmp_path, base, "out", score={"limit": 2, "max_new_tokens": 4}, gate={"dtype": "float32"})
-    folder = run(path, serve=EngineServing(str(base.path), furnished(tmp_path / "data"), "cpu"))
+    folder = run(path, serve=OfflineEngine(str(base.path), furnished(tmp_path / "data"), "cpu"))
     assert {file.name for file in folder.iterdir()} == FILES
     assert not work_folder(folder).exists()
     report = json.loads((folder / "report.json").read_text())

@@ -37,7 +37,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryPlan:
+class TrainingMemoryPlan:
     """The peak of a run: its parts, when it is reached, and under which regime. All sizes are bytes.
 
     `trainable` and `parameters` count numbers. `pageable` is what the driver may move to the host; it is in no row.
@@ -72,7 +72,9 @@ STORED, LAYER, PASSING, HEAD = "activations", "one layer", "passing gradients", 
 DEQUANTIZED, CONTEXT = "one dense weight", "libraries"
 
 
-def predict(config: TrainConfig, anatomy: Anatomy, *, tokens: int, bf16: bool = True, cuda: bool = True) -> MemoryPlan:
+def predict(
+    config: TrainConfig, anatomy: Anatomy, *, tokens: int, bf16: bool = True, cuda: bool = True
+) -> TrainingMemoryPlan:
     """The peak of `config` on sequences of `tokens` tokens each (prompt and completion), the longest there will be.
 
     `bf16`: the device multiplies it, which `precision: auto` asks; `cuda`: it is a GPU. Raises ConfigInvalid when the
@@ -93,7 +95,7 @@ def _head_of(config: TrainConfig) -> HeadOf:
     return heads.absent if config.objective == "reward" else heads.tiled
 
 
-def at_peak(config: TrainConfig, anatomy: Anatomy, regime: Regime, batch: Batch, head_of: HeadOf) -> MemoryPlan:
+def at_peak(config: TrainConfig, anatomy: Anatomy, regime: Regime, batch: Batch, head_of: HeadOf) -> TrainingMemoryPlan:
     """The plan of a given regime and loss; `predict` chooses those that the trainers use."""
     grafts = grafts_of(config, anatomy)
     tensors = trained_tensors(anatomy, grafts, regime.full)
@@ -103,7 +105,7 @@ def at_peak(config: TrainConfig, anatomy: Anatomy, regime: Regime, batch: Batch,
     moment = max(moments, key=lambda name: sum(row.bytes for row in moments[name]))
     context = Row(CONTEXT, CUDA_CONTEXT if regime.cuda else HOST_CONTEXT, "an estimate, 0.5 to 1.4 GB are seen")
     rows = tuple(row for row in (*constant, *moments[moment], context) if row.bytes)
-    return MemoryPlan(regime.text, moment, rows, sum(tensors), anatomy.parameters, batch, states.pageable)
+    return TrainingMemoryPlan(regime.text, moment, rows, sum(tensors), anatomy.parameters, batch, states.pageable)
 
 
 def _constant(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from training.errors import MissingExtra
-from training.memory.plan import MemoryPlan
+from training.memory.plan import TrainingMemoryPlan
 
 GB = 1e9
 TITLE = 90
@@ -17,7 +17,7 @@ COLOURS, GREY = 10, "0.2"
 """matplotlib has ten colours; the parts that come last are the smallest, and are one grey."""
 
 
-def draw(plans: Sequence[tuple[str, MemoryPlan]], limit: int | None, title: str, path: Path) -> None:
+def draw(plans: Sequence[tuple[str, TrainingMemoryPlan]], limit: int | None, title: str, path: Path) -> None:
     """One bar for each named plan, with a line at `limit` bytes; written as PNG. Raises MissingExtra."""
     try:
         from matplotlib.figure import Figure

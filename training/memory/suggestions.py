@@ -9,7 +9,7 @@ from typing import Any
 
 from loader.anatomy import Anatomy
 from training.config import TrainConfig
-from training.memory.plan import MemoryPlan, predict
+from training.memory.plan import TrainingMemoryPlan, predict
 
 WORTH = 0.99
 """A change that leaves more than this share of the total is not worth naming."""
@@ -25,7 +25,7 @@ class Run:
     bf16: bool = True
     cuda: bool = True
 
-    def plan(self, anatomy: Anatomy) -> MemoryPlan:
+    def plan(self, anatomy: Anatomy) -> TrainingMemoryPlan:
         return predict(self.config, anatomy, tokens=self.tokens, bf16=self.bf16, cuda=self.cuda)
 
 
@@ -35,7 +35,7 @@ class Suggestion:
 
     change: str
     run: Run
-    plan: MemoryPlan
+    plan: TrainingMemoryPlan
 
 
 def suggestions(run: Run, anatomy: Anatomy) -> tuple[Suggestion, ...]:

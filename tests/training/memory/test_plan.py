@@ -7,7 +7,7 @@ import pytest
 from loader import configs
 from loader.anatomy import Anatomy, anatomy_of
 from training.config import TrainConfig
-from training.memory.plan import MemoryPlan, batch_of, predict
+from training.memory.plan import TrainingMemoryPlan, batch_of, predict
 from training.memory.suggestions import Run, suggestions, until_it_fits
 from training.reading import parse_config
 
@@ -22,7 +22,7 @@ def config(**values: Any) -> TrainConfig:
     return parse_config({"output": "x", "data": {"train": "x"}, **values})
 
 
-def plan(tokens: int = 1024, cuda: bool = True, bf16: bool = True, **values: Any) -> MemoryPlan:
+def plan(tokens: int = 1024, cuda: bool = True, bf16: bool = True, **values: Any) -> TrainingMemoryPlan:
     return predict(config(**values), seven(), tokens=tokens, bf16=bf16, cuda=cuda)
 
 

@@ -22,7 +22,7 @@ from loader.anatomy import Anatomy, anatomy_of
 from tests.support.footprint import Footprint
 from training.config import Method, TrainConfig
 from training.memory.head import whole
-from training.memory.plan import MemoryPlan, at_peak, batch_of
+from training.memory.plan import TrainingMemoryPlan, at_peak, batch_of
 from training.memory.regime import regime_of
 from training.reading import parse_config
 
@@ -139,7 +139,7 @@ def traced(method: Method, layers: int, checkpointing: bool = True) -> int:
         return int(footprint.peak)
 
 
-def planned(method: Method, layers: int, checkpointing: bool = True) -> MemoryPlan:
+def planned(method: Method, layers: int, checkpointing: bool = True) -> TrainingMemoryPlan:
     asked, anatomy = config(method, checkpointing), anatomy_of(shape(layers))
     regime = regime_of(asked, bf16=True, cuda=False)
     return at_peak(asked, anatomy, regime, batch_of(asked, LENGTH), whole)

@@ -13,16 +13,15 @@ from adapters.naming import qualified
 from server.deps import in_thread
 from server.ports import Services
 from server.principal import Principal
-from server.quotas import keeper
 from server.quotas.holdings import holdings
-from server.quotas.keeper import Holdings
+from server.quotas.tenant_quotas import Holdings, UploadGrant
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class UploadQuota:
     """What one upload was granted. Every question reads anew what the tenant holds: minutes may lie between two."""
 
-    _granted: keeper.Room
+    _granted: UploadGrant
     _services: Services
     _tenant: str
 
@@ -56,10 +55,10 @@ class Room:
 
 
 @asynccontextmanager
-async def storing(declared: int, services: Services, caller: Principal) -> AsyncIterator[Room]:
-    """Room for one upload of `declared` bytes, which count for the tenant until the block ends."""
+async def upload_quota(declared: int, services: Services, caller: Principal) -> AsyncIterator[UploadQuota]:
+    """For one upload of `declared` bytes, which count for the tenant until the block ends."""
     with services.meter.quotas.upload(caller.tenant, declared) as granted:
-        yield Room(granted, services, caller.tenant)
+        yield UploadQuota(granted, services, caller.tenant)
 
 
 def declared_bytes(http: HttpRequest, most: int) -> int:

@@ -32,7 +32,7 @@ _ASK = SamplingParams(max_tokens=0, prompt_logprobs=0)
 
 
 @dataclass(frozen=True, slots=True)
-class EngineServing:
+class OfflineEngine:
     """A ServingPath over `base`, on `device`, both as `rootstock serve` spells them."""
 
     base: str

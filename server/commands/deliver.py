@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from server.commands.errors import CommandFailed, Unreachable
 
 if TYPE_CHECKING:
-    from server.commands.http import Server
+    from server.commands.client import Client
 
 READY_S = 300.0
 _POLL_S = 0.5
@@ -32,7 +32,7 @@ def check(folder: Path, base: str, data: Path, quantization: str | None) -> None
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class Destination:
     """Where an adapter goes: a server's `url`, its `name` and perhaps `alias` there, and the `key` that opens it.
 
     The key is never printed, and stands in no config: cards tell configs.
@@ -50,15 +50,15 @@ class Parcel:
         Raises NameInvalid, AliasInvalid, Unreachable, CommandFailed.
         """
         from adapters.naming import check_alias, check_name
-        from server.commands.http import Server
+        from server.commands.client import Client
 
         check_name(self.name)
         if self.alias is not None:
             check_alias(self.alias)
         try:
-            server = Server(self.url, self.key)
-            about = server.call("GET", "/version")
-            server.call("GET", "/v1/models")  # tells whether the key is valid
+            client = Client(self.url, self.key)
+            about = client.call("GET", "/version")
+            client.call("GET", "/v1/models")  # tells whether the key is valid
         except Unreachable as error:
             raise Unreachable(
                 f"{error} Or train without --push, and upload later: rootstock adapters push DIR."
@@ -82,18 +82,18 @@ class Parcel:
             raise
 
     def _deliver(self, folder: Path) -> str:
-        from server.commands.http import Server
+        from server.commands.client import Client
         from server.commands.push import push
 
-        server = Server(self.url, self.key)
-        _wait_until_ready(server, READY_S)
-        card, created = push(server, folder, self.name, None, _unwatched)
+        client = Client(self.url, self.key)
+        _wait_until_ready(client, READY_S)
+        card, created = push(client, folder, self.name, None, _unwatched)
         version = f"{card['name']}@{card['version']}"
         # The first request loads it: once that is answered, the alias cannot lead anybody to a version that fails.
-        server.call("POST", "/v1/completions", {"model": version, "prompt": "Hello", "max_tokens": 1})
+        client.call("POST", "/v1/completions", {"model": version, "prompt": "Hello", "max_tokens": 1})
         if self.alias is not None:
             path = f"/v1/adapters/{self.name}/aliases/{self.alias}"
-            server.call("PUT", path, {"version": card["version"]})
+            client.call("PUT", path, {"version": card["version"]})
         model = f"{self.name}@{self.alias}" if self.alias else self.name
         told = f"{version} {'added' if created else 'was there already'}, and answers at {self.url}"
         return f"{told}. Try it:\n{curl(self.url, model, keyed=self.key is not None)}"
@@ -106,12 +106,12 @@ def curl(url: str, model: str, keyed: bool = False) -> str:
     return f"curl {url.rstrip('/')}/v1/chat/completions{key} -H 'content-type: application/json' -d '{body}'"
 
 
-def _wait_until_ready(server: "Server", most_s: float) -> None:
+def _wait_until_ready(client: "Client", most_s: float) -> None:
     """A server that loads refuses connections, one that drains says so. Raises CommandFailed after `most_s` seconds."""
     deadline = time.monotonic() + most_s
     while True:
         try:
-            status = server.call("GET", "/readyz").get("status")
+            status = client.call("GET", "/readyz").get("status")
         except Unreachable:
             if time.monotonic() > deadline:
                 raise

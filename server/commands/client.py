@@ -16,7 +16,7 @@ from server.commands.errors import CommandFailed, Refused, Unreachable
 _PATIENT = httpx.Timeout(10.0, read=600.0, write=600.0)
 
 
-class Server:
+class Client:
     """One server by its URL, called with `key` where it asks for one."""
 
     def __init__(self, url: str, key: str | None = None) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.readers import PACE_BYTES, Patience
+from server.slow_clients import PACE_BYTES, StallTimer
 
 WAIT_S = 30.0
 
@@ -47,14 +47,14 @@ class Connection:
                 timer.job()
 
 
-def patience(connection: Connection) -> Patience:
-    return Patience(connection, connection, WAIT_S, connection.cut)  # type: ignore[arg-type]
+def stall_timer(connection: Connection) -> StallTimer:
+    return StallTimer(connection, connection, WAIT_S, connection.cut)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("taken", [0, 1, PACE_BYTES - 1])
 def test_who_takes_next_to_nothing_is_cut_off_once(taken: int) -> None:
     connection = Connection()
-    patience(connection).watch()
+    stall_timer(connection).watch()
     connection.waiting -= taken
     connection.time_is_up()
     assert connection.cuts == 1
@@ -64,7 +64,7 @@ def test_who_takes_next_to_nothing_is_cut_off_once(taken: int) -> None:
 
 def test_who_keeps_the_pace_has_as_long_as_it_takes() -> None:
     connection = Connection()
-    patience(connection).watch()
+    stall_timer(connection).watch()
     while connection.waiting:
         connection.waiting = max(0, connection.waiting - PACE_BYTES)
         connection.time_is_up()
@@ -73,7 +73,7 @@ def test_who_keeps_the_pace_has_as_long_as_it_takes() -> None:
 
 def test_the_pace_is_to_be_kept_until_the_end() -> None:
     connection = Connection()
-    patience(connection).watch()
+    stall_timer(connection).watch()
     for taken in (PACE_BYTES, PACE_BYTES, 0):
         assert connection.cuts == 0
         connection.waiting -= taken
@@ -83,7 +83,7 @@ def test_the_pace_is_to_be_kept_until_the_end() -> None:
 
 def test_who_is_no_longer_watched_is_not_cut_off() -> None:
     connection = Connection()
-    watching = patience(connection)
+    watching = stall_timer(connection)
     watching.watch()
     watching.stop()
     watching.stop()
@@ -93,7 +93,7 @@ def test_who_is_no_longer_watched_is_not_cut_off() -> None:
 
 def test_to_be_watched_again_gives_no_more_time() -> None:
     connection = Connection()
-    watching = patience(connection)
+    watching = stall_timer(connection)
     watching.watch()
     watching.watch()
     assert len(connection.timers) == 1
@@ -101,5 +101,5 @@ def test_to_be_watched_again_gives_no_more_time() -> None:
 
 def test_nothing_to_take_is_nothing_to_watch() -> None:
     connection = Connection(waiting=0)
-    patience(connection).watch()
+    stall_timer(connection).watch()
     assert not connection.timers

@@ -20,23 +20,23 @@ def bind(host: str, port: int) -> socket.socket:
     """A bound socket; connections inherit its options. Raises AddressInUse with what to do."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        door = socket.socket(family, kind, protocol)
+        sock = socket.socket(family, kind, protocol)
     except OSError as error:
         raise AddressInUse(f"--host {host} is no address of this machine: {error.strerror or error}.") from error
-    door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    door.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
     try:
-        door.bind(address)
+        sock.bind(address)
     except OSError as error:
-        door.close()
+        sock.close()
         raise AddressInUse(
             f"Cannot listen on {host}:{port}: {error.strerror}. Give another --port or --host."
         ) from error
-    return door
+    return sock
 
 
-def opens_to_others(door: socket.socket) -> bool:
+def is_reachable_by_others(sock: socket.socket) -> bool:
     """Whether other machines may reach a bound socket: every address but loopback ones."""
-    address = ipaddress.ip_address(door.getsockname()[0].partition("%")[0])
+    address = ipaddress.ip_address(sock.getsockname()[0].partition("%")[0])
     mapped = getattr(address, "ipv4_mapped", None)  # ::ffff:127.0.0.1
     return not (mapped or address).is_loopback

@@ -9,7 +9,7 @@ from collections.abc import Callable
 PERIOD_S = 0.25
 
 
-async def pulse(note: Callable[[float], None], period_s: float = PERIOD_S) -> None:
+async def watch_loop_lag(note: Callable[[float], None], period_s: float = PERIOD_S) -> None:
     """Until cancelled: `note` by how many seconds each sleep of `period_s` was too long."""
     loop = asyncio.get_running_loop()
     while True:

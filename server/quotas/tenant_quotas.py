@@ -32,8 +32,8 @@ class _Account:
     quota: Quota
     buckets: dict[str, Bucket]
     running: int = 0
-    rooms: list["Room"] = field(default_factory=list)
-    named: list["Room"] = field(default_factory=list)
+    grants: list["UploadGrant"] = field(default_factory=list)
+    named: list["UploadGrant"] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -49,7 +49,7 @@ class Pass:
         return _headers(self._account)
 
     def close(self, used: int) -> None:
-        """The request has ended and `used` that many tokens. Twice is once."""
+        """The request has ended and `used` that many tokens. Idempotent."""
         if not self._closed:
             self._closed = True
             self._account.running -= 1
@@ -64,8 +64,8 @@ class Pass:
 
 
 @dataclass(slots=True, eq=False)
-class Room:
-    """What one upload was granted, until it ends. Of several at once, whoever came first has the room."""
+class UploadGrant:
+    """What one upload was granted, until it ends. Of several at once, the earlier ones have precedence."""
 
     _quotas: "Quotas"
     _account: "_Account"
@@ -89,9 +89,9 @@ class Room:
         """What those that came before are about to store. To be asked before what is held: whoever ends in between
         then counts twice, and never not at all.
         """
-        rooms, named = self._account.rooms, self._account.named
-        bytes = sum(room.declared for room in rooms[: rooms.index(self)])
-        return Holdings({room.name or "" for room in named[: named.index(self) if self in named else 0]}, bytes)
+        grants, named = self._account.grants, self._account.named
+        bytes = sum(grant.declared for grant in grants[: grants.index(self)])
+        return Holdings({grant.name or "" for grant in named[: named.index(self) if self in named else 0]}, bytes)
 
     def check(self, held: Holdings, ahead: Holdings) -> None:
         """Raises QuotaExceeded when the declared bytes, or the name, do not fit beside what the tenant holds. A new
@@ -139,17 +139,17 @@ class Quotas:
         return quota.adapters is not None or quota.stored_bytes is not None
 
     @contextmanager
-    def upload(self, tenant: str, declared: int) -> Iterator["Room"]:
+    def upload(self, tenant: str, declared: int) -> Iterator["UploadGrant"]:
         """One upload of up to `declared` bytes, which count from now until it ends."""
         account = self._account(tenant)
-        room = Room(self, account, declared)
-        account.rooms.append(room)
+        grant = UploadGrant(self, account, declared)
+        account.grants.append(grant)
         try:
-            yield room
+            yield grant
         finally:
-            account.rooms.remove(room)
-            if room in account.named:
-                account.named.remove(room)
+            account.grants.remove(grant)
+            if grant in account.named:
+                account.named.remove(grant)
 
     def take(self, account: _Account, wanted: Mapping[str, int]) -> None:
         """Raises RateLimited, and then nothing was taken."""

@@ -11,7 +11,7 @@ PACE_BYTES = 16 << 10
 """So much, or all there is, is to be taken in the time given. A system takes from another a window at a time."""
 
 
-class Patience:
+class StallTimer:
     """Watched while bytes wait for the client; `cut` is called once, when it took less than `PACE_BYTES` in `wait_s`.
 
     While it is watched, nothing more is written.
@@ -27,7 +27,7 @@ class Patience:
             self._begin()
 
     def stop(self) -> None:
-        """Twice is once."""
+        """Idempotent."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from loader.memory import format_bytes
 from server.commands.errors import CommandFailed
-from server.commands.options import AdapterDir, BaseOption, DataDirOption, Json, data_folder, human_bytes, print_json
+from server.commands.options import AdapterDir, BaseOption, DataDirOption, Json, data_folder, print_json
 
 
 def validate(
@@ -51,7 +52,7 @@ def validate(
         print_json(about | {"targets": list(manifest.targets), "base": shape.base_id} | origin)
         return
     targets = " ".join(manifest.targets)
-    typer.echo(f"valid for {shape.base_id}: {manifest.kind}, rank {manifest.rank}, {human_bytes(size)}, on {targets}")
+    typer.echo(f"valid for {shape.base_id}: {manifest.kind}, rank {manifest.rank}, {format_bytes(size)}, on {targets}")
     typer.echo(manifest.id)
     typer.echo(
         "no record of the base it was trained on"

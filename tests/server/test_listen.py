@@ -4,15 +4,15 @@ import socket
 
 import pytest
 
-from server.door import AddressInUse, bind, opens_to_others
+from server.listen import AddressInUse, bind, is_reachable_by_others
 
 
 def test_a_bound_socket_has_its_port_and_refuses_until_it_listens() -> None:
-    with bind("127.0.0.1", 0) as door:
-        address = door.getsockname()
+    with bind("127.0.0.1", 0) as sock:
+        address = sock.getsockname()
         with socket.socket() as client, pytest.raises(ConnectionRefusedError):
             client.connect(address)
-        door.listen()
+        sock.listen()
         with socket.socket() as client:
             client.connect(address)
 
@@ -31,5 +31,5 @@ def test_a_host_that_is_nobodys_is_told() -> None:
 
 @pytest.mark.parametrize(("host", "open_"), [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)])
 def test_only_loopback_is_closed_to_others(host: str, open_: bool) -> None:
-    with bind(host, 0) as door:
-        assert opens_to_others(door) is open_
+    with bind(host, 0) as sock:
+        assert is_reachable_by_others(sock) is open_

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from adapters.errors import InvalidAdapter
 from loader.quantize import config_for
-from server.parity import EngineServing
+from server.offline_engine import OfflineEngine
 from tests.support.kernels import furnished
 from tests.support.models import tiny_model_dir
 from tests.support.peft_adapters import KINDS, write_adapter
@@ -64,7 +64,7 @@ def test_the_serving_path_says_what_the_trainer_said(
     dtype: str,
     quantization: str | None,
 ) -> None:
-    serving = EngineServing(str(model), furnished(tmp_path), "cpu")
+    serving = OfflineEngine(str(model), furnished(tmp_path), "cpu")
     verdict = compare(known[quantization], serving, adapter, dtype=dtype, quantization=quantization)
     assert verdict.complaint is None
     assert verdict.parity.positions == sum(len(row) - 1 for row in ROWS)
@@ -72,7 +72,7 @@ def test_the_serving_path_says_what_the_trainer_said(
 
 
 def test_the_base_alone_is_offered_too(known: Mapping[str | None, Reference], model: Path, tmp_path: Path) -> None:
-    serving = EngineServing(str(model), furnished(tmp_path), "cpu")
+    serving = OfflineEngine(str(model), furnished(tmp_path), "cpu")
     served, told = serving.logprobs(None, ROWS, dtype="float32", quantization="nf4"), known["nf4"].base
     assert told is not None and _largest(told, served) < 1e-3
 
@@ -89,7 +89,7 @@ def test_an_adapter_that_was_exported_otherwise_fails_the_gate(
         spoiled / "adapter_model.safetensors",
     )
     verdict = compare(
-        known[None], EngineServing(str(model), furnished(tmp_path), "cpu"), spoiled, dtype="float32", quantization=None
+        known[None], OfflineEngine(str(model), furnished(tmp_path), "cpu"), spoiled, dtype="float32", quantization=None
     )
     assert "it is the adapter" in str(verdict.complaint)
 
@@ -100,7 +100,7 @@ def test_what_the_servers_reader_refuses_is_refused_here(model: Path, adapter: P
     (tmp_path / "a" / "adapter_config.json").write_text(config)
     (tmp_path / "a" / "adapter_model.safetensors").write_bytes((adapter / "adapter_model.safetensors").read_bytes())
     with pytest.raises(InvalidAdapter, match="bias"):
-        serving = EngineServing(str(model), furnished(tmp_path), "cpu")
+        serving = OfflineEngine(str(model), furnished(tmp_path), "cpu")
         serving.logprobs(tmp_path / "a", ROWS, dtype="float32", quantization=None)
 
 
