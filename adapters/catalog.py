@@ -67,7 +67,7 @@ class Catalog:
     ) -> None:
         self.on_forgotten: Callable[[AdapterId], None] = _nobody
         self.base = base
-        self.grants = registry.grants
+        self.shares = registry.shares
         self._registry, self._store, self._reserved, self._reader = registry, store, reserved, reader
         self._lock = threading.Lock()
         self._uses: dict[AdapterId, int] = {}
@@ -138,7 +138,7 @@ class Catalog:
         self._dossier_files.follow(version.name)
 
     def list(self, tenant: str | None = None) -> Versions:
-        """The newest version of each name, sorted by name; of all, or of those that are `tenant`'s or lent to it."""
+        """The newest version of each name, sorted by name; of all, or of those that `tenant` may use."""
         return self._registry.newest(tenant)
 
     def named(self, id: AdapterId) -> Versions:
@@ -192,7 +192,7 @@ class Catalog:
         """
         with self._changing(name, ends=True):
             unused = self._registry.delete(name, condition)
-            self.grants.forget(name)
+            self.shares.forget(name)
         with self._lock:
             in_use = any(leased == name for leased, _ in self._leased)
         for id in unused:
@@ -217,14 +217,14 @@ class Catalog:
         self._dossier_files.follow(name, ends=not pinned)
         return version
 
-    def lend(self, name: str, tenant: str) -> None:
+    def share(self, name: str, tenant: str) -> None:
         """Let `tenant`, or EVERYBODY, use all versions of `name`. Raises UnknownAdapter."""
-        self.grants.grant(name, tenant)
+        self.shares.share(name, tenant)
         self._dossier_files.follow(name)
 
-    def take_back(self, name: str, tenant: str) -> None:
-        """When this returns, no rebuilding of the registry lends it to `tenant` again. Raises Unsettled too."""
-        self.grants.withdraw(name, tenant)
+    def unshare(self, name: str, tenant: str) -> None:
+        """When this returns, no rebuilding of the registry shares it with `tenant` again. Raises Unsettled too."""
+        self.shares.unshare(name, tenant)
         self._dossier_files.follow(name, ends=True)
 
     def pinned(self) -> Versions:

@@ -16,11 +16,11 @@ from typing import Any
 from sqlalchemy import Column, inspect, select
 from sqlalchemy.orm import Session
 
-from adapters.tables import AliasMoveRow, AliasRow, CanaryRow, EvalFileRow, GrantRow, NameRow, ScoreRow, Table
+from adapters.tables import AliasMoveRow, AliasRow, CanaryRow, EvalFileRow, NameRow, ScoreRow, ShareRow, Table
 from adapters.tables import VersionRow as Numbered
 
 FORMAT = 1
-KEPT: tuple[type[Table], ...] = (NameRow, GrantRow, CanaryRow, AliasMoveRow, EvalFileRow, ScoreRow)
+KEPT: tuple[type[Table], ...] = (NameRow, ShareRow, CanaryRow, AliasMoveRow, EvalFileRow, ScoreRow)
 """Each has a column `name`. A row's own number, where it has one, is not kept; their order is."""
 
 Rows = list[dict[str, Any]]

@@ -2,7 +2,7 @@
 
     <folder>/<sha256 of the name>.json
 
-Owns when they are written: after the registry has committed, so that none ever grants what was not granted. Where
+Owns when they are written: after the registry has committed, so that none ever shares what was not shared. Where
 something was taken away, the change is not answered for until the dossier says so durably or is gone. A dossier is
 never asked while the registry lives; each start writes those anew that a crash kept behind.
 """
@@ -38,7 +38,7 @@ class DossierFiles:
         """Write what the registry says of `name` now.
 
         A dossier that cannot be written is one behind, which is logged; the next change or start writes it. Not so
-        where the change `ends` something, a grant perhaps: then it is removed instead. Raises Unsettled when not even
+        where the change `ends` something, a share perhaps: then it is removed instead. Raises Unsettled when not even
         that can be done: nobody may be told that it has ended.
         """
         with self._writing, self._trying(name, or_drop=ends):

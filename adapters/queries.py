@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from sqlalchemy import ColumnElement, exists, func, select
 from sqlalchemy.orm import Session
 
-from adapters.grants import EVERYBODY
 from adapters.naming import qualified
-from adapters.tables import GrantRow, VersionRow
+from adapters.sharing import EVERYBODY
+from adapters.tables import ShareRow, VersionRow
 
 
 def only_version(session: Session, name: str) -> bool:
@@ -24,8 +24,8 @@ def newest_number(session: Session, name: str) -> int | None:
 def newest_of_each(session: Session, tenant: str | None = None) -> Sequence[VersionRow]:
     names = select(VersionRow.name, func.max(VersionRow.number).label("number")).group_by(VersionRow.name)
     if tenant is not None:
-        lent = select(GrantRow.name).where(GrantRow.tenant.in_((tenant, EVERYBODY)))
-        names = names.where(_owned(tenant) | VersionRow.name.in_(lent))
+        shared = select(ShareRow.name).where(ShareRow.tenant.in_((tenant, EVERYBODY)))
+        names = names.where(_owned(tenant) | VersionRow.name.in_(shared))
     newest = names.subquery()
     query = select(VersionRow).join(newest, (VersionRow.name == newest.c.name) & (VersionRow.number == newest.c.number))
     return session.scalars(query.order_by(VersionRow.name)).all()

@@ -77,9 +77,9 @@ def examine(registry: Path, store: BlobStore) -> Diagnosis:
 def rebuild(registry: Path, store: BlobStore) -> Rebuilt:
     """Make the registry from what stands beside the blobs. The old one, if any, is kept beside it.
 
-    Labels and manifests give names, numbers, aliases, times and records of the base; dossiers whom a name is lent to,
-    pins, canaries, eval files, scores, the history of aliases, and the numbers of what was deleted. All are as they
-    were last written.
+    Labels and manifests give names, numbers, aliases, times and records of the base; dossiers shares, pins,
+    canaries, eval files, scores, the history of aliases, and the numbers of what was deleted. All are as they were last
+    written.
     """
     found: list[tuple[Label, Manifest]] = []
     nameless = []

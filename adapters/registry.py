@@ -20,11 +20,11 @@ from adapters.disk import Disk
 from adapters.dossier import Dossier
 from adapters.errors import UnknownAdapter, UnknownVersion, VersionInUse, quoted
 from adapters.evaluations import EvalFile, Score
-from adapters.grants import Grants
 from adapters.manifest import AdapterId, Manifest, TrainedOn
 from adapters.manifest_json import manifest_from_json, manifest_to_json
 from adapters.naming import Reference
-from adapters.tables import AdapterRow, AliasRow, CanaryRow, GrantRow, NameRow, ResidentRow, VersionRow
+from adapters.sharing import Shares
+from adapters.tables import AdapterRow, AliasRow, CanaryRow, NameRow, ResidentRow, ShareRow, VersionRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Registry:
         """Opens the database and brings its schema up to date. Raises DatabaseUnusable when that cannot be done."""
         self._database = Database(url, disk=disk)
         self._manifests: dict[AdapterId, Manifest] = {}
-        self.grants = Grants(self._database)
+        self.shares = Shares(self._database)
 
     def close(self) -> None:
         self._database.close()
@@ -123,7 +123,7 @@ class Registry:
             ]
 
     def newest(self, tenant: str | None = None) -> list[Version]:
-        """The newest version of each name, sorted by name; of all, or of those that are `tenant`'s or lent to it."""
+        """The newest version of each name, sorted by name; of all, or of those that `tenant` may use."""
         with self._database.reading() as session:
             return self._versions(session, queries.newest_of_each(session, tenant))
 
@@ -211,7 +211,7 @@ class Registry:
                 raise _unknown(name)
             check(condition, queries.newest_number(session, name))
             session.execute(delete(VersionRow).where(VersionRow.name == name))
-            session.execute(delete(GrantRow).where(GrantRow.name == name))
+            session.execute(delete(ShareRow).where(ShareRow.name == name))
             session.get_one(NameRow, name).pinned = False
             return self._unused(session, ids)
 

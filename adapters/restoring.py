@@ -1,7 +1,7 @@
 """What of the dossiers goes into a registry that is being made again from labels.
 
 Owns what may be believed: a dossier speaks of a name, and only what it says of versions that are there, by number and
-by id, is taken. It never lends what it does not say is lent. Knows no files but theirs.
+by id, is taken. It never shares what it does not say is shared. Knows no files but theirs.
 """
 
 import zlib
@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from adapters.dossier import Dossier, DossierUnreadable, decode, row
 from adapters.dossier_files import path_of
-from adapters.tables import AliasMoveRow, AliasRow, CanaryRow, EvalFileRow, GrantRow, NameRow, ScoreRow, VersionRow
+from adapters.tables import AliasMoveRow, AliasRow, CanaryRow, EvalFileRow, NameRow, ScoreRow, ShareRow, VersionRow
 
 _MEASURED = {EvalFileRow: "eval files", ScoreRow: "scores"}
 
@@ -63,7 +63,7 @@ class _Restoring:
         try:
             with self._session.begin_nested():
                 self._name()
-                for kept in (self._grants(), self._canaries(), self._moves(), self._measured()):
+                for kept in (self._shares(), self._canaries(), self._moves(), self._measured()):
                     self._session.add_all(kept)
                     self._session.flush()
         except (KeyError, ValueError, TypeError, zlib.error) as error:
@@ -87,11 +87,11 @@ class _Restoring:
             self._lost("what else was known of it, as its dossier speaks of other versions")
         self._session.flush()
 
-    def _grants(self) -> list[Any]:
-        rows = self._rows(GrantRow) if self._agreed else []
+    def _shares(self) -> list[Any]:
+        rows = self._rows(ShareRow) if self._agreed else []
         for spelled in rows:
             self._again(f"shared with {'everybody' if spelled['tenant'] == '*' else spelled['tenant']}")
-        return [row(GrantRow, spelled) for spelled in rows]
+        return [row(ShareRow, spelled) for spelled in rows]
 
     def _canaries(self) -> list[Any]:
         """An alias that points elsewhere than the dossier knows has moved since: its canary then ended."""

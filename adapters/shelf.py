@@ -1,10 +1,10 @@
 """What one tenant sees of the catalog, in that tenant's own words.
 
 Owns who may see and change which adapter, and how names are told. acme's adapter `sql` is registered as `acme/sql`;
-acme calls it `sql`, and those whom acme lends it to call it `acme/sql`. What was registered without an owner, by the
+acme calls it `sql`, and those whom acme shares it with call it `acme/sql`. What was registered without an owner, by the
 server's own start or before there were keys, has a bare name; the tenant "" owns it, and others use it by that name if
-it was lent to them and they have none of their own. What a tenant may not see raises what an absent one raises, and no
-sooner or later: nothing is asked about it. Knows no keys and no HTTP.
+it is shared with them and they have none of their own. What a tenant may not see raises what an absent one raises, and
+no sooner or later: nothing is asked about it. Knows no keys and no HTTP.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from adapters.catalog import Catalog
 from adapters.condition import Condition
 from adapters.errors import NotOwner, UnknownAdapter, UnknownVersion, quoted
 from adapters.evaluations import EvalFile, Score
-from adapters.grants import EVERYBODY
 from adapters.lease import Lease
 from adapters.manifest import AdapterId
 from adapters.naming import check_slug, owner_of, qualified
 from adapters.provenance import ServedBase
 from adapters.registry import Version
+from adapters.sharing import EVERYBODY
 
 T = TypeVar("T")
 Versions = list[Version]  # inside the class, `list` is its method
@@ -32,7 +32,8 @@ Versions = list[Version]  # inside the class, `list` is its method
 class Shelf:
     """The catalog's methods for `tenant`, with names as that tenant spells them, going in and coming out.
 
-    Beside what the catalog raises, changing what belongs to others raises NotOwner if it was lent, else UnknownAdapter.
+    Beside what the catalog raises, changing what belongs to others raises NotOwner for what is shared with the tenant,
+    else UnknownAdapter.
     """
 
     def __init__(self, catalog: Catalog, tenant: str = "") -> None:
@@ -64,7 +65,7 @@ class Shelf:
     def copy(
         self, source: str, name: str, alias: str | None = None, condition: Condition | None = None
     ) -> tuple[Version, bool]:
-        """Only from what is the tenant's own: a loan ends, and a copy would not."""
+        """Only from what is the tenant's own: a share can end, and a copy would not."""
         theirs, at, selector = source.partition("@")
         full = self._own(theirs) + at + selector
         version, created = self._catalog.copy(full, self._new(name), alias, condition)
@@ -83,7 +84,7 @@ class Shelf:
         return lease
 
     def list(self) -> Versions:
-        """The tenant's own and those lent to it; a name of its own hides the server's."""
+        """The tenant's own and those shared with it; a name of its own hides the server's."""
         told: dict[str, Version] = {}
         for version in self._catalog.list(self._tenant):
             shown = self._told(version)
@@ -122,7 +123,7 @@ class Shelf:
         self._catalog.attach_eval(version.renamed(self._own(version.name)), content)
 
     def eval_file(self, version: Version) -> EvalFile | None:
-        """An owner's alone: to lend an adapter is not to lend what it is measured on."""
+        """An owner's alone: to share an adapter is not to share what it is measured on."""
         return self._catalog.eval_file(version.renamed(self._own(version.name)))
 
     def remember_score(self, version: Version, score: Score) -> None:
@@ -134,20 +135,20 @@ class Shelf:
     def misfit(self, version: Version) -> str | None:
         return self._catalog.misfit(version)
 
-    def lend(self, name: str, tenant: str) -> None:
+    def share(self, name: str, tenant: str) -> None:
         """Let another tenant, or EVERYBODY, use all versions of `name`. Raises NameInvalid."""
         to = tenant if tenant == EVERYBODY else check_slug(tenant, "a tenant's name")
-        self._catalog.lend(self._own(name), to)
+        self._catalog.share(self._own(name), to)
 
-    def take_back(self, name: str, tenant: str) -> None:
+    def unshare(self, name: str, tenant: str) -> None:
         """Raises UnknownAdapter when there is no such adapter."""
         self._catalog.versions(self._own(name))
-        self._catalog.take_back(self._own(name), tenant)
+        self._catalog.unshare(self._own(name), tenant)
 
-    def lent(self, name: str) -> frozenset[str]:
-        """To whom a tenant's own adapter is lent. Raises UnknownAdapter."""
+    def shared_with(self, name: str) -> frozenset[str]:
+        """With whom a tenant's own adapter is shared. Raises UnknownAdapter."""
         self._catalog.versions(self._own(name))
-        return self._catalog.grants.of(self._own(name))
+        return self._catalog.shares.tenants_of(self._own(name))
 
     def _new(self, name: str) -> str:
         """A name to register under: this tenant's, whoever's it may look like. Raises NameInvalid."""
@@ -159,14 +160,14 @@ class Shelf:
         full = qualified(self._tenant, name) if "/" not in name else name
         if owner_of(full) == self._tenant:
             return full
-        if self._catalog.grants.allows(full, self._tenant):
-            raise NotOwner(f"{quoted(name)} was lent to you; only its owner changes it.")
+        if self._catalog.shares.allows(full, self._tenant):
+            raise NotOwner(f"{quoted(name)} is shared with you; only its owner changes it.")
         raise UnknownAdapter(f"There is no adapter {quoted(name)}.")
 
     def _ask(self, ref: str, ask: Callable[[str], T]) -> T:
         """The answer for what `ref` means to this tenant."""
         name = ref.partition("@")[0]
-        allowed = self._catalog.grants.allows(name, self._tenant)
+        allowed = self._catalog.shares.allows(name, self._tenant)
         if "/" in name:
             if allowed or owner_of(name) == self._tenant:
                 return ask(ref)

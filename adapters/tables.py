@@ -147,8 +147,8 @@ class ResidentRow(Table):
     adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id", ondelete="CASCADE"))
 
 
-class GrantRow(Table):
-    """`name` is lent to `tenant`, or to everybody where that is `*`."""
+class ShareRow(Table):
+    """`name` is shared with `tenant`, or with everybody where that is `*`. The table has kept its first name."""
 
     __tablename__ = "grants"
 

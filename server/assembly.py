@@ -16,12 +16,12 @@ from rich.console import Console
 
 from adapters.catalog import Catalog
 from adapters.errors import BaseMismatch
-from adapters.grants import EVERYBODY
 from adapters.manifest import AdapterId
 from adapters.naming import owner_of
 from adapters.provenance import ServedBase
 from adapters.registry import Registry
 from adapters.sandbox import SandboxedReader
+from adapters.sharing import EVERYBODY
 from adapters.shelf import Shelf
 from adapters.store import BlobStore
 from adapters.uploads import UploadLimits, Uploads
@@ -162,7 +162,7 @@ def open_catalog(runtime: Runtime, loop: asyncio.AbstractEventLoop, adapters: Ma
         except BaseMismatch as error:
             raise BaseMismatch(f"--adapter {name}={folder}: {error.problem}", error.fix) from None
         if not owner_of(name):
-            catalog.lend(name, EVERYBODY)  # whoever starts the server means it for its users
+            catalog.share(name, EVERYBODY)  # whoever starts the server means it for its users
         _log.info("adapter_added" if created else "adapter_known", name=name, version=version.number, id=version.id)
 
 

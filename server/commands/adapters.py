@@ -194,7 +194,7 @@ def unshare(
     key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
-    """Take back what `share` gave. Requests that run on it finish."""
+    """End what `share` began. Requests that run on it finish."""
     _share("DELETE", name, to, public, url, key, as_json)
 
 
@@ -243,7 +243,7 @@ def _act(
 
 
 def _share(method: str, name: str, to: str | None, public: bool, url: str, key: str | None, as_json: bool) -> None:
-    """Tells who has it now: what is taken back from one tenant may still be everybody's."""
+    """Says who has it now: what is unshared with one tenant may still be everybody's."""
     from server.commands.client import Client
 
     if (to is None) == (not public):

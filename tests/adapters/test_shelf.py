@@ -1,4 +1,4 @@
-"""One tenant's view of the catalog: its own words, what was lent to it, and nothing else, in no more time."""
+"""One tenant's view of the catalog: its own words, what is shared with it, and nothing else, in no more time."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -11,9 +11,9 @@ from adapters.canary import Canary
 from adapters.condition import Condition
 from adapters.errors import NameInvalid, NameReserved, NotOwner, UnknownAdapter, UnknownVersion
 from adapters.evaluations import Score
-from adapters.grants import EVERYBODY
 from adapters.naming import owner_of
 from adapters.registry import Version
+from adapters.sharing import EVERYBODY
 from adapters.shelf import Shelf
 from tests.adapters.test_catalog import RESERVED, SHAPE, House
 from tests.support.adapters import adapters
@@ -53,58 +53,58 @@ def test_two_tenants_use_one_name_for_two_things(house: House, sources: list[Pat
     assert names(acme) == [] and names(beta) == ["sql"]
 
 
-def test_what_is_not_lent_is_not_there(house: House, sources: list[Path]) -> None:
+def test_what_is_not_shared_is_not_there(house: House, sources: list[Path]) -> None:
     acme, beta = Shelf(house.catalog, "acme"), Shelf(house.catalog, "beta")
     acme.add_directory("sql", sources[0])
-    for ask in (beta.resolve, beta.lease, beta.versions, beta.delete, beta.lent):
+    for ask in (beta.resolve, beta.lease, beta.versions, beta.delete, beta.shared_with):
         for name in ("acme/sql", "acme/nothing", "sql", "nobody/sql", "acme/sql/x", "/sql", "acme/"):
             with pytest.raises(UnknownAdapter):
                 ask(name)
     assert names(beta) == [] and names(acme) == ["sql"]
 
 
-def test_lent_by_name_to_all_and_taken_back(house: House, sources: list[Path]) -> None:
+def test_shared_by_name_with_all_and_unshared(house: House, sources: list[Path]) -> None:
     acme, beta, gamma = (Shelf(house.catalog, tenant) for tenant in ("acme", "beta", "gamma"))
     acme.add_directory("sql", sources[0])
-    acme.lend("sql", "beta")
+    acme.share("sql", "beta")
     assert names(beta) == ["acme/sql"] and names(gamma) == []
     acme.add_directory("sql", sources[1])
-    assert beta.resolve("acme/sql").number == 2, "versions to come are lent too"
+    assert beta.resolve("acme/sql").number == 2, "versions to come are shared too"
     with beta.lease("acme/sql@1") as lease:
         assert lease.version.name == "acme/sql"
     for change in (beta.delete, lambda name: beta.set_alias(name, "prod", 1), lambda name: beta.set_pinned(name, True)):
         with pytest.raises(NotOwner):
             change("acme/sql")
-    acme.lend("sql", EVERYBODY)
-    assert acme.lent("sql") == {"beta", EVERYBODY} and names(gamma) == ["acme/sql"]
-    acme.take_back("sql", EVERYBODY)
-    acme.take_back("sql", "beta")
-    acme.take_back("sql", "beta")
-    assert names(beta) == names(gamma) == [] and acme.lent("sql") == frozenset()
+    acme.share("sql", EVERYBODY)
+    assert acme.shared_with("sql") == {"beta", EVERYBODY} and names(gamma) == ["acme/sql"]
+    acme.unshare("sql", EVERYBODY)
+    acme.unshare("sql", "beta")
+    acme.unshare("sql", "beta")
+    assert names(beta) == names(gamma) == [] and acme.shared_with("sql") == frozenset()
     for shelf, name in ((beta, "acme/sql"), (acme, "nothing")):
         with pytest.raises(UnknownAdapter):
-            shelf.lend(name, "gamma")
+            shelf.share(name, "gamma")
     with pytest.raises(NameInvalid):
-        acme.lend("sql", "b/c")
+        acme.share("sql", "b/c")
 
 
-def test_grants_go_with_the_name_and_survive_a_restart(tmp_path: Path, house: House, sources: list[Path]) -> None:
+def test_shares_go_with_the_name_and_survive_a_restart(tmp_path: Path, house: House, sources: list[Path]) -> None:
     acme, beta = Shelf(house.catalog, "acme"), Shelf(house.catalog, "beta")
     acme.add_directory("sql", sources[0])
-    acme.lend("sql", "beta")
+    acme.share("sql", "beta")
     again = House(tmp_path / "data")
     assert names(Shelf(again.catalog, "beta")) == ["acme/sql"]
     again.registry.close()
     acme.delete("sql")
     acme.add_directory("sql", sources[0])
-    assert names(beta) == [], "the new one of that name was lent to nobody"
+    assert names(beta) == [], "the new one of that name is shared with nobody"
 
 
 def test_the_servers_own_are_used_by_their_bare_names(house: House, sources: list[Path]) -> None:
     server, acme = Shelf(house.catalog), Shelf(house.catalog, "acme")
     server.add_directory("pirate", sources[0])
     server.add_directory("private", sources[1])
-    server.lend("pirate", EVERYBODY)
+    server.share("pirate", EVERYBODY)
     assert names(acme) == ["pirate"] and acme.resolve("pirate@1").name == "pirate"
     for name in ("private", "private@1"):
         with pytest.raises(UnknownAdapter):
@@ -116,22 +116,22 @@ def test_the_servers_own_are_used_by_their_bare_names(house: House, sources: lis
     assert acme.resolve("pirate").id == mine.id != server.resolve("pirate").id
 
 
-def test_a_list_is_the_tenants_own_and_what_is_lent_to_it_however_names_resemble(
+def test_a_list_is_the_tenants_own_and_what_is_shared_with_it_however_names_resemble(
     house: House, sources: list[Path]
 ) -> None:
     """As if every name were looked at in turn, which the database does not do."""
     tenants = ("", "a", "a-b", "a_b", "axb", "ab", "a0", "a.b", "b")
     shelves = {tenant: Shelf(house.catalog, tenant) for tenant in tenants}
     for tenant, shelf in shelves.items():
-        for name in ("a", "lent", f"own{len(tenant)}"):
+        for name in ("a", "shared", f"own{len(tenant)}"):
             shelf.add_directory(name, sources[0], alias="prod")
-        shelf.lend("lent", "ab" if tenant else EVERYBODY)
+        shelf.share("shared", "ab" if tenant else EVERYBODY)
     everything = house.catalog.list()
     for tenant, shelf in shelves.items():
         mine = [
             version.name
             for version in everything
-            if owner_of(version.name) == tenant or house.catalog.grants.allows(version.name, tenant)
+            if owner_of(version.name) == tenant or house.catalog.shares.allows(version.name, tenant)
         ]
         assert [version.name for version in house.catalog.list(tenant)] == mine
         own = {name.removeprefix(f"{tenant}/") for name in mine}
@@ -166,7 +166,7 @@ def test_h76_nothing_is_asked_about_what_is_hidden(house: House, sources: list[P
         for hidden, absent in (("acme/sql", "acme/sqk"), ("private", "privatf"), ("acme/sql@1", "acme/sqk@1")):
             assert cost(ask, hidden) == cost(ask, absent), (method, hidden)
     assert (house.catalog.every(), house.registry.pins(), house.catalog.splits()) == before, "nothing was changed"
-    assert acme.lent("sql") == server.lent("private") == frozenset()
+    assert acme.shared_with("sql") == server.shared_with("private") == frozenset()
 
 
 HARMLESS = {"base", "add", "add_directory", "check_names", "having", "list", "misfit"}
@@ -186,10 +186,10 @@ def asks(shelf: Shelf, version: Version) -> Mapping[str, Callable[[str], object]
         "versions": shelf.versions,
         "delete": shelf.delete,
         "delete on a condition": lambda name: shelf.delete(name, Condition(frozenset({1}))),
-        "lend": lambda name: shelf.lend(name, "gamma"),
-        "lend to all": lambda name: shelf.lend(name, EVERYBODY),
-        "take_back": lambda name: shelf.take_back(name, "gamma"),
-        "lent": shelf.lent,
+        "share": lambda name: shelf.share(name, "gamma"),
+        "share with all": lambda name: shelf.share(name, EVERYBODY),
+        "unshare": lambda name: shelf.unshare(name, "gamma"),
+        "shared_with": shelf.shared_with,
         "alias": lambda name: shelf.alias(name, "prod"),
         "set_alias": lambda name: shelf.set_alias(name, "prod", 1),
         "set_alias on a condition": lambda name: shelf.set_alias(name, "prod", 1, Condition(frozenset({2}))),

@@ -61,7 +61,7 @@ def test_g69_an_upload_is_whole_or_not_there_wherever_the_disk_fails(root: Path,
     assert failed > 10
 
 
-@pytest.mark.parametrize("change", ["move an alias", "delete", "note of an eviction", "lend", "take back", "pin"])
+@pytest.mark.parametrize("change", ["move an alias", "delete", "note of an eviction", "share", "unshare", "pin"])
 @pytest.mark.parametrize("number", NUMBERS)
 def test_g69_a_change_that_fails_has_not_happened(root: Path, number: int, change: str) -> None:
     """It fails at its commit; what follows a commit may fail too, and is made good by the next start."""

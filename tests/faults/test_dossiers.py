@@ -14,8 +14,8 @@ from starlette.testclient import TestClient
 
 from adapters.dossier import Dossier, DossierUnreadable, decode, encode
 from adapters.dossier_files import DOSSIER_FOLDER, path_of
-from adapters.grants import EVERYBODY
 from adapters.recovery import Rebuilt, rebuild
+from adapters.sharing import EVERYBODY
 from adapters.store import BlobStore
 from tests.support.disks import FaultyDisk, fail
 from tests.support.face import form, make_face
@@ -58,8 +58,8 @@ def test_g70_grants_pins_canaries_scores_and_history_come_back(root: Path) -> No
     assert known(root) == before
     with closing(Storage(root)) as storage:
         storage.check()
-        assert storage.catalog.grants.of("pirate") == {"acme", "other"}
-        assert storage.catalog.grants.of("sql") == {EVERYBODY}
+        assert storage.catalog.shares.tenants_of("pirate") == {"acme", "other"}
+        assert storage.catalog.shares.tenants_of("sql") == {EVERYBODY}
         assert [version.name for version in storage.catalog.pinned()] == ["sql"]
         assert storage.catalog.roll_back("pirate", "next").number == 1, "the history is one to go back on"
     assert set(rebuilt.again) == {
@@ -80,11 +80,11 @@ def test_g70_the_numbers_of_deleted_versions_are_not_given_again(root: Path) -> 
     with closing(Storage(root)) as storage:
         storage.add("gone", 8)
         assert storage.catalog.resolve("gone").number == 3
-        assert storage.catalog.grants.of("gone") == frozenset()
+        assert storage.catalog.shares.tenants_of("gone") == frozenset()
 
 
 ENDS: dict[str, Callable[[Dossier], bool]] = {
-    "take back": lambda dossier: any(grant["tenant"] == "acme" for grant in dossier.kept["grants"]),
+    "unshare": lambda dossier: any(share["tenant"] == "acme" for share in dossier.kept["grants"]),
     "delete": lambda dossier: dossier.name == "pirate" and bool(dossier.kept["grants"]),
     "end a canary": lambda dossier: bool(dossier.kept["canaries"]),
     "unpin": lambda dossier: dossier.name == "sql" and dossier.kept["names"][0]["pinned"],
@@ -126,13 +126,13 @@ def test_g70_a_grant_that_failed_never_comes_to_be(furnished: Path, tmp_path: Pa
         disk = FaultyDisk(fail(errno.EIO), at, lasting=True)
         with closing(Storage(root, disk)) as storage:
             try:
-                CHANGES["lend"](storage)
+                CHANGES["share"](storage)
                 acknowledged = True
             except OSError:
                 acknowledged = False
         lose(root)
-        lent = {grant["tenant"] for grant in known(root)["sql"].kept["grants"]}
-        assert lent <= {EVERYBODY, "new"} and (acknowledged or "new" not in lent)
+        shared = {share["tenant"] for share in known(root)["sql"].kept["grants"]}
+        assert shared <= {EVERYBODY, "new"} and (acknowledged or "new" not in shared)
         shutil.rmtree(root)
         if len(disk.calls) <= at:
             break
@@ -142,14 +142,14 @@ def test_g70_a_grant_that_failed_never_comes_to_be(furnished: Path, tmp_path: Pa
 def test_g70_a_start_mends_a_dossier_that_a_crash_kept_behind(root: Path) -> None:
     old = dossier(root, "pirate").read_bytes()
     with closing(Storage(root)) as storage:
-        storage.catalog.take_back("pirate", "acme")
+        storage.catalog.unshare("pirate", "acme")
         dossier(root, "pirate").write_bytes(old)
         dossier(root, "sql").unlink()
         dossier(root, "nobody").write_bytes(encode(Dossier("nobody", {}, {}, {})))
         (root / "blobs" / DOSSIER_FOLDER / ".half").write_bytes(b"{")
         storage.check()
     lose(root)
-    assert {grant["tenant"] for grant in known(root)["pirate"].kept["grants"]} == {"other"}
+    assert {share["tenant"] for share in known(root)["pirate"].kept["grants"]} == {"other"}
 
 
 def newer(content: bytes) -> bytes:
@@ -175,7 +175,7 @@ def test_g70_a_dossier_that_cannot_be_believed_gives_nothing_and_is_told(root: P
     after = known(root)
     assert not after["pirate"].kept["grants"] and not after["pirate"].kept["canaries"]
     assert set(after["pirate"].versions) == {"1", "2"}, "its versions are the labels'"
-    assert {grant["tenant"] for grant in after["sql"].kept["grants"]} == {EVERYBODY}
+    assert {share["tenant"] for share in after["sql"].kept["grants"]} == {EVERYBODY}
 
 
 def test_g70_a_dossier_of_other_versions_gives_nothing(root: Path) -> None:

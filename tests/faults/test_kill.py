@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import beside, sent
-from tests.support.crashes import FOUND, KILLED, LENDING, LOST, NO_MORE
+from tests.support.crashes import FOUND, KILLED, LOST, NO_MORE, SHARING
 
 CHANGES = (*KILLED, *beside.CHANGES, *beside.FIRST_CHANGES, *sent.CHANGES)
 
@@ -36,7 +36,7 @@ def test_g68_a_kill_leaves_the_old_state_or_the_new_one(change: str, crashes: di
     assert states == sorted(states, reverse=True), "once a change is made, a later crash does not undo it"
 
 
-@pytest.mark.parametrize("change", LENDING)
+@pytest.mark.parametrize("change", SHARING)
 def test_g70_a_registry_lost_in_a_kill_lends_no_more_than_was_granted(
     change: str, crashes: dict[str, dict[str, str]]
 ) -> None:

@@ -24,7 +24,7 @@ from tests.support import sent
 from tests.support.disks import FaultyDisk, Moment, fail
 from tests.support.storage import CHANGES, Storage, furnish
 
-ASKED = ("upload a version and move its alias", "delete", "lend", "take back")
+ASKED = ("upload a version and move its alias", "delete", "share", "unshare")
 """The others are made of the same steps: bytes, a commit, a label, and a dossier that may or must follow."""
 
 REFUSED, UNKNOWN, MADE = range(3)

@@ -6,8 +6,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from adapters.grants import EVERYBODY
 from adapters.manifest import AdapterId
+from adapters.sharing import EVERYBODY
 from engine.errors import EngineStopped
 from server.principal import Scope
 from tests.http.test_tenants import Tenants, push
@@ -75,7 +75,7 @@ def test_h76_a_pin_is_shown_to_the_name_that_asked_for_it(tenants: Tenants) -> N
 def test_the_servers_own_is_merged_by_whoever_has_admin(tenants: Tenants, tmp_path: Path) -> None:
     whole = tenants.face.services.whole
     whole.add_directory("servers-own", write_adapter(tmp_path / "own", 5))
-    whole.grants.grant("servers-own", EVERYBODY)
+    whole.shares.share("servers-own", EVERYBODY)
     with tenants.client("acme") as a, tenants.client("beta") as b:
         push(a, "lent", 6)
         a.put("/v1/adapters/lent/shares/beta")

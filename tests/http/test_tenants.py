@@ -14,8 +14,8 @@ import pytest
 import structlog
 from fastapi.routing import iter_route_contexts
 
-from adapters.grants import EVERYBODY
 from adapters.manifest import AdapterId
+from adapters.sharing import EVERYBODY
 from engine.events import Admitted
 from server.deps import Needs
 from server.keys.store import KeyStore
@@ -389,6 +389,6 @@ def test_adapters_of_the_servers_start_are_everybodys_to_use(tenants: Tenants, t
     whole = tenants.face.services.whole
     version, _ = whole.add_directory("servers-own", write_adapter(tmp_path / "own", 9))
     assert a.get("/v1/adapters/servers-own").status_code == 404
-    whole.grants.grant("servers-own", EVERYBODY)
+    whole.shares.share("servers-own", EVERYBODY)
     assert answering(a, "servers-own") == version.id
     assert a.delete("/v1/adapters/servers-own").status_code == 404

@@ -72,15 +72,15 @@ def test_push_sends_nothing_that_the_tenant_has_under_any_name(
 def test_h76_content_of_others_is_told_by_no_id_and_copied_by_no_name(
     tmp_path: Path, guarded: tuple[LiveServer, KeyStore]
 ) -> None:
-    """Neither private nor lent: whoever was lent an adapter uses it, and keeps nothing when the loan ends."""
+    """Neither private nor shared: whoever an adapter is shared with uses it, and keeps nothing when the share ends."""
     live, store = guarded
     acme = Client(live.url, key_of(store, "acme"))
     card, _ = push(acme, write_adapter(tmp_path / "kept", 51), "kept", None, unwatched)
-    lent, _ = push(acme, write_adapter(tmp_path / "lent", 52), "lent", None, unwatched)
-    acme.call("PUT", "/v1/adapters/lent/public")
+    shared, _ = push(acme, write_adapter(tmp_path / "shared", 52), "shared", None, unwatched)
+    acme.call("PUT", "/v1/adapters/shared/public")
     absent = "sha256:" + "0" * 64
     with live.client(**headers_of(store, "beta")) as beta:
-        lists = [beta.get("/v1/adapters", params={"id": id}) for id in (card["id"], lent["id"], absent)]
+        lists = [beta.get("/v1/adapters", params={"id": id}) for id in (card["id"], shared["id"], absent)]
         assert [reply.json() for reply in lists] == [{"object": "list", "data": []}] * 3
         hidden = [
             beta.post("/v1/adapters/mine/versions", json={"source": source})
@@ -88,8 +88,8 @@ def test_h76_content_of_others_is_told_by_no_id_and_copied_by_no_name(
         ]
         assert {reply.status_code for reply in hidden} == {404}
         assert len({reply.text for reply in hidden}) == 1
-        loan = beta.post("/v1/adapters/mine/versions", json={"source": "acme/lent@1"})
-        assert (loan.status_code, loan.json()["error"]["code"]) == (403, "not_owner")
+        copied = beta.post("/v1/adapters/mine/versions", json={"source": "acme/shared@1"})
+        assert (copied.status_code, copied.json()["error"]["code"]) == (403, "not_owner")
         assert beta.get("/v1/adapters/mine").status_code == 404
 
 

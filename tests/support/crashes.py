@@ -26,8 +26,8 @@ from tests.support.disks import HALVES, FaultyDisk, Moment, die
 FOUND = "found.json"
 LOST = "and the registry is lost"
 KILLED = {change: do for change, do in storage.CHANGES.items() if change not in storage.ALIKE}
-LENDING = ("lend", "take back", "delete", "upload a version and move its alias")
-NO_MORE = "no more than was granted"
+SHARING = ("share", "unshare", "delete", "upload a version and move its alias")
+NO_MORE = "no more than was shared"
 Point = tuple[int, Moment]
 
 
@@ -86,7 +86,7 @@ def crash_everywhere(subject: Subject, change: str, folder: Path) -> dict[str, s
         shutil.copytree(folder / "furnished", crashed)
         kill(subject, change, crashed, (at, moment))
         point = f"{moment} {counting.calls[at]} {at}"
-        if subject.open is storage.Storage and change in LENDING:
+        if subject.open is storage.Storage and change in SHARING:
             acknowledged = (at, moment) == (len(counting.calls) - 1, "after")
             found[f"{point}, {LOST}"] = lost(crashed, folder / "furnished", acknowledged)
         found[point] = state(subject, crashed, old, new)
@@ -95,24 +95,24 @@ def crash_everywhere(subject: Subject, change: str, folder: Path) -> dict[str, s
 
 
 def lost(crashed: Path, before: Path, acknowledged: bool) -> str:
-    """What is lent once the registry was lost after the kill and made again: `no more than was granted`, it is hoped.
+    """What is shared once the registry was lost after the kill and made again: `no more than was shared`, it is hoped.
 
     What a change took away may be back as long as nobody has been told that it is gone.
     """
     copy = crashed.with_name("lost")
     shutil.copytree(crashed, copy)
-    granted = grants(copy) if acknowledged else grants(copy) | grants(before)
+    shared = shares(copy) if acknowledged else shares(copy) | shares(before)
     for path in copy.glob("registry.sqlite*"):
         path.unlink()
     rebuild(copy / "registry.sqlite", BlobStore(copy / "blobs"))
-    found = grants(copy)
+    found = shares(copy)
     shutil.rmtree(copy)
-    return NO_MORE if found <= granted else f"lent too much: {found - granted}"
+    return NO_MORE if found <= shared else f"shared too much: {found - shared}"
 
 
-def grants(root: Path) -> set[tuple[str, str]]:
+def shares(root: Path) -> set[tuple[str, str]]:
     with closing(storage.Storage(root)) as kept:
-        return {(name, tenant) for name in kept.registry.dossiers() for tenant in kept.catalog.grants.of(name)}
+        return {(name, tenant) for name in kept.registry.dossiers() for tenant in kept.catalog.shares.tenants_of(name)}
 
 
 def kill(subject: Subject, change: str, root: Path, point: Point) -> None:

@@ -12,10 +12,10 @@ from adapters.dossier import Dossier
 from adapters.dossier import decode as decode_dossier
 from adapters.dossier_files import DOSSIER_FOLDER
 from adapters.evaluations import Score
-from adapters.grants import EVERYBODY
 from adapters.labels import decode
 from adapters.manifest import AdapterId
 from adapters.registry import Registry
+from adapters.sharing import EVERYBODY
 from adapters.store import BlobStore
 from tests.support.face import served, write_adapter
 
@@ -103,8 +103,8 @@ def furnish(root: Path) -> None:
         storage.store.quarantine_if_damaged(storage.catalog.resolve("broken").id)
         storage.catalog.remember_residents([storage.catalog.resolve("sql").id])
         for tenant in ("acme", "other"):
-            storage.catalog.lend("pirate", tenant)
-        storage.catalog.lend("sql", EVERYBODY)
+            storage.catalog.share("pirate", tenant)
+        storage.catalog.share("sql", EVERYBODY)
         storage.catalog.set_pinned("sql", True)
         storage.catalog.set_alias("pirate", "next", 1, canary=Canary(2, 0.25))
         storage.catalog.set_alias("pirate", "next", 2)
@@ -121,8 +121,8 @@ CHANGES: Mapping[str, Callable[[Storage], None]] = {
     "upload a version and move its alias": lambda storage: storage.add("pirate", 4, alias="prod"),
     "move an alias": lambda storage: _ignore(storage.catalog.set_alias("pirate", "prod", 2)),
     "delete": lambda storage: _ignore(storage.catalog.delete("pirate")),
-    "lend": lambda storage: storage.catalog.lend("sql", "new"),
-    "take back": lambda storage: storage.catalog.take_back("pirate", "acme"),
+    "share": lambda storage: storage.catalog.share("sql", "new"),
+    "unshare": lambda storage: storage.catalog.unshare("pirate", "acme"),
     "pin": lambda storage: _ignore(storage.catalog.set_pinned("pirate", True)),
     "unpin": lambda storage: _ignore(storage.catalog.set_pinned("sql", False)),
     "try a canary": lambda storage: _ignore(storage.catalog.set_alias("pirate", "prod", 1, canary=Canary(2, 0.5))),

@@ -1,6 +1,6 @@
-"""Which adapters others than their owners may use: each one's tenants by name, or everybody.
+"""Which adapters are shared, each with some tenants by name or with everybody.
 
-Owns the grants in the registry's database, and the memory of them: every request asks. A grant is for a name with all
+Owns the shares in the registry's database, and the memory of them: every request asks. A share is of a name with all
 its versions, those to come included, and goes with the name. Knows no HTTP and no keys.
 """
 
@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from adapters.database import Database
 from adapters.errors import UnknownAdapter, Unsettled, quoted
-from adapters.tables import GrantRow, VersionRow
+from adapters.tables import ShareRow, VersionRow
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ EVERYBODY = "*"
 """Stands where a tenant's name may stand, and is none."""
 
 
-class Grants:
+class Shares:
     """Safe to use from many threads. `allows` asks memory: one process owns the database."""
 
     def __init__(self, database: Database) -> None:
@@ -31,33 +31,33 @@ class Grants:
         self._known = self._read()
 
     def allows(self, name: str, tenant: str) -> bool:
-        """Whether `name` was lent to `tenant`. It takes the same time whether `name` is there or not."""
+        """Whether `name` is shared with `tenant`. It takes the same time whether `name` is there or not."""
         tenants = self._known.get(name, frozenset())
         return tenant in tenants or EVERYBODY in tenants
 
-    def of(self, name: str) -> frozenset[str]:
-        """To whom `name` is lent."""
+    def tenants_of(self, name: str) -> frozenset[str]:
+        """With whom `name` is shared."""
         return self._known.get(name, frozenset())
 
-    def grant(self, name: str, tenant: str) -> None:
-        """Twice is once. Raises UnknownAdapter."""
+    def share(self, name: str, tenant: str) -> None:
+        """Idempotent. Raises UnknownAdapter."""
         with self._changing(name, lambda known: known | {tenant}) as session:
             if not session.scalar(select(exists().where(VersionRow.name == name))):
                 raise UnknownAdapter(f"There is no adapter {quoted(name)}.")
-            session.merge(GrantRow(name=name, tenant=tenant))
+            session.merge(ShareRow(name=name, tenant=tenant))
 
-    def withdraw(self, name: str, tenant: str) -> None:
-        """What was not granted stays so."""
+    def unshare(self, name: str, tenant: str) -> None:
+        """Idempotent."""
         with self._changing(name, lambda known: known - {tenant}) as session:
-            session.execute(delete(GrantRow).where(GrantRow.name == name, GrantRow.tenant == tenant))
+            session.execute(delete(ShareRow).where(ShareRow.name == name, ShareRow.tenant == tenant))
 
     def forget(self, name: str) -> None:
-        """After a name was deleted, and its grants with it: the next one of that spelling is lent to nobody."""
+        """After a name was deleted, and its shares with it: the next one of that spelling is shared with nobody."""
         with self._lock:
             try:
                 self._known = self._read()
             except OSError:
-                log.exception("whom adapters are lent to was not read; %s is lent to nobody", name)
+                log.exception("with whom adapters are shared was not read; %s is shared with nobody", name)
                 self._known = {**self._known, name: frozenset()}
 
     @contextmanager
@@ -70,11 +70,11 @@ class Grants:
             except Unsettled:
                 self._known = self._read()
                 raise
-            self._known = {**self._known, name: change(self.of(name))}
+            self._known = {**self._known, name: change(self.tenants_of(name))}
 
     def _read(self) -> dict[str, frozenset[str]]:
         found: dict[str, set[str]] = {}
         with self._database.reading() as session:
-            for row in session.scalars(select(GrantRow)):
+            for row in session.scalars(select(ShareRow)):
                 found.setdefault(row.name, set()).add(row.tenant)
         return {name: frozenset(tenants) for name, tenants in found.items()}
