@@ -1,4 +1,4 @@
-"""Adapters as the face sees them: upload, look up, lease, pin, delete.
+"""Adapters as the server sees them: upload, look up, lease, pin, delete.
 
 Owns the order in which blob store and registry change, so that every row has its blob: bytes first, then the row;
 rows gone first, then the bytes, once the last lease is back. Knows no engine: it is told through `on_forgotten`.
@@ -29,11 +29,6 @@ from adapters.resolved import Resolved
 from adapters.store import BlobStore
 
 log = logging.getLogger(__name__)
-
-# Inside the class below, `list` is its method.
-Versions = list[Version]
-Splits = list[Split[Version]]
-AdapterIds = list[AdapterId]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,19 +132,19 @@ class Catalog:
             self._registry.remember_score(version.name, version.number, score)
         self._dossier_files.follow(version.name)
 
-    def list(self, tenant: str | None = None) -> Versions:
+    def newest(self, tenant: str | None = None) -> list[Version]:
         """The newest version of each name, sorted by name; of all, or of those that `tenant` may use."""
         return self._registry.newest(tenant)
 
-    def named(self, id: AdapterId) -> Versions:
+    def with_content(self, id: AdapterId) -> list[Version]:
         """Every version with this content."""
-        return self._registry.named(id)
+        return self._registry.with_content(id)
 
-    def every(self) -> Versions:
+    def every(self) -> list[Version]:
         """Every version of every name."""
         return self._registry.every()
 
-    def versions(self, name: str) -> Versions:
+    def versions(self, name: str) -> list[Version]:
         """Oldest first. Raises UnknownAdapter."""
         return self._registry.versions(name)
 
@@ -176,7 +171,7 @@ class Catalog:
         """Raises UnknownAdapter when `name` has no such alias."""
         return self._registry.alias(name, alias)
 
-    def splits(self) -> Splits:
+    def splits(self) -> list[Split[Version]]:
         """Every alias that has a canary."""
         return self._registry.splits()
 
@@ -227,8 +222,8 @@ class Catalog:
         self.shares.unshare(name, tenant)
         self._dossier_files.follow(name, ends=True)
 
-    def pinned(self) -> Versions:
-        return self._registry.pins()
+    def pinned(self) -> list[Version]:
+        return self._registry.pinned()
 
     def lease(self, ref: str, key: str | None = None) -> Lease:
         """Resolve, with `key` as there, and hold in one step.
@@ -260,7 +255,7 @@ class Catalog:
         """Most recent first; for the next start."""
         self._registry.remember_residents(ids)
 
-    def residents(self) -> AdapterIds:
+    def residents(self) -> list[AdapterId]:
         """Those that were resident at the last note and that this base can serve, most recent first."""
         remembered = self._registry.residents()
         served = {version.id for version in self._registry.every() if self.misfit(version) is None}

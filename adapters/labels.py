@@ -71,7 +71,7 @@ class Labels:
         for id in sorted(set(ids)):
             with self._writing:
                 try:
-                    if versions := self._registry.named(id):
+                    if versions := self._registry.with_content(id):
                         self._store.set_label(id, encode(versions))
                 except OSError:
                     log.exception("the label of %s was not written; the next start tries again", id)

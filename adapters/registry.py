@@ -242,7 +242,7 @@ class Registry:
             self._manifests.pop(id, None)
         return unused
 
-    def named(self, id: AdapterId) -> list[Version]:
+    def with_content(self, id: AdapterId) -> list[Version]:
         """Every version with this content, sorted by name."""
         with self._database.reading() as session:
             rows = session.scalars(select(VersionRow).where(VersionRow.adapter_id == id).order_by(VersionRow.name))
@@ -274,7 +274,7 @@ class Registry:
             session.get_one(NameRow, name).pinned = pinned
             return self._version(session, row)
 
-    def pins(self) -> list[Version]:
+    def pinned(self) -> list[Version]:
         """The newest version of each pinned name, sorted by name."""
         with self._database.reading() as session:
             pinned = set(session.scalars(select(NameRow.name).where(NameRow.pinned)))

@@ -65,9 +65,9 @@ def create_app(services: Services) -> FastAPI:
 
 def _register_collectors(services: Services) -> None:
     registry, labels = services.metrics.registry, services.metrics.labels
-    registry.register(EngineCollector(services.worker, labels, Names(services.whole)))
-    label_canaries(services.whole.splits, services.metrics)
-    registry.register(CatalogCollector(services.whole.splits, services.whole.quarantined, labels))
+    registry.register(EngineCollector(services.worker, labels, Names(services.server_catalog)))
+    label_canaries(services.server_catalog.splits, services.metrics)
+    registry.register(CatalogCollector(services.server_catalog.splits, services.server_catalog.quarantined, labels))
     registry.register(ServerCollector(services.worker, services.lifecycle, services.base_id))
 
 

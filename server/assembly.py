@@ -22,8 +22,8 @@ from adapters.provenance import ServedBase
 from adapters.registry import Registry
 from adapters.sandbox import SandboxedReader
 from adapters.sharing import EVERYBODY
-from adapters.shelf import Shelf
 from adapters.store import BlobStore
+from adapters.tenant_catalog import TenantCatalog
 from adapters.uploads import UploadLimits, Uploads
 from engine.build import EngineConfig, cuda_graphs, maker
 from engine.events import Event, Observer
@@ -108,14 +108,14 @@ def assemble(
     catalog = Catalog(registry, store, served, RESERVED | {base.id}, reader)
     services = Services(
         worker=worker,
-        whole=catalog,
-        catalog=Shelf(catalog),
+        server_catalog=catalog,
+        tenant_catalog=TenantCatalog(catalog),
         tokenizer=HubTokenizer(base.tokenizer, _vocab_size(base)),
         base_id=base.id,
         limits=_limits(settings, max_model_len),
         metrics=metrics,
-        uploads=data.uploads,
-        resumable=Uploads(data.uploads / "resumable", _upload_limits(settings)),
+        form_dir=data.uploads,
+        uploads=Uploads(data.uploads / "resumable", _upload_limits(settings)),
         adapter_root=settings.adapter_root,
         callers=callers,
         visitors=visitors,
@@ -141,7 +141,7 @@ def open_catalog(runtime: Runtime, loop: asyncio.AbstractEventLoop, adapters: Ma
 
     Raises InvalidAdapter, BaseMismatch, NameInvalid and their kin for an adapter that cannot be served.
     """
-    catalog = runtime.services.whole
+    catalog = runtime.services.server_catalog
     swept = catalog.sweep()
     for version in swept.missing:
         _log.error("adapter_blob_missing", name=version.name, version=version.number, id=version.id)

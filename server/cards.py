@@ -69,7 +69,7 @@ def adapter_card(services: Services, version: Version, state: str, pinned: bool)
         "base_weights": record and record.weights,
         "base_quantization": record and record.quantization,
         "score": version.score and score_card(version.score),
-        "refused": services.catalog.misfit(version),
+        "refused": services.tenant_catalog.misfit(version),
         "created": int(version.created.timestamp()),
     }
 

@@ -12,7 +12,7 @@ import structlog
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
 
-from adapters.shelf import Shelf
+from adapters.tenant_catalog import TenantCatalog
 from server.errors import NO_RETRY, ApiError, Unauthorized
 from server.ports import Services
 from server.principal import Principal, Scope
@@ -56,8 +56,8 @@ ServerDep = Annotated[Services, Depends(server)]
 
 
 async def services(found: ServerDep, caller: PrincipalDep) -> Services:
-    """The services as the caller's tenant has them. A route that takes them cannot see past its caller's shelf."""
-    return replace(found, catalog=Shelf(found.whole, caller.tenant))
+    """The services as the caller's tenant has them. A route that takes them cannot see past its caller's catalog."""
+    return replace(found, tenant_catalog=TenantCatalog(found.server_catalog, caller.tenant))
 
 
 ServicesDep = Annotated[Services, Depends(services)]

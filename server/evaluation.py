@@ -66,13 +66,14 @@ async def score(services: Services, version: Version, file: EvalFile, caller: Pr
 
     Raises what reading the file, leasing the version and submitting raise, and RateLimited before anything is measured.
     """
-    base = f"{await in_thread(lambda: services.catalog.base.weights)}/{services.catalog.base.quantization or 'none'}"
+    served = services.tenant_catalog.base
+    base = f"{await in_thread(lambda: served.weights)}/{served.quantization or 'none'}"
     known = version.score
     if known is not None and (known.sha256, known.base) == (file.sha256, base):
         return known
     items = await in_thread(read_eval, file.content, services.tokenizer, services.limits.max_model_len)
     # Not cancelled with whoever waits for it: the thread would take the lease all the same, and nobody end it.
-    leasing = asyncio.create_task(in_thread(services.catalog.lease, f"{version.name}@{version.number}"))
+    leasing = asyncio.create_task(in_thread(services.tenant_catalog.lease, f"{version.name}@{version.number}"))
     try:
         await asyncio.shield(leasing)
         reports = await _Measuring(services, items, version, caller, f"{request_id}-eval-{version.number}").reports()
@@ -87,7 +88,7 @@ async def score(services: Services, version: Version, file: EvalFile, caller: Pr
         rows=len(reports),
         tokens=len(tokens),
     )
-    await in_thread(services.catalog.remember_score, version, found)
+    await in_thread(services.tenant_catalog.remember_score, version, found)
     return found
 
 

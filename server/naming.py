@@ -18,5 +18,5 @@ class Names:
         self._catalog = catalog
 
     def __call__(self, id: AdapterId) -> str:
-        own = (version for version in self._catalog.list() if not owner_of(version.name))
+        own = (version for version in self._catalog.newest() if not owner_of(version.name))
         return next((version.name for version in own if version.id == id), id)

@@ -20,8 +20,8 @@ async def follow_pins(services: Services) -> None:
     What the base cannot serve is left alone. Every pin is tried before AdapterTooLarge or another error is raised.
     """
     async with services.pinning:
-        pinned = await in_thread(services.whole.pinned)
-        wanted = {version.id for version in pinned if services.whole.misfit(version) is None}
+        pinned = await in_thread(services.server_catalog.pinned)
+        wanted = {version.id for version in pinned if services.server_catalog.misfit(version) is None}
         for adapter in services.worker.pins() - wanted:
             await services.worker.unpin(adapter)
         failed: Exception | None = None
@@ -44,8 +44,8 @@ async def follow_pins_if_possible(services: Services) -> None:
 
 async def restore_pins(services: Services) -> None:
     """At the start: a pin whose adapter is lost, or no longer fits, is logged and does not keep the server down."""
-    for version in await in_thread(services.whole.pinned):
-        if services.whole.misfit(version) is not None:
+    for version in await in_thread(services.server_catalog.pinned):
+        if services.server_catalog.misfit(version) is not None:
             continue  # it was told when the catalog was swept
         try:
             await services.worker.pin(version.id)

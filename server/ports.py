@@ -15,7 +15,7 @@ import anyio
 
 from adapters.catalog import Catalog
 from adapters.manifest import AdapterId
-from adapters.shelf import Shelf
+from adapters.tenant_catalog import TenantCatalog
 from adapters.uploads import Uploads
 from engine.events import Event
 from engine.sequence import Output, Request
@@ -235,21 +235,21 @@ _JUDGED_AT_ONCE = 2
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything a route may touch. `uploads` holds forms while they arrive; without `adapter_root`, no server paths.
+    """Everything a route may touch. `form_dir` holds forms while they arrive; without `adapter_root`, no server paths.
 
-    `catalog` is what the caller's tenant sees of `whole`, which belongs to the server itself. `upload_limiter` bounds
-    how many uploads are judged at once.
+    `tenant_catalog` is what the caller's tenant sees of `server_catalog`, which has everybody's adapters.
+    `upload_limiter` bounds how many uploads are judged at once.
     """
 
     worker: Worker
-    whole: Catalog
-    catalog: Shelf
+    server_catalog: Catalog
+    tenant_catalog: TenantCatalog
     tokenizer: Tokenizer
     base_id: str
     limits: Limits
     metrics: Metrics
-    uploads: Path
-    resumable: Uploads
+    form_dir: Path
+    uploads: Uploads
     adapter_root: Path | None = None
     callers: Callers = field(default_factory=NoKeys)
     visitors: Visitors = Visitors(any_host=True)

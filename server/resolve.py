@@ -15,7 +15,7 @@ from adapters import errors
 from adapters.errors import AdapterError
 from adapters.lease import Lease
 from adapters.manifest import AdapterId
-from adapters.shelf import Shelf
+from adapters.tenant_catalog import TenantCatalog
 from server.errors import BadRequest, ModelNotFound
 
 
@@ -64,7 +64,7 @@ def reference(model: str, adapter_id: str | None, base_id: str) -> str | None:
 
 
 async def target(
-    catalog: Shelf, base_id: str, model: str, adapter_id: str | None = None, key: str | None = None
+    catalog: TenantCatalog, base_id: str, model: str, adapter_id: str | None = None, key: str | None = None
 ) -> Target:
     """Resolve and lease; `key` is what a canary's choice sticks to. The caller releases the target when the answer is
     complete.
@@ -76,18 +76,18 @@ async def target(
     return Target(model if adapter_id is None else ref, lease)
 
 
-def _lease(catalog: Shelf, base_id: str, ref: str, key: str | None) -> Lease:
+def _lease(catalog: TenantCatalog, base_id: str, ref: str, key: str | None) -> Lease:
     try:
         return catalog.lease(ref, key)
     except AdapterError as error:
         raise _not_found(catalog, base_id, ref, error) from error
 
 
-def _not_found(catalog: Shelf, base_id: str, ref: str, error: AdapterError) -> Exception:
+def _not_found(catalog: TenantCatalog, base_id: str, ref: str, error: AdapterError) -> Exception:
     """An unknown name, told with the nearest known ones; any other trouble stays what it is."""
     if not isinstance(error, errors.UnknownAdapter | errors.UnknownVersion | errors.NameInvalid | errors.AliasInvalid):
         return error
-    names = [version.name for version in catalog.list()]
+    names = [version.name for version in catalog.newest()]
     name = ref.partition("@")[0]
     if name in names:
         return ModelNotFound(f"This adapter has no such version or alias. GET /v1/adapters/{name}/versions lists them.")

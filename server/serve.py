@@ -132,7 +132,7 @@ async def _run(settings: Settings, runtime: Runtime, sock: socket.socket, consol
     services, worker = runtime.services, runtime.worker
     worker.start()
     open_catalog(runtime, asyncio.get_running_loop(), settings.adapters)
-    await worker.prefetch(services.whole.residents())
+    await worker.prefetch(services.server_catalog.residents())
     await restore_pins(services)
     garbage = Garbage(lambda: services.lifecycle.in_flight > 0)
     garbage.settle()
@@ -167,7 +167,7 @@ async def _run(settings: Settings, runtime: Runtime, sock: socket.socket, consol
 
 async def _until_stopped(serving: asyncio.Task[None], services: Services, garbage: Garbage) -> None:
     """Serve; meanwhile do the chores. At the end, remember what is resident."""
-    memory = ResidentMemory(services.worker, services.whole)
+    memory = ResidentMemory(services.worker, services.server_catalog)
     keeping = asyncio.create_task(repeat(chores(services, memory, garbage)))
     try:
         await serving
@@ -181,7 +181,7 @@ def chores(services: Services, memory: ResidentMemory, garbage: Garbage) -> dict
     """What is done now and then: remember what is resident, forget uploads that have expired, look for garbage."""
     return {
         "residents_not_remembered": memory.note,
-        "uploads_not_collected": partial(in_thread, services.resumable.collect),
+        "uploads_not_collected": partial(in_thread, services.uploads.collect),
         "garbage_not_collected": garbage.collect,
     }
 

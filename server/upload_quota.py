@@ -50,8 +50,8 @@ class UploadQuota:
         return await in_thread(self._all)
 
     def _all(self) -> Holdings:
-        whole = self._services.whole
-        return holdings(whole.every(), self._tenant, whole.quarantined())
+        catalog = self._services.server_catalog
+        return holdings(catalog.every(), self._tenant, catalog.quarantined())
 
 
 @asynccontextmanager

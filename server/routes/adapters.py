@@ -51,8 +51,8 @@ async def upload_adapter(http: HttpRequest, services: ServicesDep, caller: Princ
         async with upload_quota(declared, services, caller) as quota:
             await quota.begin()
             async with (
-                reserving(services.resumable, caller.tenant, declared) as reservation,
-                receive_upload(http, services.uploads, services.limits, reservation) as upload,
+                reserving(services.uploads, caller.tenant, declared) as reservation,
+                receive_upload(http, services.form_dir, services.limits, reservation) as upload,
             ):
                 version, created = await _store(upload, services, quota, asked)
         await follow_pins_if_possible(services)
@@ -67,7 +67,7 @@ async def _store(
     await quota.end(upload.name)
     if upload.eval is not None:
         await in_thread(read_eval, upload.eval, services.tokenizer, services.limits.max_model_len)
-    add = services.catalog.add
+    add = services.tenant_catalog.add
     return await judging(services, add, upload.name, upload.config, upload.weights, upload.alias, asked, upload.eval)
 
 
@@ -75,21 +75,21 @@ async def _store(
 async def list_adapters(services: ServicesDep, id: ContentId = None) -> dict[str, Any]:
     """The newest version of every adapter; with `id`, every version of the caller's own that has this content."""
     if id is not None:
-        return listing(await cards(services, await in_thread(services.catalog.having, AdapterId(id))))
-    return listing(await cards(services, await in_thread(services.catalog.list)))
+        return listing(await cards(services, await in_thread(services.tenant_catalog.with_content, AdapterId(id))))
+    return listing(await cards(services, await in_thread(services.tenant_catalog.newest)))
 
 
 @router.get("/v1/adapters/{name}", dependencies=[Depends(needs(Scope.READ))])
 async def show_adapter(name: str, services: ServicesDep) -> Response:
     """One adapter's newest version, or the one that `name@3`, `name@alias` or `name@sha256:…` means."""
-    version = await in_thread(services.catalog.resolve, name)
+    version = await in_thread(services.tenant_catalog.resolve, name)
     return JSONResponse(await card(services, version), headers=etag(version))
 
 
 @router.get("/v1/adapters/{name}/versions", dependencies=[Depends(needs(Scope.READ))])
 async def list_versions(name: str, services: ServicesDep) -> dict[str, Any]:
     """Every version of one adapter."""
-    return listing(await cards(services, await in_thread(services.catalog.versions, name)))
+    return listing(await cards(services, await in_thread(services.tenant_catalog.versions, name)))
 
 
 @router.delete("/v1/adapters/{name}", dependencies=[Depends(needs(Scope.WRITE)), Depends(accepting)], responses=IN_USE)
@@ -110,15 +110,15 @@ async def delete_adapter(services: Services, name: str, asked: Condition | None 
     name.
     """
     whole, number = _name_and_number(name)
-    versions = await in_thread(services.catalog.own_versions, whole)
+    versions = await in_thread(services.tenant_catalog.own_versions, whole)
     if any(services.merges.has(services.worker, each) for each in versions if number in (None, each.number)):
         path = f"/v1/adapters/{whole}/merge"
         raise ApiError(409, f"This adapter is merged. DELETE {path} first.", code="merged", headers=NO_RETRY)
     if number is None:
-        in_use = await in_thread(services.catalog.delete, whole, asked)
+        in_use = await in_thread(services.tenant_catalog.delete, whole, asked)
         await services.merges.let_go(services.worker, versions[0].full_name)  # if a merge ended while it was deleted
     else:
-        in_use = await in_thread(services.catalog.delete_version, whole, number, asked)
+        in_use = await in_thread(services.tenant_catalog.delete_version, whole, number, asked)
     note("adapter_deleted", name=name)
     await follow_pins_if_possible(services)
     return 202 if in_use else 200
@@ -141,7 +141,10 @@ async def card(services: Services, version: Version) -> dict[str, Any]:
 
 async def cards(services: Services, versions: list[Version]) -> list[dict[str, Any]]:
     """A pin is shown once the engine holds it; pins and merges are shown for the name that asked for them."""
-    damaged, pins = await in_thread(services.whole.quarantined), await in_thread(services.whole.pinned)
+    damaged, pins = (
+        await in_thread(services.server_catalog.quarantined),
+        await in_thread(services.server_catalog.pinned),
+    )
     held, tiers = services.worker.pins(), dict.fromkeys(damaged, "corrupt") | tiers_of(services.worker)
     pinned = {(version.full_name, version.id) for version in pins if version.id in held}
     return [

@@ -49,7 +49,7 @@ _WRITES = [Depends(needs(Scope.WRITE)), Depends(accepting)]
 @router.get("/v1/adapters/{name}/aliases/{alias}", dependencies=[Depends(needs(Scope.READ))])
 async def show_alias(name: str, alias: str, services: ServicesDep) -> Response:
     """Where an alias points, its canary, and where it pointed before."""
-    found = await in_thread(services.catalog.alias, name, alias)
+    found = await in_thread(services.tenant_catalog.alias, name, alias)
     return JSONResponse(_alias(found), headers={"etag": f'"{found.number}"'})
 
 
@@ -61,9 +61,9 @@ async def set_alias(name: str, alias: str, body: AliasBody, http: HttpRequest, s
     """
     canary = None if body.canary is None else Canary(body.canary.version, body.canary.weight)
     wanted = condition(http)
-    version = await in_thread(services.catalog.set_alias, name, alias, body.version, wanted, canary)
+    version = await in_thread(services.tenant_catalog.set_alias, name, alias, body.version, wanted, canary)
     if canary is not None:
-        await in_thread(label_canaries, services.whole.splits, services.metrics)
+        await in_thread(label_canaries, services.server_catalog.splits, services.metrics)
     note("alias_set", name=name, alias=alias, version=version.number)
     return JSONResponse(await card(services, version), headers=etag(version))
 
@@ -71,7 +71,7 @@ async def set_alias(name: str, alias: str, body: AliasBody, http: HttpRequest, s
 @router.delete("/v1/adapters/{name}/aliases/{alias}", dependencies=_WRITES)
 async def delete_alias(name: str, alias: str, http: HttpRequest, services: ServicesDep) -> dict[str, Any]:
     """Remove an alias. The versions stay. If-Match makes it conditional."""
-    await in_thread(services.catalog.delete_alias, name, alias, condition(http))
+    await in_thread(services.tenant_catalog.delete_alias, name, alias, condition(http))
     note("alias_deleted", name=name, alias=alias)
     return {"name": name, "alias": alias, "object": "alias", "deleted": True}
 
@@ -79,7 +79,7 @@ async def delete_alias(name: str, alias: str, http: HttpRequest, services: Servi
 @router.post("/v1/adapters/{name}/rollback", dependencies=_WRITES)
 async def roll_back(name: str, body: RollbackBody, http: HttpRequest, services: ServicesDep) -> Response:
     """End the alias's canary or, where it has none, put it back to where it pointed. If-Match makes it conditional."""
-    version = await in_thread(services.catalog.roll_back, name, body.alias, condition(http))
+    version = await in_thread(services.tenant_catalog.roll_back, name, body.alias, condition(http))
     note("alias_rolled_back", name=name, alias=body.alias, version=version.number)
     return JSONResponse(await card(services, version), headers=etag(version))
 

@@ -43,7 +43,7 @@ async def chat(body: ChatBody, http: HttpRequest, services: ServicesDep, caller:
         body, RouteParams(body.token_limit or max(room, 1), logprobs), services.tokenizer.vocab_size
     )
     key = body.sticks_to(http.state.request_id)
-    chosen = await target(services.catalog, services.base_id, body.model, body.adapter_id, key)
+    chosen = await target(services.tenant_catalog, services.base_id, body.model, body.adapter_id, key)
     with chosen.released_on_error():
         requests = requests_for(http.state.request_id, [prompt], params, body.n, chosen.adapter, caller.tenant)
         layout = ChatLayout(services.tokenizer, body, prompt, http.state.request_id, chosen.model)

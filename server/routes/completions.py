@@ -38,7 +38,7 @@ async def complete(body: CompletionBody, http: HttpRequest, services: ServicesDe
     route = RouteParams(body.max_tokens, body.logprobs, echo_logprobs if body.echo else None)
     params = sampling_params(body, route, services.tokenizer.vocab_size)
     key = body.sticks_to(http.state.request_id)
-    chosen = await target(services.catalog, services.base_id, body.model, body.adapter_id, key)
+    chosen = await target(services.tenant_catalog, services.base_id, body.model, body.adapter_id, key)
     with chosen.released_on_error():
         requests = requests_for(http.state.request_id, prompts, params, body.n, chosen.adapter, caller.tenant)
         layout = CompletionLayout(services.tokenizer, body, prompts, http.state.request_id, chosen.model)

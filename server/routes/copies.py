@@ -1,6 +1,6 @@
 """POST /v1/adapters/{name}/versions: a version of what the caller has under another name, without sending it.
 
-Owns that route. Whose content it is, the shelf knows.
+Owns that route. Whose content it is, the catalog knows.
 """
 
 from typing import Annotated
@@ -39,10 +39,10 @@ async def copy_version(
     name: str, body: CopyBody, http: HttpRequest, services: ServicesDep, caller: PrincipalDep
 ) -> Response:
     """Add `source` to `name`. 201 when its content is new to `name`, else 200. Conditions are those of an upload."""
-    services.catalog.check_names(name, body.alias)
+    services.tenant_catalog.check_names(name, body.alias)
     async with upload_quota(0, services, caller) as quota:
         await quota.keep(name)
-        version, created = await in_thread(services.catalog.copy, body.source, name, body.alias, condition(http))
+        version, created = await in_thread(services.tenant_catalog.copy, body.source, name, body.alias, condition(http))
     await follow_pins_if_possible(services)
     note_upload(version, created)
     return JSONResponse(await card(services, version), status_code=201 if created else 200, headers=etag(version))

@@ -37,19 +37,19 @@ _BODY = {"required": True, "content": {MEDIA_TYPE: {"schema": {"type": "string"}
 )
 async def put_eval(name: str, http: HttpRequest, services: ServicesDep) -> dict[str, Any]:
     """Give a version its eval file, in place of one that it had: the newest version, or the one `name@3` means."""
-    version = await in_thread(services.catalog.resolve, name)
+    version = await in_thread(services.tenant_catalog.resolve, name)
     check_encoding(http)
     content = await read_bounded(http, EVAL_BYTES, None, services.limits.idle_s)
     items = await in_thread(read_eval, content, services.tokenizer, services.limits.max_model_len)
-    await in_thread(services.catalog.attach_eval, version, content)
+    await in_thread(services.tenant_catalog.attach_eval, version, content)
     return {"object": "eval", "name": version.name, "version": version.number, "rows": len(items)}
 
 
 @router.get("/v1/adapters/{name}/eval", response_class=Rows, dependencies=[Depends(needs(Scope.READ))])
 async def get_eval(name: str, services: ServicesDep) -> Response:
     """The eval file that a version carries. 404 when it carries none."""
-    version = await in_thread(services.catalog.resolve, name)
-    found = await in_thread(services.catalog.eval_file, version)
+    version = await in_thread(services.tenant_catalog.resolve, name)
+    found = await in_thread(services.tenant_catalog.eval_file, version)
     if found is None:
         raise UnknownAdapter("This version carries no eval file.")
     return Rows(found.content)

@@ -21,15 +21,15 @@ router = APIRouter(tags=["models"])
 @router.get("/v1/models", dependencies=[Depends(needs(Scope.READ))])
 async def list_models(services: ServicesDep) -> dict[str, Any]:
     """The base first, then the newest version of every adapter that it can serve."""
-    versions = await in_thread(services.catalog.list)
-    served = [version for version in versions if services.catalog.misfit(version) is None]
+    versions = await in_thread(services.tenant_catalog.newest)
+    served = [version for version in versions if services.tenant_catalog.misfit(version) is None]
     return listing([base_card(services), *(model_card(services, version) for version in served)])
 
 
 @router.get("/v1/models/{id:path}", dependencies=[Depends(needs(Scope.READ))])
 async def show_model(id: str, services: ServicesDep) -> dict[str, Any]:
     """One model, by any of its spellings."""
-    found = await target(services.catalog, services.base_id, id)
+    found = await target(services.tenant_catalog, services.base_id, id)
     try:
         return base_card(services) if found.lease is None else model_card(services, found.lease.version, id)
     finally:

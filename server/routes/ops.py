@@ -61,7 +61,7 @@ async def health(services: ServerDep) -> Response:
 @router.get("/version")
 async def show_version(services: ServerDep) -> dict[str, Any]:
     """The server's version, the base it serves, and the quantization that adapters are held against."""
-    base = services.whole.base
+    base = services.server_catalog.base
     return {
         "version": version(),
         "base": services.base_id,

@@ -73,7 +73,7 @@ async def promote(
     `gate` is how it was let through: `measured`, `forced` or `no_eval_file`, and `before` the other version's score.
     If-Match makes it conditional; unless forced, it is a 412 when the alias was moved while the two were compared.
     """
-    chosen = await in_thread(services.catalog.resolve, f"{name}@{body.version}")
+    chosen = await in_thread(services.tenant_catalog.resolve, f"{name}@{body.version}")
     asked, before, gate = condition(http), None, "forced"
     if not body.force:
         with services.lifecycle.answering():
@@ -81,7 +81,7 @@ async def promote(
             compared = await while_connected(http, work)
         _check(compared, body)
         asked, before, gate = asked or compared.condition, compared.before, compared.gate
-    promoted = await in_thread(services.catalog.set_alias, name, body.alias, body.version, asked)
+    promoted = await in_thread(services.tenant_catalog.set_alias, name, body.alias, body.version, asked)
     note("alias_set", name=name, alias=body.alias, version=promoted.number, forced=body.force)
     told = await card(services, promoted) | {"gate": gate, "before": before and score_card(before)}
     return JSONResponse(told, headers=etag(promoted))
@@ -90,9 +90,9 @@ async def promote(
 async def _compare(services: Services, chosen: Version, alias: str, caller: Principal, id: str) -> Comparison:
     """On the eval file of the promoted version or, if it has none, of the one that the alias points at."""
     current = await in_thread(_current, services, chosen.name, alias)
-    file = await in_thread(services.catalog.eval_file, chosen)
+    file = await in_thread(services.tenant_catalog.eval_file, chosen)
     if file is None and current is not None:
-        file = await in_thread(services.catalog.eval_file, current)
+        file = await in_thread(services.tenant_catalog.eval_file, current)
     if file is None:
         return Comparison(current)
     after = await score(services, chosen, file, caller, id)
@@ -102,7 +102,7 @@ async def _compare(services: Services, chosen: Version, alias: str, caller: Prin
 
 def _current(services: Services, name: str, alias: str) -> Version | None:
     try:
-        return services.catalog.resolve(f"{name}@{alias}")
+        return services.tenant_catalog.resolve(f"{name}@{alias}")
     except UnknownAdapter:
         return None
 

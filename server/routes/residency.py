@@ -26,24 +26,24 @@ async def pin(name: str, services: ServicesDep) -> dict[str, Any]:
     400 for a single version: a pin goes on to the next one.
     """
     _check_whole(name)
-    before = await in_thread(services.whole.pinned)
-    asked = await in_thread(services.catalog.set_pinned, name, True)
+    before = await in_thread(services.server_catalog.pinned)
+    asked = await in_thread(services.tenant_catalog.set_pinned, name, True)
     try:
         await follow_pins(services)
     except Exception:
         if asked.full_name not in {version.full_name for version in before}:
-            await in_thread(services.catalog.set_pinned, name, False)
+            await in_thread(services.tenant_catalog.set_pinned, name, False)
         raise
-    return await card(services, await in_thread(services.catalog.resolve, name))
+    return await card(services, await in_thread(services.tenant_catalog.resolve, name))
 
 
 @router.delete("/v1/adapters/{name}/pin", dependencies=[Depends(needs(Scope.ADMIN))])
 async def unpin(name: str, services: ServicesDep) -> dict[str, Any]:
     """Let the adapter be evicted again. 400 for a single version."""
     _check_whole(name)
-    await in_thread(services.catalog.set_pinned, name, False)
+    await in_thread(services.tenant_catalog.set_pinned, name, False)
     await follow_pins(services)
-    return await card(services, await in_thread(services.catalog.resolve, name))
+    return await card(services, await in_thread(services.tenant_catalog.resolve, name))
 
 
 def _check_whole(name: str) -> None:
@@ -54,7 +54,7 @@ def _check_whole(name: str) -> None:
 @router.post("/v1/adapters/{name}/merge", dependencies=[Depends(needs(Scope.ADMIN))])
 async def merge(name: str, services: ServicesDep) -> dict[str, Any]:
     """Serve an adapter from merged weights of its own. All others, and the base, keep the pristine ones."""
-    lease = await in_thread(services.catalog.lease, name)
+    lease = await in_thread(services.tenant_catalog.lease, name)
     try:
         with services.lifecycle.answering():
             await services.merges.merge(services.worker, lease.version)
@@ -67,7 +67,7 @@ async def merge(name: str, services: ServicesDep) -> dict[str, Any]:
 async def _keep_if_named(services: Services, version: Version) -> None:
     """A merge may wait long. Raises UnknownAdapter if the name was deleted meanwhile: nobody could end it."""
     try:
-        await in_thread(services.whole.versions, version.full_name)
+        await in_thread(services.server_catalog.versions, version.full_name)
     except UnknownAdapter:
         await services.merges.let_go(services.worker, version.full_name)
         raise
@@ -76,7 +76,7 @@ async def _keep_if_named(services: Services, version: Version) -> None:
 @router.delete("/v1/adapters/{name}/merge", dependencies=[Depends(needs(Scope.ADMIN))])
 async def unmerge(name: str, services: ServicesDep) -> dict[str, Any]:
     """Drop the merged weights. `name` may be any version of the merged adapter."""
-    versions = await in_thread(services.catalog.versions, name.partition("@")[0])
+    versions = await in_thread(services.tenant_catalog.versions, name.partition("@")[0])
     found = next((version for version in versions if services.merges.has(services.worker, version)), None)
     if found is None:
         raise ApiError(409, "This adapter is not merged.", code="not_merged", headers=NO_RETRY)

@@ -56,28 +56,28 @@ async def unshare_with_everybody(name: str, services: ServicesDep) -> dict[str, 
 @router.get("/v1/adapters/{owner}/{name}", dependencies=_READ)
 async def show_shared(owner: str, name: str, services: ServicesDep) -> Response:
     """One adapter that its owner shares with the caller, by any of its spellings."""
-    version = await in_thread(services.catalog.resolve, f"{owner}/{name}")
+    version = await in_thread(services.tenant_catalog.resolve, f"{owner}/{name}")
     return JSONResponse(await card(services, version), headers=etag(version))
 
 
 @router.get("/v1/adapters/{owner}/{name}/versions", dependencies=_READ)
 async def list_shared_versions(owner: str, name: str, services: ServicesDep) -> dict[str, Any]:
     """Every version of one that is shared with the caller."""
-    return listing(await cards(services, await in_thread(services.catalog.versions, f"{owner}/{name}")))
+    return listing(await cards(services, await in_thread(services.tenant_catalog.versions, f"{owner}/{name}")))
 
 
 async def _share(services: Services, name: str, tenant: str) -> dict[str, Any]:
-    await in_thread(services.catalog.share, name, tenant)
+    await in_thread(services.tenant_catalog.share, name, tenant)
     note("adapter_shared", name=name, to=tenant)
     return await _shares(services, name)
 
 
 async def _unshare(services: Services, name: str, tenant: str) -> dict[str, Any]:
-    await in_thread(services.catalog.unshare, name, tenant)
+    await in_thread(services.tenant_catalog.unshare, name, tenant)
     note("adapter_unshared", name=name, to=tenant)
     return await _shares(services, name)
 
 
 async def _shares(services: Services, name: str) -> dict[str, Any]:
-    tenants = await in_thread(services.catalog.shared_with, name)
+    tenants = await in_thread(services.tenant_catalog.shared_with, name)
     return {"name": name, "object": "shares", "public": EVERYBODY in tenants, "tenants": sorted(tenants - {EVERYBODY})}

@@ -69,7 +69,7 @@ async def begin_upload(body: OrderBody, services: ServicesDep, caller: Principal
     """Begin an upload, or go on with the one that was begun with the same words. 201 when it is new, else 200."""
     if body.size > services.limits.max_upload_bytes:
         raise TooLarge(services.limits.max_upload_bytes, _FLAG)
-    services.catalog.check_names(body.name, body.alias)
+    services.tenant_catalog.check_names(body.name, body.alias)
     rows = None if body.eval is None else body.eval.encode()
     if rows is not None and len(rows) > EVAL_BYTES:
         raise TooLarge(EVAL_BYTES, None)
@@ -79,15 +79,15 @@ async def begin_upload(body: OrderBody, services: ServicesDep, caller: Principal
         await quota.keep(body.name)
         if rows is not None:
             await in_thread(read_eval, rows, services.tokenizer, services.limits.max_model_len)
-        session, created = await in_thread(services.resumable.begin, spec)
-    _, offset = await in_thread(services.resumable.find, caller.tenant, session.id)
+        session, created = await in_thread(services.uploads.begin, spec)
+    _, offset = await in_thread(services.uploads.find, caller.tenant, session.id)
     return _shown(services, session, offset, 201 if created else 200)
 
 
 @router.get("/v1/adapters/uploads", dependencies=[READ])
 async def list_uploads(services: ServicesDep, caller: PrincipalDep) -> dict[str, Any]:
     """The caller's uploads, oldest first."""
-    found = await in_thread(services.resumable.for_tenant, caller.tenant)
+    found = await in_thread(services.uploads.for_tenant, caller.tenant)
     return listing(upload_card(services, session, offset) for session, offset in found)
 
 
@@ -95,7 +95,7 @@ async def list_uploads(services: ServicesDep, caller: PrincipalDep) -> dict[str,
 @router.head("/v1/adapters/uploads/{id}", dependencies=[READ])
 async def show_upload(id: str, services: ServicesDep, caller: PrincipalDep) -> Response:
     """How far an upload has come, and what became of it."""
-    session, offset = await in_thread(services.resumable.find, caller.tenant, id)
+    session, offset = await in_thread(services.uploads.find, caller.tenant, id)
     return _shown(services, session, offset, 200)
 
 
@@ -109,10 +109,10 @@ async def show_upload(id: str, services: ServicesDep, caller: PrincipalDep) -> R
 async def continue_upload(id: str, http: HttpRequest, services: ServicesDep, caller: PrincipalDep) -> Response:
     """Append bytes at Upload-Offset, or at the beginning of Content-Range; 416 when they do not follow the others."""
     check_encoding(http)
-    session, _ = await in_thread(services.resumable.find, caller.tenant, id)
+    session, _ = await in_thread(services.uploads.find, caller.tenant, id)
     offset = declared_offset(http)
     with services.lifecycle.answering():
-        async with appending(services.resumable, caller.tenant, id, offset) as writer:
+        async with appending(services.uploads, caller.tenant, id, offset) as writer:
             check_declared(http, session.size - offset, _FLAG)
             await pour(http, writer, services.limits.idle_s)
     return _shown(services, session, writer.offset, 202)
@@ -125,17 +125,17 @@ async def finish_upload(
     """Make a version of an upload whose bytes are all there. 201 when it is new, 200 when its content was there."""
     if not _DIGEST.fullmatch(digest):
         raise BadRequest("`digest` is sha256: and the 64 hexadecimal digits of the weights file.", "digest")
-    asked, catalog = condition(http), services.catalog
+    asked, catalog = condition(http), services.tenant_catalog
 
     def add(session: UploadSession, config: bytes, weights: Path, rows: bytes | None) -> tuple[Version, bool]:
         return catalog.add(session.name, config, weights, session.alias, asked, rows)
 
-    session, there = await in_thread(services.resumable.find, caller.tenant, id)
+    session, there = await in_thread(services.uploads.find, caller.tenant, id)
     with services.lifecycle.answering():
         async with upload_quota(session.size, services, caller) as quota:
             if session.open and there == session.size:  # else nothing will be judged
                 await quota.end(session.name)
-            version, created = await judging(services, services.resumable.finish, caller.tenant, id, digest, add)
+            version, created = await judging(services, services.uploads.finish, caller.tenant, id, digest, add)
         await follow_pins_if_possible(services)
     note_upload(version, created)
     return JSONResponse(await card(services, version), status_code=201 if created else 200, headers=etag(version))
@@ -144,7 +144,7 @@ async def finish_upload(
 @router.delete("/v1/adapters/uploads/{id}", dependencies=[WRITE])
 async def cancel_upload(id: str, services: ServicesDep, caller: PrincipalDep) -> dict[str, Any]:
     """Forget an upload and its bytes. A version that was made of it stays."""
-    await in_thread(services.resumable.cancel, caller.tenant, id)
+    await in_thread(services.uploads.cancel, caller.tenant, id)
     return {"id": id, "object": "upload", "deleted": True}
 
 
@@ -161,7 +161,7 @@ def upload_card(services: Services, session: UploadSession, offset: int) -> dict
         "reason": session.reason,
         "version": session.version,
         "created": int(session.created),
-        "expires": int(services.resumable.expires(session)),
+        "expires": int(services.uploads.expires(session)),
     }
 
 

@@ -64,7 +64,7 @@ async def load_lora_adapter(body: LoadBody, services: ServicesDep, caller: Princ
     async with upload_quota(await in_thread(_weights_bytes, path), services, caller) as quota:
         await quota.begin()
         await quota.end(body.lora_name)
-        version, created = await judging(services, services.catalog.add_directory, body.lora_name, path)
+        version, created = await judging(services, services.tenant_catalog.add_directory, body.lora_name, path)
     await follow_pins_if_possible(services)
     note_upload(version, created)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
@@ -109,7 +109,7 @@ def _weights_bytes(directory: Path) -> int:
 def _check_name(services: Services, name: str) -> None:
     """Raises what an upload under this name would be refused with, by the name that vLLM gives the field."""
     try:
-        services.catalog.check_names(name, None)
+        services.tenant_catalog.check_names(name, None)
     except NameInvalid as error:
         refusal = api_error(error)
         assert refusal is not None, "the table has a row for names"
@@ -119,6 +119,6 @@ def _check_name(services: Services, name: str) -> None:
 
 async def _exists(services: Services, name: str) -> bool:
     try:
-        return bool(await in_thread(services.catalog.versions, name))
+        return bool(await in_thread(services.tenant_catalog.versions, name))
     except UnknownAdapter:
         return False

@@ -58,7 +58,7 @@ def test_add_and_resolve(house: House, sources: list[Path]) -> None:
     assert house.catalog.resolve("a@prod") == house.catalog.resolve("a") == version
     assert house.store.open(version.id).manifest.id == version.id
     assert house.catalog.add_directory("a", sources[0]) == (version, False)
-    assert house.catalog.list() == [version]
+    assert house.catalog.newest() == [version]
     assert house.consistent()
 
 
@@ -71,7 +71,7 @@ def test_refusals_change_nothing(tmp_path: Path, house: House, sources: list[Pat
     ):
         with pytest.raises(error):
             house.catalog.add_directory(name, path, alias)
-    assert house.catalog.list() == [] and list(house.store.ids()) == []
+    assert house.catalog.newest() == [] and list(house.store.ids()) == []
 
 
 def test_delete_removes_blobs_that_nobody_shares(house: House, sources: list[Path]) -> None:
@@ -104,7 +104,7 @@ def test_uploading_again_saves_a_doomed_blob(house: House, sources: list[Path]) 
     house.catalog.delete("a")
     house.catalog.add_directory("b", sources[0])
     lease.release()
-    assert house.consistent() and house.forgotten == [] and len(house.catalog.list()) == 1
+    assert house.consistent() and house.forgotten == [] and len(house.catalog.newest()) == 1
 
 
 def test_a_lease_keeps_its_version_when_the_name_moves_on(house: House, sources: list[Path]) -> None:

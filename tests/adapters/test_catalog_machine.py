@@ -289,10 +289,10 @@ class Life(RuleBasedStateMachine):
 
     def _seen(self) -> dict[str, tuple[list[int], int | None, int | None, bool]]:
         """Of each name: its versions, where `prod` points, its canary, and whether it is pinned."""
-        pinned = {version.name for version in self.registry.pins()}
+        pinned = {version.name for version in self.registry.pinned()}
         canaries = {split.stable.name: split.canary.number for split in self.catalog.splits() if split.canary}
         seen = {}
-        for name in [version.name for version in self.catalog.list()]:
+        for name in [version.name for version in self.catalog.newest()]:
             versions = self.catalog.versions(name)
             prod = next((version.number for version in versions if "prod" in version.aliases), None)
             assert prod is None or self.catalog.resolve(f"{name}@prod").number == prod

@@ -118,7 +118,7 @@ def test_the_catalog_keeps_records_and_refuses_mismatches(tmp_path: Path) -> Non
     assert held.resolve("a@1").manifest.trained_on == TrainedOn(HERE, "none")
     with pytest.raises(BaseMismatch):
         held.add_directory("b", trained(tmp_path / "other", ELSEWHERE, seed=1))
-    assert [one.name for one in held.list()] == ["a"]
+    assert [one.name for one in held.newest()] == ["a"]
 
 
 def test_the_same_content_with_a_record_brings_it_along(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_what_another_base_had_taken_is_refused_and_kept(tmp_path: Path) -> None
     first.add_directory("known", trained(tmp_path / "known"))
     first.add_directory("plain", write_adapter(tmp_path / "plain", SHAPE, seed=1))
     first.set_pinned("known", True)
-    first.remember_residents(version.id for version in first.list())
+    first.remember_residents(version.id for version in first.newest())
 
     tuned = catalog(tmp_path / "data", ServedBase(SHAPE, lambda: ELSEWHERE))
     assert [(version.name, HERE in reason) for version, reason in tuned.sweep().misfits] == [("known", True)]

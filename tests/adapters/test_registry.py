@@ -117,10 +117,10 @@ def test_pins_follow_the_newest_version_and_end_with_the_name(registry: Registry
     registry.add("b", manifest(2))
     assert registry.set_pinned("a", True).number == 1
     registry.add("a", manifest(3))
-    assert [(version.name, version.number) for version in registry.pins()] == [("a", 2)]
+    assert [(version.name, version.number) for version in registry.pinned()] == [("a", 2)]
     registry.delete("a")
     registry.add("a", manifest(1))
-    assert registry.pins() == []
+    assert registry.pinned() == []
     with pytest.raises(UnknownAdapter):
         registry.set_pinned("c", True)
 
@@ -162,7 +162,7 @@ def test_reopening_keeps_everything(tmp_path: Path, registry: Registry) -> None:
     registry.set_pinned("a", True)
     again = Registry(url(tmp_path))
     assert again.newest() == registry.newest()
-    assert [version.name for version in again.pins()] == ["a"]
+    assert [version.name for version in again.pinned()] == ["a"]
     again.close()
 
 

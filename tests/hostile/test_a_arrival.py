@@ -68,7 +68,7 @@ def test_a08_an_upload_cut_at_each_tenth_goes_on(door: Door, tmp_path: Path) -> 
         with talking(door.live) as client:
             client.sendall(f"{head}\r\n\r\n".encode() + weights[there : cut * tenth])
             time.sleep(0.02)  # what the server has not read when the connection ends is lost
-        eventually(lambda: not door.face.services.resumable._busy)
+        eventually(lambda: not door.face.services.uploads._busy)
         assert there <= offset(door.http, at) <= cut * tenth
         assert door.http.get("/v1/adapters/tenths").status_code == 404
     assert offset(door.http, at), "of what arrived, nothing was kept"
@@ -207,7 +207,7 @@ def test_a12_the_same_bytes_at_once_are_one_version_and_one_blob(door: Door, tmp
 
 def blobs(door: Door, id: str) -> int:
     """How many places of the disk hold an adapter's weights, wherever they are."""
-    weights = door.face.store.open(door.face.catalog.named(id)[0].id).weights.read_bytes()  # type: ignore[arg-type]
+    weights = door.face.store.open(door.face.catalog.with_content(id)[0].id).weights.read_bytes()  # type: ignore[arg-type]
     return sum(path.read_bytes() == weights for path in door.face.folder.rglob("*") if path.is_file())
 
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from adapters.manifest import AdapterId
-from adapters.shelf import Shelf
+from adapters.tenant_catalog import TenantCatalog
 from tests.support.adapters import write_adapter
 from tests.support.face import BASE
 from tests.support.house_door import LOUD, House, house
@@ -83,7 +83,7 @@ def test_d41_no_cached_prefix_of_the_old_version_is_taken_for_the_new(home: Hous
 
 def test_d43_a_content_that_two_tenants_have_outlives_one_of_them(home: House, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path, home.base.shape, seed=3, scale=LOUD)
-    theirs = Shelf(home.face.catalog, "acme")
+    theirs = TenantCatalog(home.face.catalog, "acme")
     version, _ = theirs.add_directory("same", folder)
     assert home.upload(folder, "mine").json()["id"] == version.id
     before = said(home.http, "mine")

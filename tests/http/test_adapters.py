@@ -16,7 +16,7 @@ def push(http: httpx.Client, name: str, seed: int = 0, **fields: str) -> httpx.R
 
 
 def parts_left(face: Face) -> list[Path]:
-    return list(face.services.uploads.glob("*.part")) if face.services.uploads.exists() else []
+    return list(face.services.form_dir.glob("*.part")) if face.services.form_dir.exists() else []
 
 
 def test_an_upload_is_201_then_200(http: httpx.Client, face: Face) -> None:

@@ -73,9 +73,9 @@ def test_h76_a_pin_is_shown_to_the_name_that_asked_for_it(tenants: Tenants) -> N
 
 
 def test_the_servers_own_is_merged_by_whoever_has_admin(tenants: Tenants, tmp_path: Path) -> None:
-    whole = tenants.face.services.whole
-    whole.add_directory("servers-own", write_adapter(tmp_path / "own", 5))
-    whole.shares.share("servers-own", EVERYBODY)
+    server_catalog = tenants.face.services.server_catalog
+    server_catalog.add_directory("servers-own", write_adapter(tmp_path / "own", 5))
+    server_catalog.shares.share("servers-own", EVERYBODY)
     with tenants.client("acme") as a, tenants.client("beta") as b:
         push(a, "lent", 6)
         a.put("/v1/adapters/lent/shares/beta")

@@ -255,7 +255,7 @@ def test_d43_what_two_tenants_uploaded_outlives_one_of_them(tenants: Tenants, a:
 
 def blobs(tenants: Tenants, id: str) -> list[Path]:
     """What the store has of an adapter, past the upload's reader."""
-    root = tenants.face.services.uploads.parent / "data"
+    root = tenants.face.services.form_dir.parent / "data"
     return [path for path in root.rglob("*") if id.removeprefix("sha256:") in path.name]
 
 
@@ -386,9 +386,9 @@ def logged() -> Iterator[io.StringIO]:
 
 
 def test_adapters_of_the_servers_start_are_everybodys_to_use(tenants: Tenants, tmp_path: Path, a: httpx.Client) -> None:
-    whole = tenants.face.services.whole
-    version, _ = whole.add_directory("servers-own", write_adapter(tmp_path / "own", 9))
+    server_catalog = tenants.face.services.server_catalog
+    version, _ = server_catalog.add_directory("servers-own", write_adapter(tmp_path / "own", 9))
     assert a.get("/v1/adapters/servers-own").status_code == 404
-    whole.shares.share("servers-own", EVERYBODY)
+    server_catalog.shares.share("servers-own", EVERYBODY)
     assert answering(a, "servers-own") == version.id
     assert a.delete("/v1/adapters/servers-own").status_code == 404

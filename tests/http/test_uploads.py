@@ -73,7 +73,7 @@ def test_the_whole_flow(http: httpx.Client, face: Face) -> None:
     again = begun(http, weights, name="flow")
     send(http, again, weights, 0)
     assert finish(http, again, weights).status_code == 200
-    assert not list(face.services.uploads.glob("resumable/*/weights"))
+    assert not list(face.services.form_dir.glob("resumable/*/weights"))
 
 
 def test_the_same_order_goes_on_where_it_was(http: httpx.Client) -> None:
@@ -110,7 +110,7 @@ def test_an_eval_file_comes_with_the_order(http: httpx.Client, face: Face) -> No
     send(http, at, weights, 0)
     assert finish(http, at, weights).status_code == 201
     assert http.get("/v1/adapters/measured@1/eval").text == EVAL
-    assert not (face.services.uploads / "resumable" / at.rpartition("/")[2] / "eval").exists()
+    assert not (face.services.form_dir / "resumable" / at.rpartition("/")[2] / "eval").exists()
 
 
 def test_an_eval_file_that_is_wrong_is_told_before_a_byte_is_sent(http: httpx.Client) -> None:
@@ -130,7 +130,7 @@ def test_failures_are_remembered_with_their_reason(http: httpx.Client, face: Fac
     assert code(refused) == (422, "invalid_adapter") and refused.json()["error"]["faults"]
     shown = http.get(at).json()
     assert shown["state"] == "failed" and "adapter_model.safetensors" in shown["reason"]
-    assert not (face.services.uploads / "resumable" / shown["id"] / "weights").exists()
+    assert not (face.services.form_dir / "resumable" / shown["id"] / "weights").exists()
     assert http.get("/v1/adapters/bad").status_code == 404
 
 
@@ -177,7 +177,7 @@ def test_cancelling(http: httpx.Client, face: Face) -> None:
     assert http.delete(at).json()["deleted"]
     for reply in (http.get(at), http.delete(at), send(http, at, b"x", 0), finish(http, at, b"x")):
         assert code(reply) == (404, "upload_not_found")
-    assert not (face.services.uploads / "resumable" / at.rpartition("/")[2]).exists()
+    assert not (face.services.form_dir / "resumable" / at.rpartition("/")[2]).exists()
 
 
 @pytest.fixture
@@ -248,7 +248,7 @@ def test_a_form_on_its_way_takes_its_tenants_room_and_is_promised_its_own(tmp_pa
     free = [1 << 20]
     limits = Limits(4096, idle_s=60)
     face = make_face(tmp_path, limits=limits, uploads=UploadLimits(most_bytes=5000), free_bytes=lambda: free[0])
-    uploads = face.services.resumable
+    uploads = face.services.uploads
     with serve(face.app) as live, live.client() as http:
 
         def post() -> int:

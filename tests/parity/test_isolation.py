@@ -105,7 +105,7 @@ class _Life:
         self._step()
 
     def settle(self) -> None:
-        for version in self._tenantry.catalog.list():
+        for version in self._tenantry.catalog.newest():
             self._tenantry.house.engine.tiers.residency.unpin(version.id)
         while self._running:
             self._step()
@@ -170,5 +170,5 @@ class _Life:
             lease.release()
 
     def _some(self) -> str | None:
-        names: Sequence[str] = [version.name for version in self._tenantry.catalog.list()]
+        names: Sequence[str] = [version.name for version in self._tenantry.catalog.newest()]
         return self._rng.choice(names) if names else None

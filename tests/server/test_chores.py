@@ -37,9 +37,9 @@ async def test_a_chore_that_fails_is_tried_again_and_keeps_no_other_from_being_d
 async def test_a_server_that_nobody_asks_anything_forgets_expired_uploads(tmp_path: Path) -> None:
     face = make_face(tmp_path, uploads=UploadLimits(age_s=0.3))
     services, folder = face.services, tmp_path / "uploads" / "resumable"
-    services.resumable.begin(UploadSpec("", "x", None, b"{}", 5))
+    services.uploads.begin(UploadSpec("", "x", None, b"{}", 5))
     assert list(folder.iterdir())
-    todo = chores(services, ResidentMemory(services.worker, services.whole), Garbage(lambda: False))
+    todo = chores(services, ResidentMemory(services.worker, services.server_catalog), Garbage(lambda: False))
     doing = asyncio.create_task(repeat(todo, 0.01))
     async with asyncio.timeout(10):
         while list(folder.iterdir()):

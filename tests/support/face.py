@@ -14,8 +14,8 @@ from adapters.checkpoint import Reader, read
 from adapters.disk import Disk
 from adapters.provenance import ServedBase
 from adapters.registry import Registry
-from adapters.shelf import Shelf
 from adapters.store import BlobStore
+from adapters.tenant_catalog import TenantCatalog
 from adapters.uploads import UploadLimits, Uploads
 from loader.shape import BaseShape, LinearShape
 from server.app import create_app
@@ -80,16 +80,14 @@ def make_face(
     root.mkdir(exist_ok=True)
     services = Services(
         worker=worker,
-        whole=catalog,
-        catalog=Shelf(catalog),
+        server_catalog=catalog,
+        tenant_catalog=TenantCatalog(catalog),
         tokenizer=tokenizer or ByteTokenizer(),
         base_id=BASE,
         limits=limits if limits is not None else Limits(worker.max_model_len, idle_s=5),
         metrics=Metrics(),
-        uploads=folder / "uploads",
-        resumable=Uploads(
-            folder / "uploads" / "resumable", uploads or UploadLimits(), disk=disk, free_bytes=free_bytes
-        ),
+        form_dir=folder / "uploads",
+        uploads=Uploads(folder / "uploads" / "resumable", uploads or UploadLimits(), disk=disk, free_bytes=free_bytes),
         adapter_root=root,
         callers=callers if callers is not None else NoKeys(),
         visitors=visitors if visitors is not None else Visitors(any_host=True),

@@ -69,7 +69,7 @@ def check_held(face: Face, within_s: float = 10) -> None:
     eventually(lambda: not face.worker.running, within_s)
     eventually(lambda: face.services.lifecycle.in_flight == 0, within_s)
     eventually(lambda: not face.catalog._uses and not face.catalog._leased and not face.catalog._doomed, within_s)
-    eventually(lambda: not face.services.resumable._busy and not face.services.resumable._reservations, within_s)
+    eventually(lambda: not face.services.uploads._busy and not face.services.uploads._reservations, within_s)
 
 
 def check_disk(face: Face) -> None:

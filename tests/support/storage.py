@@ -68,7 +68,9 @@ class Storage:
             label = self.store.label(id)
             assert label is not None, f"{id} has no label"
             told = [(one.name, one.number, one.aliases) for one in decode(label)]
-            assert told == [(v.name, v.number, v.aliases) for v in self.registry.named(id)], "a label lags behind"
+            assert told == [(v.name, v.number, v.aliases) for v in self.registry.with_content(id)], (
+                "a label lags behind"
+            )
         assert self.dossiers() == self.registry.dossiers(), "a dossier lags behind"
         again = self.catalog.sweep()
         assert not again.removed and not again.temporaries, "the second sweep finds what the first one left"

@@ -26,10 +26,9 @@ from adapters.registry import Version
 from adapters.sharing import EVERYBODY
 
 T = TypeVar("T")
-Versions = list[Version]  # inside the class, `list` is its method
 
 
-class Shelf:
+class TenantCatalog:
     """The catalog's methods for `tenant`, with names as that tenant spells them, going in and coming out.
 
     Beside what the catalog raises, changing what belongs to others raises NotOwner for what is shared with the tenant,
@@ -56,11 +55,11 @@ class Shelf:
         eval: bytes | None = None,
     ) -> tuple[Version, bool]:
         version, created = self._catalog.add(self._new(name), config, weights, alias, condition, eval)
-        return self._told(version), created
+        return self._renamed(version), created
 
     def add_directory(self, name: str, path: Path, alias: str | None = None) -> tuple[Version, bool]:
         version, created = self._catalog.add_directory(self._new(name), path, alias)
-        return self._told(version), created
+        return self._renamed(version), created
 
     def copy(
         self, source: str, name: str, alias: str | None = None, condition: Condition | None = None
@@ -69,35 +68,35 @@ class Shelf:
         theirs, at, selector = source.partition("@")
         full = self._own(theirs) + at + selector
         version, created = self._catalog.copy(full, self._new(name), alias, condition)
-        return self._told(version), created
+        return self._renamed(version), created
 
-    def having(self, id: AdapterId) -> Versions:
+    def with_content(self, id: AdapterId) -> list[Version]:
         """The tenant's own versions with this content. What others have of it is told to nobody."""
-        return [self._told(one) for one in self._catalog.named(id) if owner_of(one.name) == self._tenant]
+        return [self._renamed(one) for one in self._catalog.with_content(id) if owner_of(one.name) == self._tenant]
 
     def resolve(self, ref: str, key: str | None = None) -> Version:
-        return self._told(self._ask(ref, lambda full: self._catalog.resolve(full, key)))
+        return self._renamed(self._ask(ref, lambda full: self._catalog.resolve(full, key)))
 
     def lease(self, ref: str, key: str | None = None) -> Lease:
         lease = self._ask(ref, lambda full: self._catalog.lease(full, key))
-        lease.version = self._told(lease.version)
+        lease.version = self._renamed(lease.version)
         return lease
 
-    def list(self) -> Versions:
+    def newest(self) -> list[Version]:
         """The tenant's own and those shared with it; a name of its own hides the server's."""
-        told: dict[str, Version] = {}
-        for version in self._catalog.list(self._tenant):
-            shown = self._told(version)
-            if owner_of(version.name) == self._tenant or shown.name not in told:
-                told[shown.name] = shown
-        return sorted(told.values(), key=lambda version: version.name)
+        by_name: dict[str, Version] = {}
+        for version in self._catalog.newest(self._tenant):
+            renamed = self._renamed(version)
+            if owner_of(version.name) == self._tenant or renamed.name not in by_name:
+                by_name[renamed.name] = renamed
+        return sorted(by_name.values(), key=lambda version: version.name)
 
-    def versions(self, name: str) -> Versions:
-        return [self._told(version) for version in self._ask(name, self._catalog.versions)]
+    def versions(self, name: str) -> list[Version]:
+        return [self._renamed(version) for version in self._ask(name, self._catalog.versions)]
 
-    def own_versions(self, name: str) -> Versions:
+    def own_versions(self, name: str) -> list[Version]:
         """Of an adapter that the tenant may change."""
-        return [self._told(version) for version in self._catalog.versions(self._own(name))]
+        return [self._renamed(version) for version in self._catalog.versions(self._own(name))]
 
     def alias(self, name: str, alias: str) -> Alias:
         return replace(self._catalog.alias(self._own(name), alias), name=name)
@@ -105,10 +104,10 @@ class Shelf:
     def set_alias(
         self, name: str, alias: str, number: int, condition: Condition | None = None, canary: Canary | None = None
     ) -> Version:
-        return self._told(self._catalog.set_alias(self._own(name), alias, number, condition, canary))
+        return self._renamed(self._catalog.set_alias(self._own(name), alias, number, condition, canary))
 
     def roll_back(self, name: str, alias: str, condition: Condition | None = None) -> Version:
-        return self._told(self._catalog.roll_back(self._own(name), alias, condition))
+        return self._renamed(self._catalog.roll_back(self._own(name), alias, condition))
 
     def delete_alias(self, name: str, alias: str, condition: Condition | None = None) -> None:
         self._catalog.delete_alias(self._own(name), alias, condition)
@@ -130,7 +129,7 @@ class Shelf:
         self._catalog.remember_score(version.renamed(self._own(version.name)), score)
 
     def set_pinned(self, name: str, pinned: bool) -> Version:
-        return self._told(self._catalog.set_pinned(self._own(name), pinned))
+        return self._renamed(self._catalog.set_pinned(self._own(name), pinned))
 
     def misfit(self, version: Version) -> str | None:
         return self._catalog.misfit(version)
@@ -181,7 +180,7 @@ class Shelf:
                 raise
             return ask(ref)
 
-    def _told(self, version: Version) -> Version:
+    def _renamed(self, version: Version) -> Version:
         """`version` under the name that this tenant calls it by."""
         prefix = qualified(self._tenant, "")
         return version.renamed(version.name.removeprefix(prefix)) if prefix else version

@@ -14,7 +14,7 @@ from adapters.evaluations import Score
 from adapters.naming import owner_of
 from adapters.registry import Version
 from adapters.sharing import EVERYBODY
-from adapters.shelf import Shelf
+from adapters.tenant_catalog import TenantCatalog
 from tests.adapters.test_catalog import RESERVED, SHAPE, House
 from tests.support.adapters import adapters
 
@@ -31,16 +31,16 @@ def sources(tmp_path: Path) -> list[Path]:
     return list(adapters(tmp_path / "sources", SHAPE, 3))
 
 
-def names(shelf: Shelf) -> list[str]:
-    return [version.name for version in shelf.list()]
+def names(catalog: TenantCatalog) -> list[str]:
+    return [version.name for version in catalog.newest()]
 
 
 def test_two_tenants_use_one_name_for_two_things(house: House, sources: list[Path]) -> None:
-    acme, beta = Shelf(house.catalog, "acme"), Shelf(house.catalog, "beta")
+    acme, beta = TenantCatalog(house.catalog, "acme"), TenantCatalog(house.catalog, "beta")
     mine, _ = acme.add_directory("sql", sources[0], alias="prod")
     theirs, _ = beta.add_directory("sql", sources[1])
     assert (mine.name, mine.number, theirs.name, theirs.number) == ("sql", 1, "sql", 1)
-    assert [version.name for version in house.catalog.list()] == ["acme/sql", "beta/sql"]
+    assert [version.name for version in house.catalog.newest()] == ["acme/sql", "beta/sql"]
     for spelled in ("sql", "sql@1", "sql@prod", f"sql@{mine.id}", "acme/sql", "acme/sql@prod"):
         with acme.lease(spelled) as lease:
             assert (lease.version.id, lease.version.name) == (mine.id, "sql")
@@ -54,7 +54,7 @@ def test_two_tenants_use_one_name_for_two_things(house: House, sources: list[Pat
 
 
 def test_what_is_not_shared_is_not_there(house: House, sources: list[Path]) -> None:
-    acme, beta = Shelf(house.catalog, "acme"), Shelf(house.catalog, "beta")
+    acme, beta = TenantCatalog(house.catalog, "acme"), TenantCatalog(house.catalog, "beta")
     acme.add_directory("sql", sources[0])
     for ask in (beta.resolve, beta.lease, beta.versions, beta.delete, beta.shared_with):
         for name in ("acme/sql", "acme/nothing", "sql", "nobody/sql", "acme/sql/x", "/sql", "acme/"):
@@ -64,7 +64,7 @@ def test_what_is_not_shared_is_not_there(house: House, sources: list[Path]) -> N
 
 
 def test_shared_by_name_with_all_and_unshared(house: House, sources: list[Path]) -> None:
-    acme, beta, gamma = (Shelf(house.catalog, tenant) for tenant in ("acme", "beta", "gamma"))
+    acme, beta, gamma = (TenantCatalog(house.catalog, tenant) for tenant in ("acme", "beta", "gamma"))
     acme.add_directory("sql", sources[0])
     acme.share("sql", "beta")
     assert names(beta) == ["acme/sql"] and names(gamma) == []
@@ -81,19 +81,19 @@ def test_shared_by_name_with_all_and_unshared(house: House, sources: list[Path])
     acme.unshare("sql", "beta")
     acme.unshare("sql", "beta")
     assert names(beta) == names(gamma) == [] and acme.shared_with("sql") == frozenset()
-    for shelf, name in ((beta, "acme/sql"), (acme, "nothing")):
+    for catalog, name in ((beta, "acme/sql"), (acme, "nothing")):
         with pytest.raises(UnknownAdapter):
-            shelf.share(name, "gamma")
+            catalog.share(name, "gamma")
     with pytest.raises(NameInvalid):
         acme.share("sql", "b/c")
 
 
 def test_shares_go_with_the_name_and_survive_a_restart(tmp_path: Path, house: House, sources: list[Path]) -> None:
-    acme, beta = Shelf(house.catalog, "acme"), Shelf(house.catalog, "beta")
+    acme, beta = TenantCatalog(house.catalog, "acme"), TenantCatalog(house.catalog, "beta")
     acme.add_directory("sql", sources[0])
     acme.share("sql", "beta")
     again = House(tmp_path / "data")
-    assert names(Shelf(again.catalog, "beta")) == ["acme/sql"]
+    assert names(TenantCatalog(again.catalog, "beta")) == ["acme/sql"]
     again.registry.close()
     acme.delete("sql")
     acme.add_directory("sql", sources[0])
@@ -101,7 +101,7 @@ def test_shares_go_with_the_name_and_survive_a_restart(tmp_path: Path, house: Ho
 
 
 def test_the_servers_own_are_used_by_their_bare_names(house: House, sources: list[Path]) -> None:
-    server, acme = Shelf(house.catalog), Shelf(house.catalog, "acme")
+    server, acme = TenantCatalog(house.catalog), TenantCatalog(house.catalog, "acme")
     server.add_directory("pirate", sources[0])
     server.add_directory("private", sources[1])
     server.share("pirate", EVERYBODY)
@@ -112,7 +112,7 @@ def test_the_servers_own_are_used_by_their_bare_names(house: House, sources: lis
     with pytest.raises(UnknownAdapter):
         acme.delete("pirate")
     mine, _ = acme.add_directory("pirate", sources[2])
-    assert [version.id for version in acme.list()] == [mine.id], "its own hides the server's"
+    assert [version.id for version in acme.newest()] == [mine.id], "its own hides the server's"
     assert acme.resolve("pirate").id == mine.id != server.resolve("pirate").id
 
 
@@ -121,92 +121,92 @@ def test_a_list_is_the_tenants_own_and_what_is_shared_with_it_however_names_rese
 ) -> None:
     """As if every name were looked at in turn, which the database does not do."""
     tenants = ("", "a", "a-b", "a_b", "axb", "ab", "a0", "a.b", "b")
-    shelves = {tenant: Shelf(house.catalog, tenant) for tenant in tenants}
-    for tenant, shelf in shelves.items():
+    catalogs = {tenant: TenantCatalog(house.catalog, tenant) for tenant in tenants}
+    for tenant, catalog in catalogs.items():
         for name in ("a", "shared", f"own{len(tenant)}"):
-            shelf.add_directory(name, sources[0], alias="prod")
-        shelf.share("shared", "ab" if tenant else EVERYBODY)
-    everything = house.catalog.list()
-    for tenant, shelf in shelves.items():
+            catalog.add_directory(name, sources[0], alias="prod")
+        catalog.share("shared", "ab" if tenant else EVERYBODY)
+    everything = house.catalog.newest()
+    for tenant, catalog in catalogs.items():
         mine = [
             version.name
             for version in everything
             if owner_of(version.name) == tenant or house.catalog.shares.allows(version.name, tenant)
         ]
-        assert [version.name for version in house.catalog.list(tenant)] == mine
+        assert [version.name for version in house.catalog.newest(tenant)] == mine
         own = {name.removeprefix(f"{tenant}/") for name in mine}
-        assert {version.name for version in shelf.list()} == own
-        assert all(version.aliases == ("prod",) for version in shelf.list())
-        assert len(shelf.having(everything[0].id)) == 3
+        assert {version.name for version in catalog.newest()} == own
+        assert all(version.aliases == ("prod",) for version in catalog.newest())
+        assert len(catalog.with_content(everything[0].id)) == 3
 
 
 @pytest.mark.parametrize("tenant", ["", "acme"])
 def test_nobody_registers_under_anothers_name(house: House, sources: list[Path], tenant: str) -> None:
-    shelf = Shelf(house.catalog, tenant)
+    catalog = TenantCatalog(house.catalog, tenant)
     for name in ("beta/sql", "a/b/c", "/sql", "sql/"):
         with pytest.raises(NameInvalid):
-            shelf.add_directory(name, sources[0])
+            catalog.add_directory(name, sources[0])
     for name in RESERVED:
         with pytest.raises(NameReserved):
-            shelf.add_directory(name, sources[0])
-    assert house.catalog.list() == []
+            catalog.add_directory(name, sources[0])
+    assert house.catalog.newest() == []
 
 
 def test_h76_nothing_is_asked_about_what_is_hidden(house: House, sources: list[Path]) -> None:
     """Time, counted in statements: what another tenant has costs what nothing costs, whatever is asked or changed."""
-    server, acme, beta = (Shelf(house.catalog, tenant) for tenant in ("", "acme", "beta"))
-    for shelf, name in ((server, "private"), (acme, "sql")):
+    server, acme, beta = (TenantCatalog(house.catalog, tenant) for tenant in ("", "acme", "beta"))
+    for catalog, name in ((server, "private"), (acme, "sql")):
         for source in sources[:2]:
-            version, _ = shelf.add_directory(name, source, alias="prod")
-        shelf.attach_eval(version, b'{"prompt": "a", "completion": "b"}')
-        shelf.set_pinned(name, True)
+            version, _ = catalog.add_directory(name, source, alias="prod")
+        catalog.attach_eval(version, b'{"prompt": "a", "completion": "b"}')
+        catalog.set_pinned(name, True)
     beta.add_directory("mine", sources[2])
-    before = house.catalog.every(), house.registry.pins(), house.catalog.splits()
+    before = house.catalog.every(), house.registry.pinned(), house.catalog.splits()
     for method, ask in asks(beta, acme.resolve("sql")).items():
         for hidden, absent in (("acme/sql", "acme/sqk"), ("private", "privatf"), ("acme/sql@1", "acme/sqk@1")):
             assert cost(ask, hidden) == cost(ask, absent), (method, hidden)
-    assert (house.catalog.every(), house.registry.pins(), house.catalog.splits()) == before, "nothing was changed"
+    assert (house.catalog.every(), house.registry.pinned(), house.catalog.splits()) == before, "nothing was changed"
     assert acme.shared_with("sql") == server.shared_with("private") == frozenset()
 
 
-HARMLESS = {"base", "add", "add_directory", "check_names", "having", "list", "misfit"}
+HARMLESS = {"base", "add", "add_directory", "check_names", "with_content", "newest", "misfit"}
 """What takes no name of what is there: new names are always the tenant's own."""
 
 
 SCORE = Score("0" * 64, "tiny-base", -1.0, 0.5, 1, 1)
 
 
-def asks(shelf: Shelf, version: Version) -> Mapping[str, Callable[[str], object]]:
-    """Each of a shelf's methods that is given a name, by its own. `version` is one to say another name of."""
+def asks(catalog: TenantCatalog, version: Version) -> Mapping[str, Callable[[str], object]]:
+    """Each method that is given a name, by its own. `version` is one to say another name of."""
     canary = Canary(1, 0.5)
     named: dict[str, Callable[[str], object]] = {
-        "resolve": shelf.resolve,
-        "resolve for a key": lambda name: shelf.resolve(name, "user"),
-        "lease": shelf.lease,
-        "versions": shelf.versions,
-        "delete": shelf.delete,
-        "delete on a condition": lambda name: shelf.delete(name, Condition(frozenset({1}))),
-        "share": lambda name: shelf.share(name, "gamma"),
-        "share with all": lambda name: shelf.share(name, EVERYBODY),
-        "unshare": lambda name: shelf.unshare(name, "gamma"),
-        "shared_with": shelf.shared_with,
-        "alias": lambda name: shelf.alias(name, "prod"),
-        "set_alias": lambda name: shelf.set_alias(name, "prod", 1),
-        "set_alias on a condition": lambda name: shelf.set_alias(name, "prod", 1, Condition(frozenset({2}))),
-        "set_alias with a canary": lambda name: shelf.set_alias(name, "prod", 2, canary=canary),
-        "roll_back": lambda name: shelf.roll_back(name, "prod"),
-        "own_versions": shelf.own_versions,
-        "delete_version": lambda name: shelf.delete_version(name, 1),
-        "delete_alias": lambda name: shelf.delete_alias(name, "prod"),
-        "set_pinned": lambda name: shelf.set_pinned(name, True),
-        "set_pinned off": lambda name: shelf.set_pinned(name, False),
-        "copy": lambda name: shelf.copy(name, "mine"),
-        "copy to a new name": lambda name: shelf.copy(name, "taken", alias="prod"),
-        "attach_eval": lambda name: shelf.attach_eval(version.renamed(name), b"{}"),
-        "eval_file": lambda name: shelf.eval_file(version.renamed(name)),
-        "remember_score": lambda name: shelf.remember_score(version.renamed(name), SCORE),
+        "resolve": catalog.resolve,
+        "resolve for a key": lambda name: catalog.resolve(name, "user"),
+        "lease": catalog.lease,
+        "versions": catalog.versions,
+        "delete": catalog.delete,
+        "delete on a condition": lambda name: catalog.delete(name, Condition(frozenset({1}))),
+        "share": lambda name: catalog.share(name, "gamma"),
+        "share with all": lambda name: catalog.share(name, EVERYBODY),
+        "unshare": lambda name: catalog.unshare(name, "gamma"),
+        "shared_with": catalog.shared_with,
+        "alias": lambda name: catalog.alias(name, "prod"),
+        "set_alias": lambda name: catalog.set_alias(name, "prod", 1),
+        "set_alias on a condition": lambda name: catalog.set_alias(name, "prod", 1, Condition(frozenset({2}))),
+        "set_alias with a canary": lambda name: catalog.set_alias(name, "prod", 2, canary=canary),
+        "roll_back": lambda name: catalog.roll_back(name, "prod"),
+        "own_versions": catalog.own_versions,
+        "delete_version": lambda name: catalog.delete_version(name, 1),
+        "delete_alias": lambda name: catalog.delete_alias(name, "prod"),
+        "set_pinned": lambda name: catalog.set_pinned(name, True),
+        "set_pinned off": lambda name: catalog.set_pinned(name, False),
+        "copy": lambda name: catalog.copy(name, "mine"),
+        "copy to a new name": lambda name: catalog.copy(name, "taken", alias="prod"),
+        "attach_eval": lambda name: catalog.attach_eval(version.renamed(name), b"{}"),
+        "eval_file": lambda name: catalog.eval_file(version.renamed(name)),
+        "remember_score": lambda name: catalog.remember_score(version.renamed(name), SCORE),
     }
-    methods = {name for name in vars(Shelf) if not name.startswith("_")}
+    methods = {name for name in vars(TenantCatalog) if not name.startswith("_")}
     assert {method.split()[0] for method in named} == methods - HARMLESS, "a new method is asked here too"
     return named
 
