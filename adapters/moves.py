@@ -14,7 +14,7 @@ from adapters.manifest import AdapterId
 class AdapterPlan:
     """What to do before the next forward, in this order: leave the device, leave the host, fetch, place.
 
-    `given_up` and `taken` say what counts for which tenant from then on; `crowded` are those that neither their
+    `given_up` and `taken` say what counts for which tenant from then on; `no_room` are those that neither their
     tenant's quota nor a read keeps out, but the room that others have.
     """
 
@@ -24,7 +24,7 @@ class AdapterPlan:
     place: tuple[AdapterId, ...] = ()
     given_up: tuple[AdapterUse, ...] = ()
     taken: tuple[AdapterUse, ...] = ()
-    crowded: frozenset[AdapterUse] = field(default=frozenset(), compare=False)
+    no_room: frozenset[AdapterUse] = field(default=frozenset(), compare=False)
 
     @property
     def moves(self) -> bool:
@@ -34,21 +34,21 @@ class AdapterPlan:
 
 @dataclass(slots=True)
 class Room:
-    """A byte budget and who is in it, least recently used first."""
+    """A byte budget and the sizes of the adapters in it, least recently used first."""
 
     budget: int
-    held: dict[AdapterId, int] = field(default_factory=dict)
+    sizes: dict[AdapterId, int] = field(default_factory=dict)
 
     @property
     def used(self) -> int:
-        return sum(self.held.values())
+        return sum(self.sizes.values())
 
     def copy(self) -> "Room":
-        return Room(self.budget, dict(self.held))
+        return Room(self.budget, dict(self.sizes))
 
     def touch(self, adapter: AdapterId) -> None:
-        if adapter in self.held:
-            self.held[adapter] = self.held.pop(adapter)
+        if adapter in self.sizes:
+            self.sizes[adapter] = self.sizes.pop(adapter)
 
     def room_for(
         self,
@@ -59,19 +59,19 @@ class Room:
     ) -> tuple[AdapterId, ...] | None:
         """Those in `first`, then the least recently used that may leave until there is room, those in `last` after
         the others; None if that is not enough."""
-        missing = self.used + size - self.budget - sum(self.held[adapter] for adapter in first)
+        missing = self.used + size - self.budget - sum(self.sizes[adapter] for adapter in first)
         leaving = list(first)
-        for adapter, held in sorted(self.held.items(), key=lambda item: item[0] in last):
+        for adapter, size_there in sorted(self.sizes.items(), key=lambda item: item[0] in last):
             if missing <= 0:
                 break
             if not stays(adapter) and adapter not in first:
                 leaving.append(adapter)
-                missing -= held
+                missing -= size_there
         return tuple(leaving) if missing <= 0 else None
 
     def leave(self, leaving: Iterable[AdapterId]) -> None:
         for adapter in leaving:
-            del self.held[adapter]
+            del self.sizes[adapter]
 
 
 @dataclass(slots=True)
@@ -88,7 +88,7 @@ class Draft:
     _place: list[AdapterId] = field(default_factory=list)
     _given_up: list[AdapterUse] = field(default_factory=list)
     _taken: list[AdapterUse] = field(default_factory=list)
-    _crowded: set[AdapterUse] = field(default_factory=set)
+    _no_room: set[AdapterUse] = field(default_factory=set)
 
     @property
     def num_fetches(self) -> int:
@@ -104,7 +104,7 @@ class Draft:
             return False
         self.host.leave(leaving)
         self._off_host += leaving
-        self.host.held[adapter] = self.sizes[adapter]
+        self.host.sizes[adapter] = self.sizes[adapter]
         self._fetch.append(adapter)
         return True
 
@@ -117,7 +117,7 @@ class Draft:
         if leaving is None:
             return False
         self.dismiss(leaving)
-        self.device.held[adapter] = self.sizes[adapter]
+        self.device.sizes[adapter] = self.sizes[adapter]
         self._place.append(adapter)
         return True
 
@@ -139,9 +139,9 @@ class Draft:
         """Its room in the quota is kept for it until it is on the device; nothing is given up yet."""
         self.quotas.take(use, self.sizes[use.adapter])
 
-    def crowd(self, use: AdapterUse) -> None:
+    def note_no_room(self, use: AdapterUse) -> None:
         """It found no room, in host memory or on the device, though its tenant's quota has some."""
-        self._crowded.add(use)
+        self._no_room.add(use)
 
     def plan(self) -> AdapterPlan:
         return AdapterPlan(
@@ -151,5 +151,5 @@ class Draft:
             tuple(self._place),
             tuple(self._given_up),
             tuple(self._taken),
-            frozenset(self._crowded),
+            frozenset(self._no_room),
         )

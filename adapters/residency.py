@@ -33,9 +33,9 @@ class Residency:
     """Two byte budgets over an unbounded disk.
 
     An adapter is fetched (disk to host, in the background), then placed (host to device). Its host copy may
-    leave while it is on the device. Least recently used leaves first; an adapter that is pinned, held for the
-    merged weights, or running never leaves the device. A fetch reserves its host bytes when it starts. At most
-    `max_fetches` are under way, so that what is wanted soonest is never behind a long line of others.
+    leave while it is on the device. Least recently used leaves first; an adapter that is pinned, merged or
+    running never leaves the device. A fetch reserves its host bytes when it starts. At most `max_fetches` are under
+    way, so that what is wanted soonest is never behind a long line of others.
 
     A tenant with a quota gives up its own adapter that it used longest ago before it has another on the device, and
     waits for its own requests to end while it can give up none. What nobody else uses then leaves the device.
@@ -50,7 +50,7 @@ class Residency:
         self._quotas = quotas or DeviceQuotas()
         self._fetching: dict[AdapterId, int] = {}
         self._pinned: dict[AdapterId, int] = {}
-        self._held: dict[AdapterId, int] = {}
+        self._merged: dict[AdapterId, int] = {}
         self._changes = 0
 
     # Queries
@@ -61,16 +61,16 @@ class Residency:
         return self._changes
 
     def tier(self, adapter: AdapterId) -> Tier:
-        if adapter in self._device.held:
+        if adapter in self._device.sizes:
             return Tier.DEVICE
-        return Tier.HOST if adapter in self._host.held and adapter not in self._fetching else Tier.DISK
+        return Tier.HOST if adapter in self._host.sizes and adapter not in self._fetching else Tier.DISK
 
     def on_device(self, adapter: AdapterId) -> bool:
-        return adapter in self._device.held
+        return adapter in self._device.sizes
 
     def ready(self, use: AdapterUse) -> bool:
         """Whether it is on the device, and the tenant's quota has it."""
-        return use.adapter in self._device.held and self._quotas.admits(use)
+        return use.adapter in self._device.sizes and self._quotas.admits(use)
 
     @property
     def quotas(self) -> DeviceQuotas:
@@ -107,10 +107,10 @@ class Residency:
 
     def residents(self) -> Iterator[tuple[AdapterId, Tier, int]]:
         """Everything above disk with its size in bytes, most recently used first, device before host."""
-        for adapter, size in reversed(self._device.held.items()):
+        for adapter, size in reversed(self._device.sizes.items()):
             yield adapter, Tier.DEVICE, size
-        for adapter, size in reversed(self._host.held.items()):
-            if adapter not in self._device.held and adapter not in self._fetching:
+        for adapter, size in reversed(self._host.sizes.items()):
+            if adapter not in self._device.sizes and adapter not in self._fetching:
                 yield adapter, Tier.HOST, size
 
     def fits(self, adapter: AdapterId, size: int) -> bool:
@@ -119,7 +119,7 @@ class Residency:
 
     def kept_bytes(self, adapter: AdapterId) -> int:
         """The device bytes that others than `adapter` never give up, those included that are still to be placed."""
-        return sum(size for other, size in (self._pinned | self._held).items() if other != adapter)
+        return sum(size for other, size in (self._pinned | self._merged).items() if other != adapter)
 
     def plan(
         self,
@@ -133,19 +133,19 @@ class Residency:
         `running` never leaves the device. `wanted` is served in order: an earlier one may push out what neither
         runs nor is wanted earlier. `warm` only takes room that is free.
         """
-        settled = all(self.ready(use) for use in wanted) and all(adapter in self._device.held for adapter in warm)
+        settled = all(self.ready(use) for use in wanted) and all(adapter in self._device.sizes for adapter in warm)
         if settled:  # nearly every step of a settled server
             return AdapterPlan()
         draft = Draft(self._device.copy(), self._host.copy(), self._quotas.copy(), sizes)
         for use in reversed(wanted):  # what is wanted soonest leaves last
             draft.device.touch(use.adapter)
             draft.host.touch(use.adapter)
-        on_device = {*(use.adapter for use in running), *self._pinned, *self._held}
+        on_device = {*(use.adapter for use in running), *self._pinned, *self._merged}
         stays = _Stays(on_device, set(self._fetching), set(running))
         for use in wanted:
             self._advance(draft, use, stays)
         for adapter in warm:
-            if adapter not in draft.device.held:
+            if adapter not in draft.device.sizes:
                 self._bring(draft, adapter, _everyone, _everyone)
         return draft.plan()
 
@@ -157,18 +157,18 @@ class Residency:
             stays.host.add(adapter)
             return
         unused = tuple(one for one in given_up if _unused(draft, AdapterUse(one, use.tenant), stays))
-        there = adapter in draft.device.held
+        there = adapter in draft.device.sizes
         if there:
             draft.dismiss(unused)
         elif not self._bring(draft, adapter, stays.device.__contains__, stays.host.__contains__, unused):
-            draft.crowd(use)
-        if counted and adapter in draft.device.held:
+            draft.note_no_room(use)
+        if counted and adapter in draft.device.sizes:
             draft.exchange(use, given_up)
         elif counted:
             draft.reserve(use)
         stays.quotas.add(use)
         stays.device.add(adapter)
-        if not self.on_device(adapter) or adapter not in draft.device.held:  # then its host copy is not to spare
+        if not self.on_device(adapter) or adapter not in draft.device.sizes:  # then its host copy is not to spare
             stays.host.add(adapter)
 
     def _bring(
@@ -182,7 +182,7 @@ class Residency:
         """Fetch or place it, those who are `unused` leaving first. False for want of room."""
         if adapter in self._fetching or draft.fetches(adapter):
             return True
-        if adapter in draft.host.held:
+        if adapter in draft.host.sizes:
             return draft.place(adapter, stays_on_device, unused)
         if len(self._fetching) + draft.num_fetches >= self._max_fetches:
             return True
@@ -194,14 +194,14 @@ class Residency:
         """Make a plan of this residency's own come true, and note who was `used` in this step."""
         self._changes += plan.moves or bool(plan.taken)
         for adapter in plan.off_device:
-            del self._device.held[adapter]
+            del self._device.sizes[adapter]
             self._quotas.evicted(adapter)
         for adapter in plan.off_host:
-            del self._host.held[adapter]
+            del self._host.sizes[adapter]
         for adapter in plan.fetch:
-            self._host.held[adapter] = self._fetching[adapter] = sizes[adapter]
+            self._host.sizes[adapter] = self._fetching[adapter] = sizes[adapter]
         for adapter in plan.place:
-            self._device.held[adapter] = sizes[adapter]
+            self._device.sizes[adapter] = sizes[adapter]
         for use in plan.given_up:
             self._quotas.give_up(use)
         for use in plan.taken:
@@ -210,7 +210,7 @@ class Residency:
             self._device.touch(use.adapter)
             self._host.touch(use.adapter)
             if self._quotas.limits_anybody:
-                self._quotas.take(use, self._device.held[use.adapter])
+                self._quotas.take(use, self._device.sizes[use.adapter])
 
     def fetched(self, adapter: AdapterId) -> None:
         """Its bytes have arrived in host memory."""
@@ -220,12 +220,12 @@ class Residency:
     def fetch_failed(self, adapter: AdapterId) -> None:
         self._changes += 1
         del self._fetching[adapter]
-        del self._host.held[adapter]
+        del self._host.sizes[adapter]
 
     def place_failed(self, adapter: AdapterId) -> None:
         """It did not reach the device after all."""
         self._changes += 1
-        del self._device.held[adapter]
+        del self._device.sizes[adapter]
         self._quotas.evicted(adapter)
 
     def pin(self, adapter: AdapterId, size: int) -> None:
@@ -237,28 +237,28 @@ class Residency:
         self._changes += 1
         self._pinned.pop(adapter, None)
 
-    def hold(self, adapter: AdapterId) -> None:
-        """Keep an adapter that is on the device while it is merged, so that unmerging never waits for a read."""
-        self._held[adapter] = self._device.held[adapter]
+    def hold_merged(self, adapter: AdapterId) -> None:
+        """Keep an adapter on the device while it is merged, so that unmerging never waits for a read."""
+        self._merged[adapter] = self._device.sizes[adapter]
 
-    def let_go(self, adapter: AdapterId) -> None:
-        del self._held[adapter]
+    def release_merged(self, adapter: AdapterId) -> None:
+        del self._merged[adapter]
 
     def forget(self, adapter: AdapterId) -> None:
         """Drop an adapter that was deleted from both tiers. It must not be fetching."""
         assert adapter not in self._fetching, "wait for the fetch to end"
-        assert adapter not in self._held, "unmerge it first"
+        assert adapter not in self._merged, "unmerge it first"
         self.unpin(adapter)
-        self._device.held.pop(adapter, None)
+        self._device.sizes.pop(adapter, None)
         self._quotas.evicted(adapter)
-        self._host.held.pop(adapter, None)
+        self._host.sizes.pop(adapter, None)
 
     def check_integrity(self) -> None:
         """Assert both budgets and that whatever is being fetched has its room."""
         assert self._device.used <= self._device.budget
         assert self._host.used <= self._host.budget
-        assert self._fetching.keys() <= self._host.held.keys()
-        assert self._held.keys() <= self._device.held.keys()
+        assert self._fetching.keys() <= self._host.sizes.keys()
+        assert self._merged.keys() <= self._device.sizes.keys()
         self._quotas.check_integrity()
 
 
@@ -273,20 +273,20 @@ def _given_up(draft: Draft, use: AdapterUse, stays: _Stays) -> tuple[AdapterId, 
     """
     adapter, tenant = use
     given_up = draft.quotas.room_for(use, draft.sizes[adapter], stays.quotas.__contains__)
-    if not given_up or adapter in draft.device.held:
+    if not given_up or adapter in draft.device.sizes:
         return given_up
     more = list(given_up)
     lacking = draft.device.used + draft.sizes[adapter] - draft.device.budget
-    lacking -= sum(draft.device.held[one] for one in given_up if _unused(draft, AdapterUse(one, tenant), stays))
+    lacking -= sum(draft.device.sizes[one] for one in given_up if _unused(draft, AdapterUse(one, tenant), stays))
     for one in draft.quotas.held(tenant or ""):
         own = AdapterUse(one, tenant)
         if lacking > 0 and one not in more and own not in stays.quotas and _unused(draft, own, stays):
             more.append(one)
-            lacking -= draft.device.held[one]
+            lacking -= draft.device.sizes[one]
     return tuple(more)
 
 
 def _unused(draft: Draft, use: AdapterUse, stays: _Stays) -> bool:
     """Whether nobody needs it on the device once this tenant has given it up."""
     others = draft.quotas.users(use.adapter) - {use.tenant}
-    return use.adapter in draft.device.held and use.adapter not in stays.device and not others
+    return use.adapter in draft.device.sizes and use.adapter not in stays.device and not others

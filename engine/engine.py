@@ -23,6 +23,7 @@ from engine.tiers import AdapterTiers, explain
 
 log = logging.getLogger(__name__)
 
+_NON_FINITE = ("The model's logits for this request are not finite.", "non_finite_logits")
 _OVERFLOW = (
     "The numbers of this request's adapter are too large for it. Train with a lower rate, or use an earlier step.",
     "adapter_overflow",
@@ -90,24 +91,22 @@ class Engine:
         self.scheduler.add(sequence)
 
     def abort(self, request_id: str) -> None:
-        """End a request whose client has gone; one that has ended already is left alone."""
-        self._outbox = []  # the last step's has been handed out, and nobody waits for this request's end
+        """End a request whose client has gone: nothing is delivered. One that has ended already is left alone."""
         sequence = self._sequences.get(request_id)
         if sequence is not None:
-            self._finish(sequence, FinishReason.ABORT)
+            self._remove(sequence, FinishReason.ABORT)
 
     def step(self) -> list[Delivery]:
         """One turn: what each of its requests gained. Never raises; a failed forward fails its own requests."""
         started = monotonic()
-        self._outbox = []
         self._move_adapters()
-        plan = self.scheduler.plan(self.tiers)
+        plan = self.scheduler.schedule(self.tiers)
         self._note(plan)
         self.stalled = not plan.chunks
         if plan.chunks:
             self._compute(plan)
             self._observe(StepDone(monotonic() - started, plan.num_tokens, len(plan.chunks)))
-        return self._outbox
+        return self._take_outbox()
 
     def merge(self, adapter: AdapterId) -> "Future[None]":
         """Merge an adapter once it is on the device. May end in MergeRefused or DoesNotFit."""
@@ -129,7 +128,7 @@ class Engine:
         self.cancel_merge(MergeRefused("It was unmerged before it could be merged."))
         if self.merged is not None:
             self._runner.unmerge()
-            self.tiers.residency.let_go(self.merged)
+            self.tiers.release_merged(self.merged)
             self.merged = None
             self.pool.forget_content()
 
@@ -147,16 +146,15 @@ class Engine:
 
     def abort_all(self) -> list[Delivery]:
         """End every request, and a merge that waits, for a shutdown that waits no longer."""
-        self._outbox = []
         self.cancel_merge(EngineStopped("The server is shutting down."))
         for sequence in list(self._sequences.values()):
             self._finish(sequence, FinishReason.ABORT)
-        return self._outbox
+        return self._take_outbox()
 
     def check_integrity(self) -> None:
         """Assert that nothing is held by nobody."""
         self.scheduler.check_integrity()
-        self.tiers.residency.check_integrity()
+        self.tiers.check_integrity()
         assert all(self.tiers.admits(use) for use in self.scheduler.uses()), "it runs and is not there, or not allowed"
         assert len(self._sequences) == len(self.scheduler.waiting) + len(self.scheduler.running)
 
@@ -202,7 +200,7 @@ class Engine:
                 done.set_exception(error)
             else:
                 self.merged = adapter
-                self.tiers.residency.hold(adapter)
+                self.tiers.hold_merged(adapter)
                 self.pool.forget_content()
                 done.set_result(None)
         self._merging = None
@@ -245,8 +243,8 @@ class Engine:
             sequence = chunk.sequence
             known = len(sequence.prompt_logprobs) - (chunk.start + 1)  # a preempted sequence computes these again
             sequence.prompt_logprobs += result.prompt[max(0, known) :]
-            if result.error is not None:
-                self._fail(sequence, *((result.error, "non_finite_logits") if sequence.adapter is None else _OVERFLOW))
+            if not result.finite:
+                self._fail(sequence, *(_NON_FINITE if sequence.adapter is None else _OVERFLOW))
             elif result.token is not None:
                 self._accept(sequence, result.token, result.logprob)
             elif chunk.catches_up:  # nothing was to be generated: the prompt's log-probabilities were the answer
@@ -285,9 +283,12 @@ class Engine:
         """Take a sequence out and give it its last output, with whatever text was held back."""
         last = last or Output()
         tail = sequence.text.finish().text
+        self._deliver(sequence, replace(last, text=last.text + tail, finish_reason=reason))
+        self._remove(sequence, reason)
+
+    def _remove(self, sequence: Sequence, reason: FinishReason) -> None:
         self.scheduler.finish(sequence)
         del self._sequences[sequence.id]
-        self._deliver(sequence, replace(last, text=last.text + tail, finish_reason=reason))
         lasted = monotonic() - sequence.arrived
         self._observe(Finished(sequence.id, sequence.adapter, reason, sequence.num_generated, lasted))
 
@@ -299,6 +300,10 @@ class Engine:
             output = replace(output, admission=sequence.admission, prompt_logprobs=prompt_logprobs)
             sequence.announced = True
         self._outbox.append((sequence.id, output))
+
+    def _take_outbox(self) -> list[Delivery]:
+        outbox, self._outbox = self._outbox, []
+        return outbox
 
     def _clock_token(self, sequence: Sequence) -> None:
         now = monotonic()

@@ -58,7 +58,7 @@ class VirtualCounters:
         self._weights = dict(weights or {})
         assert all(weight > 0 for weight in self._weights.values())
         self._counters: dict[str, float] = {}
-        self._last: str | None = None  # who came in last
+        self._last_admitted: str | None = None
 
     def counter(self, tenant: str) -> float:
         return self._counters.get(tenant, 0.0)
@@ -66,18 +66,18 @@ class VirtualCounters:
     def charge(self, tenant: str, price: float) -> None:
         self._counters[tenant] = self.counter(tenant) + price / self._weights.get(tenant, 1.0)
 
-    def waits(self, tenant: str, waiting: Collection[str]) -> None:
-        """A sequence of `tenant` is about to wait beside those of the tenants `waiting`."""
+    def enqueued(self, tenant: str, waiting: Collection[str]) -> None:
+        """A sequence of `tenant` joins the queue, in which those of the tenants `waiting` are already."""
         if waiting and tenant not in waiting:
             self._lift(tenant, min(map(self.counter, waiting)))
-        elif not waiting and self._last is not None:
-            self._lift(tenant, self.counter(self._last))
+        elif not waiting and self._last_admitted is not None:
+            self._lift(tenant, self.counter(self._last_admitted))
 
-    def comes_in(self, tenant: str, passed: Iterable[str]) -> None:
-        """A sequence of `tenant` has its turn, after those `passed` could not take theirs."""
+    def admitted(self, tenant: str, passed: Iterable[str]) -> None:
+        """A sequence of `tenant` came into the batch, ahead of those of the tenants `passed`, which could not."""
         for other in passed:
             self._lift(other, self.counter(tenant))
-        self._last = tenant
+        self._last_admitted = tenant
 
     def in_turn(self, waiting: Iterable[Sequence], running: Container[str]) -> Iterator[Sequence]:
         """Everyone who waits: the smallest counter's next, and within a tenant first come, first served.

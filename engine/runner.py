@@ -24,7 +24,7 @@ from engine.graphs import RecordedDecoding
 from engine.kv_cache import KVCache
 from engine.recording import Recorder
 from engine.result import ChunkResult
-from engine.sampler import NON_FINITE, report_prompt, sample
+from engine.sampler import report_prompt, sample
 from engine.scheduler import Chunk, StepPlan
 from engine.sequence import TokenLogprob
 from loader.base import Base
@@ -126,7 +126,7 @@ class ModelRunner:
 def _result(token: ChunkResult, prompt: tuple[TokenLogprob, ...]) -> ChunkResult:
     """Both halves of a chunk's result; a prompt that is only scored must not end in NaN either."""
     if not all(isfinite(report.logprob) for report in prompt):
-        return ChunkResult(error=NON_FINITE)
+        return ChunkResult(finite=False)
     return replace(token, prompt=prompt)
 
 

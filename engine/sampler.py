@@ -19,7 +19,6 @@ from engine.result import ChunkResult
 from engine.sequence import SamplingParams, Sequence, TokenLogprob
 
 COLDEST = 1e-6  # below this only the best token is left, and dividing by less overflows
-NON_FINITE = "The model's logits for this request are not finite."
 
 
 def sample(logits_SV: Tensor, sequences: Seq[Sequence], eos: Collection[int]) -> list[ChunkResult]:
@@ -34,7 +33,7 @@ def sample(logits_SV: Tensor, sequences: Seq[Sequence], eos: Collection[int]) ->
         if finite[row] and sequence.params.temperature > 0:
             tokens[row] = _draw(adjusted[row], sequence)
     return [
-        ChunkResult(token=token, logprob=report(token) if report else None) if ok else ChunkResult(error=NON_FINITE)
+        ChunkResult(token=token, logprob=report(token) if report else None) if ok else ChunkResult(finite=False)
         for token, report, ok in zip(tokens, reports, finite, strict=True)
     ]
 

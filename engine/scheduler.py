@@ -18,10 +18,10 @@ from engine.blocks import BlockPool, prefix_hashes
 from engine.fairness import VirtualCounters
 from engine.sequence import Sequence, Status
 
-COMPANY = 1000
-"""Steps for which a scheduler remembers that there were several tenants: a minute or two."""
-SHORTER = 4
-"""Beside those who decode, prompts then get one in so many of a step's tokens."""
+MULTI_TENANT_STEPS = 1000
+"""Steps for which prompts stay short after several tenants were in the batch: a minute or two."""
+PROMPT_BUDGET_DIVISOR = 4
+"""Beside sequences that decode, prompts then get one in so many of a step's tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +64,12 @@ class Adapters(Protocol):
     def loading(self, adapter: AdapterId, /) -> bool:
         """Whether it is being read from disk, which no eviction would speed up."""
 
-    def held_up(self, use: AdapterUse, /) -> bool:
+    def needs_room(self, use: AdapterUse, /) -> bool:
         """Whether others must leave for it; else it is being read, or its own tenant's quota is full."""
 
     @property
-    def crowded_out(self) -> bool:
-        """Whether nobody with an adapter may come in, so that those on the device can leave."""
+    def must_drain(self) -> bool:
+        """Whether no sequence with an adapter may be admitted, so that adapters on the device can leave."""
 
 
 @dataclass(slots=True)
@@ -112,8 +112,8 @@ class Scheduler:
         self._max_sequences = max_sequences
         self._patience = patience
         self._overtaken: dict[str, int] = {}
-        self._paused = False  # whether some of those who are there had to pause in the latest step
-        self._steps_alone = COMPANY  # steps since there were several tenants in the batch
+        self._paused_latest = False  # whether a tenant had to pause in the latest step
+        self._steps_alone = MULTI_TENANT_STEPS  # steps since there were several tenants in the batch
         self.counters = counters or VirtualCounters()
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
@@ -146,7 +146,7 @@ class Scheduler:
         return sum(sequence.tenant == tenant for sequence in self.waiting)
 
     def add(self, sequence: Sequence) -> None:
-        self._note_waiting(sequence)
+        self._note_enqueued(sequence)
         self.waiting.append(sequence)
 
     def charge_moves(self, moved: Mapping[AdapterId, int]) -> None:
@@ -160,24 +160,27 @@ class Scheduler:
                 price = self.counters.prices.adapter_byte * unpaid.pop(sequence.adapter)
                 self.counters.charge(sequence.tenant, price)
 
-    def plan(self, adapters: Adapters) -> StepPlan:
-        """Take blocks for the next step and say what it computes."""
+    def schedule(self, adapters: Adapters) -> StepPlan:
+        """What the next step computes; `commit` after computing it.
+
+        Mutates: admits and preempts sequences, gives them blocks or takes them back, and charges their tenants.
+        """
         draft = _Draft(self._max_batch_tokens)
         decoding = [sequence for sequence in self.running if sequence.remaining == 1]
         prompts = [sequence for sequence in self.running if sequence.remaining > 1]
-        self._go_on(draft, decoding)  # a long prompt must not hold up decoding
+        self._continue(draft, decoding)  # a long prompt must not hold up decoding
         if self.running and not draft.preempted:
             self._admit(draft, adapters, newcomers=True)
         self._steps_alone = 0 if len({sequence.tenant for sequence in self.running}) > 1 else self._steps_alone + 1
-        self._paused = bool(draft.admitted) and not self._paused
-        if self._paused:
-            return self._settle(draft, but_for=self._crowd())
-        if draft.chunks and self._steps_alone < COMPANY:
-            draft.budget = min(draft.budget, max(1, self._max_batch_tokens // SHORTER))
-        self._go_on(draft, sorted(prompts, key=lambda sequence: self.counters.counter(sequence.tenant)))
+        self._paused_latest = bool(draft.admitted) and not self._paused_latest
+        if self._paused_latest:
+            return self._to_plan(draft, paused=self._majority_tenant())
+        if draft.chunks and self._steps_alone < MULTI_TENANT_STEPS:
+            draft.budget = min(draft.budget, max(1, self._max_batch_tokens // PROMPT_BUDGET_DIVISOR))
+        self._continue(draft, sorted(prompts, key=lambda sequence: self.counters.counter(sequence.tenant)))
         if len(self.running) < self._max_sequences and not draft.preempted:
             self._admit(draft, adapters)
-        return self._settle(draft)
+        return self._to_plan(draft)
 
     def commit(self, plan: StepPlan) -> None:
         """The planned tokens are in the cache now: count them, and let full blocks be found by others."""
@@ -208,7 +211,7 @@ class Scheduler:
         assert len(held) == self._pool.num_used, "a block is held by nobody, or by somebody who does not run"
         assert all(not sequence.blocks for sequence in self.waiting)
 
-    def _go_on(self, draft: _Draft, sequences: Iterable[Sequence]) -> None:
+    def _continue(self, draft: _Draft, sequences: Iterable[Sequence]) -> None:
         """Let running sequences compute what they lack, while tokens last."""
         for sequence in sequences:
             count = min(sequence.remaining, draft.budget)
@@ -220,7 +223,7 @@ class Scheduler:
         """Let waiting sequences in while tokens, seats and blocks last; or only `newcomers`, for whom way is made:
         one each of the tenants that have nothing in the batch, as long as it is their turn."""
         passed: list[Sequence] = []
-        blocked, draining = adapters.crowded_out, set[str]()
+        blocked, draining = adapters.must_drain, set[str]()
         served = {sequence.tenant for sequence in self.running}
         for sequence in self.counters.in_turn(self.waiting, frozenset(served)):
             if not draft.budget or (newcomers and sequence.tenant in served):
@@ -230,17 +233,17 @@ class Scheduler:
                 if blocked or sequence.tenant in draining or not adapters.admits(use):
                     passed.append(sequence)
                     if self._overtaken.get(sequence.id, 0) >= self._patience:
-                        blocked = blocked or adapters.held_up(use)
+                        blocked = blocked or adapters.needs_room(use)
                         draining |= set() if adapters.loading(use.adapter) else {use.tenant or ""}
                     continue
-            count = self._enter(sequence, draft.budget)
-            while newcomers and not count and self._make_way(sequence, draft.preempted):
-                count = self._enter(sequence, draft.budget)
+            count = self._start(sequence, draft.budget)
+            while newcomers and not count and self._preempt_for(sequence, draft.preempted):
+                count = self._start(sequence, draft.budget)
             if not count:  # no seat, or no blocks: nobody behind may take those that come free
                 break
             for waiting in passed:
                 self._overtaken[waiting.id] = self._overtaken.get(waiting.id, 0) + 1
-            self.counters.comes_in(sequence.tenant, (waiting.tenant for waiting in passed))
+            self.counters.admitted(sequence.tenant, (waiting.tenant for waiting in passed))
             served.add(sequence.tenant)
             draft.admitted.append(sequence)
             self._compute(draft, sequence, count)
@@ -252,17 +255,17 @@ class Scheduler:
         draft.budget -= count
         self.counters.charge(sequence.tenant, self._price(chunk))
 
-    def _crowd(self) -> str | None:
+    def _majority_tenant(self) -> str | None:
         """The tenant that has more in the batch than all others together."""
         tenant, seats = Counter(sequence.tenant for sequence in self.running).most_common(1)[0]
         return tenant if 2 * seats > len(self.running) else None
 
-    def _settle(self, draft: _Draft, but_for: str | None = None) -> StepPlan:
+    def _to_plan(self, draft: _Draft, paused: str | None = None) -> StepPlan:
         """The plan: a tenant that pauses, or who was preempted for another in this very step, computes nothing in it,
         and pays nothing."""
         chunks = []
         for chunk in draft.chunks:
-            if chunk.sequence.is_running and chunk.sequence.tenant != but_for:
+            if chunk.sequence.is_running and chunk.sequence.tenant != paused:
                 chunks.append(chunk)
             else:
                 self.counters.charge(chunk.sequence.tenant, -self._price(chunk))
@@ -275,7 +278,7 @@ class Scheduler:
         first = max(chunk.start, sequence.num_charged)
         return self.counters.prices.of(sequence.prompt_len, first, chunk.stop) if chunk.stop > first else 0.0
 
-    def _enter(self, sequence: Sequence, budget: int) -> int:
+    def _start(self, sequence: Sequence, budget: int) -> int:
         """Move one sequence from waiting to running; how many tokens it computes, 0 without a seat or blocks for it."""
         if len(self.running) >= self._max_sequences:
             return 0
@@ -322,7 +325,7 @@ class Scheduler:
             sequence.blocks += self._pool.allocate(needed)
         return True
 
-    def _make_way(self, newcomer: Sequence, preempted: list[Sequence]) -> bool:
+    def _preempt_for(self, newcomer: Sequence, preempted: list[Sequence]) -> bool:
         """Take back the latest sequence of the tenant that has most running, if that had no less and keeps another."""
         level = self.counters.counter(newcomer.tenant)
         most = Counter(sequence.tenant for sequence in self.running).most_common()
@@ -334,8 +337,8 @@ class Scheduler:
         preempted.append(latest)
         return True
 
-    def _note_waiting(self, sequence: Sequence) -> None:
-        self.counters.waits(sequence.tenant, {other.tenant for other in self.waiting})
+    def _note_enqueued(self, sequence: Sequence) -> None:
+        self.counters.enqueued(sequence.tenant, {other.tenant for other in self.waiting})
 
     def _preempt(self, sequence: Sequence) -> None:
         """Back to the head of the queue, to be recomputed (its tokens so far are kept, its blocks are not)."""
@@ -343,7 +346,7 @@ class Scheduler:
         self._free(sequence)
         sequence.num_computed = 0
         sequence.status = Status.WAITING
-        self._note_waiting(sequence)
+        self._note_enqueued(sequence)
         self.waiting.appendleft(sequence)
 
     def _free(self, sequence: Sequence) -> None:

@@ -20,24 +20,25 @@ from engine.events import AdapterEvicted, AdapterFailed, AdapterLoaded, Observer
 log = logging.getLogger(__name__)
 
 
-PATIENCE = 64  # steps; as long as a request may be overtaken
+PATIENCE = 64
+"""Steps that a pin or a merge waits for room; as long as a request may be overtaken."""
 
 
 class AdapterTiers:
     """Every method is called between steps, on the engine's thread; reads end whenever they end, and are noted then."""
 
     def __init__(self, residency: Residency, mover: Mover, observe: Observer) -> None:
-        self.residency = residency
+        self.residency = residency  # for others to ask, not to change
         self._mover = mover
         self._observe = observe
         self._arrivals: SimpleQueue[Arrival] = SimpleQueue()
         self._warm: list[AdapterId] = []
-        self._doomed: set[AdapterId] = set()
+        self._deleted_while_read: set[AdapterId] = set()
         self._placed_at: dict[AdapterId, float] = {}
         self.moved: dict[AdapterId, int] = {}  # bytes that the latest `move` sent up a tier
-        self._short_of_room: frozenset[AdapterUse] = frozenset()
-        self._crowded = 0  # steps for which a pin or a merge has found no room
-        self.wake = _nobody_sleeps
+        self._no_room: frozenset[AdapterUse] = frozenset()
+        self._steps_without_room = 0  # steps for which a pin or a merge has found no room
+        self.wake = _no_wake
 
     def tier(self, adapter: AdapterId) -> Tier:
         return self.residency.tier(adapter)
@@ -49,10 +50,10 @@ class AdapterTiers:
         """Whether a request may come in with it: it is on the device, and the tenant's quota has it."""
         return self.residency.ready(use)
 
-    def held_up(self, use: AdapterUse) -> bool:
+    def needs_room(self, use: AdapterUse) -> bool:
         """Whether others must make room for it: not for one that is being read, or that waits for its own quota."""
         limited = self.residency.quotas.quota_of(use.tenant).limited
-        return not self.loading(use.adapter) and (not limited or use in self._short_of_room)
+        return not self.loading(use.adapter) and (not limited or use in self._no_room)
 
     def loading(self, adapter: AdapterId) -> bool:
         """Whether it is being read from disk, which no eviction would speed up."""
@@ -78,9 +79,9 @@ class AdapterTiers:
             )
 
     @property
-    def crowded_out(self) -> bool:
+    def must_drain(self) -> bool:
         """Whether a pin or a merge has waited too long for room that running adapters hold, and they should drain."""
-        return self._crowded > PATIENCE
+        return self._steps_without_room > PATIENCE
 
     def move(
         self, running: Collection[AdapterUse], wanted: Sequence[AdapterUse], urgent: Sequence[AdapterId] = ()
@@ -90,7 +91,7 @@ class AdapterTiers:
         Gives back the adapters that failed to load, or are wanted but have lost their room to pins, and why.
         """
         wanted = (*(AdapterUse(adapter) for adapter in urgent), *wanted)
-        failed = self._note_arrivals() | self._without_room(wanted)
+        failed = self._note_arrivals() | self._beyond_room(wanted)
         pinned = (AdapterUse(adapter) for adapter in self.residency.pinned)
         still_wanted = [use for use in (*pinned, *wanted) if use.adapter not in failed]
         self._warm = [adapter for adapter in self._warm if self.tier(adapter) is not Tier.DEVICE]
@@ -99,18 +100,29 @@ class AdapterTiers:
         sizes = {adapter: self._mover.size(adapter) for adapter in named}
         plan = self.residency.plan(sizes, running, tuple(dict.fromkeys(still_wanted)), warm)
         self.residency.apply(plan, sizes, used=running)
-        self._short_of_room = plan.crowded
+        self._no_room = plan.no_room
         self.moved = {adapter: sizes[adapter] for adapter in (*plan.fetch, *plan.place)}
-        failed |= self._obey(plan)
+        failed |= self._make_moves(plan)
         first = {*self.residency.pinned, *urgent} - failed.keys()
         waiting = any(not self.ready(adapter) and not self.loading(adapter) for adapter in first)
-        self._crowded = self._crowded + 1 if waiting else 0
+        self._steps_without_room = self._steps_without_room + 1 if waiting else 0
         return failed
 
     def pin(self, adapter: AdapterId) -> None:
         """Load it at the next step and keep it on the device. Raises AdapterTooLarge."""
         self.check(adapter)
         self.residency.pin(adapter, self._mover.size(adapter))
+
+    def unpin(self, adapter: AdapterId) -> None:
+        """Let it leave the device when others need the room."""
+        self.residency.unpin(adapter)
+
+    def hold_merged(self, adapter: AdapterId) -> None:
+        """Keep an adapter on the device while it is merged."""
+        self.residency.hold_merged(adapter)
+
+    def release_merged(self, adapter: AdapterId) -> None:
+        self.residency.release_merged(adapter)
 
     def prefetch(self, adapters: Sequence[AdapterId]) -> None:
         """Load these into room that is free, now and as it comes free. One that cannot be served is only logged."""
@@ -122,8 +134,8 @@ class AdapterTiers:
             else:
                 self._warm += [] if adapter in self._warm else [adapter]
 
-    def furnish(self, pinned: Collection[AdapterId], resident: Sequence[AdapterId]) -> None:
-        """Begin with what another engine had. What cannot be served any more is only logged."""
+    def restore(self, pinned: Collection[AdapterId], resident: Sequence[AdapterId]) -> None:
+        """Have again what another engine had. What cannot be served any more is only logged."""
         for adapter in pinned:
             try:
                 self.pin(adapter)
@@ -135,7 +147,7 @@ class AdapterTiers:
         """Drop an adapter that was deleted and that nobody uses."""
         self._warm = [other for other in self._warm if other != adapter]
         if self.residency.is_fetching(adapter):
-            self._doomed.add(adapter)
+            self._deleted_while_read.add(adapter)
             return
         if self.ready(adapter):
             self._mover.drop_device(adapter)
@@ -148,6 +160,9 @@ class AdapterTiers:
         """Whether a step would move something: an arrival waits, or something warm or pinned is not there yet."""
         to_come = (*self._warm, *self.residency.pinned)
         return not self._arrivals.empty() or (self.residency.idle and any(not self.ready(one) for one in to_come))
+
+    def check_integrity(self) -> None:
+        self.residency.check_integrity()
 
     def close(self) -> None:
         self._mover.close()
@@ -165,8 +180,8 @@ class AdapterTiers:
             else:
                 self.residency.fetched(adapter)
                 self._observe(AdapterLoaded(adapter, "disk", arrival.seconds, self._mover.size(adapter)))
-            if adapter in self._doomed:  # whoever wants it now has uploaded it again: it is read anew
-                self._doomed.discard(adapter)
+            if adapter in self._deleted_while_read:  # whoever wants it now has uploaded it again: it is read anew
+                self._deleted_while_read.discard(adapter)
                 self.forget(adapter)
             elif arrival.error is not None:
                 failed[adapter] = self._give_up(adapter, arrival.error)
@@ -179,7 +194,7 @@ class AdapterTiers:
         self._warm = [other for other in self._warm if other != adapter]
         return error
 
-    def _without_room(self, wanted: Sequence[AdapterUse]) -> dict[AdapterId, Exception]:
+    def _beyond_room(self, wanted: Sequence[AdapterUse]) -> dict[AdapterId, Exception]:
         failed: dict[AdapterId, Exception] = {}
         for adapter in dict.fromkeys(use.adapter for use in wanted):
             try:
@@ -189,7 +204,7 @@ class AdapterTiers:
                 failed[adapter] = error
         return failed
 
-    def _obey(self, plan: AdapterPlan) -> dict[AdapterId, Exception]:
+    def _make_moves(self, plan: AdapterPlan) -> dict[AdapterId, Exception]:
         """Make the moves; gives back what could not be placed, because the device has less memory than budgeted."""
         failed: dict[AdapterId, Exception] = {}
         for adapter in plan.off_device:
@@ -229,5 +244,5 @@ def explain(error: Exception) -> tuple[str, str]:
     return "The adapter could not be loaded. The server's log has the reason. Try again.", "adapter_unavailable"
 
 
-def _nobody_sleeps() -> None:
+def _no_wake() -> None:
     pass

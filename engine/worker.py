@@ -145,7 +145,7 @@ class EngineWorker:
         await self._call(lambda: self._engine.tiers.pin(adapter))
 
     async def unpin(self, adapter: AdapterId) -> None:
-        await self._call(lambda: self._engine.tiers.residency.unpin(adapter))
+        await self._call(lambda: self._engine.tiers.unpin(adapter))
 
     async def prefetch(self, adapters: Sequence[AdapterId]) -> None:
         await self._call(lambda: self._engine.tiers.prefetch(adapters))
@@ -247,7 +247,7 @@ class EngineWorker:
         pins, residents = self._pins, [resident.id for resident in self._residents]
         self._engine = self._remake()
         self._engine.tiers.wake = self._wake
-        self._engine.tiers.furnish(pins, residents)
+        self._engine.tiers.restore(pins, residents)
         self._shown = None
         self._snapshot()
         self._restarting = False

@@ -94,7 +94,7 @@ def test_it_waits_while_all_of_its_own_run_and_others_come_in() -> None:
     mine, theirs, running = use("b", "t"), use("c", "other"), [use("a", "t")]
     for _ in range(5):
         plan = step(residency, [mine, theirs], running)
-        assert "b" not in (*plan.fetch, *plan.place) and mine not in plan.crowded
+        assert "b" not in (*plan.fetch, *plan.place) and mine not in plan.no_room
     assert on_device(residency) == "ac"
     step(residency, [mine])
     assert step(residency, [mine]).off_device == ("a",) and residency.ready(mine)
@@ -139,7 +139,7 @@ def test_nothing_is_given_up_before_there_is_room_for_the_next() -> None:
         residency.apply(plan, sizes)
         for adapter in plan.fetch:
             residency.fetched(adapter)
-    assert residency.ready(use("a", "t")) and plan.crowded == {use("c", "t")}
+    assert residency.ready(use("a", "t")) and plan.no_room == {use("c", "t")}
 
 
 def test_what_leaves_the_device_counts_for_nobody() -> None:

@@ -126,11 +126,11 @@ def test_fits_counts_what_others_keep_but_not_oneself() -> None:
 
 def test_a_merged_adapter_is_kept_like_a_pinned_one() -> None:
     residency = placed(Residency(30, 100), D)
-    residency.hold(D)
+    residency.hold_merged(D)
     assert residency.fits(D, 25) and not residency.fits(A, 10)
     step(residency, [A])
     assert step(residency, [A]) == AdapterPlan()
-    residency.let_go(D)
+    residency.release_merged(D)
     assert step(residency, [A]).off_device == (D,)
 
 
@@ -219,10 +219,10 @@ class Tiers(RuleBasedStateMachine):
     @rule(adapter=st.sampled_from(ADAPTERS))
     def merge_or_unmerge(self, adapter: AdapterId) -> None:
         if self.merged is not None:
-            self.residency.let_go(self.merged)
+            self.residency.release_merged(self.merged)
             self.merged = None
         elif self.residency.on_device(adapter) and self.servable(adapter):
-            self.residency.hold(adapter)
+            self.residency.hold_merged(adapter)
             self.merged = adapter
 
     @rule(adapter=st.sampled_from(ADAPTERS))

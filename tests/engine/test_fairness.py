@@ -71,13 +71,13 @@ def test_turns_are_those_of_the_papers_algorithm(data: st.DataObject) -> None:
         for client in data.draw(st.lists(st.sampled_from("abc"), max_size=3)):
             number, prompt = next(numbers), data.draw(st.integers(1, 9))
             paper.arrives(client, number, prompt)
-            ours.waits(client, {each.tenant for each in waiting})
+            ours.enqueued(client, {each.tenant for each in waiting})
             waiting.append(sequence(str(number), [0] * prompt, tenant=client))
         admitted = []
         for each in ours.in_turn(list(waiting), ()):
             if len(running) == 3:
                 break
-            ours.comes_in(each.tenant, ())
+            ours.admitted(each.tenant, ())
             ours.charge(each.tenant, PRICES.input * each.prompt_len)
             waiting.remove(each)
             running[int(each.id)] = each.tenant

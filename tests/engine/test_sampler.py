@@ -209,7 +209,7 @@ def test_a_row_that_is_not_finite_fails_alone(bad: float, temperature: float) ->
     p = SamplingParams(temperature=temperature, logprobs=2, top_p=0.9)
     rows = torch.stack([LOGITS, broken, LOGITS])
     results = sample(rows, [sequence(params=p, stream=n) for n in (1, 2, 3)], ())
-    assert [result.error is None for result in results] == [True, False, True]
+    assert [result.finite for result in results] == [True, False, True]
     assert results[1].token is None and results[1].logprob is None
     assert results[0].token == one(LOGITS, sequence(params=p, stream=1)).token
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.scheduler import COMPANY, SHORTER, StepPlan
+from engine.scheduler import MULTI_TENANT_STEPS, PROMPT_BUDGET_DIVISOR, StepPlan
 from engine.sequence import FinishReason, SamplingParams
 from tests.support.engine_fakes import Bench, expected_tokens, named
 
@@ -238,8 +238,8 @@ def test_where_there_were_several_tenants_prompts_come_in_short_pieces_beside_th
     bench.submit("other", [1], max_tokens=1, tenant="other")
     bench.step()
     bench.submit("in company", range(10, 18), max_tokens=1, tenant="flood")
-    assert [count for _, _, count in shape(bench.step())] == [1, 8 // SHORTER]
-    for number in range(COMPANY):
+    assert [count for _, _, count in shape(bench.step())] == [1, 8 // PROMPT_BUDGET_DIVISOR]
+    for number in range(MULTI_TENANT_STEPS):
         if not bench.engine.scheduler.has_work:
             bench.submit(str(number), [1], max_tokens=100, tenant="flood")
         bench.step()

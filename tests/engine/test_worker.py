@@ -162,6 +162,10 @@ async def test_a_caller_that_stops_waiting_for_a_merge_harms_nobody() -> None:
         await asyncio.wait([task])
         bench.mover.arrive(named("a"))
         await until(lambda: worker.stats().merged == "a")
+        outputs = await collect(await worker.submit(request("r", adapter="a")))
+        assert outputs[0].admission is not None and outputs[0].admission.tier == "merged"
+        tokens = [token for output in outputs for token in output.token_ids]
+        assert tokens == expected_tokens(request("r", adapter="a"))
 
 
 async def test_draining_lets_requests_end_and_takes_no_more() -> None:

@@ -41,7 +41,7 @@ class Workshop:
     def fail(self) -> None:
         """Break the engine that runs, beyond what a step answers for."""
         scheduler = self.benches[-1].engine.scheduler
-        scheduler.plan = None  # type: ignore[method-assign,assignment]
+        scheduler.schedule = None  # type: ignore[method-assign,assignment]
 
 
 @pytest.mark.anyio

@@ -109,7 +109,7 @@ def test_g72_an_engine_that_fails_is_replaced_behind_the_same_door(home: House) 
         assert next(lines).startswith("data: {")
         whole = pool.submit(ask, home, BASE, max_tokens=length)
         eventually(lambda: home.worker.stats().running == 2)
-        home.worker._engine.scheduler.plan = None  # type: ignore[method-assign,assignment]
+        home.worker._engine.scheduler.schedule = None  # type: ignore[method-assign,assignment]
         rest = [line.removeprefix("data: ") for line in lines if line]
         ended = whole.result()
     assert json.loads(rest[-1])["error"]["code"] == "engine_failed" and "[DONE]" not in rest

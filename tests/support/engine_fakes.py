@@ -76,7 +76,7 @@ class FakeRunner:
         if not chunk.catches_up or params.max_tokens == 0:
             return ChunkResult(prompt=prompt)
         if sequence.id in self.overflows:
-            return ChunkResult(prompt=prompt, error="not finite")
+            return ChunkResult(prompt=prompt, finite=False)
         token = next_token(sequence.tokens[-1], sequence.adapter)
         return ChunkResult(token, None if params.logprobs is None else TokenLogprob(token, -1.0), prompt)
 

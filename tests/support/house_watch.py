@@ -63,7 +63,7 @@ class HouseWatch:
             "sequences": len(engine._sequences) + len(self._worker._outputs),
             "slots without tensors, or the reverse": slots ^ self._runner._bank._placed.keys(),
             "slots of what is gone": slots - self._face.registry.ids(),
-            "slots kept": residency.pinned | residency._held.keys(),
+            "slots kept": residency.pinned | residency._merged.keys(),
             "leases": dict(catalog._uses),
             "doomed": set(catalog._doomed),
             "answers": self._face.services.lifecycle.in_flight,
