@@ -111,3 +111,16 @@ def test_a_command_or_flag_that_is_not_there_is_found(tmp_path: Path) -> None:
         "    sell  # away\n```\n"
     )
     assert [unknown(line) for line in typed(page)] == [["--nothing"], ["sell"], [], ["gone"]]
+
+
+_FILE = re.compile(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|h|cpp|yml|yaml|json|jsonl|txt|toml))`")
+MADE = ("runs/", "data/", "adapters/names/")
+"""Folders of a user's, and of the data directory."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_files_that_a_page_names_are_there(page: Path) -> None:
+    named = {name for name in _FILE.findall(prose(page)) if not name.startswith(MADE)}
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+    tests = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    assert set(re.findall(r"`(test_\w+\.py)`", prose(page))) <= tests
