@@ -77,11 +77,11 @@ def test_the_servers_own_is_merged_by_whoever_has_admin(tenants: Tenants, tmp_pa
     server_catalog.add_directory("servers-own", write_adapter(tmp_path / "own", 5))
     server_catalog.shares.share("servers-own", EVERYBODY)
     with tenants.client("acme") as a, tenants.client("beta") as b:
-        push(a, "lent", 6)
-        a.put("/v1/adapters/lent/shares/beta")
-        a.post("/v1/adapters/lent/merge")
-        assert code(b.delete("/v1/models/acme/lent")) == (403, "not_owner"), "not that it is merged"
-        a.delete("/v1/adapters/lent/merge")
+        push(a, "shared", 6)
+        a.put("/v1/adapters/shared/shares/beta")
+        a.post("/v1/adapters/shared/merge")
+        assert code(b.delete("/v1/models/acme/shared")) == (403, "not_owner"), "not that it is merged"
+        a.delete("/v1/adapters/shared/merge")
         assert b.post("/v1/adapters/servers-own/merge").json()["state"] == "merged"
         assert code(b.delete("/v1/adapters/servers-own")) == (404, "adapter_not_found")
         assert b.delete("/v1/adapters/servers-own/merge").status_code == 200

@@ -187,8 +187,8 @@ def test_h76_versions_in_practice_are_their_owners_alone(tenants: Tenants, a: ht
 
 def test_who_was_lent_an_adapter_sees_no_more_of_its_practice(a: httpx.Client, b: httpx.Client) -> None:
     files = form(32) | {"eval": ("eval.jsonl", ROWS, "x/y")}
-    a.post("/v1/adapters", data={"name": "loan", "alias": "prod"}, files=files)
-    a.put("/v1/adapters/loan/shares/beta")
+    a.post("/v1/adapters", data={"name": "used", "alias": "prod"}, files=files)
+    a.put("/v1/adapters/used/shares/beta")
     for reply in (
         b.get("/v1/adapters/acme%2Floan/eval"),
         b.put("/v1/adapters/acme%2Floan/eval", content=ROWS),
@@ -200,7 +200,7 @@ def test_who_was_lent_an_adapter_sees_no_more_of_its_practice(a: httpx.Client, b
     ):
         assert reply.status_code in (403, 404, 405), (reply.request.method, reply.request.url, reply.text)
         assert "completion" not in reply.text and '"history"' not in reply.text
-    assert a.get("/v1/adapters/loan/aliases/prod").json()["version"] == 1
+    assert a.get("/v1/adapters/used/aliases/prod").json()["version"] == 1
 
 
 def state(http: httpx.Client) -> dict[str, Any]:
@@ -221,25 +221,25 @@ def test_each_has_its_own_of_one_name(a: httpx.Client, b: httpx.Client) -> None:
 
 
 def test_shared_adapters_are_used_and_not_changed(a: httpx.Client, b: httpx.Client, tenants: Tenants) -> None:
-    id = push(a, "lent", 3, alias="prod").json()["id"]
-    shared = a.put("/v1/adapters/lent/shares/beta").json()
+    id = push(a, "shared", 3, alias="prod").json()["id"]
+    shared = a.put("/v1/adapters/shared/shares/beta").json()
     assert (shared["tenants"], shared["public"]) == (["beta"], False)
-    assert answering(b, "acme/lent@prod") == id
-    assert b.get("/v1/adapters/acme/lent").json()["name"] == "acme/lent"
-    assert b.get("/v1/adapters/acme/lent@1").headers["etag"] == '"1"'
-    assert [card["version"] for card in b.get("/v1/adapters/acme/lent/versions").json()["data"]] == [1]
-    assert "acme/lent" in [card["id"] for card in b.get("/v1/models").json()["data"]]
-    refused = b.delete("/v1/models/acme/lent")
+    assert answering(b, "acme/shared@prod") == id
+    assert b.get("/v1/adapters/acme/shared").json()["name"] == "acme/shared"
+    assert b.get("/v1/adapters/acme/shared@1").headers["etag"] == '"1"'
+    assert [card["version"] for card in b.get("/v1/adapters/acme/shared/versions").json()["data"]] == [1]
+    assert "acme/shared" in [card["id"] for card in b.get("/v1/models").json()["data"]]
+    refused = b.delete("/v1/models/acme/shared")
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "not_owner")
     with tenants.client("gamma") as c:
-        assert c.get("/v1/adapters/acme/lent").status_code == 404
-        assert a.put("/v1/adapters/lent/public").json()["public"] is True
-        assert answering(c, "acme/lent") == id
-        assert a.delete("/v1/adapters/lent/public").json()["tenants"] == ["beta"]
-        assert c.get("/v1/adapters/acme/lent").status_code == 404
-    assert a.delete("/v1/adapters/lent/shares/beta").json()["tenants"] == []
-    assert b.get("/v1/adapters/acme/lent").status_code == 404
-    assert a.get("/v1/adapters/lent/shares").json()["tenants"] == []
+        assert c.get("/v1/adapters/acme/shared").status_code == 404
+        assert a.put("/v1/adapters/shared/public").json()["public"] is True
+        assert answering(c, "acme/shared") == id
+        assert a.delete("/v1/adapters/shared/public").json()["tenants"] == ["beta"]
+        assert c.get("/v1/adapters/acme/shared").status_code == 404
+    assert a.delete("/v1/adapters/shared/shares/beta").json()["tenants"] == []
+    assert b.get("/v1/adapters/acme/shared").status_code == 404
+    assert a.get("/v1/adapters/shared/shares").json()["tenants"] == []
 
 
 def test_d43_what_two_tenants_uploaded_outlives_one_of_them(tenants: Tenants, a: httpx.Client, b: httpx.Client) -> None:
