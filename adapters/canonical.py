@@ -8,8 +8,9 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from adapters.manifest import Dtype, Kind
+from adapters.manifest import Kind
 from adapters.targets import Planned
+from loader.dtypes import Dtype
 
 _DTYPES: dict[str, Dtype] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 

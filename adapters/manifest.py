@@ -7,11 +7,12 @@ files, no torch and no base weights.
 from dataclasses import dataclass
 from typing import Literal, NewType
 
+from loader.dtypes import ITEM_BYTES, Dtype
+
 AdapterId = NewType("AdapterId", str)
 """`sha256:<64 hex digits>` of the canonical config and weights: an adapter's identity is its content."""
 
 Kind = Literal["lora", "rslora", "dora", "rsdora"]
-Dtype = Literal["bfloat16", "float16", "float32"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,3 +62,8 @@ class Manifest:
     @property
     def elements(self) -> int:
         return sum(graft.elements for graft in self.grafts)
+
+    @property
+    def stored_bytes(self) -> int:
+        """The bytes of the tensors, as they are stored."""
+        return self.elements * ITEM_BYTES[self.dtype]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from adapters.errors import AliasInvalid, NameInvalid, NameReserved, UnknownAdapter, quoted
 from adapters.manifest import AdapterId
+from loader.digests import is_digest
 
 _SLUG = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
 _QUALIFIED = re.compile(rf"(?:{_SLUG.pattern}/)?{_SLUG.pattern}")
-_ID = re.compile(r"sha256:[0-9a-f]{64}")
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 _DEVICES = frozenset({"con", "prn", "aux", "nul"} | {f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10)})
 _RULE = "1 to 64 of a-z A-Z 0-9 . _ - and begin with a letter or digit"
@@ -66,10 +66,6 @@ def owner_of(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def is_id(text: str) -> bool:
-    return _ID.fullmatch(text) is not None
-
-
 def parse_reference(text: str) -> Reference:
     """Raises UnknownAdapter when `text` cannot refer to anything, so that asking is no oracle for names."""
     name, at, selector = text.partition("@")
@@ -79,7 +75,7 @@ def parse_reference(text: str) -> Reference:
         return Reference(name)
     if _NUMBER.fullmatch(selector):
         return Reference(name, number=int(selector))
-    if is_id(selector):
+    if is_digest(selector):
         return Reference(name, id=AdapterId(selector))
     if _SLUG.fullmatch(selector):
         return Reference(name, alias=selector)

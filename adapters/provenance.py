@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from adapters.errors import BaseMismatch, quoted
 from adapters.manifest import AdapterId, Manifest, TrainedOn
-from loader.fingerprint import is_fingerprint
+from loader.digests import is_digest
 from loader.shape import BaseShape
 
 WEIGHTS, QUANTIZATION = "base_weights", "base_quantization"
@@ -22,7 +22,7 @@ def trained_on(metadata: Mapping[str, str]) -> TrainedOn | None:
     weights, quantization = metadata.get(WEIGHTS), metadata.get(QUANTIZATION)
     if weights is None and quantization is None:
         return None
-    if not is_fingerprint(weights):
+    if not is_digest(weights):
         raise ValueError(f"{WEIGHTS} is {quoted(weights, 90)}, expected sha256: and 64 hexadecimal digits")
     if quantization not in QUANTIZATIONS:
         raise ValueError(f"{QUANTIZATION} is {quoted(quantization, 40)}, expected {', '.join(QUANTIZATIONS)}")

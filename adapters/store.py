@@ -29,7 +29,7 @@ from adapters.header import ITEM_BYTES, TensorSpec, chunks, opened, parse_header
 from adapters.identity import confirm, damaged, digest
 from adapters.manifest import AdapterId, Manifest
 from adapters.manifest_json import manifest_from_json, manifest_to_json
-from adapters.naming import is_id
+from loader.digests import is_digest
 
 MANIFEST = "manifest.json"
 LABEL = "label.json"
@@ -232,7 +232,7 @@ class BlobStore:
 
 def _digits(id: AdapterId) -> str:
     """The only part of a path that comes from outside. Raises UnknownAdapter unless it is 64 hexadecimal digits."""
-    if not is_id(id):
+    if not is_digest(id):
         raise UnknownAdapter(f"{quoted(id)} is not an adapter id.")
     return id.removeprefix("sha256:")
 
@@ -240,5 +240,5 @@ def _digits(id: AdapterId) -> str:
 def _ids(directories: Iterable[Path]) -> Iterator[AdapterId]:
     for directory in sorted(directories):
         id = AdapterId(f"sha256:{directory.name}")
-        if is_id(id) and directory.is_dir():
+        if is_digest(id) and directory.is_dir():
             yield id

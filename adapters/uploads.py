@@ -5,7 +5,6 @@ distribution specification's blob uploads. Knows no HTTP; what becomes of a fini
 """
 
 import errno
-import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from adapters.errors import (
 )
 from adapters.registry import Version
 from adapters.upload_files import UploadFiles, UploadSession, UploadSpec, UploadWriter
+from loader.digests import file_digest
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ class Uploads:
                 raise UploadIncomplete(there, session.size)
             self._sessions[id] = replace(session, state="validating")
             try:
-                if session.digest not in (None, digest) or _sha256(self._files.weights(id)) != digest:
+                if session.digest not in (None, digest) or file_digest(self._files.weights(id)) != digest:
                     raise DigestMismatch()
                 files = self._files
                 version, created = add(session, files.config(id), files.weights(id), files.eval(id))
@@ -294,8 +294,3 @@ class Uploads:
             if not self._files.exists(id):
                 del self._sessions[id]
                 self._unnoted.discard(id)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"

@@ -6,18 +6,18 @@ Owns the estimate for the memory plan. Imports no torch and reads no weights.
 from math import prod
 from pathlib import Path
 
+from loader.dtypes import ITEM_BYTES, Dtype
 from loader.tensors import stored
 
-ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
 BLOCK = 64
 """Weights that share one scale in bitsandbytes' 4-bit format; the scales are 8-bit in turn, 256 to a float32."""
 NESTED = 256
 CODE_BOOKS = 16 * 4 + 256 * 4 + 4
 
 
-def base_bytes(path: Path, dtype: str, quantization: str | None) -> int:
+def base_bytes(path: Path, dtype: Dtype, quantization: str | None) -> int:
     """Bytes the weights of the base in `path` will take in `dtype`, the linear layers in 4 bits if quantized."""
-    itemsize = ITEMSIZE[dtype]
+    itemsize = ITEM_BYTES[dtype]
     return sum(
         quantized_bytes(prod(shape)) if quantization and _is_linear(name, shape) else prod(shape) * itemsize
         for name, shape in ((tensor.name, tensor.shape) for tensor in stored(path))

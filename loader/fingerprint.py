@@ -12,23 +12,17 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from loader import directory
+from loader.digests import is_digest
 from loader.errors import BaseNotFound
 from loader.tensors import Stored, stored
 
 FORMAT = "rootstock-base-1"
 CHUNK_BYTES = 4 << 20
-_PATTERN = re.compile(r"sha256:[0-9a-f]{64}")
-
-
-def is_fingerprint(text: object) -> bool:
-    """Whether `text` is spelled as `fingerprint` spells one."""
-    return isinstance(text, str) and _PATTERN.fullmatch(text) is not None
 
 
 def fingerprint(path: Path, cache: Path | None) -> str:
@@ -93,7 +87,7 @@ def _remembered(note: Path, state: Mapping[str, Sequence[int]]) -> str | None:
         found = written["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found if same and is_fingerprint(found) else None
+    return found if same and is_digest(found) else None
 
 
 def _remember(note: Path, state: Mapping[str, Sequence[int]], found: str) -> None:

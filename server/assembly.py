@@ -32,7 +32,8 @@ from engine.recording import Recorder
 from engine.worker import EngineWorker
 from loader import suitability
 from loader.base import Base, load
-from loader.estimate import ITEMSIZE, base_bytes
+from loader.dtypes import ITEM_BYTES
+from loader.estimate import base_bytes
 from loader.fingerprint import fingerprint
 from loader.kernels import kernels_for
 from loader.memory import available_host_bytes
@@ -178,7 +179,7 @@ def _plan(settings: Settings, source: Source) -> tuple[ServingMemoryPlan, int]:
     wished = min(longest, settings.max_model_len or longest)
     memory = plan(
         base_bytes=base_bytes(source.path, settings.dtype, settings.quantization),
-        kv_token_bytes=kv_bytes_per_token(kv_spec(config.to_dict()), ITEMSIZE[settings.dtype]),
+        kv_token_bytes=kv_bytes_per_token(kv_spec(config.to_dict()), ITEM_BYTES[settings.dtype]),
         max_model_len=wished,
         available=_available(settings.device),
         budgets=Budgets(settings.kv_cache_memory, settings.adapter_device_memory, settings.adapter_host_memory),

@@ -7,17 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from adapters.evaluations import Score
-from adapters.manifest import AdapterId, Dtype, Manifest
+from adapters.manifest import AdapterId
 from adapters.registry import Version
 from server.ports import Services, Worker
 
-_ITEM_BYTES: Mapping[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 _TIERS = ("merged", "device", "host")  # fastest first
-
-
-def stored_bytes(manifest: Manifest) -> int:
-    """The bytes of an adapter's tensors, as they are stored."""
-    return manifest.elements * _ITEM_BYTES[manifest.dtype]
 
 
 def base_card(services: Services) -> dict[str, Any]:
@@ -61,7 +55,7 @@ def adapter_card(services: Services, version: Version, state: str, pinned: bool)
         "kind": manifest.kind,
         "rank": manifest.rank,
         "targets": list(manifest.targets),
-        "bytes": stored_bytes(manifest),
+        "bytes": manifest.stored_bytes,
         "dtype": manifest.dtype,
         "state": state,
         "pinned": pinned,

@@ -18,6 +18,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from loader.dtypes import Dtype
 from server.quotas.quota import Quota
 
 DEFAULT_FILE = Path("rootstock.toml")
@@ -40,9 +41,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ROOTSTOCK_", extra="forbid", frozen=True, env_ignore_empty=True)
 
     base: Annotated[str, Field(description="`embedded`, a directory, a .gguf file or a hub id.")] = "embedded"
-    dtype: Annotated[Literal["bfloat16", "float16", "float32"], Field(description="Precision of the weights.")] = (
-        "bfloat16"
-    )
+    dtype: Annotated[Dtype, Field(description="Precision of the weights.")] = "bfloat16"
     quantization: Annotated[Literal["nf4", "fp4"] | None, Field(description="4-bit base (bitsandbytes).")] = None
     allow_quantization_mismatch: Annotated[
         bool, Field(description="Serve adapters that were trained on this base in another quantization.")

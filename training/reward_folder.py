@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from loader.fingerprint import is_fingerprint
+from loader.digests import is_digest
 from training.errors import RewardModelInvalid
 
 CARD = "reward.json"
@@ -117,7 +117,7 @@ def _parsed(folder: Path, path: Path) -> RewardCard:
         fix = "Train it again with this version of rootstock."
         raise RewardModelInvalid(folder, f"its {CARD} is of another format than {FORMAT}", fix)
     whole = values.keys() == set(RewardCard.__slots__) and all(isinstance(value, str) for value in values.values())
-    if not whole or not is_fingerprint(values["base_weights"]):
+    if not whole or not is_digest(values["base_weights"]):
         raise damaged
     if values["base_quantization"] not in ("none", "nf4", "fp4") or values["weights"] not in ("adapter", "model"):
         raise damaged

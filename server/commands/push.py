@@ -3,7 +3,6 @@
 Owns the order of the requests and the pauses between them. Draws nothing: a watcher is told how far it has come.
 """
 
-import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from loader.digests import file_digest
 from server.commands.client import Client
 from server.commands.errors import CommandFailed, Refused, Unreachable
 from server.commands.paths import adapter_path
@@ -110,9 +110,7 @@ def _was_trained_on(card: Any, record: "TrainedOn | None") -> bool:
 def _order(folder: Path, name: str, alias: str | None) -> Mapping[str, object]:
     """What is announced. A folder's `eval.jsonl` goes with it."""
     weights, rows = folder / "adapter_model.safetensors", folder / "eval.jsonl"
-    with weights.open("rb") as file:
-        digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-    order = {"name": name, "alias": alias, "size": weights.stat().st_size, "digest": digest}
+    order = {"name": name, "alias": alias, "size": weights.stat().st_size, "digest": file_digest(weights)}
     order |= {"config": _text(folder / "adapter_config.json")}
     return order | ({"eval": _text(rows)} if rows.is_file() else {})
 

@@ -8,7 +8,6 @@ from collections.abc import Container, Iterable
 from adapters.manifest import AdapterId
 from adapters.naming import owner_of
 from adapters.registry import Version
-from server.cards import stored_bytes
 from server.quotas.tenant_quotas import Holdings
 
 
@@ -16,5 +15,5 @@ def holdings(versions: Iterable[Version], tenant: str, damaged: Container[Adapte
     """Every content counts once, however many names and versions share it, and a `damaged` one not: there is room to
     send it again."""
     own = [version for version in versions if owner_of(version.name) == tenant]
-    sizes = {version.id: stored_bytes(version.manifest) for version in own if version.id not in damaged}
+    sizes = {version.id: version.manifest.stored_bytes for version in own if version.id not in damaged}
     return Holdings({version.name for version in own}, sum(sizes.values()))

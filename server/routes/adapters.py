@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from adapters.condition import Condition
 from adapters.manifest import AdapterId
 from adapters.registry import Version
+from loader.digests import DIGEST
 from server.audit import note, note_upload
 from server.cards import adapter_card, listing, tiers_of
 from server.deps import PrincipalDep, ServicesDep, accepting, in_thread, judging, needs
@@ -30,7 +31,7 @@ router = APIRouter(tags=["adapters"])
 IN_USE: dict[int | str, dict[str, Any]] = {
     202: {"description": "The name is gone. Requests that run on it finish, and its bytes go after the last of them."}
 }
-ContentId = Annotated[str | None, Query(pattern="^sha256:[0-9a-f]{64}$", description="An adapter's `id`.")]
+ContentId = Annotated[str | None, Query(pattern=f"^{DIGEST}$", description="An adapter's `id`.")]
 
 
 @router.post(

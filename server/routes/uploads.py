@@ -4,7 +4,6 @@ Owns those routes: begin, PATCH, look, finish with PUT, cancel. What a tenant ma
 `adapters/uploads.py`; the finished file is judged by the catalog.
 """
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from adapters.evaluations import EVAL_BYTES
 from adapters.registry import Version
 from adapters.upload_files import UploadSession, UploadSpec
+from loader.digests import DIGEST, is_digest
 from server.audit import note_upload
 from server.body import StrictRoute, check_declared, check_encoding
 from server.cards import listing
@@ -34,12 +34,11 @@ from server.routes.adapters import card
 from server.upload_quota import upload_quota
 
 _FLAG = "--max-upload-bytes"
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def _nothing_beside(digest: str | None) -> str | None:
     """A pattern is found anywhere in what is sent. Raises ValueError."""
-    if digest is not None and not _DIGEST.fullmatch(digest):
+    if digest is not None and not is_digest(digest):
         raise ValueError("a digest is sha256: and 64 hexadecimal digits, with nothing before or behind")
     return digest
 
@@ -56,7 +55,7 @@ class OrderBody(Strict):
     size: Annotated[int, Field(ge=1, lt=1 << 60, description="Bytes of adapter_model.safetensors.")]
     digest: Annotated[
         str | None,
-        Field(pattern=_DIGEST.pattern, description="SHA-256 of those bytes; an upload of them goes on."),
+        Field(pattern=DIGEST, description="SHA-256 of those bytes; an upload of them goes on."),
         AfterValidator(_nothing_beside),
     ] = None
     eval: Annotated[
@@ -123,7 +122,7 @@ async def finish_upload(
     id: str, digest: str, http: HttpRequest, services: ServicesDep, caller: PrincipalDep
 ) -> Response:
     """Make a version of an upload whose bytes are all there. 201 when it is new, 200 when its content was there."""
-    if not _DIGEST.fullmatch(digest):
+    if not is_digest(digest):
         raise BadRequest("`digest` is sha256: and the 64 hexadecimal digits of the weights file.", "digest")
     asked, catalog = condition(http), services.tenant_catalog
 

@@ -11,8 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from loader.digests import is_digest
 from loader.errors import BaseNotFound
-from loader.fingerprint import fingerprint, is_fingerprint
+from loader.fingerprint import fingerprint
 
 Arrays = Mapping[str, NDArray[Any]]
 RANDOM = np.random.default_rng(3)
@@ -37,7 +38,7 @@ def test_shards_order_and_metadata_do_not_count(tmp_path: Path) -> None:
     whole = fingerprint(base(tmp_path / "whole", TENSORS), None)
     names = list(TENSORS)
     odd, even = ({name: TENSORS[name] for name in names[start::2]} for start in (1, 0))
-    assert is_fingerprint(whole)
+    assert is_digest(whole)
     assert fingerprint(base(tmp_path / "sharded", odd, even), None) == whole
     assert fingerprint(base(tmp_path / "noted", TENSORS, metadata={"by": "somebody"}), None) == whole
     reordered = {name: TENSORS[name] for name in reversed(names)}
