@@ -22,7 +22,7 @@ class Prices:
     output: float = 2.0
     adapter_byte: float = 1 / 65536
 
-    def of(self, prompt_len: int, start: int, stop: int) -> float:
+    def price_of(self, prompt_len: int, start: int, stop: int) -> float:
         """The price of computing the positions `start` to `stop`. From the prompt's last on, each samples a token."""
         prompt = max(0, min(stop, prompt_len) - start)
         sampled = max(0, stop - max(start, prompt_len - 1))

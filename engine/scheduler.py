@@ -276,7 +276,7 @@ class Scheduler:
         """What a chunk costs, but for what its sequence computed before it was preempted."""
         sequence = chunk.sequence
         first = max(chunk.start, sequence.num_charged)
-        return self.counters.prices.of(sequence.prompt_len, first, chunk.stop) if chunk.stop > first else 0.0
+        return self.counters.prices.price_of(sequence.prompt_len, first, chunk.stop) if chunk.stop > first else 0.0
 
     def _start(self, sequence: Sequence, budget: int) -> int:
         """Move one sequence from waiting to running; how many tokens it computes, 0 without a seat or blocks for it."""

@@ -14,9 +14,10 @@ from starlette.responses import Response
 
 from engine.errors import PromptTooLong
 from engine.sequence import Admission, FinishReason, Output, Request, TokenLogprob
+from server.disconnect import while_connected
 from server.errors import BadRequest, GenerationFailed, api_error, internal
 from server.fields import GenerationBody
-from server.generation import Generation, Indexed, while_connected
+from server.generation import Generation, Indexed
 from server.meter import Claim, MeteredRequest
 from server.ports import Asked, Services
 from server.principal import Principal
@@ -156,7 +157,7 @@ class _Turn:
             await self.aclose()
 
     async def aclose(self) -> None:
-        """Abort what still runs, and let go of the adapter. Twice is once."""
+        """Abort what still runs, and let go of the adapter. Idempotent."""
         if self._closed:
             return
         self._closed = True

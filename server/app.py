@@ -12,9 +12,8 @@ from starlette.responses import JSONResponse, Response
 
 from server.connections import PROBES
 from server.errors import TABLE, ApiError, ClientGone, api_error
-from server.gauges import CatalogCollector, EngineCollector, ServerCollector, label_canaries
+from server.gauges import CatalogCollector, EngineCollector, Names, ServerCollector
 from server.middleware import RequestLog
-from server.naming import Names
 from server.openapi import ERRORS
 from server.ports import Services
 from server.routes import (
@@ -66,9 +65,9 @@ def create_app(services: Services) -> FastAPI:
 def _register_collectors(services: Services) -> None:
     registry, labels = services.metrics.registry, services.metrics.labels
     registry.register(EngineCollector(services.worker, labels, Names(services.server_catalog)))
-    label_canaries(services.server_catalog.splits, services.metrics)
+    services.metrics.label_canaries(services.server_catalog.splits)
     registry.register(CatalogCollector(services.server_catalog.splits, services.server_catalog.quarantined, labels))
-    registry.register(ServerCollector(services.worker, services.lifecycle, services.base_id))
+    registry.register(ServerCollector(services))
 
 
 _ROUTERS_WORDS = {

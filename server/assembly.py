@@ -40,13 +40,12 @@ from loader.memory import available_host_bytes
 from loader.plan import Available, Budgets, ServingMemoryPlan, kv_bytes_per_token, kv_spec, plan
 from loader.progress import Progress
 from loader.source import Source, resolve
-from server.collector import traces_of
 from server.datadir import DataDir
 from server.meter import Meter
 from server.metrics import Metrics
-from server.naming import RESERVED
 from server.ports import Callers, Limits, Services, Traces
-from server.settings import Settings
+from server.routes.uploads import RESERVED
+from server.settings import Settings, SettingsError
 from server.tokens import HubTokenizer
 from server.visitors import Visitors
 
@@ -124,6 +123,22 @@ def assemble(
         meter=meter,
     )
     return Runtime(services, worker, registry)
+
+
+def traces_of(settings: Settings) -> Traces | None:
+    """Where a collector is set, by the extra `otel`, which nothing else needs.
+
+    Raises SettingsError, which names the extra to install, before anything heavy is loaded.
+    """
+    if settings.otlp_endpoint is None:
+        return None
+    try:
+        from server.traces import exported_to
+    except ImportError as error:
+        raise SettingsError(
+            f"--otlp-endpoint needs OpenTelemetry ({error.name} is not there): pip install 'rootstock[otel]'"
+        ) from None
+    return exported_to(settings.otlp_endpoint, settings.base)
 
 
 def _observer(metrics: Metrics, traces: Traces | None) -> Observer:

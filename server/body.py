@@ -17,7 +17,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.deps import Needs, principal
+from server.deps import RequireScope, principal
 from server.errors import ApiError, BadRequest, TooLarge
 
 PACE_BYTES = 1024
@@ -32,7 +32,7 @@ MAX_KEYS = 1 << 15
 """In all lists and objects of a body; a prompt of 128k token ids fits, and of strings as much as the body may hold.
 
 The parser is C and lets nobody else run while it makes strings, lists and keys: 4 MiB of them are 0.2 to 0.3 s, so many
-are less than 0.1 s. Numbers are made by functions of ours, between which others run.
+are less than 0.1 s.
 """
 
 _INLINE_BYTES = 16 << 10
@@ -115,7 +115,7 @@ class StrictRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
-        guards = [each.dependency for each in self.dependencies if isinstance(each.dependency, Needs)]
+        guards = [each.dependency for each in self.dependencies if isinstance(each.dependency, RequireScope)]
 
         async def strictly(request: Request) -> Response:
             for guard in guards:
@@ -157,8 +157,8 @@ class Chunks:
         except StopAsyncIteration:
             return None
         except TimeoutError:
-            told = f"Less than {PACE_BYTES} bytes of the body arrived in {self._idle_s:g} seconds."
-            raise ApiError(408, told, code="body_timeout", headers={"connection": "close"}) from None
+            message = f"Less than {PACE_BYTES} bytes of the body arrived in {self._idle_s:g} seconds."
+            raise ApiError(408, message, code="body_timeout", headers={"connection": "close"}) from None
         self._since += len(chunk)
         self._left -= time.monotonic() - began  # what this server does in between is not the peer's fault
         if self._since >= PACE_BYTES:
@@ -174,16 +174,16 @@ def check_declared(request: Request, limit: int, flag: str | None) -> None:
 
 def check_encoding(request: Request) -> None:
     if request.headers.get("content-encoding", "identity").lower() != "identity":
-        told = "Compressed bodies are not accepted. Send the body without Content-Encoding."
-        raise ApiError(415, told, code="unsupported_media")
+        message = "Compressed bodies are not accepted. Send the body without Content-Encoding."
+        raise ApiError(415, message, code="unsupported_media")
 
 
 def _check_headers(request: Request) -> None:
     check_encoding(request)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        told = "The body must be JSON. Send it with Content-Type: application/json."
-        raise ApiError(415, told, code="unsupported_media")
+        message = "The body must be JSON. Send it with Content-Type: application/json."
+        raise ApiError(415, message, code="unsupported_media")
 
 
 def _decode(raw: bytes) -> str:
@@ -204,6 +204,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
+# Not `int` and `float` themselves: between calls of functions written in Python, other threads run.
 def _integer(digits: str) -> int:
     return int(digits)
 
@@ -220,8 +221,8 @@ def _check_leaves(value: object) -> None:
             if isinstance(leaf, float) and not isfinite(leaf):
                 raise BadRequest("JSON has no NaN and no Infinity. Send a finite number.", field, "json_invalid")
             if isinstance(leaf, str) and _ODD.search(leaf):
-                told = "A string in the body has a NUL or an unpaired surrogate (\\ud800 to \\udfff)."
-                raise BadRequest(told, field, "json_invalid")
+                message = "A string in the body has a NUL or an unpaired surrogate (\\ud800 to \\udfff)."
+                raise BadRequest(message, field, "json_invalid")
 
 
 def _leaves(value: object) -> Iterator[object]:

@@ -9,6 +9,7 @@ from typing import Any
 from adapters.evaluations import Score
 from adapters.manifest import AdapterId
 from adapters.registry import Version
+from server.deps import in_thread
 from server.ports import Services, Worker
 
 _TIERS = ("merged", "device", "host")  # fastest first
@@ -37,7 +38,30 @@ def model_card(services: Services, version: Version, id: str | None = None) -> d
     }
 
 
-def adapter_card(services: Services, version: Version, state: str, pinned: bool) -> dict[str, Any]:
+async def adapter_card(services: Services, version: Version) -> dict[str, Any]:
+    return (await adapter_cards(services, [version]))[0]
+
+
+async def adapter_cards(services: Services, versions: list[Version]) -> list[dict[str, Any]]:
+    """A pin is shown once the engine holds it; pins and merges are shown for the name that asked for them."""
+    damaged, pins = (
+        await in_thread(services.server_catalog.quarantined),
+        await in_thread(services.server_catalog.pinned),
+    )
+    held, tiers = services.worker.pins(), dict.fromkeys(damaged, "corrupt") | _tiers_of(services.worker)
+    pinned = {(version.full_name, version.id) for version in pins if version.id in held}
+    return [
+        _describe(
+            services,
+            version,
+            services.merges.shown(version, tiers.get(version.id, "disk")),
+            (version.full_name, version.id) in pinned,
+        )
+        for version in versions
+    ]
+
+
+def _describe(services: Services, version: Version, state: str, pinned: bool) -> dict[str, Any]:
     """`canary` has the aliases that give this version a share of their traffic, and the share.
     `score` is how it did when it was last measured, or null.
 
@@ -79,7 +103,7 @@ def score_card(score: Score) -> dict[str, Any]:
     }
 
 
-def tiers_of(worker: Worker) -> dict[AdapterId, str]:
+def _tiers_of(worker: Worker) -> dict[AdapterId, str]:
     """The fastest tier that each resident adapter is in."""
     found: dict[AdapterId, str] = {}
     for resident in worker.residents():

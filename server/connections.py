@@ -51,7 +51,7 @@ class Bounds:
 
 def bounded(bounds: Bounds) -> type[HttpToolsProtocol]:
     """One server's protocol with these bounds, as the class that uvicorn asks for."""
-    return type("BoundedProtocol", (_Bounded,), {"bounds": bounds, "crowd": _Crowd()})
+    return type("BoundedProtocol", (_Bounded,), {"bounds": bounds, "open_connections": _Connections()})
 
 
 def raise_file_limit() -> None:
@@ -69,9 +69,9 @@ def affordable(wanted: int) -> int:
     return wanted if files == resource.RLIM_INFINITY else max(_A_FEW, min(wanted, files - RESERVE - OTHER_FILES))
 
 
-class _Crowd:
-    """Who is connected, and who of them waits for nothing, those that have for longest first. Every question takes the
-    same few steps, however many there are: they are asked when everybody comes at once.
+class _Connections:
+    """The open connections, and which of them are idle, the longest idle first. Every method takes the
+    same few steps, however many there are: they are called when everybody connects at once.
     """
 
     def __init__(self) -> None:
@@ -81,19 +81,19 @@ class _Crowd:
     def __len__(self) -> int:
         return len(self._open)
 
-    def comes(self, one: "_Bounded") -> None:
+    def add(self, one: "_Bounded") -> None:
         self._open.add(one)
-        self.rests(one)
+        self.mark_idle(one)
 
-    def works(self, one: "_Bounded") -> None:
+    def mark_busy(self, one: "_Bounded") -> None:
         self._idle.pop(one, None)
 
-    def rests(self, one: "_Bounded") -> None:
+    def mark_idle(self, one: "_Bounded") -> None:
         self._idle[one] = None
         self._idle.move_to_end(one)
 
-    def leaves(self, one: "_Bounded") -> None:
-        """Or is about to. Twice is once."""
+    def discard(self, one: "_Bounded") -> None:
+        """It is closed, or about to be. Idempotent."""
         self._open.discard(one)
         self._idle.pop(one, None)
 
@@ -102,13 +102,13 @@ class _Crowd:
         while (one := next((each for each in self._idle if each is not but), None)) is not None:
             if not one.transport.is_closing():
                 return one
-            self.leaves(one)
+            self.discard(one)
         return None
 
 
 class _Bounded(HttpToolsProtocol):
     bounds: ClassVar[Bounds]
-    crowd: ClassVar[_Crowd]
+    open_connections: ClassVar[_Connections]
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -116,15 +116,15 @@ class _Bounded(HttpToolsProtocol):
         self._head_timer: TimerHandle | None = None
         self._answering: RequestResponseCycle | None = None
         self._stall_timer = StallTimer(self.loop, transport, self.bounds.read_s, self._cut)
-        self.crowd.comes(self)
+        self.open_connections.add(self)
         self._expect_head()
-        if self._is_crowded():
+        if self._has_too_many():
             self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()
         self._stall_timer.stop()
-        self.crowd.leaves(self)
+        self.open_connections.discard(self)
         super().connection_lost(exc)
         if self._answering is not None:  # uvicorn tells the latest that came, which may wait behind this one
             self._answering.disconnected = True
@@ -160,7 +160,7 @@ class _Bounded(HttpToolsProtocol):
         self._bare_bytes = 0  # how large it is now that it is whole, `_refusal` says
         if len(self.pipeline) >= AHEAD:
             raise HttpParserError("too many requests wait for the answers before theirs")
-        self.crowd.works(self)
+        self.open_connections.mark_busy(self)
         refusal = self._refusal()
         self.app = self.config.loaded_app if refusal is None else _answer(refusal)
         super().on_headers_complete()
@@ -180,7 +180,7 @@ class _Bounded(HttpToolsProtocol):
         super().on_response_complete()
         self._stall_timer.watch()
         if self._idle and not self.transport.is_closing():
-            self.crowd.rests(self)
+            self.open_connections.mark_idle(self)
 
     def send_400_response(self, msg: str) -> None:
         self.refuse(BadRequest("This is no well-formed request, or it contradicts itself.", code="http_invalid"))
@@ -188,7 +188,7 @@ class _Bounded(HttpToolsProtocol):
     def refuse(self, error: ApiError) -> None:
         """Say so and close. In the middle of an answer there is nothing left to say."""
         self._stop_head_timer()
-        self.crowd.leaves(self)
+        self.open_connections.discard(self)
         if self._idle and not self.transport.is_closing():
             self.transport.write(_raw(error))
         self.transport.close()
@@ -205,21 +205,21 @@ class _Bounded(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]  # uvicorn omits the None
 
     def _make_room(self) -> None:
-        longest_idle = self.crowd.longest_idle(but=self)
+        longest_idle = self.open_connections.longest_idle(but=self)
         if longest_idle is not None:
-            longest_idle.refuse(_crowded())
-        elif len(self.crowd) > self.bounds.connections + RESERVE:
-            self.refuse(_crowded())
+            longest_idle.refuse(_too_many_connections())
+        elif len(self.open_connections) > self.bounds.connections + RESERVE:
+            self.refuse(_too_many_connections())
 
-    def _is_crowded(self) -> bool:
-        return len(self.crowd) > self.bounds.connections
+    def _has_too_many(self) -> bool:
+        return len(self.open_connections) > self.bounds.connections
 
     def _refusal(self) -> ApiError | None:
         """Why this request is not for the application, now that its head is known."""
         if sum(len(name) + len(value) for name, value in self.headers) + len(self.url) > self.bounds.head_bytes:
             return _head_too_large(self.bounds.head_bytes)
-        if self.url.partition(b"?")[0] not in PROBES and self._is_crowded():
-            return _crowded()
+        if self.url.partition(b"?")[0] not in PROBES and self._has_too_many():
+            return _too_many_connections()
         return None
 
     def _expect_head(self) -> None:
@@ -244,7 +244,7 @@ def _head_too_large(limit: int) -> ApiError:
     )
 
 
-def _crowded() -> ApiError:
+def _too_many_connections() -> ApiError:
     return ApiError(
         503,
         "The server has as many connections as it takes. Close idle ones, or try again.",

@@ -69,8 +69,11 @@ async def accepting(services: ServicesDep) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
-    """A route's guard. It stands at the route itself and never at a path's prefix, which a request can spell anew."""
+class RequireScope:
+    """A route's guard: refuse callers without a valid key, and those whose key does not allow `scope`.
+
+    It stands at the route itself and never at a path's prefix, which a request can spell anew.
+    """
 
     scope: Scope
 
@@ -78,11 +81,6 @@ class Needs:
         if not caller.may(self.scope):
             message = f"This key lacks the scope `{self.scope}`. Use one that has it, or have one made with it."
             raise ApiError(403, message, type="permission_error", code="scope_missing", headers=NO_RETRY)
-
-
-def needs(scope: Scope) -> Needs:
-    """A route's dependency: refuse callers without a valid key, and those whose key does not allow `scope`."""
-    return Needs(scope)
 
 
 async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

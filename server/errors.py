@@ -1,4 +1,4 @@
-"""What the face says when it says no: one error type, and the one table from every layer's errors to HTTP.
+"""How the server refuses: one error type, and the one table from every layer's errors to HTTP.
 
 ApiError                     any refusal: status, message, type, param, code, headers
 ├── BadRequest          400  the request is malformed or asks for what is not there

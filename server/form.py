@@ -99,8 +99,8 @@ class Form:
         filename = options.get(b"filename", b"").decode("ascii", "replace")
         if field not in self._limits:
             named = _ODD.sub("", field)[:64] or "?"
-            told = f"The form has a part `{named}`, which is not taken. It takes {FIELDS}."
-            raise ApiError(422, told, param=named, code="form_invalid")
+            message = f"The form has a part `{named}`, which is not taken. It takes {FIELDS}."
+            raise ApiError(422, message, param=named, code="form_invalid")
         if field in self._values:
             raise ApiError(422, f"The form has `{field}` twice. Send it once.", param=field, code="form_invalid")
         if field == "weights" and filename.lower().endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt")):

@@ -11,16 +11,31 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from adapters.canary import Split
+from adapters.catalog import Catalog
 from adapters.manifest import AdapterId
+from adapters.naming import owner_of
 from adapters.registry import Version
-from server.lifecycle import Lifecycle, Phase
-from server.metrics import AdapterLabels, Metrics
-from server.ports import EngineStats, Resident, Worker
+from server.metrics import AdapterLabels
+from server.ports import EngineStats, Resident, Services, Worker
 from server.version import version
 
 NameOf = Callable[[AdapterId], str]
 
 MAX_DEVICE_QUOTAS = 10
+
+
+class Names:
+    """`names(id)` is the name whose newest version has this id, else the id itself; so tenants' adapters go by ids.
+
+    It reads the catalog anew each time, so a moved name is never shown stale.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    def __call__(self, id: AdapterId) -> str:
+        own = (version for version in self._catalog.newest() if not owner_of(version.name))
+        return next((version.name for version in own if version.id == id), id)
 
 
 class EngineCollector(Collector):
@@ -69,25 +84,24 @@ class EngineCollector(Collector):
 class ServerCollector(Collector):
     """Whether the server takes work, and whether its engine comes round, as `/readyz` and `/livez` tell it."""
 
-    def __init__(self, worker: Worker, lifecycle: Lifecycle, base_id: str) -> None:
-        self._worker, self._lifecycle, self._base_id = worker, lifecycle, base_id
+    def __init__(self, services: Services) -> None:
+        self._services = services
 
     def describe(self) -> Iterable[Metric]:
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        worker, phase = self._worker, self._lifecycle.phase
-        ready = phase is Phase.READY and worker.alive and not worker.restarting
-        yield GaugeMetricFamily("rootstock_ready", "1 while new requests are taken.", float(ready))
+        worker = self._services.worker
+        yield GaugeMetricFamily("rootstock_ready", "1 while new requests are taken.", float(self._services.ready))
         yield CounterMetricFamily("rootstock_engine_restarts", "Engines that failed, replaced.", worker.restarts)
         yield GaugeMetricFamily("rootstock_engine_alive", "1 while the engine's thread is up.", float(worker.alive))
         yield GaugeMetricFamily(
             "rootstock_engine_silent_seconds", "Since the engine's thread last came round.", worker.silent_s
         )
         yield GaugeMetricFamily(
-            "rootstock_answers_in_progress", "Answers that a drain would wait for.", self._lifecycle.in_flight
+            "rootstock_answers_in_progress", "Answers that a drain would wait for.", self._services.lifecycle.in_flight
         )
-        about = {"version": version(), "base": self._base_id}
+        about = {"version": version(), "base": self._services.base_id}
         yield InfoMetricFamily("rootstock_build", "What this server is, and the base it serves.", about)
 
 
@@ -124,15 +138,6 @@ class CatalogCollector(Collector):
         for pair, weight in weights.items():
             family.add_metric(list(pair), weight)
         return family
-
-
-def label_canaries(splits: Callable[[], Iterable[Split[Version]]], metrics: Metrics) -> None:
-    """Let the versions that are compared have labels before their requests are counted, and not at the first scrape."""
-    metrics.compare(lambda: [id for split in splits() for id in _compared(split)])
-
-
-def _compared(split: Split[Version]) -> tuple[AdapterId, ...]:
-    return () if split.canary is None else (split.stable.id, split.canary.id)
 
 
 def _room(stats: EngineStats, residents: list[Resident]) -> int:

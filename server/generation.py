@@ -5,17 +5,13 @@ engine. Knows the worker's contract; knows no response format.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from typing import TypeVar
-
-from starlette.requests import Request as HttpRequest
+from collections.abc import AsyncIterator, Sequence
 
 from engine.errors import EngineStopped
 from engine.sequence import FinishReason, Output, Request
-from server.errors import ClientGone, GenerationFailed, ReaderTooSlow
+from server.errors import GenerationFailed, ReaderTooSlow
 from server.ports import OutputStream, Worker
 
-T = TypeVar("T")
 Indexed = tuple[int, Output]
 
 
@@ -96,26 +92,6 @@ class Generation:
             await self._queue.put(error)
         else:
             await self._queue.put(None)
-
-
-async def while_connected(request: HttpRequest, work: Coroutine[None, None, T]) -> T:
-    """`work`'s result; cancelled, and ClientGone raised, as soon as the client hangs up."""
-    task = asyncio.ensure_future(work)
-    watcher = asyncio.create_task(_hangup(request))
-    try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientGone()
-    finally:
-        for each in (task, watcher):
-            each.cancel()
-        await asyncio.gather(task, watcher, return_exceptions=True)
-
-
-async def _hangup(request: HttpRequest) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _close_all(streams: Sequence[OutputStream]) -> None:

@@ -1,6 +1,6 @@
 """How the server logs: one line an event, JSON for machines or colours for a terminal.
 
-Owns the set-up of structlog and of the standard library's logging, which other rooms and libraries use. Called once,
+Owns the set-up of structlog and of the standard library's logging, which other packages and libraries use. Called once,
 by `serve`; prompts and answers are never handed to it, and what looks like one is taken out again.
 """
 

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 
+from adapters.canary import Split
 from adapters.manifest import AdapterId
+from adapters.registry import Version
 from engine.events import (
     AdapterEvicted,
     AdapterFailed,
@@ -64,6 +66,10 @@ class AdapterLabels:
             return frozenset({"base", "other", *self._first.values(), *self._compared.values()})
 
 
+def _compared(split: Split[Version]) -> tuple[AdapterId, ...]:
+    return () if split.canary is None else (split.stable.id, split.canary.id)
+
+
 def _short(adapter: AdapterId) -> str:
     return adapter.removeprefix("sha256:")[:12]
 
@@ -100,6 +106,10 @@ class Metrics:
             case AdapterFailed():
                 self._load_failures.labels(self.labels.label_for(event.adapter), event.code).inc()
 
+    def label_canaries(self, splits: Callable[[], Iterable[Split[Version]]]) -> None:
+        """Give canaries' versions labels before their requests are counted, and not at the first scrape."""
+        self.compare(lambda: [id for split in splits() for id in _compared(split)])
+
     def compare(self, compared: Callable[[], Iterable[AdapterId]]) -> None:
         """Give labels to the versions that canaries compare, as `compared` says now, and take back those of canaries
         that ended, with what was counted under them.
@@ -109,8 +119,8 @@ class Metrics:
         with self._comparing:
             self.labels.compare(compared())
             for counter in self._by_adapter:
-                told = {sample.labels["adapter"] for family in counter.collect() for sample in family.samples}
-                for label in told - self.labels.every():
+                shown = {sample.labels["adapter"] for family in counter.collect() for sample in family.samples}
+                for label in shown - self.labels.every():
                     counter.remove_by_labels({"adapter": label})
 
     def http(self, route: str, method: str, status: int) -> None:

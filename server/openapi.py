@@ -68,6 +68,9 @@ BEGUN: Responses = {
     200: {"description": "The upload that was begun with the same words.", "links": _TO_UPLOAD},
 }
 CONTINUED: Responses = {202: {"description": "How far the upload has come now.", "links": _TO_UPLOAD}}
+IN_USE: Responses = {
+    202: {"description": "The name is gone. Requests that run on it finish, and its bytes go after the last of them."}
+}
 EVENTS: Responses = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 """Beside JSON, for routes whose body may ask for a stream."""
 

@@ -1,4 +1,4 @@
-"""What the face asks of the rooms behind it: an engine worker and a tokenizer, by shape.
+"""What the server asks of the layers below it: an engine worker and a tokenizer, by shape.
 
 Owns the two protocols and the bundle of services that `create_app` takes. Knows no torch and
 no transformers, so that the whole of HTTP can be tested against small fakes.
@@ -20,7 +20,7 @@ from adapters.uploads import Uploads
 from engine.events import Event
 from engine.sequence import Output, Request
 from server.keys.ring import NoKeys
-from server.lifecycle import Lifecycle
+from server.lifecycle import Lifecycle, Phase
 from server.merges import Merges
 from server.meter import Meter
 from server.metrics import Metrics
@@ -221,7 +221,7 @@ class Traces(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The face's bounds. Bytes for bodies and uploads, seconds for waiting on a peer."""
+    """The server's bounds. Bytes for bodies and uploads, seconds for waiting on a peer."""
 
     max_model_len: int
     max_body_bytes: int = 4 << 20
@@ -260,3 +260,8 @@ class Services:
     started: int = field(default_factory=lambda: int(time.time()))
     pinning: asyncio.Lock = field(default_factory=asyncio.Lock)
     upload_limiter: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_JUDGED_AT_ONCE))
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests are taken."""
+        return self.lifecycle.phase is Phase.READY and self.worker.alive and not self.worker.restarting

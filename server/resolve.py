@@ -46,7 +46,7 @@ class Target:
             raise
 
     def release(self) -> None:
-        """Let the adapter go. Twice is once."""
+        """Let the adapter go. Idempotent."""
         if self.lease is not None and not self.released:
             self.released = True
             self.lease.release()

@@ -1,6 +1,6 @@
 """Every setting of the server, in one place: flags, then the environment, then a file, then defaults.
 
-Owns `Settings` and `read_settings`. Nothing else in the house reads the environment or a settings file.
+Owns `Settings` and `read_settings`. Nothing else in the project reads the environment or a settings file.
 """
 
 import re

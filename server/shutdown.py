@@ -25,13 +25,13 @@ class Signals:
         self._count = 0
         self._numbers: tuple[int, ...] = ()
 
-    def take(self, loop: asyncio.AbstractEventLoop, heard: Callable[[], None]) -> None:
-        """From now on `heard` is called on `loop` for each, as long as that is there."""
+    def take(self, loop: asyncio.AbstractEventLoop, on_signal: Callable[[], None]) -> None:
+        """From now on `on_signal` is called on `loop` for each, as long as that is there."""
 
         def note(number: int, frame: object) -> None:
             self._count += 1
             with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(heard)
+                loop.call_soon_threadsafe(on_signal)
 
         self._numbers = (signal.SIGTERM, signal.SIGINT)
         for number in self._numbers:

@@ -14,6 +14,7 @@ import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from server.disconnect import disconnected
 from server.errors import api_error, internal
 
 _log = structlog.get_logger(__name__)
@@ -42,7 +43,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.create_task(self._send_all(send))
-        hangup = asyncio.create_task(_hangup(receive))
+        hangup = asyncio.create_task(disconnected(receive))
         try:
             await asyncio.wait({sending, hangup}, return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
@@ -73,8 +74,3 @@ class EventStream(Response):
             yield b"data: " + orjson.dumps((known or internal()).envelope()) + b"\n\n"
             return
         yield b"data: [DONE]\n\n"
-
-
-async def _hangup(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

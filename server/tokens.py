@@ -1,4 +1,4 @@
-"""The base's tokenizer as the face uses it: prompts, chats and single tokens' bytes.
+"""The base's tokenizer as the server uses it: prompts, chats and single tokens' bytes.
 
 Owns refusals in words for clients and the bytes of tokens; loader/chat.py lays chats out, for training too. Wraps
 transformers' fast tokenizer without importing transformers; knows nothing of HTTP.

@@ -1,6 +1,6 @@
 """Requests as OpenTelemetry traces: one span a request, and under it queue, adapter load, prefill and decode.
 
-Owns the only knowledge of OpenTelemetry in the house; imported where a collector is set, and nowhere else. The engine
+Owns the only knowledge of OpenTelemetry in the project; imported where a collector is set, and nowhere else. The engine
 tells its events and does not know who listens. No prompt, no answer and no header becomes an attribute.
 """
 

@@ -1,4 +1,4 @@
-"""Requests that arrive together begin a few at a time, so that a crowd of them never holds the event loop up.
+"""Requests that arrive together begin a few at a time, so that many of them never hold the event loop up.
 
 Owns that order, first come, first served. Probes wait for nobody. Knows nothing of what requests do; how many there may
 be at once is `connections.py`'s and the engine's.

@@ -119,8 +119,8 @@ def _complete(form: Form, path: Path) -> Upload:
         raise BadRequest("The form ends before its closing boundary. Send it whole.", code="form_invalid")
     missing = [f"`{field}`" for field in ("name", "config", "weights") if field not in form.seen]
     if missing:
-        told = f"The form lacks {', '.join(missing)}. It takes {FIELDS}."
-        raise BadRequest(told, missing[0].strip("`"), "form_invalid")
+        message = f"The form lacks {', '.join(missing)}. It takes {FIELDS}."
+        raise BadRequest(message, missing[0].strip("`"), "form_invalid")
     alias = form.text("alias") if "alias" in form.seen else None
     rows = form.value("eval") if "eval" in form.seen else None
     return Upload(form.text("name"), alias or None, form.value("config"), path, rows)

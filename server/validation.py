@@ -13,11 +13,11 @@ _PLACES = frozenset({"body", "path", "query", "header"})
 
 def bad_request(errors: Sequence[Mapping[str, Any]]) -> BadRequest:
     """One refusal for all of `errors`; `param` is the first one's field."""
-    told: dict[str, str] = {}
+    faults: dict[str, str] = {}
     for error in errors:
-        told.setdefault(_field(error["loc"]), _says(error))
-    message = " ".join(f"`{field}`: {text}." if field else f"{text}." for field, text in list(told.items())[:8])
-    return BadRequest(message, next(iter(told)) or None, "validation_error")
+        faults.setdefault(_field(error["loc"]), _says(error))
+    message = " ".join(f"`{field}`: {text}." if field else f"{text}." for field, text in list(faults.items())[:8])
+    return BadRequest(message, next(iter(faults)) or None, "validation_error")
 
 
 def _field(loc: Sequence[str | int]) -> str:

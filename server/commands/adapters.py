@@ -73,8 +73,8 @@ def cp(
 
     path = adapter_path(name, "versions")
     card, created = Client(url, key).make("POST", path, {"source": source, "alias": alias})
-    told = f"{card['name']}@{card['version']} {'added' if created else 'already there'}"
-    print_json(card) if as_json else typer.echo(told)
+    message = f"{card['name']}@{card['version']} {'added' if created else 'already there'}"
+    print_json(card) if as_json else typer.echo(message)
 
 
 @app.command()
@@ -114,8 +114,8 @@ def canary(
     stable = Client(url, key).call("GET", path)["version"]
     tried = None if version is None else {"version": version, "weight": weight}
     share = "all traffic" if version is None else f"{1 - weight:.1%} of traffic, {name}@{version} {weight:.1%}"
-    told = f"{name}@{alias}: {name}@{stable} has {share}"
-    _act("PUT", path, url, key, as_json, told, {"version": stable, "canary": tried})
+    message = f"{name}@{alias}: {name}@{stable} has {share}"
+    _act("PUT", path, url, key, as_json, message, {"version": stable, "canary": tried})
 
 
 @app.command()
@@ -157,8 +157,8 @@ def attach_eval(
     if not file.is_file():
         raise CommandFailed(f"There is no file {file}.")
     reply = Client(url, key).put(adapter_path(name, "eval"), file.read_bytes())
-    told = f"{reply['name']}@{reply['version']} carries {reply['rows']} eval rows"
-    print_json(reply) if as_json else typer.echo(told)
+    message = f"{reply['name']}@{reply['version']} carries {reply['rows']} eval rows"
+    print_json(reply) if as_json else typer.echo(message)
 
 
 @app.command()
@@ -234,12 +234,18 @@ def _how(card: dict[str, Any]) -> str:
 
 
 def _act(
-    method: str, path: str, url: str, key: str | None, as_json: bool, told: str, body: dict[str, object] | None = None
+    method: str,
+    path: str,
+    url: str,
+    key: str | None,
+    as_json: bool,
+    done: str,
+    body: dict[str, object] | None = None,
 ) -> None:
     from server.commands.client import Client
 
     reply = Client(url, key).call(method, path, body)
-    print_json(reply) if as_json else typer.echo(told)
+    print_json(reply) if as_json else typer.echo(done)
 
 
 def _share(method: str, name: str, to: str | None, public: bool, url: str, key: str | None, as_json: bool) -> None:

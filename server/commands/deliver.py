@@ -95,8 +95,8 @@ class Destination:
             path = f"/v1/adapters/{self.name}/aliases/{self.alias}"
             client.call("PUT", path, {"version": card["version"]})
         model = f"{self.name}@{self.alias}" if self.alias else self.name
-        told = f"{version} {'added' if created else 'was there already'}, and answers at {self.url}"
-        return f"{told}. Try it:\n{curl(self.url, model, keyed=self.key is not None)}"
+        state = f"{version} {'added' if created else 'was there already'}, and answers at {self.url}"
+        return f"{state}. Try it:\n{curl(self.url, model, keyed=self.key is not None)}"
 
 
 def curl(url: str, model: str, keyed: bool = False) -> str:

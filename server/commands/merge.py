@@ -75,7 +75,7 @@ class _Merge:
     """One merge: every way is written beside `out` first, and one of them becomes `out` by rename."""
 
     def __init__(
-        self, folder: Path, out: Path, base: str, dtype: str, told: str | None, data: Path, progress: "Progress"
+        self, folder: Path, out: Path, base: str, dtype: str, quantization: str | None, data: Path, progress: "Progress"
     ) -> None:
         from loader.source import resolve
 
@@ -83,7 +83,7 @@ class _Merge:
         self._base, self._data = base, data
         self._source = resolve(base, data, progress)
         self._checkpoint = _checked(folder, self._source, data)
-        self._quantization = _trained_in(self._checkpoint, told)
+        self._quantization = _trained_in(self._checkpoint, quantization)
 
     @property
     def ways(self) -> tuple[str, ...]:
@@ -159,18 +159,18 @@ def _checked(folder: Path, source: "Source", data: Path) -> "Checkpoint":
     return checkpoint
 
 
-def _trained_in(checkpoint: "Checkpoint", told: str | None) -> str | None:
-    """The base's 4-bit type in training, by the adapter's record or, where there is none, as it was told."""
+def _trained_in(checkpoint: "Checkpoint", typed: str | None) -> str | None:
+    """The base's 4-bit type in training, by the adapter's record or, where there is none, as it was typed."""
     record = checkpoint.manifest.trained_on
     recorded = None if record is None or record.quantization == "none" else record.quantization
-    if told not in (None, "nf4", "fp4"):
-        raise CommandFailed(f"--quantization {told} is not one of nf4, fp4.")
-    if record is not None and told is not None and told != recorded:
+    if typed not in (None, "nf4", "fp4"):
+        raise CommandFailed(f"--quantization {typed} is not one of nf4, fp4.")
+    if record is not None and typed is not None and typed != recorded:
         raise CommandFailed(
-            f"The adapter's record says that its base had quantization {record.quantization}, not {told}. "
+            f"The adapter's record says that its base had quantization {record.quantization}, not {typed}. "
             "Leave out --quantization."
         )
-    return told or recorded
+    return typed or recorded
 
 
 def _print_losses(losses: Mapping[str, float]) -> None:

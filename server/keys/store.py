@@ -1,6 +1,6 @@
 """Keys in a database: made, listed, revoked, rotated; by several processes at once.
 
-Owns what a key is and when it is live. The database is a file of its own beside the registry's: keys are the face's
+Owns what a key is and when it is live. The database is a file of its own beside the registry's: keys are the server's
 affair, of which the adapters know nothing; the registry can be copied, or rebuilt from its blobs, without keys being
 copied or lost; and the command line writes keys while a server runs, which has the registry to itself. SQLite's WAL
 lets one process write while others read.

@@ -16,12 +16,11 @@ from adapters.aliases import Alias, Move
 from adapters.canary import Canary
 from server.audit import note
 from server.body import StrictRoute
-from server.deps import ServicesDep, accepting, in_thread, needs
+from server.cards import adapter_card
+from server.deps import RequireScope, ServicesDep, accepting, in_thread
 from server.etag import condition, etag
 from server.fields import Strict
-from server.gauges import label_canaries
 from server.principal import Scope
-from server.routes.adapters import card
 
 router = APIRouter(route_class=StrictRoute, tags=["adapters"])
 
@@ -43,10 +42,10 @@ class RollbackBody(Strict):
     alias: AliasName = "prod"
 
 
-_WRITES = [Depends(needs(Scope.WRITE)), Depends(accepting)]
+_WRITES = [Depends(RequireScope(Scope.WRITE)), Depends(accepting)]
 
 
-@router.get("/v1/adapters/{name}/aliases/{alias}", dependencies=[Depends(needs(Scope.READ))])
+@router.get("/v1/adapters/{name}/aliases/{alias}", dependencies=[Depends(RequireScope(Scope.READ))])
 async def show_alias(name: str, alias: str, services: ServicesDep) -> Response:
     """Where an alias points, its canary, and where it pointed before."""
     found = await in_thread(services.tenant_catalog.alias, name, alias)
@@ -63,9 +62,9 @@ async def set_alias(name: str, alias: str, body: AliasBody, http: HttpRequest, s
     wanted = condition(http)
     version = await in_thread(services.tenant_catalog.set_alias, name, alias, body.version, wanted, canary)
     if canary is not None:
-        await in_thread(label_canaries, services.server_catalog.splits, services.metrics)
+        await in_thread(services.metrics.label_canaries, services.server_catalog.splits)
     note("alias_set", name=name, alias=alias, version=version.number)
-    return JSONResponse(await card(services, version), headers=etag(version))
+    return JSONResponse(await adapter_card(services, version), headers=etag(version))
 
 
 @router.delete("/v1/adapters/{name}/aliases/{alias}", dependencies=_WRITES)
@@ -81,7 +80,7 @@ async def roll_back(name: str, body: RollbackBody, http: HttpRequest, services: 
     """End the alias's canary or, where it has none, put it back to where it pointed. If-Match makes it conditional."""
     version = await in_thread(services.tenant_catalog.roll_back, name, body.alias, condition(http))
     note("alias_rolled_back", name=name, alias=body.alias, version=version.number)
-    return JSONResponse(await card(services, version), headers=etag(version))
+    return JSONResponse(await adapter_card(services, version), headers=etag(version))
 
 
 def _alias(alias: Alias) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from engine.sequence import Output
 from server.answer import Chunk, Job, answer
 from server.body import StrictRoute
 from server.chat_body import ChatBody
-from server.deps import PrincipalDep, ServicesDep, accepting, needs, off_loop
+from server.deps import PrincipalDep, RequireScope, ServicesDep, accepting, off_loop
 from server.errors import BadRequest
 from server.logprobs import chat_logprobs
 from server.openapi import EVENTS
@@ -26,7 +26,7 @@ from server.sampling import RouteParams, requests_for, sampling_params
 router = APIRouter(route_class=StrictRoute, dependencies=[Depends(accepting)], tags=["generation"])
 
 
-@router.post("/v1/chat/completions", dependencies=[Depends(needs(Scope.INFER))], responses=EVENTS)
+@router.post("/v1/chat/completions", dependencies=[Depends(RequireScope(Scope.INFER))], responses=EVENTS)
 async def chat(body: ChatBody, http: HttpRequest, services: ServicesDep, caller: PrincipalDep) -> Response:
     """Continue a conversation with the base or an adapter."""
     if body.n > services.limits.max_choices:

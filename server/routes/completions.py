@@ -15,7 +15,7 @@ from engine.sequence import Output
 from server.answer import Chunk, Job, answer
 from server.body import StrictRoute
 from server.completion_body import CompletionBody, Prompt
-from server.deps import PrincipalDep, ServicesDep, accepting, needs, off_loop
+from server.deps import PrincipalDep, RequireScope, ServicesDep, accepting, off_loop
 from server.errors import BadRequest
 from server.logprobs import CompletionLogprobs, join_blocks
 from server.openapi import EVENTS
@@ -27,7 +27,7 @@ from server.sampling import RouteParams, check_tokens, requests_for, sampling_pa
 router = APIRouter(route_class=StrictRoute, dependencies=[Depends(accepting)], tags=["generation"])
 
 
-@router.post("/v1/completions", dependencies=[Depends(needs(Scope.INFER))], responses=EVENTS)
+@router.post("/v1/completions", dependencies=[Depends(RequireScope(Scope.INFER))], responses=EVENTS)
 async def complete(body: CompletionBody, http: HttpRequest, services: ServicesDep, caller: PrincipalDep) -> Response:
     """Complete a prompt with the base or an adapter."""
     if len(body.prompt) * body.n > services.limits.max_choices:

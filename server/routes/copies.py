@@ -12,13 +12,13 @@ from starlette.responses import JSONResponse, Response
 
 from server.audit import note_upload
 from server.body import StrictRoute
-from server.deps import PrincipalDep, ServicesDep, accepting, in_thread, needs
+from server.cards import adapter_card
+from server.deps import PrincipalDep, RequireScope, ServicesDep, accepting, in_thread
 from server.etag import condition, etag
 from server.fields import Strict
 from server.openapi import STORED
 from server.pins import follow_pins_if_possible
 from server.principal import Scope
-from server.routes.adapters import card
 from server.upload_quota import upload_quota
 
 router = APIRouter(route_class=StrictRoute, tags=["adapters"])
@@ -31,7 +31,7 @@ class CopyBody(Strict):
 
 @router.post(
     "/v1/adapters/{name}/versions",
-    dependencies=[Depends(needs(Scope.WRITE)), Depends(accepting)],
+    dependencies=[Depends(RequireScope(Scope.WRITE)), Depends(accepting)],
     status_code=201,
     responses=STORED,
 )
@@ -45,4 +45,6 @@ async def copy_version(
         version, created = await in_thread(services.tenant_catalog.copy, body.source, name, body.alias, condition(http))
     await follow_pins_if_possible(services)
     note_upload(version, created)
-    return JSONResponse(await card(services, version), status_code=201 if created else 200, headers=etag(version))
+    return JSONResponse(
+        await adapter_card(services, version), status_code=201 if created else 200, headers=etag(version)
+    )

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from adapters.errors import UnknownAdapter
 from adapters.evaluations import EVAL_BYTES
 from server.body import check_encoding, read_bounded
-from server.deps import ServicesDep, accepting, in_thread, needs
+from server.deps import RequireScope, ServicesDep, accepting, in_thread
 from server.evaluation import read_eval
 from server.principal import Scope
 
@@ -32,7 +32,7 @@ _BODY = {"required": True, "content": {MEDIA_TYPE: {"schema": {"type": "string"}
 
 @router.put(
     "/v1/adapters/{name}/eval",
-    dependencies=[Depends(needs(Scope.WRITE)), Depends(accepting)],
+    dependencies=[Depends(RequireScope(Scope.WRITE)), Depends(accepting)],
     openapi_extra={"requestBody": _BODY},
 )
 async def put_eval(name: str, http: HttpRequest, services: ServicesDep) -> dict[str, Any]:
@@ -45,7 +45,7 @@ async def put_eval(name: str, http: HttpRequest, services: ServicesDep) -> dict[
     return {"object": "eval", "name": version.name, "version": version.number, "rows": len(items)}
 
 
-@router.get("/v1/adapters/{name}/eval", response_class=Rows, dependencies=[Depends(needs(Scope.READ))])
+@router.get("/v1/adapters/{name}/eval", response_class=Rows, dependencies=[Depends(RequireScope(Scope.READ))])
 async def get_eval(name: str, services: ServicesDep) -> Response:
     """The eval file that a version carries. 404 when it carries none."""
     version = await in_thread(services.tenant_catalog.resolve, name)

@@ -9,16 +9,17 @@ from fastapi import APIRouter, Depends
 from starlette.responses import Response
 
 from server.cards import base_card, listing, model_card
-from server.deps import ServicesDep, accepting, in_thread, needs
+from server.deletion import delete_adapter
+from server.deps import RequireScope, ServicesDep, accepting, in_thread
 from server.errors import NO_RETRY, ApiError
+from server.openapi import IN_USE
 from server.principal import Scope
 from server.resolve import reference, target
-from server.routes.adapters import IN_USE, delete_adapter
 
 router = APIRouter(tags=["models"])
 
 
-@router.get("/v1/models", dependencies=[Depends(needs(Scope.READ))])
+@router.get("/v1/models", dependencies=[Depends(RequireScope(Scope.READ))])
 async def list_models(services: ServicesDep) -> dict[str, Any]:
     """The base first, then the newest version of every adapter that it can serve."""
     versions = await in_thread(services.tenant_catalog.newest)
@@ -26,7 +27,7 @@ async def list_models(services: ServicesDep) -> dict[str, Any]:
     return listing([base_card(services), *(model_card(services, version) for version in served)])
 
 
-@router.get("/v1/models/{id:path}", dependencies=[Depends(needs(Scope.READ))])
+@router.get("/v1/models/{id:path}", dependencies=[Depends(RequireScope(Scope.READ))])
 async def show_model(id: str, services: ServicesDep) -> dict[str, Any]:
     """One model, by any of its spellings."""
     found = await target(services.tenant_catalog, services.base_id, id)
@@ -36,7 +37,9 @@ async def show_model(id: str, services: ServicesDep) -> dict[str, Any]:
         found.release()
 
 
-@router.delete("/v1/models/{id:path}", dependencies=[Depends(needs(Scope.WRITE)), Depends(accepting)], responses=IN_USE)
+@router.delete(
+    "/v1/models/{id:path}", dependencies=[Depends(RequireScope(Scope.WRITE)), Depends(accepting)], responses=IN_USE
+)
 async def delete_model(id: str, services: ServicesDep, response: Response) -> dict[str, Any]:
     """Delete an adapter with all its versions; 202 when requests run on it. The base stays."""
     name = reference(id, None, services.base_id)

@@ -12,8 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from server.deps import ServerDep, needs
-from server.lifecycle import Phase
+from server.deps import RequireScope, ServerDep
 from server.openapi import UNWELL
 from server.principal import Scope
 from server.version import version
@@ -39,17 +38,16 @@ async def live(services: ServerDep) -> Response:
         status = "hung"
     elif worker.restarting:
         status = "restarting"
-    told = {"status": status, "engine_restarts": worker.restarts}
-    return JSONResponse(told, status_code=503 if status in ("dead", "hung") else 200)
+    health = {"status": status, "engine_restarts": worker.restarts}
+    return JSONResponse(health, status_code=503 if status in ("dead", "hung") else 200)
 
 
 @router.get("/readyz", responses=UNWELL)
 async def ready(services: ServerDep) -> Response:
     """200 when new requests are taken, 503 while loading or draining."""
-    phase = services.lifecycle.phase
-    taking = phase is Phase.READY and services.worker.alive and not services.worker.restarting
-    headers = {} if taking else {"retry-after": "2"}
-    return JSONResponse({"status": phase.value}, status_code=200 if taking else 503, headers=headers)
+    headers = {} if services.ready else {"retry-after": "2"}
+    status = services.lifecycle.phase.value
+    return JSONResponse({"status": status}, status_code=200 if services.ready else 503, headers=headers)
 
 
 @router.get("/health", response_class=Response, responses={503: {"description": "The engine is down."}})
@@ -70,19 +68,19 @@ async def show_version(services: ServerDep) -> dict[str, Any]:
     }
 
 
-@router.get("/metrics", response_class=PlainTextResponse, dependencies=[Depends(needs(Scope.ADMIN))])
+@router.get("/metrics", response_class=PlainTextResponse, dependencies=[Depends(RequireScope(Scope.ADMIN))])
 def metrics(services: ServerDep) -> Response:
     """Prometheus' text format."""
     return Response(generate_latest(services.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/openapi.json", dependencies=[Depends(needs(Scope.ADMIN))], include_in_schema=False)
+@router.get("/openapi.json", dependencies=[Depends(RequireScope(Scope.ADMIN))], include_in_schema=False)
 def openapi(http: HttpRequest) -> Response:
     """The schema of every route."""
     return JSONResponse(http.app.openapi())
 
 
-@router.get("/docs", dependencies=[Depends(needs(Scope.ADMIN))], include_in_schema=False)
+@router.get("/docs", dependencies=[Depends(RequireScope(Scope.ADMIN))], include_in_schema=False)
 def docs(http: HttpRequest) -> Response:
     """The same for people, in a browser."""
     return get_swagger_ui_html(openapi_url="/openapi.json", title=http.app.title)

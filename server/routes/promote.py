@@ -17,20 +17,19 @@ from adapters.evaluations import Score
 from adapters.registry import Version
 from server.audit import note
 from server.body import StrictRoute
-from server.cards import score_card
-from server.deps import PrincipalDep, ServicesDep, accepting, in_thread, needs
+from server.cards import adapter_card, score_card
+from server.deps import PrincipalDep, RequireScope, ServicesDep, accepting, in_thread
+from server.disconnect import while_connected
 from server.errors import NO_RETRY, ApiError
 from server.etag import condition, etag
 from server.evaluation import score
 from server.fields import Strict
-from server.generation import while_connected
 from server.ports import Services
 from server.principal import Principal, Scope
-from server.routes.adapters import card
 from server.routes.aliases import AliasName, VersionNumber
 
 router = APIRouter(
-    route_class=StrictRoute, dependencies=[Depends(needs(Scope.WRITE)), Depends(accepting)], tags=["adapters"]
+    route_class=StrictRoute, dependencies=[Depends(RequireScope(Scope.WRITE)), Depends(accepting)], tags=["adapters"]
 )
 
 TOLERANCE = 0.02
@@ -83,8 +82,8 @@ async def promote(
         asked, before, gate = asked or compared.condition, compared.before, compared.gate
     promoted = await in_thread(services.tenant_catalog.set_alias, name, body.alias, body.version, asked)
     note("alias_set", name=name, alias=body.alias, version=promoted.number, forced=body.force)
-    told = await card(services, promoted) | {"gate": gate, "before": before and score_card(before)}
-    return JSONResponse(told, headers=etag(promoted))
+    reply = await adapter_card(services, promoted) | {"gate": gate, "before": before and score_card(before)}
+    return JSONResponse(reply, headers=etag(promoted))
 
 
 async def _compare(services: Services, chosen: Version, alias: str, caller: Principal, id: str) -> Comparison:
@@ -113,8 +112,8 @@ def _check(compared: Comparison, body: PromoteBody) -> None:
         return
     raise ApiError(
         409,
-        f"Version {body.version} does worse than the one that the alias points at: {_told(after)} against "
-        f"{_told(before)}, on {after.rows} rows. The tolerance is {body.tolerance:g} nats per token. "
+        f"Version {body.version} does worse than the one that the alias points at: {_in_words(after)} against "
+        f"{_in_words(before)}, on {after.rows} rows. The tolerance is {body.tolerance:g} nats per token. "
         "Send `force: true` to promote it all the same.",
         code="promote_regresses",
         headers=NO_RETRY,
@@ -122,5 +121,5 @@ def _check(compared: Comparison, body: PromoteBody) -> None:
     )
 
 
-def _told(score: Score) -> str:
+def _in_words(score: Score) -> str:
     return f"{score.mean_logprob:.3f} nats per token and {score.exact:.0%} exact"

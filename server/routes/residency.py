@@ -9,17 +9,17 @@ from fastapi import APIRouter, Depends
 
 from adapters.errors import UnknownAdapter
 from adapters.registry import Version
-from server.deps import ServicesDep, accepting, in_thread, needs
+from server.cards import adapter_card
+from server.deps import RequireScope, ServicesDep, accepting, in_thread
 from server.errors import NO_RETRY, ApiError, BadRequest
 from server.pins import follow_pins
 from server.ports import Services
 from server.principal import Scope
-from server.routes.adapters import card
 
 router = APIRouter(dependencies=[Depends(accepting)], tags=["adapters"])
 
 
-@router.post("/v1/adapters/{name}/pin", dependencies=[Depends(needs(Scope.ADMIN))])
+@router.post("/v1/adapters/{name}/pin", dependencies=[Depends(RequireScope(Scope.ADMIN))])
 async def pin(name: str, services: ServicesDep) -> dict[str, Any]:
     """Keep an adapter's newest version on the device, now and after restarts.
 
@@ -34,16 +34,16 @@ async def pin(name: str, services: ServicesDep) -> dict[str, Any]:
         if asked.full_name not in {version.full_name for version in before}:
             await in_thread(services.tenant_catalog.set_pinned, name, False)
         raise
-    return await card(services, await in_thread(services.tenant_catalog.resolve, name))
+    return await adapter_card(services, await in_thread(services.tenant_catalog.resolve, name))
 
 
-@router.delete("/v1/adapters/{name}/pin", dependencies=[Depends(needs(Scope.ADMIN))])
+@router.delete("/v1/adapters/{name}/pin", dependencies=[Depends(RequireScope(Scope.ADMIN))])
 async def unpin(name: str, services: ServicesDep) -> dict[str, Any]:
     """Let the adapter be evicted again. 400 for a single version."""
     _check_whole(name)
     await in_thread(services.tenant_catalog.set_pinned, name, False)
     await follow_pins(services)
-    return await card(services, await in_thread(services.tenant_catalog.resolve, name))
+    return await adapter_card(services, await in_thread(services.tenant_catalog.resolve, name))
 
 
 def _check_whole(name: str) -> None:
@@ -51,7 +51,7 @@ def _check_whole(name: str) -> None:
         raise BadRequest("A pin is of a name, and means its newest version. Give the adapter's name alone.", "name")
 
 
-@router.post("/v1/adapters/{name}/merge", dependencies=[Depends(needs(Scope.ADMIN))])
+@router.post("/v1/adapters/{name}/merge", dependencies=[Depends(RequireScope(Scope.ADMIN))])
 async def merge(name: str, services: ServicesDep) -> dict[str, Any]:
     """Serve an adapter from merged weights of its own. All others, and the base, keep the pristine ones."""
     lease = await in_thread(services.tenant_catalog.lease, name)
@@ -59,7 +59,7 @@ async def merge(name: str, services: ServicesDep) -> dict[str, Any]:
         with services.lifecycle.answering():
             await services.merges.merge(services.worker, lease.version)
         await _keep_if_named(services, lease.version)
-        return await card(services, lease.version)
+        return await adapter_card(services, lease.version)
     finally:
         await in_thread(lease.release)
 
@@ -73,7 +73,7 @@ async def _keep_if_named(services: Services, version: Version) -> None:
         raise
 
 
-@router.delete("/v1/adapters/{name}/merge", dependencies=[Depends(needs(Scope.ADMIN))])
+@router.delete("/v1/adapters/{name}/merge", dependencies=[Depends(RequireScope(Scope.ADMIN))])
 async def unmerge(name: str, services: ServicesDep) -> dict[str, Any]:
     """Drop the merged weights. `name` may be any version of the merged adapter."""
     versions = await in_thread(services.tenant_catalog.versions, name.partition("@")[0])
@@ -81,4 +81,4 @@ async def unmerge(name: str, services: ServicesDep) -> dict[str, Any]:
     if found is None:
         raise ApiError(409, "This adapter is not merged.", code="not_merged", headers=NO_RETRY)
     await services.merges.let_go(services.worker, found.full_name)
-    return await card(services, found)
+    return await adapter_card(services, found)

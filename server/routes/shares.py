@@ -10,17 +10,16 @@ from starlette.responses import JSONResponse, Response
 
 from adapters.sharing import EVERYBODY
 from server.audit import note
-from server.cards import listing
-from server.deps import ServicesDep, accepting, in_thread, needs
+from server.cards import adapter_card, adapter_cards, listing
+from server.deps import RequireScope, ServicesDep, accepting, in_thread
 from server.etag import etag
 from server.ports import Services
 from server.principal import Scope
-from server.routes.adapters import card, cards
 
 router = APIRouter(tags=["adapters"])
 
-_READ = [Depends(needs(Scope.READ))]
-_WRITE = [Depends(needs(Scope.WRITE)), Depends(accepting)]
+_READ = [Depends(RequireScope(Scope.READ))]
+_WRITE = [Depends(RequireScope(Scope.WRITE)), Depends(accepting)]
 
 
 @router.get("/v1/adapters/{name}/shares", dependencies=_READ)
@@ -57,13 +56,13 @@ async def unshare_with_everybody(name: str, services: ServicesDep) -> dict[str, 
 async def show_shared(owner: str, name: str, services: ServicesDep) -> Response:
     """One adapter that its owner shares with the caller, by any of its spellings."""
     version = await in_thread(services.tenant_catalog.resolve, f"{owner}/{name}")
-    return JSONResponse(await card(services, version), headers=etag(version))
+    return JSONResponse(await adapter_card(services, version), headers=etag(version))
 
 
 @router.get("/v1/adapters/{owner}/{name}/versions", dependencies=_READ)
 async def list_shared_versions(owner: str, name: str, services: ServicesDep) -> dict[str, Any]:
     """Every version of one that is shared with the caller."""
-    return listing(await cards(services, await in_thread(services.tenant_catalog.versions, f"{owner}/{name}")))
+    return listing(await adapter_cards(services, await in_thread(services.tenant_catalog.versions, f"{owner}/{name}")))
 
 
 async def _share(services: Services, name: str, tenant: str) -> dict[str, Any]:

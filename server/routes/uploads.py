@@ -18,9 +18,9 @@ from adapters.upload_files import UploadSession, UploadSpec
 from loader.digests import DIGEST, is_digest
 from server.audit import note_upload
 from server.body import StrictRoute, check_declared, check_encoding
-from server.cards import listing
+from server.cards import adapter_card, listing
 from server.chunk import appending, declared_offset, pour
-from server.deps import PrincipalDep, ServicesDep, accepting, in_thread, judging, needs
+from server.deps import PrincipalDep, RequireScope, ServicesDep, accepting, in_thread, judging
 from server.errors import BadRequest, TooLarge, offset_headers
 from server.etag import condition, etag
 from server.evaluation import read_eval
@@ -30,8 +30,10 @@ from server.openapi import BEGUN, CONTINUED, PIECE, STORED
 from server.pins import follow_pins_if_possible
 from server.ports import Services
 from server.principal import Scope
-from server.routes.adapters import card
 from server.upload_quota import upload_quota
+
+RESERVED = frozenset({"uploads"})
+"""Words that stand in a path where an adapter's name may stand."""
 
 _FLAG = "--max-upload-bytes"
 
@@ -43,7 +45,7 @@ def _nothing_beside(digest: str | None) -> str | None:
     return digest
 
 
-READ, WRITE = Depends(needs(Scope.READ)), Depends(needs(Scope.WRITE))
+READ, WRITE = Depends(RequireScope(Scope.READ)), Depends(RequireScope(Scope.WRITE))
 
 router = APIRouter(route_class=StrictRoute, tags=["uploads"])
 
@@ -137,7 +139,9 @@ async def finish_upload(
             version, created = await judging(services, services.uploads.finish, caller.tenant, id, digest, add)
         await follow_pins_if_possible(services)
     note_upload(version, created)
-    return JSONResponse(await card(services, version), status_code=201 if created else 200, headers=etag(version))
+    return JSONResponse(
+        await adapter_card(services, version), status_code=201 if created else 200, headers=etag(version)
+    )
 
 
 @router.delete("/v1/adapters/uploads/{id}", dependencies=[WRITE])

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
 
-from server.deps import PrincipalDep, ServicesDep, in_thread, needs
+from server.deps import PrincipalDep, RequireScope, ServicesDep, in_thread
 from server.errors import NO_RETRY, ApiError, BadRequest
 from server.principal import Scope
 from server.usage.ledger import UsageFilter
@@ -18,7 +18,7 @@ router = APIRouter(tags=["usage"])
 Time = Annotated[str | None, Query(max_length=40, description="ISO 8601; UTC unless it says otherwise.")]
 
 
-@router.get("/v1/usage", dependencies=[Depends(needs(Scope.READ))])
+@router.get("/v1/usage", dependencies=[Depends(RequireScope(Scope.READ))])
 async def usage(
     services: ServicesDep,
     caller: PrincipalDep,

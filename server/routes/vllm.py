@@ -15,13 +15,13 @@ from adapters.errors import NameInvalid, UnknownAdapter
 from adapters.header import FILE
 from server.audit import note_upload
 from server.body import StrictRoute
-from server.deps import PrincipalDep, ServicesDep, accepting, in_thread, judging, needs
+from server.deletion import delete_adapter
+from server.deps import PrincipalDep, RequireScope, ServicesDep, accepting, in_thread, judging
 from server.errors import ApiError, api_error
 from server.fields import Strict
 from server.pins import follow_pins_if_possible
 from server.ports import Services
 from server.principal import Scope
-from server.routes.adapters import delete_adapter
 from server.upload_quota import upload_quota
 
 router = APIRouter(route_class=StrictRoute, dependencies=[Depends(accepting)], tags=["vllm"])
@@ -47,7 +47,9 @@ class VllmError(ApiError):
         super().__init__(status, message, type=kind, param=param, code=status)
 
 
-@router.post("/v1/load_lora_adapter", response_class=PlainTextResponse, dependencies=[Depends(needs(Scope.ADMIN))])
+@router.post(
+    "/v1/load_lora_adapter", response_class=PlainTextResponse, dependencies=[Depends(RequireScope(Scope.ADMIN))]
+)
 async def load_lora_adapter(body: LoadBody, services: ServicesDep, caller: PrincipalDep) -> Response:
     """Add an adapter from a directory under `--adapter-root`."""
     if body.is_3d_lora_weight:
@@ -70,7 +72,9 @@ async def load_lora_adapter(body: LoadBody, services: ServicesDep, caller: Princ
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 
-@router.post("/v1/unload_lora_adapter", response_class=PlainTextResponse, dependencies=[Depends(needs(Scope.WRITE))])
+@router.post(
+    "/v1/unload_lora_adapter", response_class=PlainTextResponse, dependencies=[Depends(RequireScope(Scope.WRITE))]
+)
 async def unload_lora_adapter(body: UnloadBody, services: ServicesDep) -> Response:
     """Delete an adapter by name."""
     if not await _exists(services, body.lora_name):

@@ -23,7 +23,7 @@ PRICES = Prices(input=1, output=2, adapter_byte=0.5)
 )
 def test_each_prompt_token_and_each_sampled_one_has_its_price(start: int, stop: int, price: float) -> None:
     """A prompt of 5: the position of its last token samples the first of the answer."""
-    assert PRICES.of(5, start, stop) == price
+    assert PRICES.price_of(5, start, stop) == price
 
 
 class Paper:
@@ -117,7 +117,7 @@ class Books:
             for position in range(chunk.start, chunk.stop):
                 if (chunk.sequence.id, position) not in self._seen:
                     self._seen.add((chunk.sequence.id, position))
-                    price = self._prices.of(chunk.sequence.prompt_len, position, position + 1)
+                    price = self._prices.price_of(chunk.sequence.prompt_len, position, position + 1)
                     self.service[chunk.sequence.tenant] += price
         return plan
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from server.naming import RESERVED
+from server.routes.uploads import RESERVED
 from tests.support.engine import FakeWorker
 from tests.support.face import BASE, Face, form, make_face, write_adapter
 from tests.support.http import LiveServer, eventually, serve

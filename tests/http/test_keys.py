@@ -10,7 +10,7 @@ import httpx
 import pytest
 from fastapi.routing import iter_route_contexts
 
-from server.deps import Needs
+from server.deps import RequireScope
 from server.keys.store import KeyStore
 from server.principal import Scope
 from tests.support.face import BASE, Face, form
@@ -86,7 +86,9 @@ def test_h75_every_route_but_the_probes_asks_for_a_key(
 def test_h75_the_guard_stands_at_each_route(guarded: tuple[Face, KeyStore, LiveServer]) -> None:
     for context in iter_route_contexts(guarded[0].app.routes):
         guards = [
-            each for each in getattr(context.original_route, "dependencies", ()) if isinstance(each.dependency, Needs)
+            each
+            for each in getattr(context.original_route, "dependencies", ())
+            if isinstance(each.dependency, RequireScope)
         ]
         assert len(guards) == (context.path not in OPEN), context.path
 

@@ -17,7 +17,7 @@ from fastapi.routing import iter_route_contexts
 from adapters.manifest import AdapterId
 from adapters.sharing import EVERYBODY
 from engine.events import Admitted
-from server.deps import Needs
+from server.deps import RequireScope
 from server.keys.store import KeyStore
 from server.metrics import MAX_ADAPTER_LABELS
 from server.principal import Scope
@@ -289,7 +289,7 @@ def guards(face: Face) -> list[tuple[str, str, Scope]]:
         for context in iter_route_contexts(face.app.routes)
         for method in sorted(context.methods or ())
         for each in getattr(context.original_route, "dependencies", ())
-        if isinstance(each.dependency, Needs)
+        if isinstance(each.dependency, RequireScope)
     ]
 
 

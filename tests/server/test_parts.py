@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ from server.resolve import reference
 from server.settings import SettingsError, read_settings
 from server.version import version
 from tests.support.engine import FakeWorker
+from tests.support.face import BASE, make_face
 from tests.support.tokenizer import ByteTokenizer
 
 
@@ -256,17 +258,17 @@ def test_gateways_find_the_running_adapters() -> None:
     assert 'rootstock_adapters_resident{tier="merged"} 1.0' in text
 
 
-def test_a_scrape_tells_the_phase_and_the_engine() -> None:
+def test_a_scrape_tells_the_phase_and_the_engine(tmp_path: Path) -> None:
     worker, life = FakeWorker(silent_s=7.0), Lifecycle()
     registry = CollectorRegistry()
-    registry.register(ServerCollector(worker, life, "base"))
+    registry.register(ServerCollector(replace(make_face(tmp_path, worker).services, lifecycle=life)))
     assert registry.get_sample_value("rootstock_ready") == 0
     life.ready()
     with life.answering():
         assert registry.get_sample_value("rootstock_answers_in_progress") == 1
     assert registry.get_sample_value("rootstock_ready") == 1
     assert registry.get_sample_value("rootstock_engine_silent_seconds") == 7
-    assert registry.get_sample_value("rootstock_build_info", {"base": "base", "version": version()}) == 1
+    assert registry.get_sample_value("rootstock_build_info", {"base": BASE, "version": version()}) == 1
     worker.alive = False
     assert registry.get_sample_value("rootstock_ready") == registry.get_sample_value("rootstock_engine_alive") == 0
 

@@ -15,7 +15,7 @@ from opentelemetry.trace import SpanContext, SpanKind, StatusCode
 from adapters.manifest import AdapterId
 from engine.events import Admitted, Finished, FirstToken, Preempted
 from engine.sequence import FinishReason
-from server.collector import traces_of
+from server.assembly import traces_of
 from server.ports import Asked
 from server.settings import SettingsError, read_settings
 from server.traces import Traces

@@ -22,8 +22,8 @@ from server.app import create_app
 from server.keys.ring import NoKeys
 from server.meter import Meter
 from server.metrics import Metrics
-from server.naming import RESERVED
 from server.ports import Callers, Limits, Services, Tokenizer, Traces
+from server.routes.uploads import RESERVED
 from server.visitors import Visitors
 from tests.support.engine import FakeWorker
 from tests.support.tokenizer import ByteTokenizer
