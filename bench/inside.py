@@ -19,16 +19,14 @@ from adapters.checkpoint import read_directory
 from adapters.manifest import AdapterId
 from adapters.store import BlobStore
 from bench import limits, make_adapters
-from engine.build import EngineConfig, build, cuda_graphs
+from engine.build import EngineConfig, build, cuda_graphs, default_batch_tokens, default_block_size
 from engine.engine import Engine
-from engine.flash import BLOCK as FLASH_BLOCK
 from engine.recording import CudaGraphs
 from engine.sequence import Request, SamplingParams
 from loader.base import Base, load
 from loader.kernels import kernels_for
 from loader.source import resolve
 
-CPU_BLOCK = 16
 ADAPTER_BYTES = 4 << 30
 READ_BYTES = 1 << 30
 WARM_UP = 2
@@ -85,13 +83,15 @@ class Decoding:
     def __init__(self, base: Base, store: BlobStore, setting: Setting, steps: int, graphs: bool) -> None:
         self._base, self._setting, self._steps = base, setting, steps
         length = setting.context + steps + 2
-        block = FLASH_BLOCK if base.device.type == "cuda" else CPU_BLOCK
+        on_cuda = base.device.type == "cuda"
+        block = default_block_size(on_cuda)
         config = EngineConfig(
             num_blocks=setting.rows * (length // block + 1),
             max_model_len=length,
             adapter_device_bytes=ADAPTER_BYTES,
             adapter_host_bytes=ADAPTER_BYTES,
             block_size=block,
+            max_batch_tokens=default_batch_tokens(on_cuda),
             max_sequences=setting.rows,
         )
         self._engine: Engine = build(base, store, config, recorder=cuda_graphs(base) if graphs else None)

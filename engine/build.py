@@ -16,6 +16,7 @@ from engine.blocks import BlockPool
 from engine.engine import Engine, Limits
 from engine.events import Observer, ignore
 from engine.fairness import VirtualCounters
+from engine.flash import BLOCK as GPU_BLOCK
 from engine.flash import Flash
 from engine.flash import find as find_flash
 from engine.kv_cache import KVCache
@@ -26,6 +27,11 @@ from engine.tiers import AdapterTiers
 from loader.base import Base
 from loader.plan import kv_spec
 
+CPU_BLOCK = 16
+CPU_BATCH = 256
+"""Tokens in a step. On a CPU each costs about the same from a few hundred on, and everybody waits for a step that has
+begun; on a GPU a step of few tokens costs its launches."""
+GPU_BATCH = 2048
 MAX_FETCHES = 4  # two for each reader of the supply: the next is there when one has ended
 
 
@@ -37,13 +43,22 @@ class EngineConfig:
     max_model_len: int
     adapter_device_bytes: int
     adapter_host_bytes: int
-    block_size: int = 16
-    max_batch_tokens: int = 512
+    block_size: int
+    max_batch_tokens: int
     max_sequences: int = 64
     max_waiting: int = 512
     tenant_weights: Mapping[str, float] = field(default_factory=dict)
     device_quota: DeviceQuota = DeviceQuota()
     tenant_device_quotas: Mapping[str, DeviceQuota] = field(default_factory=dict)
+
+
+def default_block_size(on_cuda: bool) -> int:
+    """Tokens in a KV block: on a GPU FlashAttention reads larger ones."""
+    return GPU_BLOCK if on_cuda else CPU_BLOCK
+
+
+def default_batch_tokens(on_cuda: bool) -> int:
+    return GPU_BATCH if on_cuda else CPU_BATCH
 
 
 def build(

@@ -21,14 +21,14 @@ from engine.engine import Delivery, Engine
 from engine.errors import EngineRestarting, EngineStopped
 from engine.restarts import Restarts
 from engine.sequence import FinishReason, Output, Request
-from engine.shown import EngineStats, Resident, residents_of, stats_of
+from engine.snapshot import EngineStats, Resident, residents_of, stats_of
 
 log = logging.getLogger(__name__)
 
-HEARD_AT_ONCE = 32
-"""Outputs and results that the loop hears of before it looks at its sockets again; one takes about 0.1 ms to write."""
+CALLBACKS_PER_TICK = 32
+"""Outputs and results that the loop takes in before it looks at its sockets again; one takes about 0.1 ms to write."""
 
-MOST_UNREAD = 2048
+MAX_UNREAD = 2048
 """Outputs that may wait for one request's reader, each a token's. One takes 0.25 KiB, with 20 alternatives 2.6 KiB."""
 
 Job = Callable[[], None]
@@ -38,37 +38,37 @@ T = TypeVar("T")
 class EngineWorker:
     """Runs one engine on one thread. Start it on the loop that will submit to it.
 
-    `remake` gives the engine that takes over from one that failed; without it, the thread ends with its engine.
-    When `most_unread` outputs wait for a request's reader, it is aborted.
+    `make_engine` gives the engine that takes over from one that failed; without it, the thread ends with its engine.
+    When `max_unread` outputs wait for a request's reader, it is aborted.
     """
 
     def __init__(
         self,
         engine: Engine,
-        remake: Callable[[], Engine] | None = None,
+        make_engine: Callable[[], Engine] | None = None,
         restarts: Restarts | None = None,
-        most_unread: int = MOST_UNREAD,
+        max_unread: int = MAX_UNREAD,
     ) -> None:
         self._engine = engine
-        self._remake = remake
+        self._make_engine = make_engine
         self._restarts = restarts or Restarts()
-        self._most_unread = most_unread
+        self._max_unread = max_unread
         self._restarting = False
         self._inbox: SimpleQueue[Job] = SimpleQueue()
         self._outputs: dict[str, asyncio.Queue[Output]] = {}
-        self._told: deque[Job] = deque()  # the loop's
-        self._answers: list[Job] = []  # the thread's, for those who asked it something
+        self._callbacks: deque[Job] = deque()  # on the loop
+        self._replies: list[Job] = []  # on the thread, to those who called it
         self._thread = Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
         self._ended = False
-        self._closed = False  # whether the inbox was looked into for the last time; `_door` guards it
-        self._door = Lock()
+        self._closed = False  # whether the inbox was read for the last time; under `_inbox_lock`
+        self._inbox_lock = Lock()
         self._ticked = monotonic()
         self._stats = EngineStats()
         self._residents: tuple[Resident, ...] = ()
         self._device_quotas_used: tuple[float, ...] = ()
-        self._shown: object = None
+        self._snapshot_key: object = None
         self._pins: frozenset[AdapterId] = frozenset()
         engine.tiers.wake = self._wake
 
@@ -137,9 +137,9 @@ class EngineWorker:
         try:
             await self._call(lambda: self._engine.submit(request))
         except BaseException:
-            self._leave(request.id)
+            self._abandon(request.id)
             raise
-        return OutputStream(outputs, lambda: self._leave(request.id))
+        return OutputStream(outputs, lambda: self._abandon(request.id))
 
     async def pin(self, adapter: AdapterId) -> None:
         await self._call(lambda: self._engine.tiers.pin(adapter))
@@ -171,47 +171,47 @@ class EngineWorker:
             try:
                 result = self._do(job)
             except Exception as error:
-                self._answers.append(partial(done.set_exception, error))
+                self._replies.append(partial(done.set_exception, error))
             else:
-                self._answers.append(partial(done.set_result, result))
+                self._replies.append(partial(done.set_result, result))
 
-        with self._door:
+        with self._inbox_lock:
             if self._closed:
                 raise EngineStopped(_STOPPED)
             self._inbox.put(run)
         return await asyncio.wrap_future(done)
 
-    def _leave(self, request_id: str) -> None:
+    def _abandon(self, request_id: str) -> None:
         if self._outputs.pop(request_id, None) is not None:
             self._inbox.put(lambda: self._engine.abort(request_id))
 
     def _put(self, request_id: str, output: Output) -> None:
-        """On the loop: where the request waits for it, if it still does. Who leaves too much unread gets no more."""
+        """On the loop: where the request waits for it, if it still does. One with too much unread is aborted."""
         outputs = self._outputs.get(request_id)
         if outputs is None:
             return
         outputs.put_nowait(output)
-        if output.finish_reason is None and outputs.qsize() >= self._most_unread:
-            self._leave(request_id)
-            outputs.put_nowait(_UNREAD)
+        if output.finish_reason is None and outputs.qsize() >= self._max_unread:
+            self._abandon(request_id)
+            outputs.put_nowait(_READER_TOO_SLOW)
 
-    def _hear(self, told: Sequence[Job]) -> None:
-        """On the loop: what the engine's thread tells joins what is still to be heard."""
-        idle = not self._told
-        self._told.extend(told)
+    def _enqueue_callbacks(self, callbacks: Sequence[Job]) -> None:
+        """On the loop: those from the engine's thread are run after those that still wait."""
+        idle = not self._callbacks
+        self._callbacks.extend(callbacks)
         if idle:
-            self._hear_some()
+            self._run_callbacks()
 
-    def _hear_some(self) -> None:
+    def _run_callbacks(self) -> None:
         """A few at a time: each wakes somebody who then writes to a client.
 
         A step's tokens for a thousand streams would otherwise keep the loop from its sockets until all were written.
         """
-        for _ in range(min(HEARD_AT_ONCE, len(self._told))):
-            self._told.popleft()()
-        if self._told:
+        for _ in range(min(CALLBACKS_PER_TICK, len(self._callbacks))):
+            self._callbacks.popleft()()
+        if self._callbacks:
             assert self._loop is not None
-            self._loop.call_soon(self._hear_some)
+            self._loop.call_soon(self._run_callbacks)
 
     def _wake(self) -> None:
         self._inbox.put(_nothing)
@@ -237,25 +237,25 @@ class EngineWorker:
         """Tell everybody under way, and begin anew with what was pinned and resident. Raises EngineStopped, if that
         was once too often, and whatever making an engine raises.
         """
-        self._restarting = self._remake is not None and self._restarts.allowed
+        self._restarting = self._make_engine is not None and self._restarts.allowed
         self._deliver([(request_id, _FAILED) for request_id in list(self._outputs)])
-        if self._remake is None or not self._restarting:
+        if self._make_engine is None or not self._restarting:
             raise EngineStopped("The engine has failed too often to be started once more.")
         self._restarts.note()
         self._engine.cancel_merge(EngineRestarting(_RESTARTING))
         self._engine.tiers.close()
         pins, residents = self._pins, [resident.id for resident in self._residents]
-        self._engine = self._remake()
+        self._engine = self._make_engine()
         self._engine.tiers.wake = self._wake
         self._engine.tiers.restore(pins, residents)
-        self._shown = None
+        self._snapshot_key = None
         self._snapshot()
         self._restarting = False
         log.warning("a new engine has taken over; it is restart %d since the start", self._restarts.count)
 
     def _close(self) -> None:
         """Turn away whoever still waits for the thread."""
-        with self._door:
+        with self._inbox_lock:
             self._closed = True
         self._engine.cancel_merge(EngineStopped(_STOPPED))
         self._read_inbox(wait=False)
@@ -285,14 +285,14 @@ class EngineWorker:
         except Empty:
             return
         finally:
-            self._answer()
+            self._send_replies()
 
-    def _answer(self) -> None:
-        """Tell those who asked, after one snapshot for all of them: it walks everybody who waits."""
-        if self._answers:
+    def _send_replies(self) -> None:
+        """Reply to those who called, after one snapshot for all of them: it walks everybody who waits."""
+        if self._replies:
             self._snapshot()
-            answers, self._answers = self._answers, []
-            self._tell(answers)
+            replies, self._replies = self._replies, []
+            self._post_to_loop(replies)
 
     def _end(self) -> None:
         self._deliver(self._engine.abort_all())
@@ -300,12 +300,12 @@ class EngineWorker:
 
     def _deliver(self, deliveries: Sequence[Delivery]) -> None:
         if deliveries:
-            self._tell([partial(self._put, request_id, output) for request_id, output in deliveries])
+            self._post_to_loop([partial(self._put, request_id, output) for request_id, output in deliveries])
 
-    def _tell(self, told: Sequence[Job]) -> None:
+    def _post_to_loop(self, callbacks: Sequence[Job]) -> None:
         assert self._loop is not None
         try:
-            self._loop.call_soon_threadsafe(self._hear, told)
+            self._loop.call_soon_threadsafe(self._enqueue_callbacks, callbacks)
         except RuntimeError:  # it is closed, after an end that waited for nobody
             self._ended = True
 
@@ -313,9 +313,9 @@ class EngineWorker:
         """What others see from now on. There may be thousands of residents, so they are listed when they change."""
         residency = self._engine.tiers.residency
         self._stats = stats_of(self._engine)
-        shown = residency.changes, self._stats.running_adapters, self._stats.merged
-        if shown != self._shown:
-            self._shown = shown
+        key = residency.changes, self._stats.running_adapters, self._stats.merged
+        if key != self._snapshot_key:
+            self._snapshot_key = key
             self._residents, self._pins = residents_of(self._engine), residency.pinned
             self._device_quotas_used = residency.quotas.fractions_used()
 
@@ -325,7 +325,7 @@ _RESTARTING = "The engine has failed and is being restarted. Try again in a mome
 _FAILED = Output(
     finish_reason=FinishReason.ERROR, error="The engine has failed. Try again.", error_code="engine_failed"
 )
-_UNREAD = Output(
+_READER_TOO_SLOW = Output(
     finish_reason=FinishReason.ABORT,
     error="The answer was made faster than it was read, until too much of it waited. Read faster, or ask for less.",
     error_code="reader_too_slow",
@@ -335,9 +335,9 @@ _UNREAD = Output(
 class OutputStream(AsyncIterator[Output]):
     """One request's outputs, in order. Close it when you stop listening: that aborts the request, if it still runs."""
 
-    def __init__(self, outputs: "asyncio.Queue[Output]", leave: Callable[[], None]) -> None:
+    def __init__(self, outputs: "asyncio.Queue[Output]", abandon: Callable[[], None]) -> None:
         self._outputs = outputs
-        self._leave = leave
+        self._abandon = abandon
         self._finished = False
 
     async def __anext__(self) -> Output:
@@ -350,7 +350,7 @@ class OutputStream(AsyncIterator[Output]):
 
     async def aclose(self) -> None:
         self._finished = True
-        self._leave()
+        self._abandon()
 
     def unread(self) -> list[Output]:
         """Take what has come and nobody has read; after `aclose`, that is all that will ever come."""

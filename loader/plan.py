@@ -111,7 +111,7 @@ def plan(
     max_model_len: int,
     available: Available,
     budgets: Budgets,
-    block_size: int = 16,
+    block_size: int,
 ) -> ServingMemoryPlan:
     """Share the memory between base, KV cache and adapters.
 

@@ -25,9 +25,8 @@ from adapters.sharing import EVERYBODY
 from adapters.store import BlobStore
 from adapters.tenant_catalog import TenantCatalog
 from adapters.uploads import UploadLimits, Uploads
-from engine.build import EngineConfig, cuda_graphs, maker
+from engine.build import EngineConfig, cuda_graphs, default_batch_tokens, default_block_size, maker
 from engine.events import Event, Observer
-from engine.flash import BLOCK as FLASH_BLOCK
 from engine.recording import Recorder
 from engine.worker import EngineWorker
 from loader import suitability
@@ -50,12 +49,6 @@ from server.tokens import HubTokenizer
 from server.visitors import Visitors
 
 _log = structlog.get_logger(__name__)
-
-CPU_BLOCK = 16
-CPU_BATCH = 256
-"""Tokens in a step. On a CPU each costs about the same from a few hundred on, and everybody waits for a step that has
-begun; on a GPU a step of few tokens costs its launches."""
-GPU_BATCH = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +87,7 @@ def assemble(
     progress("preparing the engine", None)
     recorder = recorder_for(base) if settings.cuda_graphs else None
     make = maker(base, store, engine_config(settings, memory, max_model_len), _observer(metrics, traces), recorder)
-    worker = EngineWorker(make(), make, most_unread=settings.max_unread_tokens)
+    worker = EngineWorker(make(), make, max_unread=settings.max_unread_tokens)
     if base.kernels is not None:
         base.kernels.release_threads()  # from now on it is the worker's thread that computes
     registry = Registry(data.registry_url)
@@ -198,7 +191,7 @@ def _plan(settings: Settings, source: Source) -> tuple[ServingMemoryPlan, int]:
         max_model_len=wished,
         available=_available(settings.device),
         budgets=Budgets(settings.kv_cache_memory, settings.adapter_device_memory, settings.adapter_host_memory),
-        block_size=settings.block_size or (FLASH_BLOCK if _on_cuda(settings.device) else CPU_BLOCK),
+        block_size=settings.block_size or default_block_size(_on_cuda(settings.device)),
     )
     return memory, min(wished, memory.num_blocks * memory.block_size)
 
@@ -237,7 +230,7 @@ def engine_config(settings: Settings, memory: ServingMemoryPlan, max_model_len: 
         adapter_device_bytes=memory.adapter_device_bytes,
         adapter_host_bytes=memory.adapter_host_bytes,
         block_size=memory.block_size,
-        max_batch_tokens=settings.max_batch_tokens or (GPU_BATCH if _on_cuda(settings.device) else CPU_BATCH),
+        max_batch_tokens=settings.max_batch_tokens or default_batch_tokens(_on_cuda(settings.device)),
         max_sequences=settings.max_sequences,
         max_waiting=settings.max_waiting,
         device_quota=settings.quota.device_quota,

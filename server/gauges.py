@@ -15,8 +15,9 @@ from adapters.catalog import Catalog
 from adapters.manifest import AdapterId
 from adapters.naming import owner_of
 from adapters.registry import Version
+from engine.snapshot import EngineStats, Resident
 from server.metrics import AdapterLabels
-from server.ports import EngineStats, Resident, Services, Worker
+from server.ports import Services, Worker
 from server.version import version
 
 NameOf = Callable[[AdapterId], str]

@@ -15,9 +15,8 @@ from adapters.bank import num_bytes
 from adapters.checkpoint import read_directory
 from adapters.manifest import AdapterId
 from adapters.store import BlobStore
-from engine.build import EngineConfig, build
+from engine.build import EngineConfig, build, default_batch_tokens, default_block_size
 from engine.engine import Engine
-from engine.flash import BLOCK as FLASH_BLOCK
 from engine.sequence import FinishReason, Output, Request, SamplingParams
 from loader.base import Base, load
 from loader.errors import LoaderError
@@ -25,7 +24,6 @@ from loader.kernels import kernels_for
 from loader.progress import Progress, ignore
 from loader.source import resolve
 
-CPU_BLOCK = 16
 AT_ONCE = 4
 """Rows in one batch: enough that they are mixed as in a server, few enough for any memory that could train."""
 _ASK = SamplingParams(max_tokens=0, prompt_logprobs=0)
@@ -69,13 +67,15 @@ def _config(base: Base, store: BlobStore, id: AdapterId | None, rows: Sequence[S
     longest = max(map(len, rows), default=1)
     itemsize = base.adapter_dtype.itemsize
     size = 0 if id is None else num_bytes(store.open(id).manifest, itemsize)
-    block = FLASH_BLOCK if base.device.type == "cuda" else CPU_BLOCK
+    on_cuda = base.device.type == "cuda"
+    block = default_block_size(on_cuda)
     return EngineConfig(
         num_blocks=AT_ONCE * -(-longest // block),
         max_model_len=base.max_model_len,
         adapter_device_bytes=max(1, size),
         adapter_host_bytes=max(1, size),
         block_size=block,
+        max_batch_tokens=default_batch_tokens(on_cuda),
         max_sequences=AT_ONCE,
         max_waiting=max(1, len(rows)),
     )

@@ -19,6 +19,7 @@ from adapters.tenant_catalog import TenantCatalog
 from adapters.uploads import Uploads
 from engine.events import Event
 from engine.sequence import Output, Request
+from engine.snapshot import EngineStats, Resident
 from server.keys.ring import NoKeys
 from server.lifecycle import Lifecycle, Phase
 from server.merges import Merges
@@ -40,65 +41,6 @@ class OutputStream(Protocol):
     def unread(self) -> Sequence[Output]:
         """Take what has come and nobody has read; after `aclose`, that is all that will ever come."""
         ...
-
-
-class Resident(Protocol):
-    """Where one adapter is: `tier` is `device`, `host` or `merged`; `in_use` while a request runs on it."""
-
-    @property
-    def id(self) -> AdapterId: ...
-
-    @property
-    def tier(self) -> str: ...
-
-    @property
-    def bytes(self) -> int: ...
-
-    @property
-    def pinned(self) -> bool: ...
-
-
-class EngineStats(Protocol):
-    """A snapshot of the engine's counters; tokens for the prefix cache, bytes for the pools."""
-
-    @property
-    def running(self) -> int: ...
-
-    @property
-    def waiting(self) -> int: ...
-
-    @property
-    def blocks_total(self) -> int: ...
-
-    @property
-    def blocks_used(self) -> int: ...
-
-    @property
-    def prefix_hits(self) -> int: ...
-
-    @property
-    def prefix_queries(self) -> int: ...
-
-    @property
-    def device_bytes_used(self) -> int: ...
-
-    @property
-    def device_bytes_total(self) -> int: ...
-
-    @property
-    def host_bytes_used(self) -> int: ...
-
-    @property
-    def host_bytes_total(self) -> int: ...
-
-    @property
-    def running_adapters(self) -> tuple[AdapterId, ...]: ...
-
-    @property
-    def waiting_adapters(self) -> tuple[AdapterId, ...]: ...
-
-    @property
-    def merged(self) -> AdapterId | None: ...
 
 
 class Worker(Protocol):

@@ -9,7 +9,8 @@ import pytest
 
 from adapters.manifest import AdapterId
 from bench.soak import FILES_SLACK, MIBI, Samples, Verdict, held, judge, on_disk, settle
-from tests.support.engine import FakeResident, FakeStats, FakeWorker
+from engine.snapshot import EngineStats, Resident
+from tests.support.engine import FakeWorker
 from tests.support.face import make_face
 from tests.support.http import serve
 
@@ -109,11 +110,11 @@ def test_settling_ends_with_what_is_not_let_go_of() -> None:
 class Holding(FakeWorker):
     """An engine that holds some of everything."""
 
-    def stats(self) -> FakeStats:
-        return FakeStats(running=1, waiting=2, blocks_used=3, device_bytes_used=4, host_bytes_used=5)
+    def stats(self) -> EngineStats:
+        return EngineStats(running=1, waiting=2, blocks_used=3, device_bytes_used=4, host_bytes_used=5)
 
-    def residents(self) -> Sequence[FakeResident]:
-        return [FakeResident(AdapterId(f"sha256:{7:064x}"), "device")]
+    def residents(self) -> Sequence[Resident]:
+        return [Resident(AdapterId(f"sha256:{7:064x}"), "device", 1000)]
 
 
 def test_a_server_tells_of_all_that_it_holds(tmp_path: Path) -> None:

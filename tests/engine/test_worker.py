@@ -14,7 +14,7 @@ from adapters.errors import UnknownAdapter
 from engine.errors import AdapterTooLarge, EngineStopped, MergeRefused, QueueFull
 from engine.events import Finished
 from engine.sequence import FinishReason, Output, Request, SamplingParams
-from engine.worker import HEARD_AT_ONCE, MOST_UNREAD, EngineWorker, OutputStream
+from engine.worker import CALLBACKS_PER_TICK, MAX_UNREAD, EngineWorker, OutputStream
 from tests.support.engine_fakes import Bench, expected_tokens, named
 
 pytestmark = pytest.mark.anyio
@@ -25,8 +25,8 @@ def request(id: str, *, adapter: str | None = None, max_tokens: int = 4) -> Requ
 
 
 @asynccontextmanager
-async def running(bench: Bench, most_unread: int = MOST_UNREAD) -> AsyncIterator[EngineWorker]:
-    worker = EngineWorker(bench.engine, most_unread=most_unread)
+async def running(bench: Bench, max_unread: int = MAX_UNREAD) -> AsyncIterator[EngineWorker]:
+    worker = EngineWorker(bench.engine, max_unread=max_unread)
     worker.start()
     try:
         yield worker
@@ -111,7 +111,7 @@ async def test_f61_closing_in_the_middle_frees_the_blocks_within_a_step() -> Non
 async def test_f62_no_more_waits_for_a_reader_than_the_bound() -> None:
     """Then its request is aborted, once; what waits for it can be read, holds no blocks, and goes with the stream."""
     bench = Bench()
-    async with running(bench, most_unread=30) as worker:
+    async with running(bench, max_unread=30) as worker:
         left, whole = await worker.submit(request("left", max_tokens=150)), await worker.submit(request("whole"))
         others = [await worker.submit(request(f"{number}", max_tokens=50)) for number in range(9)]
         gathered = await asyncio.gather(*map(collect, others))
@@ -130,7 +130,7 @@ async def test_f62_no_more_waits_for_a_reader_than_the_bound() -> None:
 
 
 async def test_f62_what_nobody_reads_goes_with_its_stream() -> None:
-    async with running(Bench(), most_unread=30) as worker:
+    async with running(Bench(), max_unread=30) as worker:
         left = await worker.submit(request("left", max_tokens=150))
         await until(lambda: not worker._outputs)
         await left.aclose()
@@ -251,14 +251,14 @@ async def test_the_loop_hears_a_few_outputs_at_a_time_in_their_order() -> None:
     worker = EngineWorker(Bench().engine)
     worker.start()
     heard: list[int] = []
-    worker._hear([partial(heard.append, number) for number in range(3 * HEARD_AT_ONCE)])
-    worker._hear([partial(heard.append, 3 * HEARD_AT_ONCE)])
-    assert len(heard) == HEARD_AT_ONCE
+    worker._enqueue_callbacks([partial(heard.append, number) for number in range(3 * CALLBACKS_PER_TICK)])
+    worker._enqueue_callbacks([partial(heard.append, 3 * CALLBACKS_PER_TICK)])
+    assert len(heard) == CALLBACKS_PER_TICK
     for parts in (2, 3):
         await asyncio.sleep(0)
-        assert len(heard) == parts * HEARD_AT_ONCE, "whoever waited for a turn of the loop had one"
+        assert len(heard) == parts * CALLBACKS_PER_TICK, "whoever waited for a turn of the loop had one"
     await asyncio.sleep(0)
-    assert heard == list(range(3 * HEARD_AT_ONCE + 1))
+    assert heard == list(range(3 * CALLBACKS_PER_TICK + 1))
     await worker.stop(1)
 
 

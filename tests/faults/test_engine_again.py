@@ -33,7 +33,7 @@ def test_g72_the_next_engine_answers_as_the_first_one_did(tmp_path: Path) -> Non
     base = load(resolve(str(tiny_model_dir("llama", tmp_path)), tmp_path), dtype="float32")
     store = BlobStore(tmp_path / "adapters")
     adapter = store.put(read_directory(write_adapter(tmp_path / "a", base.shape, seed=1, scale=0.3), base.shape))
-    config = EngineConfig(64, base.max_model_len, 4 * MEBI, 4 * MEBI, block_size=4)
+    config = EngineConfig(64, base.max_model_len, 4 * MEBI, 4 * MEBI, block_size=4, max_batch_tokens=64)
     make = maker(base, store, config)
     weights = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
     first = make()

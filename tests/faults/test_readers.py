@@ -27,7 +27,7 @@ from tests.support.face import BASE, Face, make_face
 from tests.support.http import LiveServer, eventually, serve
 
 TOKENS = 190
-MOST_UNREAD = 40
+MAX_UNREAD = 40
 WIDTH = 8192
 EXPECTED = "".join(chr(ord("a") + token % 26) for token in range(4, 4 + TOKENS))
 """Of each token of an answer, one letter."""
@@ -136,7 +136,7 @@ def opened(folder: Path, read_s: float) -> Iterator[House]:
     """`read_s` is how long a client may take next to nothing."""
     bench = Bench(blocks=256, batch_tokens=64, decode=wide)
     bench.runner.delay_s = 0.01
-    worker = EngineWorker(bench.engine, most_unread=MOST_UNREAD)
+    worker = EngineWorker(bench.engine, max_unread=MAX_UNREAD)
     ledger = Ledger(f"sqlite:///{folder / 'usage.sqlite'}")
     writer = LedgerWriter(ledger)
     face = make_face(folder, worker, Limits(200), meter=Meter(writer=writer))  # type: ignore[arg-type]
@@ -168,7 +168,7 @@ def test_f62_readers_of_all_kinds_beside_each_other(tmp_path: Path) -> None:
         house.check_empty()
     assert reading.text == EXPECTED and reading.events[-1] == "[DONE]"
     assert json.loads(dribbling.events[-1])["error"]["code"] == "reader_too_slow"
-    assert MOST_UNREAD < len(dribbling.text) < TOKENS and EXPECTED.startswith(dribbling.text)
+    assert MAX_UNREAD < len(dribbling.text) < TOKENS and EXPECTED.startswith(dribbling.text)
 
     assert house.reasons() == [FinishReason.ABORT, FinishReason.ABORT, FinishReason.LENGTH]
     assert [row.finish_reason for row in rows] == ["abort", "abort", "length"], "one each"

@@ -19,7 +19,14 @@ SMOLLM2 = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_hea
 
 
 def made(available: Available, budgets: Budgets) -> ServingMemoryPlan:
-    return plan(base_bytes=270 * MIB, kv_token_bytes=23040, max_model_len=8192, available=available, budgets=budgets)
+    return plan(
+        base_bytes=270 * MIB,
+        kv_token_bytes=23040,
+        max_model_len=8192,
+        available=available,
+        budgets=budgets,
+        block_size=16,
+    )
 
 
 def test_kv_bytes_of_a_known_model() -> None:

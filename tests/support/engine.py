@@ -8,37 +8,14 @@ import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from adapters.manifest import AdapterId
 from engine.errors import EngineStopped, MergeRefused, PromptTooLong, QueueFull
 from engine.sequence import Admission, FinishReason, Output, Request, TokenLogprob
+from engine.snapshot import EngineStats, Resident
 
-
-@dataclass(frozen=True)
-class FakeResident:
-    id: AdapterId
-    tier: str
-    bytes: int = 1000
-    pinned: bool = False
-    in_use: bool = False
-
-
-@dataclass(frozen=True)
-class FakeStats:
-    running: int = 0
-    waiting: int = 0
-    blocks_total: int = 100
-    blocks_used: int = 0
-    prefix_hits: int = 0
-    prefix_queries: int = 0
-    device_bytes_used: int = 0
-    device_bytes_total: int = 10_000
-    host_bytes_used: int = 0
-    host_bytes_total: int = 10_000
-    running_adapters: tuple[AdapterId, ...] = ()
-    waiting_adapters: tuple[AdapterId, ...] = ()
-    merged: AdapterId | None = None
+IDLE = EngineStats(blocks_total=100, device_bytes_total=10_000, host_bytes_total=10_000)
 
 
 @dataclass
@@ -99,16 +76,16 @@ class FakeWorker:
     def pins(self) -> frozenset[AdapterId]:
         return frozenset(self.pinned)
 
-    def residents(self) -> Sequence[FakeResident]:
-        merged = [FakeResident(self.merged, "merged")] if self.merged else []
-        return [FakeResident(id, "device", pinned=True) for id in sorted(self.pinned)] + merged
+    def residents(self) -> Sequence[Resident]:
+        merged = [Resident(self.merged, "merged", 1000)] if self.merged else []
+        return [Resident(id, "device", 1000, pinned=True) for id in sorted(self.pinned)] + merged
 
     def device_quotas_used(self) -> Sequence[float]:
         return self.device_quotas
 
-    def stats(self) -> FakeStats:
+    def stats(self) -> EngineStats:
         adapters = {request.adapter for request in self.running.values() if request.adapter is not None}
-        return FakeStats(running=len(self.running), running_adapters=tuple(sorted(adapters)), merged=self.merged)
+        return replace(IDLE, running=len(self.running), running_adapters=tuple(sorted(adapters)), merged=self.merged)
 
 
 class FakeStream:

@@ -1,4 +1,4 @@
-"""What an engine shows of itself between two steps, as frozen data that any thread may read.
+"""What others see of an engine between two steps, as frozen data that any thread may read.
 
 Knows the engine; knows no thread.
 """
@@ -16,8 +16,7 @@ class Resident:
     id: AdapterId
     tier: str
     bytes: int
-    pinned: bool
-    in_use: bool
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +59,7 @@ def stats_of(engine: Engine) -> EngineStats:
 
 def residents_of(engine: Engine) -> tuple[Resident, ...]:
     residency = engine.tiers.residency
-    running = engine.scheduler.running_adapters()
     return tuple(
-        Resident(
-            adapter,
-            "merged" if adapter == engine.merged else tier.value,
-            size,
-            adapter in residency.pinned,
-            adapter in running,
-        )
+        Resident(adapter, "merged" if adapter == engine.merged else tier.value, size, adapter in residency.pinned)
         for adapter, tier, size in residency.residents()
     )
