@@ -1,9 +1,10 @@
-"""The house keeps its shape: whose folders these are, which rooms stay free of torch, and how large things grow.
+"""The packages keep their shape: whose folders these are, which modules import no torch, and how large things grow.
 
 The direction of imports is import-linter's, in pyproject.toml.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+MODULE_MAP = ROOT / "docs" / "architecture.md"
 LAYERS = ("server", "engine", "training", "adapters", "loader", "native")
 SOURCES = (*LAYERS, "bench", "demo", "tests")
 MAX_FILE_LINES = 400
@@ -129,17 +131,30 @@ def test_so_they_are_from_any_working_directory(tmp_path: Path) -> None:
     assert Path(found.strip()) == ROOT / "adapters" / "__init__.py"
 
 
-def test_all_but_the_listed_rooms_are_free_of_torch() -> None:
+def test_all_but_the_listed_modules_import_no_torch() -> None:
     run_python("-c", IMPORT_WITHOUT_TORCH, *sorted(modules() - MAY_IMPORT_TORCH), cwd=ROOT)
 
 
-def test_the_list_of_rooms_names_only_rooms_that_exist() -> None:
+def test_the_list_of_modules_names_only_those_that_exist() -> None:
     assert modules() >= MAY_IMPORT_TORCH
+
+
+@pytest.mark.parametrize("package", ["server", "engine", "adapters", "loader", "native"])
+def test_the_module_map_names_every_module_once(package: str) -> None:
+    parts = re.split(r"^`(\w+)/`", MODULE_MAP.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    listed = [
+        name
+        for heading, part in zip(parts[1::2], parts[2::2], strict=True)
+        for name in re.findall(r"`(\w+)(?:`|/`)", part.partition("\n#")[0])
+        if heading == package
+    ]
+    there = {path.stem for path in (ROOT / package).iterdir() if path.suffix == ".py" or any(path.glob("**/*.*"))}
+    assert sorted(listed) == sorted(there - {"__init__", "__pycache__"})
 
 
 def test_packages_run_nothing_on_import() -> None:
     written = [path for folder in SOURCES for path in (ROOT / folder).rglob("__init__.py") if path.read_bytes()]
-    assert not written, "an __init__.py that imports would bring torch into every room of its folder"
+    assert not written, "an __init__.py that imports would bring torch into every module of its folder"
 
 
 @pytest.mark.parametrize("folder", SOURCES)
