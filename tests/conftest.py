@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from tests.support.face import Face, make_face
 from tests.support.http import LiveServer, serve
+from tests.support.server_rig import ServerRig, make_rig
 
 
 @pytest.fixture(scope="session")
@@ -24,13 +24,13 @@ def _logs_as_before() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def face(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Face]:
-    made = make_face(tmp_path_factory.mktemp("face"))
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerRig]:
+    made = make_rig(tmp_path_factory.mktemp("rig"))
     yield made
     made.registry.close()
 
 
 @pytest.fixture(scope="module")
-def live(face: Face) -> Iterator[LiveServer]:
-    with serve(face.app) as server:
+def live(rig: ServerRig) -> Iterator[LiveServer]:
+    with serve(rig.app) as server:
         yield server

@@ -23,7 +23,7 @@ RESERVED = frozenset({"tiny-llama"})
 WEIGHTS = f"sha256:{1:064x}"
 
 
-class House:
+class CatalogRig:
     """A catalog over a directory, and what it said it forgot."""
 
     def __init__(self, root: Path) -> None:
@@ -40,8 +40,8 @@ class House:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    built = House(tmp_path / "data")
+def rig(tmp_path: Path) -> Iterator[CatalogRig]:
+    built = CatalogRig(tmp_path / "data")
     yield built
     built.registry.close()
 
@@ -51,18 +51,18 @@ def sources(tmp_path: Path) -> list[Path]:
     return list(adapters(tmp_path / "sources", SHAPE, 4))
 
 
-def test_add_and_resolve(house: House, sources: list[Path]) -> None:
+def test_add_and_resolve(rig: CatalogRig, sources: list[Path]) -> None:
     config = (sources[0] / "adapter_config.json").read_bytes()
-    version, created = house.catalog.add("a", config, sources[0] / "adapter_model.safetensors", alias="prod")
+    version, created = rig.catalog.add("a", config, sources[0] / "adapter_model.safetensors", alias="prod")
     assert created and (version.number, version.aliases) == (1, ("prod",))
-    assert house.catalog.resolve("a@prod") == house.catalog.resolve("a") == version
-    assert house.store.open(version.id).manifest.id == version.id
-    assert house.catalog.add_directory("a", sources[0]) == (version, False)
-    assert house.catalog.newest() == [version]
-    assert house.consistent()
+    assert rig.catalog.resolve("a@prod") == rig.catalog.resolve("a") == version
+    assert rig.store.open(version.id).manifest.id == version.id
+    assert rig.catalog.add_directory("a", sources[0]) == (version, False)
+    assert rig.catalog.newest() == [version]
+    assert rig.consistent()
 
 
-def test_refusals_change_nothing(tmp_path: Path, house: House, sources: list[Path]) -> None:
+def test_refusals_change_nothing(tmp_path: Path, rig: CatalogRig, sources: list[Path]) -> None:
     bad = write_adapter(tmp_path / "bad", SHAPE, bias="all")
     for name, path, alias, error in (
         ("tiny-llama", sources[0], None, NameReserved),
@@ -70,75 +70,75 @@ def test_refusals_change_nothing(tmp_path: Path, house: House, sources: list[Pat
         ("a", bad, None, InvalidAdapter),
     ):
         with pytest.raises(error):
-            house.catalog.add_directory(name, path, alias)
-    assert house.catalog.newest() == [] and list(house.store.ids()) == []
+            rig.catalog.add_directory(name, path, alias)
+    assert rig.catalog.newest() == [] and list(rig.store.ids()) == []
 
 
-def test_delete_removes_blobs_that_nobody_shares(house: House, sources: list[Path]) -> None:
-    shared = house.catalog.add_directory("a", sources[0])[0].id
-    alone = house.catalog.add_directory("a", sources[1])[0].id
-    house.catalog.add_directory("b", sources[0])
-    house.catalog.delete("a")
-    assert list(house.store.ids()) == [shared] and house.forgotten == [alone]
-    house.catalog.delete("b")
-    assert list(house.store.ids()) == [] and house.forgotten == [alone, shared]
+def test_delete_removes_blobs_that_nobody_shares(rig: CatalogRig, sources: list[Path]) -> None:
+    shared = rig.catalog.add_directory("a", sources[0])[0].id
+    alone = rig.catalog.add_directory("a", sources[1])[0].id
+    rig.catalog.add_directory("b", sources[0])
+    rig.catalog.delete("a")
+    assert list(rig.store.ids()) == [shared] and rig.forgotten == [alone]
+    rig.catalog.delete("b")
+    assert list(rig.store.ids()) == [] and rig.forgotten == [alone, shared]
 
 
-def test_a_lease_keeps_the_blob(house: House, sources: list[Path]) -> None:
-    id = house.catalog.add_directory("a", sources[0])[0].id
-    with house.catalog.lease("a") as first:
-        second = house.catalog.lease(f"a@{first.version.id}")
-        house.catalog.delete("a")
+def test_a_lease_keeps_the_blob(rig: CatalogRig, sources: list[Path]) -> None:
+    id = rig.catalog.add_directory("a", sources[0])[0].id
+    with rig.catalog.lease("a") as first:
+        second = rig.catalog.lease(f"a@{first.version.id}")
+        rig.catalog.delete("a")
         with pytest.raises(UnknownAdapter):
-            house.catalog.lease("a")
-        house.store.verify(id)
+            rig.catalog.lease("a")
+        rig.store.verify(id)
     first.release()
-    assert list(house.store.ids()) == [id] and house.forgotten == []
+    assert list(rig.store.ids()) == [id] and rig.forgotten == []
     second.release()
-    assert list(house.store.ids()) == [] and house.forgotten == [id]
+    assert list(rig.store.ids()) == [] and rig.forgotten == [id]
 
 
-def test_uploading_again_saves_a_doomed_blob(house: House, sources: list[Path]) -> None:
-    house.catalog.add_directory("a", sources[0])
-    lease = house.catalog.lease("a")
-    house.catalog.delete("a")
-    house.catalog.add_directory("b", sources[0])
+def test_uploading_again_saves_a_doomed_blob(rig: CatalogRig, sources: list[Path]) -> None:
+    rig.catalog.add_directory("a", sources[0])
+    lease = rig.catalog.lease("a")
+    rig.catalog.delete("a")
+    rig.catalog.add_directory("b", sources[0])
     lease.release()
-    assert house.consistent() and house.forgotten == [] and len(house.catalog.newest()) == 1
+    assert rig.consistent() and rig.forgotten == [] and len(rig.catalog.newest()) == 1
 
 
-def test_a_lease_keeps_its_version_when_the_name_moves_on(house: House, sources: list[Path]) -> None:
-    house.catalog.add_directory("a", sources[0], alias="prod")
-    with house.catalog.lease("a@prod") as lease:
-        house.catalog.add_directory("a", sources[1], alias="prod")
+def test_a_lease_keeps_its_version_when_the_name_moves_on(rig: CatalogRig, sources: list[Path]) -> None:
+    rig.catalog.add_directory("a", sources[0], alias="prod")
+    with rig.catalog.lease("a@prod") as lease:
+        rig.catalog.add_directory("a", sources[1], alias="prod")
         assert lease.version.number == 1
-        assert house.catalog.resolve("a@prod").number == 2
+        assert rig.catalog.resolve("a@prod").number == 2
 
 
-def test_pins_aliases_and_residents(house: House, sources: list[Path]) -> None:
-    first = house.catalog.add_directory("a", sources[0])[0]
-    assert house.catalog.set_pinned("a", True) == first
-    assert house.catalog.pinned() == [first]
-    house.catalog.set_pinned("a", False)
-    assert house.catalog.pinned() == []
-    assert house.catalog.set_alias("a", "prod", 1).aliases == ("prod",)
-    house.catalog.delete_alias("a", "prod")
+def test_pins_aliases_and_residents(rig: CatalogRig, sources: list[Path]) -> None:
+    first = rig.catalog.add_directory("a", sources[0])[0]
+    assert rig.catalog.set_pinned("a", True) == first
+    assert rig.catalog.pinned() == [first]
+    rig.catalog.set_pinned("a", False)
+    assert rig.catalog.pinned() == []
+    assert rig.catalog.set_alias("a", "prod", 1).aliases == ("prod",)
+    rig.catalog.delete_alias("a", "prod")
     with pytest.raises(AliasInvalid):
-        house.catalog.set_alias("a", "7", 1)
-    house.catalog.remember_residents([first.id])
-    assert house.catalog.residents() == [first.id]
+        rig.catalog.set_alias("a", "7", 1)
+    rig.catalog.remember_residents([first.id])
+    assert rig.catalog.residents() == [first.id]
 
 
-def test_sweep(tmp_path: Path, house: House, sources: list[Path]) -> None:
-    lost = house.catalog.add_directory("lost", sources[0])[0]
-    kept = house.catalog.add_directory("kept", sources[1])[0]
-    orphan = house.catalog.add_directory("orphan", sources[2])[0]
-    house.registry.delete("orphan")
-    house.store.delete(lost.id)
+def test_sweep(tmp_path: Path, rig: CatalogRig, sources: list[Path]) -> None:
+    lost = rig.catalog.add_directory("lost", sources[0])[0]
+    kept = rig.catalog.add_directory("kept", sources[1])[0]
+    orphan = rig.catalog.add_directory("orphan", sources[2])[0]
+    rig.registry.delete("orphan")
+    rig.store.delete(lost.id)
     (tmp_path / "data" / "blobs" / "tmp" / "half").mkdir()
-    found = house.catalog.sweep()
+    found = rig.catalog.sweep()
     assert (found.removed, found.missing, found.temporaries) == ((orphan.id,), (lost,), 1)
-    assert list(house.store.ids()) == [kept.id]
+    assert list(rig.store.ids()) == [kept.id]
 
 
 def run_all(threads: list[threading.Thread]) -> None:
@@ -148,19 +148,19 @@ def run_all(threads: list[threading.Thread]) -> None:
         thread.join()
 
 
-def test_twenty_threads_upload_under_one_name(tmp_path: Path, house: House) -> None:
+def test_twenty_threads_upload_under_one_name(tmp_path: Path, rig: CatalogRig) -> None:
     sources = list(adapters(tmp_path / "many", SHAPE, 20))
     numbers: list[int] = []
 
     def upload(path: Path) -> None:
-        numbers.append(house.catalog.add_directory("a", path)[0].number)
+        numbers.append(rig.catalog.add_directory("a", path)[0].number)
 
     run_all([threading.Thread(target=upload, args=(path,)) for path in sources])
     assert sorted(numbers) == list(range(1, 21))
-    assert house.consistent() and len(list(house.store.ids())) == 20
+    assert rig.consistent() and len(list(rig.store.ids())) == 20
 
 
-def test_d42_upload_delete_and_lease_race(house: House, sources: list[Path]) -> None:
+def test_d42_upload_delete_and_lease_race(rig: CatalogRig, sources: list[Path]) -> None:
     failures: list[BaseException] = []
 
     def work(seed: int) -> None:
@@ -171,12 +171,12 @@ def test_d42_upload_delete_and_lease_race(house: House, sources: list[Path]) -> 
                 try:
                     match choose.randrange(3):
                         case 0:
-                            house.catalog.add_directory(name, choose.choice(sources))
+                            rig.catalog.add_directory(name, choose.choice(sources))
                         case 1:
-                            house.catalog.delete(name)
+                            rig.catalog.delete(name)
                         case _:
-                            with house.catalog.lease(name) as lease:
-                                house.store.verify(lease.version.id)
+                            with rig.catalog.lease(name) as lease:
+                                rig.store.verify(lease.version.id)
                 except UnknownAdapter as error:
                     assert "There is no adapter 'a'" in str(error) or "There is no adapter 'b'" in str(error)
         except BaseException as error:
@@ -184,25 +184,25 @@ def test_d42_upload_delete_and_lease_race(house: House, sources: list[Path]) -> 
 
     run_all([threading.Thread(target=work, args=(seed,)) for seed in range(8)])
     assert failures == []
-    assert house.consistent()
-    assert not house.catalog._uses and not house.catalog._doomed
+    assert rig.consistent()
+    assert not rig.catalog._uses and not rig.catalog._doomed
 
 
-def test_a_resolved_reference_follows_every_change(house: House, sources: list[Path]) -> None:
+def test_a_resolved_reference_follows_every_change(rig: CatalogRig, sources: list[Path]) -> None:
     """What was resolved once is remembered only until somebody changes something."""
-    first, _ = house.catalog.add_directory("a", sources[0], alias="prod")
-    assert house.catalog.resolve("a") == house.catalog.resolve("a@prod") == first
-    second, _ = house.catalog.add_directory("a", sources[1])
-    assert house.catalog.resolve("a").id == second.id
-    assert house.catalog.resolve("a@prod").id == first.id
-    house.catalog.set_alias("a", "prod", second.number)
-    assert house.catalog.resolve("a@prod").id == second.id
-    house.catalog.delete_alias("a", "prod")
+    first, _ = rig.catalog.add_directory("a", sources[0], alias="prod")
+    assert rig.catalog.resolve("a") == rig.catalog.resolve("a@prod") == first
+    second, _ = rig.catalog.add_directory("a", sources[1])
+    assert rig.catalog.resolve("a").id == second.id
+    assert rig.catalog.resolve("a@prod").id == first.id
+    rig.catalog.set_alias("a", "prod", second.number)
+    assert rig.catalog.resolve("a@prod").id == second.id
+    rig.catalog.delete_alias("a", "prod")
     with pytest.raises(UnknownAdapter):
-        house.catalog.resolve("a@prod")
-    house.catalog.delete("a")
+        rig.catalog.resolve("a@prod")
+    rig.catalog.delete("a")
     with pytest.raises(UnknownAdapter):
-        house.catalog.resolve("a")
+        rig.catalog.resolve("a")
 
 
 def test_an_answer_from_before_a_change_is_not_remembered() -> None:

@@ -34,7 +34,7 @@ from adapters.store import BlobStore
 from engine.sequence import FinishReason, Request
 from tests.support.disks import FaultyDisk, Moment
 from tests.support.engine_fakes import Bench, expected_tokens
-from tests.support.face import BASE, served, write_adapter
+from tests.support.server_rig import BASE, served, write_adapter
 
 NAMES, CONTENTS = st.sampled_from("ab"), st.integers(0, 3)
 WITNESS = 9  # the content that nobody touches

@@ -15,13 +15,13 @@ from adapters.naming import owner_of
 from adapters.registry import Version
 from adapters.sharing import EVERYBODY
 from adapters.tenant_catalog import TenantCatalog
-from tests.adapters.test_catalog import RESERVED, SHAPE, House
+from tests.adapters.test_catalog import RESERVED, SHAPE, CatalogRig
 from tests.support.adapters import adapters
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    built = House(tmp_path / "data")
+def rig(tmp_path: Path) -> Iterator[CatalogRig]:
+    built = CatalogRig(tmp_path / "data")
     yield built
     built.registry.close()
 
@@ -35,12 +35,12 @@ def names(catalog: TenantCatalog) -> list[str]:
     return [version.name for version in catalog.newest()]
 
 
-def test_two_tenants_use_one_name_for_two_things(house: House, sources: list[Path]) -> None:
-    acme, beta = TenantCatalog(house.catalog, "acme"), TenantCatalog(house.catalog, "beta")
+def test_two_tenants_use_one_name_for_two_things(rig: CatalogRig, sources: list[Path]) -> None:
+    acme, beta = TenantCatalog(rig.catalog, "acme"), TenantCatalog(rig.catalog, "beta")
     mine, _ = acme.add_directory("sql", sources[0], alias="prod")
     theirs, _ = beta.add_directory("sql", sources[1])
     assert (mine.name, mine.number, theirs.name, theirs.number) == ("sql", 1, "sql", 1)
-    assert [version.name for version in house.catalog.newest()] == ["acme/sql", "beta/sql"]
+    assert [version.name for version in rig.catalog.newest()] == ["acme/sql", "beta/sql"]
     for spelled in ("sql", "sql@1", "sql@prod", f"sql@{mine.id}", "acme/sql", "acme/sql@prod"):
         with acme.lease(spelled) as lease:
             assert (lease.version.id, lease.version.name) == (mine.id, "sql")
@@ -53,8 +53,8 @@ def test_two_tenants_use_one_name_for_two_things(house: House, sources: list[Pat
     assert names(acme) == [] and names(beta) == ["sql"]
 
 
-def test_what_is_not_shared_is_not_there(house: House, sources: list[Path]) -> None:
-    acme, beta = TenantCatalog(house.catalog, "acme"), TenantCatalog(house.catalog, "beta")
+def test_what_is_not_shared_is_not_there(rig: CatalogRig, sources: list[Path]) -> None:
+    acme, beta = TenantCatalog(rig.catalog, "acme"), TenantCatalog(rig.catalog, "beta")
     acme.add_directory("sql", sources[0])
     for ask in (beta.resolve, beta.lease, beta.versions, beta.delete, beta.shared_with):
         for name in ("acme/sql", "acme/nothing", "sql", "nobody/sql", "acme/sql/x", "/sql", "acme/"):
@@ -63,8 +63,8 @@ def test_what_is_not_shared_is_not_there(house: House, sources: list[Path]) -> N
     assert names(beta) == [] and names(acme) == ["sql"]
 
 
-def test_shared_by_name_with_all_and_unshared(house: House, sources: list[Path]) -> None:
-    acme, beta, gamma = (TenantCatalog(house.catalog, tenant) for tenant in ("acme", "beta", "gamma"))
+def test_shared_by_name_with_all_and_unshared(rig: CatalogRig, sources: list[Path]) -> None:
+    acme, beta, gamma = (TenantCatalog(rig.catalog, tenant) for tenant in ("acme", "beta", "gamma"))
     acme.add_directory("sql", sources[0])
     acme.share("sql", "beta")
     assert names(beta) == ["acme/sql"] and names(gamma) == []
@@ -88,11 +88,11 @@ def test_shared_by_name_with_all_and_unshared(house: House, sources: list[Path])
         acme.share("sql", "b/c")
 
 
-def test_shares_go_with_the_name_and_survive_a_restart(tmp_path: Path, house: House, sources: list[Path]) -> None:
-    acme, beta = TenantCatalog(house.catalog, "acme"), TenantCatalog(house.catalog, "beta")
+def test_shares_go_with_the_name_and_survive_a_restart(tmp_path: Path, rig: CatalogRig, sources: list[Path]) -> None:
+    acme, beta = TenantCatalog(rig.catalog, "acme"), TenantCatalog(rig.catalog, "beta")
     acme.add_directory("sql", sources[0])
     acme.share("sql", "beta")
-    again = House(tmp_path / "data")
+    again = CatalogRig(tmp_path / "data")
     assert names(TenantCatalog(again.catalog, "beta")) == ["acme/sql"]
     again.registry.close()
     acme.delete("sql")
@@ -100,8 +100,8 @@ def test_shares_go_with_the_name_and_survive_a_restart(tmp_path: Path, house: Ho
     assert names(beta) == [], "the new one of that name is shared with nobody"
 
 
-def test_the_servers_own_are_used_by_their_bare_names(house: House, sources: list[Path]) -> None:
-    server, acme = TenantCatalog(house.catalog), TenantCatalog(house.catalog, "acme")
+def test_the_servers_own_are_used_by_their_bare_names(rig: CatalogRig, sources: list[Path]) -> None:
+    server, acme = TenantCatalog(rig.catalog), TenantCatalog(rig.catalog, "acme")
     server.add_directory("pirate", sources[0])
     server.add_directory("private", sources[1])
     server.share("pirate", EVERYBODY)
@@ -117,23 +117,23 @@ def test_the_servers_own_are_used_by_their_bare_names(house: House, sources: lis
 
 
 def test_a_list_is_the_tenants_own_and_what_is_shared_with_it_however_names_resemble(
-    house: House, sources: list[Path]
+    rig: CatalogRig, sources: list[Path]
 ) -> None:
     """As if every name were looked at in turn, which the database does not do."""
     tenants = ("", "a", "a-b", "a_b", "axb", "ab", "a0", "a.b", "b")
-    catalogs = {tenant: TenantCatalog(house.catalog, tenant) for tenant in tenants}
+    catalogs = {tenant: TenantCatalog(rig.catalog, tenant) for tenant in tenants}
     for tenant, catalog in catalogs.items():
         for name in ("a", "shared", f"own{len(tenant)}"):
             catalog.add_directory(name, sources[0], alias="prod")
         catalog.share("shared", "ab" if tenant else EVERYBODY)
-    everything = house.catalog.newest()
+    everything = rig.catalog.newest()
     for tenant, catalog in catalogs.items():
         mine = [
             version.name
             for version in everything
-            if owner_of(version.name) == tenant or house.catalog.shares.allows(version.name, tenant)
+            if owner_of(version.name) == tenant or rig.catalog.shares.allows(version.name, tenant)
         ]
-        assert [version.name for version in house.catalog.newest(tenant)] == mine
+        assert [version.name for version in rig.catalog.newest(tenant)] == mine
         own = {name.removeprefix(f"{tenant}/") for name in mine}
         assert {version.name for version in catalog.newest()} == own
         assert all(version.aliases == ("prod",) for version in catalog.newest())
@@ -141,31 +141,31 @@ def test_a_list_is_the_tenants_own_and_what_is_shared_with_it_however_names_rese
 
 
 @pytest.mark.parametrize("tenant", ["", "acme"])
-def test_nobody_registers_under_anothers_name(house: House, sources: list[Path], tenant: str) -> None:
-    catalog = TenantCatalog(house.catalog, tenant)
+def test_nobody_registers_under_anothers_name(rig: CatalogRig, sources: list[Path], tenant: str) -> None:
+    catalog = TenantCatalog(rig.catalog, tenant)
     for name in ("beta/sql", "a/b/c", "/sql", "sql/"):
         with pytest.raises(NameInvalid):
             catalog.add_directory(name, sources[0])
     for name in RESERVED:
         with pytest.raises(NameReserved):
             catalog.add_directory(name, sources[0])
-    assert house.catalog.newest() == []
+    assert rig.catalog.newest() == []
 
 
-def test_h76_nothing_is_asked_about_what_is_hidden(house: House, sources: list[Path]) -> None:
+def test_h76_nothing_is_asked_about_what_is_hidden(rig: CatalogRig, sources: list[Path]) -> None:
     """Time, counted in statements: what another tenant has costs what nothing costs, whatever is asked or changed."""
-    server, acme, beta = (TenantCatalog(house.catalog, tenant) for tenant in ("", "acme", "beta"))
+    server, acme, beta = (TenantCatalog(rig.catalog, tenant) for tenant in ("", "acme", "beta"))
     for catalog, name in ((server, "private"), (acme, "sql")):
         for source in sources[:2]:
             version, _ = catalog.add_directory(name, source, alias="prod")
         catalog.attach_eval(version, b'{"prompt": "a", "completion": "b"}')
         catalog.set_pinned(name, True)
     beta.add_directory("mine", sources[2])
-    before = house.catalog.every(), house.registry.pinned(), house.catalog.splits()
+    before = rig.catalog.every(), rig.registry.pinned(), rig.catalog.splits()
     for method, ask in asks(beta, acme.resolve("sql")).items():
         for hidden, absent in (("acme/sql", "acme/sqk"), ("private", "privatf"), ("acme/sql@1", "acme/sqk@1")):
             assert cost(ask, hidden) == cost(ask, absent), (method, hidden)
-    assert (house.catalog.every(), house.registry.pinned(), house.catalog.splits()) == before, "nothing was changed"
+    assert (rig.catalog.every(), rig.registry.pinned(), rig.catalog.splits()) == before, "nothing was changed"
     assert acme.shared_with("sql") == server.shared_with("private") == frozenset()
 
 

@@ -1,4 +1,4 @@
-"""Many streams at once through the real HTTP face: all open together, all answered rightly, memory given back."""
+"""Many streams at once through the real HTTP rig: all open together, all answered rightly, memory given back."""
 
 import asyncio
 import os
@@ -14,8 +14,8 @@ from bench.load import Shape
 from engine.sequence import Output, Request
 from server.connections import raise_file_limit
 from tests.support.engine import FakeStream, FakeWorker
-from tests.support.face import BASE, make_face
 from tests.support.http import eventually, serve
+from tests.support.server_rig import BASE, make_rig
 
 SHAPE = Shape(vocab=256, prompt_tokens=16, output_tokens=12)
 CROWD = 1000
@@ -85,11 +85,11 @@ def many_files() -> Iterator[None]:
 
 def test_a_crowd_of_streams_is_answered_rightly(tmp_path: Path, many_files: None) -> None:
     worker = Gathering()
-    face = make_face(tmp_path, worker)
-    with serve(face.app) as live:
+    rig = make_rig(tmp_path, worker)
+    with serve(rig.app) as live:
         result = asyncio.run(measure(live.url, BASE, CROWD, SHAPE, os.getpid()))
-        eventually(lambda: face.services.lifecycle.in_flight == 0)
-    face.registry.close()
+        eventually(lambda: rig.services.lifecycle.in_flight == 0)
+    rig.registry.close()
     assert (result.connections, result.wrong, result.health_failures) == (CROWD, 0, 0)
     assert worker.most == CROWD and not worker.running
     assert result.health_asked > 0 and result.resident_before and result.resident_peak
@@ -106,17 +106,17 @@ def test_a_wrong_answer_is_counted(tmp_path: Path) -> None:
             self.running[swapped.id] = swapped
             return FakeStream(self, swapped)
 
-    face = make_face(tmp_path, Confused())
-    with serve(face.app) as live:
+    rig = make_rig(tmp_path, Confused())
+    with serve(rig.app) as live:
         assert asyncio.run(measure(live.url, BASE, 4, SHAPE, None)).wrong == 1
-    face.registry.close()
+    rig.registry.close()
 
 
 def test_a_refusal_is_told_with_its_reason(tmp_path: Path) -> None:
-    face = make_face(tmp_path, FakeWorker(room=0))
-    with serve(face.app) as live, pytest.raises(RuntimeError, match="429.*queue_full"):
+    rig = make_rig(tmp_path, FakeWorker(room=0))
+    with serve(rig.app) as live, pytest.raises(RuntimeError, match="429.*queue_full"):
         asyncio.run(measure(live.url, BASE, 1, SHAPE, None))
-    face.registry.close()
+    rig.registry.close()
 
 
 def test_what_is_within_its_limits_is_kept() -> None:

@@ -13,9 +13,9 @@ from bench.errors import BenchError
 from bench.flood import Phase, Setting, Traffic, judge, measure, table
 from server.principal import Scope
 from tests.support.engine import FakeWorker
-from tests.support.face import BASE
 from tests.support.http import eventually, serve
-from tests.support.keys import guarded_face, headers_of
+from tests.support.keys import guarded_rig, headers_of
+from tests.support.server_rig import BASE
 
 TRAFFIC = Traffic(3, Span(4, 8), Span(3, 3), 0.001, 2, Span(5, 5), Span(4, 9), settle_s=0.05)
 
@@ -39,7 +39,7 @@ def test_each_round_is_judged_by_itself_and_their_median_counts() -> None:
 
 def test_both_tenants_are_served_under_their_own_names(tmp_path: Path) -> None:
     worker = FakeWorker()
-    with guarded_face(tmp_path, worker=worker) as (face, store), serve(face.app) as live:
+    with guarded_rig(tmp_path, worker=worker) as (rig, store), serve(rig.app) as live:
         quiet, flood = (Vllm(headers=headers_of(store, name, Scope.INFER)) for name in ("quiet", "flood"))
         setting = Setting(live.url, BASE, 256, quiet, flood, TRAFFIC)
         phases = list(measure(setting, rounds=2))
@@ -55,7 +55,7 @@ def test_both_tenants_are_served_under_their_own_names(tmp_path: Path) -> None:
 
 
 def test_a_flood_that_is_refused_is_told(tmp_path: Path) -> None:
-    with guarded_face(tmp_path) as (face, store), serve(face.app) as live:
+    with guarded_rig(tmp_path) as (rig, store), serve(rig.app) as live:
         quiet, flood = Vllm(headers=headers_of(store, "quiet")), Vllm(headers=headers_of(store, "flood", Scope.READ))
         with pytest.raises(BenchError, match="403.*scope_missing"):
             list(measure(Setting(live.url, BASE, 256, quiet, flood, replace(TRAFFIC, settle_s=5)), rounds=1))

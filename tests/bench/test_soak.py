@@ -11,8 +11,8 @@ from adapters.manifest import AdapterId
 from bench.soak import FILES_SLACK, MIBI, Samples, Verdict, held, judge, on_disk, settle
 from engine.snapshot import EngineStats, Resident
 from tests.support.engine import FakeWorker
-from tests.support.face import make_face
 from tests.support.http import serve
+from tests.support.server_rig import make_rig
 
 IDLE: dict[str, float] = {"requests": 0, "KV blocks": 0, "adapter bytes": 0, "files of uploads": 0}
 FINE = Counter({"upload: 201": 3, "upload: 422": 1, "delete: 404": 2, "stream: 200": 9})
@@ -119,10 +119,10 @@ class Holding(FakeWorker):
 
 def test_a_server_tells_of_all_that_it_holds(tmp_path: Path) -> None:
     """By the names that it really exports: a metric that is not there would be 0, and no leak ever."""
-    face = make_face(tmp_path, Holding())
-    with serve(face.app) as live, face.services.lifecycle.answering():
+    rig = make_rig(tmp_path, Holding())
+    with serve(rig.app) as live, rig.services.lifecycle.answering():
         found = held(live.url)
-    face.registry.close()
+    rig.registry.close()
     assert found == {
         "requests": 3,
         "answers in progress": 1,
@@ -133,10 +133,10 @@ def test_a_server_tells_of_all_that_it_holds(tmp_path: Path) -> None:
 
 
 def test_an_idle_server_holds_nothing(tmp_path: Path) -> None:
-    face = make_face(tmp_path)
-    with serve(face.app) as live:
+    rig = make_rig(tmp_path)
+    with serve(rig.app) as live:
         assert not any(held(live.url).values())
-    face.registry.close()
+    rig.registry.close()
 
 
 def test_files_left_of_adapters_and_uploads_are_seen(tmp_path: Path) -> None:

@@ -27,9 +27,9 @@ from engine.events import (
 )
 from engine.sequence import FinishReason
 from tests.support import prometheus
-from tests.support.face import Face, make_face, write_adapter
 from tests.support.http import eventually, serve
 from tests.support.promql import Exported, exported, faults, kept, names
+from tests.support.server_rig import ServerRig, make_rig, write_adapter
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = json.loads((ROOT / "deploy/grafana/rootstock.json").read_text())
@@ -54,24 +54,24 @@ EVENTS = (
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CollectorRegistry]:
     """A live server's, after one of everything."""
-    face = make_face(tmp_path_factory.mktemp("face"))
-    one_of_everything(face)
-    yield face.services.metrics.registry
-    face.registry.close()
+    rig = make_rig(tmp_path_factory.mktemp("rig"))
+    one_of_everything(rig)
+    yield rig.services.metrics.registry
+    rig.registry.close()
 
 
-def one_of_everything(face: Face) -> None:
-    metrics = face.services.metrics
+def one_of_everything(rig: ServerRig) -> None:
+    metrics = rig.services.metrics
     for event in EVENTS:
         metrics.observe(event)
     metrics.http("/v1/models", "GET", 200)
     metrics.error("queue_full")
     metrics.loop_lag(0.0)
-    face.worker.pinned.add(ONE)
-    face.worker.device_quotas = (1.0, 0.5)
+    rig.worker.pinned.add(ONE)
+    rig.worker.device_quotas = (1.0, 0.5)
     for seed in (1, 2):
-        face.catalog.add_directory("tried", write_adapter(face.folder / f"seed-{seed}", seed))
-    face.catalog.set_alias("tried", "prod", 1, canary=Canary(2, 0.1))
+        rig.catalog.add_directory("tried", write_adapter(rig.folder / f"seed-{seed}", seed))
+    rig.catalog.set_alias("tried", "prod", 1, canary=Canary(2, 0.1))
 
 
 @pytest.fixture(scope="module")
@@ -198,14 +198,14 @@ def test_each_alert_is_seen_to_fire() -> None:
 
 @pytest.mark.skipif(not prometheus.HERE, reason="prometheus is not here")
 def test_a_real_prometheus_has_something_to_show_on_every_panel(tmp_path: Path) -> None:
-    face = make_face(tmp_path / "face")
+    rig = make_rig(tmp_path / "rig")
     rules = ROOT / "deploy/prometheus/alerts.yml"
-    with serve(face.app) as live, prometheus.scraping(live.url.removeprefix("http://"), rules, tmp_path) as watching:
+    with serve(rig.app) as live, prometheus.scraping(live.url.removeprefix("http://"), rules, tmp_path) as watching:
         eventually(watching.scrapes, within_s=30)
-        one_of_everything(face)
+        one_of_everything(rig)
         eventually(lambda: watching.query("rootstock_requests_total"), within_s=30)
-        one_of_everything(face)
+        one_of_everything(rig)
         eventually(lambda: watching.query("increase(rootstock_requests_total[1m]) > 0"), within_s=30)
         assert not [(title, expression) for title, expression in queries() if not watching.query(expression)]
         assert not watching.sick_rules()
-    face.registry.close()
+    rig.registry.close()

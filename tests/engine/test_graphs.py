@@ -13,10 +13,10 @@ from engine.recording import NotRecordable, Replay
 from engine.runner import ModelRunner
 from engine.sequence import SamplingParams
 from tests.support.adapters import MLP, Tensors, write_adapter
+from tests.support.engine_rig import Answer, EngineRig
 from tests.support.models import tiny_model_dir
 from tests.support.recorder import Again
 from tests.support.scenario import add, alike, decoding, serve, wishes
-from tests.support.serving import Answer, House
 from tests.support.varlen import PlainVarlen
 
 
@@ -31,15 +31,15 @@ def recorder() -> Again:
 
 
 @pytest.fixture
-def replayed(model_dir: Path, tmp_path: Path, recorder: Again) -> Iterator[House]:
-    made = House.of(model_dir, tmp_path / "replayed", recorder=recorder)
+def replayed(model_dir: Path, tmp_path: Path, recorder: Again) -> Iterator[EngineRig]:
+    made = EngineRig.load(model_dir, tmp_path / "replayed", recorder=recorder)
     yield made
     made.close()
 
 
 @pytest.fixture
-def eager(model_dir: Path, tmp_path: Path) -> Iterator[House]:
-    made = House.of(model_dir, tmp_path / "eager")
+def eager(model_dir: Path, tmp_path: Path) -> Iterator[EngineRig]:
+    made = EngineRig.load(model_dir, tmp_path / "eager")
     yield made
     made.close()
 
@@ -51,8 +51,8 @@ def test_any_mix_is_replayed_and_says_what_eager_steps_say(
 ) -> None:
     """Twelve adapters; in the small budget they push each other out, of the bank and off the stage."""
     recorder = Again()
-    eager = House.of(model_dir, tmp_path / "eager", device_bytes=device_bytes)
-    replayed = House.of(model_dir, tmp_path / "replayed", device_bytes=device_bytes, recorder=recorder)
+    eager = EngineRig.load(model_dir, tmp_path / "eager", device_bytes=device_bytes)
+    replayed = EngineRig.load(model_dir, tmp_path / "replayed", device_bytes=device_bytes, recorder=recorder)
     scenario = wishes(seed, 12)
     want = serve(eager, scenario, add(eager, tmp_path / "a", 12))
     got = serve(replayed, scenario, add(replayed, tmp_path / "b", 12))
@@ -69,23 +69,23 @@ def test_windows_biases_and_caps_are_replayed_too(arch: str, tmp_path: Path) -> 
     model, scenario = tiny_model_dir(arch, tmp_path), wishes(4, 4, count=6)
     answers: list[Mapping[int, Answer]] = []
     for recorder in (Again(), None):
-        house = House.of(model, tmp_path / str(recorder is None), recorder=recorder)
-        answers.append(serve(house, scenario, add(house, tmp_path / f"a{len(answers)}", 4)))
-        house.close()
+        rig = EngineRig.load(model, tmp_path / str(recorder is None), recorder=recorder)
+        answers.append(serve(rig, scenario, add(rig, tmp_path / f"a{len(answers)}", 4)))
+        rig.close()
         assert recorder is None or recorder.replayed > 5
     assert [number for number in answers[1] if not alike(answers[0][number], answers[1][number])] == []
 
 
 def test_the_stage_is_paid_for_out_of_the_adapters_budget(model_dir: Path, tmp_path: Path) -> None:
     for budget in (64 << 20, 2_600_000, 1000):
-        house = House.of(model_dir, tmp_path / str(budget), device_bytes=budget, recorder=Again())
-        stage = decoding(house)._stage.num_bytes
-        assert house.engine.tiers.residency.device_budget + stage == budget
+        rig = EngineRig.load(model_dir, tmp_path / str(budget), device_bytes=budget, recorder=Again())
+        stage = decoding(rig)._stage.num_bytes
+        assert rig.engine.tiers.residency.device_budget + stage == budget
         assert (stage > 0) == (budget > 1000) and stage <= budget // 2
-        house.close()
+        rig.close()
 
 
-def test_a_cpu_has_no_graphs(eager: House) -> None:
+def test_a_cpu_has_no_graphs(eager: EngineRig) -> None:
     assert cuda_graphs(eager.base) is None
 
 
@@ -93,7 +93,7 @@ LONG = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, logprobs=0)
 
 
 def test_merged_rows_have_recordings_of_their_own_until_the_weights_go(
-    replayed: House, eager: House, recorder: Again, tmp_path: Path
+    replayed: EngineRig, eager: EngineRig, recorder: Again, tmp_path: Path
 ) -> None:
     ids = add(replayed, tmp_path / "a", 3)
     assert ids == add(eager, tmp_path / "b", 3)
@@ -136,16 +136,18 @@ def huge(tensors: Tensors) -> Tensors:
     return {name: np.full_like(values, 3e38) if "lora_A" in name else values for name, values in tensors.items()}
 
 
-def test_an_overflow_stays_in_its_own_rows(replayed: House, eager: House, recorder: Again, tmp_path: Path) -> None:
+def test_an_overflow_stays_in_its_own_rows(
+    replayed: EngineRig, eager: EngineRig, recorder: Again, tmp_path: Path
+) -> None:
     """Prompts of one token, so that the bad one is in a recorded step; twice, so that it has been on stage before."""
     answers = []
-    for number, house in enumerate((replayed, eager)):
-        bad = house.add(write_adapter(tmp_path / f"bad{number}", house.base.shape, change=huge))
-        good = house.add(write_adapter(tmp_path / f"good{number}", house.base.shape, rank=3, seed=2, targets=MLP))
+    for number, rig in enumerate((replayed, eager)):
+        bad = rig.add(write_adapter(tmp_path / f"bad{number}", rig.base.shape, change=huge))
+        good = rig.add(write_adapter(tmp_path / f"good{number}", rig.base.shape, rank=3, seed=2, targets=MLP))
         for _ in range(2):
-            broken = house.submit([9], LONG, bad)
-            fine = [house.submit([at], LONG, adapter) for at, adapter in enumerate((None, good, None, good))]
-            answered = house.run()
+            broken = rig.submit([9], LONG, bad)
+            fine = [rig.submit([at], LONG, adapter) for at, adapter in enumerate((None, good, None, good))]
+            answered = rig.run()
             assert answered[broken].error_code == "adapter_overflow"
             answers.append([answered[name] for name in fine])
     assert recorder.replayed > 5
@@ -159,16 +161,16 @@ class Refuses:
 
 
 def test_a_model_that_cannot_be_recorded_is_served_as_without(
-    model_dir: Path, eager: House, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    model_dir: Path, eager: EngineRig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    house, answers = House.of(model_dir, tmp_path / "refused", recorder=Refuses()), []
-    for number, one in enumerate((house, eager)):
+    rig, answers = EngineRig.load(model_dir, tmp_path / "refused", recorder=Refuses()), []
+    for number, one in enumerate((rig, eager)):
         adapter = one.add(write_adapter(tmp_path / f"a{number}", one.base.shape))
         names = [one.submit([1, 2, 3], LONG, adapter), one.submit([4], LONG)]
         answered = one.run()
         answers.append([answered[name].tokens for name in names])
-    house.close()
-    assert answers[0] == answers[1] and not decoding(house).works
+    rig.close()
+    assert answers[0] == answers[1] and not decoding(rig).works
     assert [record.getMessage() for record in caplog.records].count(
         "decode steps are computed without CUDA graphs from now on: not this one"
     ) == 1
@@ -187,20 +189,20 @@ def test_flash_attention_is_told_the_same_by_a_recorded_step(model_dir: Path, tm
     recorders, answers, told = (Simply(), None), [], []
     for recorder in recorders:
         varlen, root = PlainVarlen(), tmp_path / str(recorder is None)
-        house = House.of(model_dir, root, dtype="bfloat16", block_size=256, num_blocks=16, recorder=recorder)
-        runner = house.engine._runner
+        rig = EngineRig.load(model_dir, root, dtype="bfloat16", block_size=256, num_blocks=16, recorder=recorder)
+        runner = rig.engine._runner
         assert isinstance(runner, ModelRunner)
         runner._flash = Flash(varlen)
         if recorder is not None:
-            decoding(house)._flash = Flash(varlen)
-        ids = add(house, root / "adapters", 4)
+            decoding(rig)._flash = Flash(varlen)
+        ids = add(rig, root / "adapters", 4)
         prompts = [[number] * length for number, length in enumerate((250, 3, 254, 1, 260))]
-        names = [house.submit(prompt, LONG, id) for prompt, id in zip(prompts, [*ids, None], strict=True)]
-        answered = house.run()
+        names = [rig.submit(prompt, LONG, id) for prompt, id in zip(prompts, [*ids, None], strict=True)]
+        answered = rig.run()
         answers.append([answered[name] for name in names])
         told.append(varlen.longest)
-        house.close()
-        assert recorder is None or decoding(house).works
+        rig.close()
+        assert recorder is None or decoding(rig).works
     assert (1, 512) in told[0] and (1, 512) not in told[1], "a recording reckons with the longest context there may be"
     for got, want in zip(*answers, strict=True):
         assert got.tokens[:2] == want.tokens[:2], "later ones may differ by their rounding"

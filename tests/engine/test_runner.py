@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from adapters.manifest import Kind
 from engine.sequence import FinishReason, SamplingParams
 from tests.support.adapters import Tensors, write_adapter
+from tests.support.engine_rig import Answer, EngineRig
 from tests.support.models import VOCAB, tiny_model, tiny_model_dir
-from tests.support.serving import Answer, House
 
 PROMPTS = [
     list(range(5, 45)),
@@ -35,9 +35,9 @@ def reference() -> PreTrainedModel:
 
 
 @pytest.fixture
-def house(model_dir: Path, tmp_path: Path) -> Iterator[House]:
+def rig(model_dir: Path, tmp_path: Path) -> Iterator[EngineRig]:
     """Steps of 8 tokens and blocks of 4, so that all but the shortest prompts come in chunks."""
-    made = House.of(model_dir, tmp_path, max_batch_tokens=8)
+    made = EngineRig.load(model_dir, tmp_path, max_batch_tokens=8)
     yield made
     made.close()
 
@@ -64,17 +64,17 @@ def check(answer: Answer, prompt: Sequence[int], reference: PreTrainedModel) -> 
         assert report.logprob == pytest.approx(float(row[report.token_id]), abs=1e-4)
 
 
-def test_mixed_chunked_requests_say_what_a_full_forward_says(house: House, reference: PreTrainedModel) -> None:
-    ids = [house.submit(prompt, greedy()) for prompt in PROMPTS]
-    answers = house.run()
+def test_mixed_chunked_requests_say_what_a_full_forward_says(rig: EngineRig, reference: PreTrainedModel) -> None:
+    ids = [rig.submit(prompt, greedy()) for prompt in PROMPTS]
+    answers = rig.run()
     for id, prompt in zip(ids, PROMPTS, strict=True):
         check(answers[id], prompt, reference)
 
 
-def test_prompt_logprobs_are_a_full_forwards_log_softmax(house: House, reference: PreTrainedModel) -> None:
+def test_prompt_logprobs_are_a_full_forwards_log_softmax(rig: EngineRig, reference: PreTrainedModel) -> None:
     params = [SamplingParams(max_tokens=number % 2, temperature=0, prompt_logprobs=3) for number in range(len(PROMPTS))]
-    ids = [house.submit(prompt, p) for prompt, p in zip(PROMPTS, params, strict=True)]
-    answers = house.run()
+    ids = [rig.submit(prompt, p) for prompt, p in zip(PROMPTS, params, strict=True)]
+    answers = rig.run()
     for id, prompt in zip(ids, PROMPTS, strict=True):
         reports, said = answers[id].prompt_logprobs, logprobs(reference, prompt)
         assert reports is not None and reports[0] is None and len(reports) == len(prompt)
@@ -85,26 +85,26 @@ def test_prompt_logprobs_are_a_full_forwards_log_softmax(house: House, reference
         assert answers[id].finish_reason is FinishReason.LENGTH
 
 
-def test_a_reused_prefix_changes_nothing(house: House, reference: PreTrainedModel) -> None:
-    first = house.submit(PROMPTS[0], greedy())
-    before = house.run()[first]
-    again, longer = house.submit(PROMPTS[0], greedy()), house.submit([*PROMPTS[0], 50, 51], greedy())
-    answers = house.run()
-    assert house.engine.scheduler.prefix_tokens_found == 36 + 40
+def test_a_reused_prefix_changes_nothing(rig: EngineRig, reference: PreTrainedModel) -> None:
+    first = rig.submit(PROMPTS[0], greedy())
+    before = rig.run()[first]
+    again, longer = rig.submit(PROMPTS[0], greedy()), rig.submit([*PROMPTS[0], 50, 51], greedy())
+    answers = rig.run()
+    assert rig.engine.scheduler.prefix_tokens_found == 36 + 40
     assert answers[again].tokens == before.tokens
     check(answers[longer], [*PROMPTS[0], 50, 51], reference)
 
 
 def test_preemption_changes_nothing(model_dir: Path, tmp_path: Path, reference: PreTrainedModel) -> None:
     preempted: list[str] = []
-    house = House.of(
+    rig = EngineRig.load(
         model_dir, tmp_path, num_blocks=13, max_batch_tokens=16, observe=lambda e: preempted.append(type(e).__name__)
     )
     prompts = [[start, *range(20)] for start in (50, 60)]
     params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, logprobs=VOCAB, prompt_logprobs=0)
-    ids = [house.submit(prompt, params) for prompt in prompts]
-    answers = house.run()
-    house.close()
+    ids = [rig.submit(prompt, params) for prompt in prompts]
+    answers = rig.run()
+    rig.close()
     assert "Preempted" in preempted
     for id, prompt in zip(ids, prompts, strict=True):
         check(answers[id], prompt, reference)
@@ -118,13 +118,13 @@ def huge(tensors: Tensors) -> Tensors:
 
 @pytest.mark.parametrize(("scored", "kind"), [(False, "lora"), (True, "lora"), (False, "dora")])
 def test_b25_an_adapter_that_overflows_fails_its_own_requests_alone(
-    house: House, tmp_path: Path, reference: PreTrainedModel, scored: bool, kind: Kind
+    rig: EngineRig, tmp_path: Path, reference: PreTrainedModel, scored: bool, kind: Kind
 ) -> None:
-    bad = house.add(write_adapter(tmp_path / "bad", house.base.shape, change=huge, kind=kind))
+    bad = rig.add(write_adapter(tmp_path / "bad", rig.base.shape, change=huge, kind=kind))
     params = SamplingParams(max_tokens=0, prompt_logprobs=0) if scored else greedy()
-    broken = [house.submit(prompt, params, bad) for prompt in PROMPTS[2:4]]
-    fine = [house.submit(prompt, greedy()) for prompt in PROMPTS]
-    answers = house.run()
+    broken = [rig.submit(prompt, params, bad) for prompt in PROMPTS[2:4]]
+    fine = [rig.submit(prompt, greedy()) for prompt in PROMPTS]
+    answers = rig.run()
     assert [answers[id].error_code for id in broken] == ["adapter_overflow"] * 2
     for id, prompt in zip(fine, PROMPTS, strict=True):
         check(answers[id], prompt, reference)
@@ -135,13 +135,13 @@ def test_b25_numbers_that_overflow_the_bases_dtype_fail_their_own_requests_alone
     model_dir: Path, tmp_path: Path, dtype: str, most: float
 ) -> None:
     """Finite in the file, and infinite in the base's dtype."""
-    house = House.of(model_dir, tmp_path, dtype=dtype)
-    alone = house.submit(PROMPTS[0], greedy())
-    before = house.run()[alone].tokens
-    bad = house.add(write_adapter(tmp_path / "bad", house.base.shape, change=filled(most)))
-    fine, broken = house.submit(PROMPTS[0], greedy()), house.submit(PROMPTS[0], greedy(), bad)
-    answers = house.run()
-    house.close()
+    rig = EngineRig.load(model_dir, tmp_path, dtype=dtype)
+    alone = rig.submit(PROMPTS[0], greedy())
+    before = rig.run()[alone].tokens
+    bad = rig.add(write_adapter(tmp_path / "bad", rig.base.shape, change=filled(most)))
+    fine, broken = rig.submit(PROMPTS[0], greedy()), rig.submit(PROMPTS[0], greedy(), bad)
+    answers = rig.run()
+    rig.close()
     assert answers[broken].error_code == "adapter_overflow" and answers[fine].tokens == before
 
 
@@ -152,11 +152,11 @@ def filled(value: float) -> Callable[[Tensors], Tensors]:
 def test_blocks_that_held_nan_are_reused_without_a_trace(
     model_dir: Path, tmp_path: Path, reference: PreTrainedModel
 ) -> None:
-    house = House.of(model_dir, tmp_path, num_blocks=12)
-    bad = house.add(write_adapter(tmp_path / "bad", house.base.shape, change=huge))
+    rig = EngineRig.load(model_dir, tmp_path, num_blocks=12)
+    bad = rig.add(write_adapter(tmp_path / "bad", rig.base.shape, change=huge))
     for start in range(0, 150, 30):
-        house.submit(range(start, start + 30), greedy(), bad)
-        house.run()
-    id = house.submit(PROMPTS[3], greedy())
-    check(house.run()[id], PROMPTS[3], reference)
-    house.close()
+        rig.submit(range(start, start + 30), greedy(), bad)
+        rig.run()
+    id = rig.submit(PROMPTS[3], greedy())
+    check(rig.run()[id], PROMPTS[3], reference)
+    rig.close()

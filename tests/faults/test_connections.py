@@ -18,14 +18,14 @@ import uvloop
 from engine.worker import EngineWorker
 from server.connections import AHEAD, OTHER_FILES, RESERVE, Bounds, affordable, raise_file_limit
 from server.ports import Limits
-from tests.support.crowd import SPARE
 from tests.support.engine import FakeWorker
 from tests.support.engine_fakes import Bench
-from tests.support.face import BASE, Face, make_face
 from tests.support.http import LiveServer, eventually, serve
+from tests.support.idle_connections import SPARE
 from tests.support.invariants import check_disk, check_error
-from tests.support.manners import check_after
-from tests.support.sending import heard
+from tests.support.reply_checks import check_after
+from tests.support.server_rig import BASE, ServerRig, make_rig
+from tests.support.upload_steps import read_reply
 
 ROOT = Path(__file__).parents[2]
 COMPLETION = {"model": BASE, "prompt": "Once", "max_tokens": 4}
@@ -33,8 +33,8 @@ HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/j
 
 
 @pytest.fixture
-def face(tmp_path: Path) -> Iterator[Face]:
-    made = make_face(tmp_path, FakeWorker(delay_s=0.01, max_model_len=1_000_000), Limits(1_000_000, idle_s=0.4))
+def rig(tmp_path: Path) -> Iterator[ServerRig]:
+    made = make_rig(tmp_path, FakeWorker(delay_s=0.01, max_model_len=1_000_000), Limits(1_000_000, idle_s=0.4))
     yield made
     made.registry.close()
 
@@ -56,10 +56,10 @@ def told(connection: socket.socket) -> tuple[int, str]:
     return int(head.split()[1]), json.loads(body)["error"]["code"]
 
 
-def well(live: LiveServer, face: Face) -> None:
+def well(live: LiveServer, rig: ServerRig) -> None:
     """The server is as it was, for whoever comes next."""
     with live.client() as client:
-        check_after(client, face)
+        check_after(client, rig)
 
 
 def ask(live: LiveServer) -> int:
@@ -72,8 +72,8 @@ def test_f61_a_hangup_gives_back_the_engines_blocks(tmp_path: Path, stream: bool
     bench = Bench()
     bench.runner.delay_s = 0.01
     worker = EngineWorker(bench.engine)
-    face = make_face(tmp_path, worker, Limits(200))  # type: ignore[arg-type]
-    with serve(face.app) as live:
+    rig = make_rig(tmp_path, worker, Limits(200))  # type: ignore[arg-type]
+    with serve(rig.app) as live:
 
         async def start() -> None:
             worker.start()
@@ -85,10 +85,10 @@ def test_f61_a_hangup_gives_back_the_engines_blocks(tmp_path: Path, stream: bool
             eventually(lambda: worker.stats().blocks_used > 0)
         eventually(lambda: worker.stats().running == 0 and worker.stats().blocks_used == 0)
         assert ask(live) == 200
-        eventually(lambda: worker.stats().blocks_used == 0 and face.services.lifecycle.in_flight == 0)
-        check_disk(face)
+        eventually(lambda: worker.stats().blocks_used == 0 and rig.services.lifecycle.in_flight == 0)
+        check_disk(rig)
         live.call(worker.stop(1))
-    face.registry.close()
+    rig.registry.close()
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def crowd(live: LiveServer, count: int) -> Iterator[Crowd]:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     each = count if hard == resource.RLIM_INFINITY else min(count, hard - SPARE)
     shares = [min(each, count - taken) for taken in range(0, count, each)]
-    command = [sys.executable, "-m", "tests.support.crowd", live.url.rsplit(":", 1)[1]]
+    command = [sys.executable, "-m", "tests.support.idle_connections", live.url.rsplit(":", 1)[1]]
     piped = partial(subprocess.Popen, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     made = Crowd([piped([*command, str(share)]) for share in shares])
     try:
@@ -134,14 +134,14 @@ def crowd(live: LiveServer, count: int) -> Iterator[Crowd]:
 
 
 @pytest.mark.parametrize("most", [50, 2048])
-def test_f63_idle_connections_make_room_for_requests(face: Face, most: int, many_files: None) -> None:
+def test_f63_idle_connections_make_room_for_requests(rig: ServerRig, most: int, many_files: None) -> None:
     """Ten thousand, on the loop that `rootstock serve` runs; the crowd itself asks for its health as it comes in."""
     bounds = Bounds(affordable(most))
-    with serve(face.app, bounds, uvloop.new_event_loop) as live, crowd(live, 10_000) as idle:
+    with serve(rig.app, bounds, uvloop.new_event_loop) as live, crowd(live, 10_000) as idle:
         assert idle.count() == 10_000
         assert ask(live) == 200
         eventually(lambda: idle.refused() >= 10_000 - bounds.connections)
-        well(live, face)
+        well(live, rig)
 
 
 def test_f63_there_are_no_more_connections_than_files() -> None:
@@ -156,14 +156,14 @@ def test_f63_there_are_no_more_connections_than_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_f63_when_all_are_busy_the_rest_is_refused_and_probes_answer(face: Face) -> None:
-    face.worker.delay_s = 0.05
-    with serve(face.app, Bounds(connections=20)) as live, contextlib.ExitStack() as stack:
+def test_f63_when_all_are_busy_the_rest_is_refused_and_probes_answer(rig: ServerRig) -> None:
+    rig.worker.delay_s = 0.05
+    with serve(rig.app, Bounds(connections=20)) as live, contextlib.ExitStack() as stack:
         body = json.dumps(COMPLETION | {"max_tokens": 10_000}).encode()
         for _ in range(20):
             busy = stack.enter_context(connect(live))
             busy.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-        eventually(lambda: len(face.worker.running) == 20)
+        eventually(lambda: len(rig.worker.running) == 20)
         with live.client() as client:
             refused = client.post("/v1/completions", json=COMPLETION)
             assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
@@ -171,36 +171,36 @@ def test_f63_when_all_are_busy_the_rest_is_refused_and_probes_answer(face: Face)
         with live.client() as client:
             assert client.get("/livez").status_code == client.get("/readyz").status_code == 200
         stack.close()
-        well(live, face)
+        well(live, rig)
 
 
-def test_f64_a_head_that_dribbles_is_408(face: Face) -> None:
-    with serve(face.app, Bounds(head_s=0.4)) as live, connect(live) as silent, connect(live) as dribbling:
+def test_f64_a_head_that_dribbles_is_408(rig: ServerRig) -> None:
+    with serve(rig.app, Bounds(head_s=0.4)) as live, connect(live) as silent, connect(live) as dribbling:
         for byte in HEAD[:12]:
             dribbling.sendall(bytes([byte]))
             time.sleep(0.02)
         assert told(dribbling) == told(silent) == (408, "head_timeout")
-        well(live, face)
+        well(live, rig)
 
 
-def test_f64_a_body_that_dribbles_is_408(face: Face) -> None:
-    with serve(face.app) as live, connect(live) as connection:
+def test_f64_a_body_that_dribbles_is_408(rig: ServerRig) -> None:
+    with serve(rig.app) as live, connect(live) as connection:
         connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
         with pytest.raises(ConnectionError):
             for _ in range(500):
                 connection.sendall(b"1\r\n \r\n")
                 time.sleep(0.02)
         assert told(connection) == (408, "body_timeout"), "it was told before it was cut off"
-        well(live, face)
+        well(live, rig)
 
 
 @pytest.mark.parametrize("ended", [True, False])
-def test_f64_a_head_of_64_kilobytes_is_431(face: Face, ended: bool) -> None:
-    with serve(face.app) as live, connect(live) as connection:
+def test_f64_a_head_of_64_kilobytes_is_431(rig: ServerRig, ended: bool) -> None:
+    with serve(rig.app) as live, connect(live) as connection:
         with contextlib.suppress(OSError):
             connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"X-Much: y\r\n" * 6000 + b"\r\n" * ended)
         assert told(connection) == (431, "head_too_large")
-        well(live, face)
+        well(live, rig)
 
 
 ENDLESS = {
@@ -215,11 +215,11 @@ UNREAD = b"GET /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.mark.parametrize("what", ENDLESS)
-def test_f64_what_comes_beside_a_body_is_bounded_as_a_head_is(face: Face, what: str) -> None:
+def test_f64_what_comes_beside_a_body_is_bounded_as_a_head_is(rig: ServerRig, what: str) -> None:
     """Behind an answer it is told; a request that waits for its body is cut off, sooner than for being slow."""
-    with serve(face.app) as live, connect(live) as answered, connect(live) as asking:
+    with serve(rig.app) as live, connect(live) as answered, connect(live) as asking:
         answered.sendall(UNREAD)
-        assert heard(answered).status_code == 200
+        assert read_reply(answered).status_code == 200
         asking.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
         for connection in (answered, asking):
             with contextlib.suppress(OSError):
@@ -227,34 +227,34 @@ def test_f64_what_comes_beside_a_body_is_bounded_as_a_head_is(face: Face, what: 
         assert told(answered) == (431, "head_too_large")
         with contextlib.suppress(ConnectionResetError):
             assert asking.recv(65536) == b""
-        well(live, face)
+        well(live, rig)
 
 
-def test_f64_who_falls_silent_in_a_body_that_was_not_asked_for_is_let_go(face: Face) -> None:
-    with serve(face.app, keep_alive_s=1) as live, connect(live) as connection:
+def test_f64_who_falls_silent_in_a_body_that_was_not_asked_for_is_let_go(rig: ServerRig) -> None:
+    with serve(rig.app, keep_alive_s=1) as live, connect(live) as connection:
         connection.sendall(UNREAD)
-        assert heard(connection).status_code == 200
+        assert read_reply(connection).status_code == 200
         connection.sendall(b"1\r\nx\r\n")
         assert connection.recv(65536) == b""
-        well(live, face)
+        well(live, rig)
 
 
-def test_f65_pipelined_requests_are_answered_in_order(face: Face) -> None:
-    with serve(face.app) as live, connect(live) as connection:
+def test_f65_pipelined_requests_are_answered_in_order(rig: ServerRig) -> None:
+    with serve(rig.app) as live, connect(live) as connection:
         get = b"GET %s HTTP/1.1\r\nHost: x\r\n%s\r\n"
         last = get % (b"/livez", b"Connection: close\r\n")
         connection.sendall(get % (b"/version", b"") + get % (b"/livez", b"") * (AHEAD - 1) + last)
         reply = b""
         while chunk := connection.recv(65536):
             reply += chunk
-        well(live, face)
+        well(live, rig)
     assert reply.count(b"HTTP/1.1 200") == 1 + AHEAD and reply.index(b'"base"') < reply.index(b'"status"')
 
 
-def test_f65_who_sends_too_many_ahead_of_their_answers_is_cut_off(face: Face) -> None:
+def test_f65_who_sends_too_many_ahead_of_their_answers_is_cut_off(rig: ServerRig) -> None:
     body = json.dumps(COMPLETION | {"max_tokens": 100_000}).encode()
     get = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
-    with serve(face.app) as live, connect(live) as connection:
+    with serve(rig.app) as live, connect(live) as connection:
         connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body + get * (AHEAD + 1))
         assert connection.recv(65536) == b""
-        well(live, face)
+        well(live, rig)

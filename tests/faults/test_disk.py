@@ -18,11 +18,11 @@ from adapters.upload_files import UploadSpec
 from adapters.uploads import UploadLimits, Uploads
 from server.usage.ledger import Ledger, UsageFilter
 from server.usage.writer import LedgerWriter
-from tests.support import beside, sent
+from tests.support import http_uploads, server_records
 from tests.support.disks import FaultyDisk, fail
-from tests.support.face import form, make_face
 from tests.support.http import eventually
 from tests.support.invariants import check_disk
+from tests.support.server_rig import form, make_rig
 from tests.support.storage import CHANGES, Storage, furnish
 
 NUMBERS = (errno.ENOSPC, errno.EIO, errno.EMFILE)
@@ -86,10 +86,10 @@ def disk() -> FaultyDisk:
 
 @pytest.fixture
 def http(tmp_path: Path, disk: FaultyDisk) -> Iterator[TestClient]:
-    face = make_face(tmp_path, disk=disk)
-    yield TestClient(face.app)
-    check_disk(face)
-    face.registry.close()
+    rig = make_rig(tmp_path, disk=disk)
+    yield TestClient(rig.app)
+    check_disk(rig)
+    rig.registry.close()
 
 
 @pytest.mark.parametrize(
@@ -130,37 +130,37 @@ def test_g69_a_form_that_finds_no_room_while_it_arrives_is_told_and_leaves_nothi
     assert http.post("/v1/adapters", data={"name": "new"}, files=form(2)).status_code == 201
 
 
-BESIDE = {**beside.CHANGES, **beside.FIRST_CHANGES}
+RECORD_CHANGES = {**server_records.CHANGES, **server_records.FIRST_CHANGES}
 
 
-@pytest.mark.parametrize("change", BESIDE)
+@pytest.mark.parametrize("change", RECORD_CHANGES)
 def test_g69_uploads_keys_and_usage_are_as_before_or_as_asked_wherever_the_disk_fails(
     tmp_path: Path, change: str
 ) -> None:
     """After every failure the change is made again by whoever asked for it, and holds; nothing is made twice."""
-    first = change in beside.FIRST_CHANGES
-    (beside.furnish_barely if first else beside.furnish)(tmp_path / "furnished")
-    with closing(beside.Beside(tmp_path / "furnished")) as kept:
+    first = change in server_records.FIRST_CHANGES
+    (server_records.furnish_barely if first else server_records.furnish)(tmp_path / "furnished")
+    with closing(server_records.ServerRecords(tmp_path / "furnished")) as kept:
         old = kept.facts()
     wanted, failed = None, 0
     for at in count():
         number, root = NUMBERS[at % len(NUMBERS)], tmp_path / "data"
         disk = FaultyDisk(fail(number), at)
         shutil.copytree(tmp_path / "furnished", root)
-        with closing(beside.Beside(root, disk)) as kept:
+        with closing(server_records.ServerRecords(root, disk)) as kept:
             try:
-                BESIDE[change](kept)
+                RECORD_CHANGES[change](kept)
             except OSError as error:
                 assert error.errno == number
                 failed += 1
                 disk.arm(None)
                 if kept.facts() == old:
-                    BESIDE[change](kept)
+                    RECORD_CHANGES[change](kept)
             done = len(disk.calls) <= at
             disk.arm(None)
             wanted = kept.facts() if wanted is None else wanted
             assert kept.facts() == wanted != old
-        with closing(beside.Beside(root)) as again:
+        with closing(server_records.ServerRecords(root)) as again:
             again.check()
             assert again.facts() == wanted, "it is on disk, not in memory only"
         shutil.rmtree(root)
@@ -169,22 +169,22 @@ def test_g69_uploads_keys_and_usage_are_as_before_or_as_asked_wherever_the_disk_
     assert (failed > 0) == (change != "finish an upload"), "what was made of an upload stands, noted or not"
 
 
-@pytest.mark.parametrize("change", sent.CHANGES)
+@pytest.mark.parametrize("change", http_uploads.CHANGES)
 def test_g69_what_a_client_is_told_of_an_upload_with_its_eval_and_alias_is_so(tmp_path: Path, change: str) -> None:
     """Refused, nothing is there; answered with success, all of it, and still so after a restart. Asked again, it is
     made, or was made.
     """
-    send, made = sent.CHANGES[change], []
-    sent.furnish(tmp_path / "furnished")
+    send, made = http_uploads.CHANGES[change], []
+    http_uploads.furnish(tmp_path / "furnished")
     shutil.copytree(tmp_path / "furnished", tmp_path / "whole")
-    with closing(sent.Sent(tmp_path / "whole")) as whole:
+    with closing(http_uploads.HttpUploads(tmp_path / "whole")) as whole:
         old, answer, new = whole.facts(), send(whole).status, whole.facts()
     assert old != new and answer in (200, 201)
     for at in count():
         number, root = NUMBERS[at % len(NUMBERS)], tmp_path / "data"
         shutil.copytree(tmp_path / "furnished", root)
         disk = FaultyDisk(fail(number))
-        with closing(sent.Sent(root, disk)) as tried, capture_logs():  # a traceback is slow to print
+        with closing(http_uploads.HttpUploads(root, disk)) as tried, capture_logs():  # a traceback is slow to print
             disk.arm(at)
             told, calls = send(tried).status, len(disk.calls)
             disk.arm(None)
@@ -194,7 +194,7 @@ def test_g69_what_a_client_is_told_of_an_upload_with_its_eval_and_alias_is_so(tm
                 f"{told} at call {at}"
             )  # blobs: see test_unsettled
             assert made[-1] or send(tried).status == answer
-        with closing(sent.Sent(root)) as again:
+        with closing(http_uploads.HttpUploads(root)) as again:
             again.check()
             over = again.upload()[1] == "ready"
             assert send(again).status == (409 if over else 200) and again.facts() == new
@@ -249,6 +249,6 @@ def test_g69_usage_waits_for_room_and_is_written_once(tmp_path: Path) -> None:
     ledger = Ledger(f"sqlite:///{tmp_path / 'usage.sqlite'}", disk)
     with closing(ledger), closing(LedgerWriter(ledger, retry_s=0.01)) as writer:
         disk.arm(0)
-        writer.record(beside.BEFORE)
-        eventually(lambda: list(ledger.rows(UsageFilter())) == [beside.BEFORE])
+        writer.record(server_records.BEFORE)
+        eventually(lambda: list(ledger.rows(UsageFilter())) == [server_records.BEFORE])
         assert disk.calls == ["commit", "commit"]

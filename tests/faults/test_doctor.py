@@ -16,7 +16,7 @@ from adapters.registry import Registry
 from adapters.store import BlobStore
 from server.cli import _app
 from server.datadir import DataDir, DataDirInUse
-from tests.support.face import served, write_adapter
+from tests.support.server_rig import served, write_adapter
 from tests.support.storage import damage_blob
 
 

@@ -18,7 +18,7 @@ from adapters.recovery import Rebuilt, rebuild
 from adapters.sharing import EVERYBODY
 from adapters.store import BlobStore
 from tests.support.disks import FaultyDisk, fail
-from tests.support.face import form, make_face
+from tests.support.server_rig import form, make_rig
 from tests.support.storage import CHANGES, Storage, furnish
 
 
@@ -205,12 +205,12 @@ def test_a_dossier_says_what_it_was_told(root: Path) -> None:
 
 def test_g70_a_client_is_not_told_of_an_end_that_may_not_last(tmp_path: Path) -> None:
     disk = FaultyDisk(fail(errno.ENOSPC), lasting=True)
-    face = make_face(tmp_path, disk=disk)
-    http = TestClient(face.app)
+    rig = make_rig(tmp_path, disk=disk)
+    http = TestClient(rig.app)
     assert http.post("/v1/adapters", data={"name": "mine"}, files=form(1)).status_code == 201
     assert http.put("/v1/adapters/mine/shares/acme").is_success
     disk.arm(1)
     assert http.delete("/v1/adapters/mine/shares/acme").status_code == 503
     disk.arm(None)
     assert http.delete("/v1/adapters/mine/shares/acme").is_success
-    face.registry.close()
+    rig.registry.close()

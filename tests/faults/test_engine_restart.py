@@ -17,7 +17,7 @@ from server.errors import api_error
 from tests.engine.test_worker import collect, request, until
 from tests.support.engine import FakeWorker
 from tests.support.engine_fakes import Bench, named
-from tests.support.face import Face, make_face
+from tests.support.server_rig import ServerRig, make_rig
 
 
 class Workshop:
@@ -101,17 +101,17 @@ def test_g72_restarts_are_counted_in_a_window() -> None:
 
 
 @pytest.fixture
-def face(tmp_path: Path) -> Iterator[Face]:
-    made = make_face(tmp_path, FakeWorker(restarting=True, restarts=1))
+def rig(tmp_path: Path) -> Iterator[ServerRig]:
+    made = make_rig(tmp_path, FakeWorker(restarting=True, restarts=1))
     yield made
     made.registry.close()
 
 
-def test_g72_probes_and_codes_tell_of_a_restart(face: Face) -> None:
-    http = TestClient(face.app)
+def test_g72_probes_and_codes_tell_of_a_restart(rig: ServerRig) -> None:
+    http = TestClient(rig.app)
     assert http.get("/livez").json() == {"status": "restarting", "engine_restarts": 1}
     assert http.get("/livez").status_code == 200 and http.get("/readyz").status_code == 503
-    face.worker.alive = False
+    rig.worker.alive = False
     assert http.get("/livez").status_code == 503
     told = api_error(EngineRestarting("soon"))
     assert told is not None and (told.status_code, told.code) == (503, "engine_restarting")

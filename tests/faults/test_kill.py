@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import beside, sent
+from tests.support import http_uploads, server_records
 from tests.support.crashes import FOUND, KILLED, LOST, NO_MORE, SHARING
 
-CHANGES = (*KILLED, *beside.CHANGES, *beside.FIRST_CHANGES, *sent.CHANGES)
+CHANGES = (*KILLED, *server_records.CHANGES, *server_records.FIRST_CHANGES, *http_uploads.CHANGES)
 
 ROOT = Path(__file__).parents[2]
 

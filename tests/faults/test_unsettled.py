@@ -20,7 +20,7 @@ from adapters.disk import Disk
 from adapters.errors import Unsettled
 from adapters.upload_files import UploadSpec
 from adapters.uploads import UploadLimits, Uploads
-from tests.support import sent
+from tests.support import http_uploads
 from tests.support.disks import FaultyDisk, Moment, fail
 from tests.support.storage import CHANGES, Storage, furnish
 
@@ -85,18 +85,18 @@ def test_g69_a_change_is_what_was_told_of_it_when_no_later_call_works(
 
 @pytest.mark.parametrize("change", ["post a form with eval and alias", "finish an upload with eval and alias"])
 def test_g69_an_upload_is_what_its_client_was_told_when_no_later_call_works(tmp_path: Path, change: str) -> None:
-    sent.furnish(tmp_path / "furnished")
+    http_uploads.furnish(tmp_path / "furnished")
     shutil.copytree(tmp_path / "furnished", tmp_path / "whole")
-    with closing(sent.Sent(tmp_path / "whole")) as whole:
-        assert sent.CHANGES[change](whole).status == 201
+    with closing(http_uploads.HttpUploads(tmp_path / "whole")) as whole:
+        assert http_uploads.CHANGES[change](whole).status == 201
     old, new = names(tmp_path / "furnished" / "data"), names(tmp_path / "whole" / "data")
     statuses: list[int] = []
     for at in count():
         shutil.copytree(tmp_path / "furnished", root := tmp_path / "data")
         disk = FaultyDisk(fail((errno.ENOSPC, errno.EIO)[at % 2]), lasting=True)
-        with closing(sent.Sent(root, disk)) as tried, capture_logs():  # a traceback is slow to print
+        with closing(http_uploads.HttpUploads(root, disk)) as tried, capture_logs():  # a traceback is slow to print
             disk.arm(at)
-            reply, calls = sent.CHANGES[change](tried), len(disk.calls)
+            reply, calls = http_uploads.CHANGES[change](tried), len(disk.calls)
         statuses.append(reply.status)
         found = names(root / "data")
         assert found in {507: [old], 503: [old, new], 201: [new]}[statuses[-1]], f"{statuses[-1]}, {at} calls work"
@@ -126,17 +126,17 @@ class Starved(Disk):
 
 @pytest.mark.parametrize("change", ["post a form with eval and alias", "finish an upload with eval and alias"])
 def test_g69_what_cannot_be_read_after_the_commit_undoes_nothing(tmp_path: Path, change: str) -> None:
-    sent.furnish(tmp_path / "sent")
+    http_uploads.furnish(tmp_path / "sent")
     disk = Starved()
-    with closing(sent.Sent(tmp_path / "sent", disk)) as tried, capture_logs():
+    with closing(http_uploads.HttpUploads(tmp_path / "sent", disk)) as tried, capture_logs():
         old = names(tmp_path / "sent" / "data")
         try:
-            reply = sent.CHANGES[change](tried)
+            reply = http_uploads.CHANGES[change](tried)
         finally:
             disk.feed()
         assert reply.status == 503 and WORDS[503] in reply.text
-        assert sent.CHANGES[change](tried).status in (200, 409), "a form comes to the same; an upload is over"
-    with closing(sent.Sent(tmp_path / "sent")) as again:
+        assert http_uploads.CHANGES[change](tried).status in (200, 409), "a form comes to the same; an upload is over"
+    with closing(http_uploads.HttpUploads(tmp_path / "sent")) as again:
         again.check()
     assert names(tmp_path / "sent" / "data") != old
 

@@ -21,7 +21,7 @@ from schemathesis.core.result import Ok
 from starlette.testclient import TestClient
 
 from tests.fuzz.stateful import CONFORMANCE
-from tests.support.face import Face, form, make_face
+from tests.support.server_rig import ServerRig, form, make_rig
 
 NAME = "fuzzed"
 _ROUND = 10
@@ -31,14 +31,14 @@ _CHECKS = ("not_a_server_error", "unsupported_method", "allow_header_conformance
 _INSIDE = ("Traceback", ".py", "site-packages")
 
 
-def fuzz(face: Face, examples: int, same: bool = False) -> Counter[tuple[str, int]]:
+def fuzz(rig: ServerRig, examples: int, same: bool = False) -> Counter[tuple[str, int]]:
     """`examples` requests of each operation; how often each had which status. Raises what a check raises.
 
     With `same`, they are the same ones every time.
     """
     load_all_checks()
     checks: list[Any] = [CHECKS.get_one(name) for name in _CHECKS]
-    schema = schemathesis.openapi.from_asgi("/openapi.json", face.app)
+    schema = schemathesis.openapi.from_asgi("/openapi.json", rig.app)
     seen: Counter[tuple[str, int]] = Counter()
     for found in schema.get_all_operations():
         assert isinstance(found, Ok), "the description is our own"
@@ -49,7 +49,7 @@ def fuzz(face: Face, examples: int, same: bool = False) -> Counter[tuple[str, in
         @given(case=operation.as_strategy(), known=st.booleans())
         def request(case: Case[Any], known: bool) -> None:
             if known:
-                _upload(face)
+                _upload(rig)
                 _aim(case)
             reply = case.call()
             seen[case.operation.label, reply.status_code] += 1
@@ -60,9 +60,9 @@ def fuzz(face: Face, examples: int, same: bool = False) -> Counter[tuple[str, in
     return seen
 
 
-def _upload(face: Face) -> None:
+def _upload(rig: ServerRig) -> None:
     """Two versions and an alias of the adapter that requests are aimed at, unless one of them deleted it."""
-    client = TestClient(face.app)
+    client = TestClient(rig.app)
     if client.get(f"/v1/adapters/{NAME}@2").status_code == 200:
         return
     for seed in (1, 2):
@@ -86,9 +86,9 @@ def main() -> None:
     seen: Counter[tuple[str, int]] = Counter()
     while not seen or time.monotonic() < until:
         with tempfile.TemporaryDirectory() as folder:
-            face = make_face(Path(folder))
-            seen += fuzz(face, _ROUND)
-            face.registry.close()
+            rig = make_rig(Path(folder))
+            seen += fuzz(rig, _ROUND)
+            rig.registry.close()
     for (label, status), count in sorted(seen.items()):
         print(f"{label}\t{status}\t{count}")
 

@@ -29,8 +29,8 @@ from server.garbage import Garbage
 from server.ports import Limits
 from tests.server.test_tokens import tokenizer
 from tests.support.engine import FakeWorker
-from tests.support.face import BASE, make_face
 from tests.support.http import LiveServer, serve
+from tests.support.server_rig import BASE, make_rig
 
 LIMIT_MS = 100.0
 CONTEXT = 131_072
@@ -142,10 +142,10 @@ def _text(size: int) -> str:
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[tuple[LiveServer, Callable[[], bool]]]:
     """The server that the bodies are for, and whether it is answering."""
-    face = make_face(folder, FakeWorker(max_model_len=CONTEXT), Limits(CONTEXT), tokenizer=tokenizer())
-    with serve(face.app) as live:
-        yield live, lambda: face.services.lifecycle.in_flight > 0
-    face.registry.close()
+    rig = make_rig(folder, FakeWorker(max_model_len=CONTEXT), Limits(CONTEXT), tokenizer=tokenizer())
+    with serve(rig.app) as live:
+        yield live, lambda: rig.services.lifecycle.in_flight > 0
+    rig.registry.close()
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from schemathesis import Case
 from schemathesis.core.transport import Response
 
-from tests.support.face import adapter_weights
+from tests.support.server_rig import adapter_weights
 
 BEGIN = "POST /v1/adapters/uploads"
 UPLOAD = "/v1/adapters/uploads/{id}"

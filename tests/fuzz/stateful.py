@@ -26,8 +26,8 @@ from schemathesis.generation.stateful import APIStateMachine
 from starlette.testclient import TestClient
 
 from tests.fuzz.pieces import BEGIN, Pieces
-from tests.support.face import adapter_config, adapter_weights, make_face
-from tests.support.keys import guarded_face, headers_of
+from tests.support.keys import guarded_rig, headers_of
+from tests.support.server_rig import adapter_config, adapter_weights, make_rig
 
 Seen = Counter[tuple[str, int]]
 
@@ -163,15 +163,15 @@ def chains(
 
 
 def batch(folder: Path, examples: int, seed: int, guarded: bool, paths: str | None = None) -> Seen:
-    """Chains over a face of their own."""
+    """Chains over a server of their own."""
     if guarded:
-        with guarded_face(folder) as (face, keys):
-            return chains(face.app, examples, headers_of(keys, "acme"), seed, paths)
-    face = make_face(folder)
+        with guarded_rig(folder) as (rig, keys):
+            return chains(rig.app, examples, headers_of(keys, "acme"), seed, paths)
+    rig = make_rig(folder)
     try:
-        return chains(face.app, examples, seed=seed, paths=paths)
+        return chains(rig.app, examples, seed=seed, paths=paths)
     finally:
-        face.registry.close()
+        rig.registry.close()
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from adapters.config import read_config
 from adapters.errors import InvalidAdapter
 from adapters.header import read_header
-from tests.support.face import adapter_config, adapter_weights
+from tests.support.server_rig import adapter_config, adapter_weights
 
 MOST_TENSORS = 64
 

@@ -4,16 +4,16 @@ from inside."""
 from pathlib import Path
 
 from tests.fuzz.api import fuzz
-from tests.support.face import make_face
+from tests.support.server_rig import make_rig
 
 
 def test_what_the_description_allows_is_never_a_5xx(tmp_path: Path) -> None:
-    face = make_face(tmp_path)
-    seen = fuzz(face, examples=4, same=True)
-    face.registry.close()
+    rig = make_rig(tmp_path)
+    seen = fuzz(rig, examples=4, same=True)
+    rig.registry.close()
     labels = {label for label, _ in seen}
     described = {
-        f"{method.upper()} {path}" for path, methods in face.app.openapi()["paths"].items() for method in methods
+        f"{method.upper()} {path}" for path, methods in rig.app.openapi()["paths"].items() for method in methods
     }
     assert labels >= described
     assert max(status for _, status in seen) < 500

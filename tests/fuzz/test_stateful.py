@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from tests.fuzz.pieces import BEGIN, END, PIECE, SHOW, Pieces
 from tests.fuzz.stateful import UPLOADS, batch, chains
-from tests.support.broken_faces import (
+from tests.support.broken_apps import (
     Careless,
     Forgetful,
     Haunted,
@@ -25,8 +25,8 @@ from tests.support.broken_faces import (
     Undescribed,
     Unmannered,
 )
-from tests.support.face import adapter_config, adapter_weights, make_face
-from tests.support.keys import guarded_face, headers_of
+from tests.support.keys import guarded_rig, headers_of
+from tests.support.server_rig import adapter_config, adapter_weights, make_rig
 
 ADAPTER = "/v1/adapters/{name}"
 
@@ -80,12 +80,12 @@ def test_the_same_seed_makes_the_same_chains(tmp_path: Path) -> None:
 def test_an_application_that_breaks_a_promise_is_found(
     broken: Callable[[ASGIApp], ASGIApp], fault: str, tmp_path: Path
 ) -> None:
-    face = make_face(tmp_path)
+    rig = make_rig(tmp_path)
     try:
         with pytest.raises((FailureGroup, AssertionError)) as found:
-            chains(broken(face.app), examples=60)
+            chains(broken(rig.app), examples=60)
     finally:
-        face.registry.close()
+        rig.registry.close()
     if isinstance(found.value, FailureGroup):
         assert fault in {type(failure).__name__ for failure in found.value.exceptions}
     else:  # `check_gone` came first
@@ -93,12 +93,12 @@ def test_an_application_that_breaks_a_promise_is_found(
 
 
 def test_an_upload_that_loses_bytes_is_found_by_a_chain(tmp_path: Path) -> None:
-    face = make_face(tmp_path)
+    rig = make_rig(tmp_path)
     try:
         with pytest.raises(AssertionError, match="bytes are there"):
-            chains(Swallowing(face.app), examples=20, seed=1, paths=UPLOADS)
+            chains(Swallowing(rig.app), examples=20, seed=1, paths=UPLOADS)
     finally:
-        face.registry.close()
+        rig.registry.close()
 
 
 def turn(http: TestClient, pieces: Pieces, label: str, **told: Any) -> dict[str, Any]:
@@ -128,10 +128,10 @@ def test_an_upload_that_is_not_as_it_says_is_found(
     broken: Callable[[ASGIApp], ASGIApp], fault: str | None, tmp_path: Path
 ) -> None:
     """The turns that show it, without the luck of a chain that comes by them."""
-    face = make_face(tmp_path)
+    rig = make_rig(tmp_path)
     expected = nullcontext() if fault is None else pytest.raises(AssertionError, match=fault)
     try:
-        with TestClient(broken(face.app), base_url="http://127.0.0.1") as http, expected:
+        with TestClient(broken(rig.app), base_url="http://127.0.0.1") as http, expected:
             pieces = Pieces(Counter())
             order = {"name": "pieces", "config": adapter_config().decode(), "size": len(adapter_weights())}
             of = {"id": turn(http, pieces, BEGIN, body=order)["id"]}
@@ -139,21 +139,21 @@ def test_an_upload_that_is_not_as_it_says_is_found(
             turn(http, pieces, SHOW, path_parameters=of)
             turn(http, pieces, END, path_parameters=of, query={"digest": "odd"})
     finally:
-        face.registry.close()
+        rig.registry.close()
 
 
 def test_an_adapter_that_stays_a_model_is_found(tmp_path: Path) -> None:
-    face = make_face(tmp_path)
+    rig = make_rig(tmp_path)
     try:
         with pytest.raises(AssertionError, match="answers for chain-.*, which was deleted"):
-            chains(Haunted(face.app), examples=15)
+            chains(Haunted(rig.app), examples=15)
     finally:
-        face.registry.close()
+        rig.registry.close()
 
 
 def test_an_application_that_asks_for_no_key_is_found(tmp_path: Path) -> None:
-    with guarded_face(tmp_path) as (face, keys):
+    with guarded_rig(tmp_path) as (rig, keys):
         headers = headers_of(keys, "acme")
         with pytest.raises(FailureGroup) as found:
-            chains(OpenDoor(face.app, headers["authorization"]), 15, headers)
+            chains(OpenDoor(rig.app, headers["authorization"]), 15, headers)
     assert {type(failure).__name__ for failure in found.value.exceptions} == {"IgnoredAuth"}

@@ -7,20 +7,20 @@ import torch
 
 from engine.recording import CudaGraphs
 from engine.sequence import SamplingParams
+from tests.support.engine_rig import Answer, EngineRig
 from tests.support.gpu import DEVICE, needs_gpu
 from tests.support.models import tiny_model_dir
 from tests.support.scenario import add, alike, close, decoding, serve, wishes
-from tests.support.serving import Answer, House
 
 pytestmark = needs_gpu
 
 ROUNDING = 0.3  # in log-probabilities of a tiny random model in bfloat16
 
 
-def on_gpu(model: Path, root: Path, graphs: bool, **how: object) -> House:
+def on_gpu(model: Path, root: Path, graphs: bool, **how: object) -> EngineRig:
     settings = {"dtype": "bfloat16", "block_size": 256, "num_blocks": 64} | how
     recorder = CudaGraphs(DEVICE) if graphs else None
-    return House.of(model, root, device="cuda", recorder=recorder, **settings)  # type: ignore[arg-type]
+    return EngineRig.load(model, root, device="cuda", recorder=recorder, **settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "mistral", "gemma3"])
@@ -52,8 +52,8 @@ def test_what_cannot_be_recorded_is_served_all_the_same(tmp_path: Path) -> None:
 def test_a_gpu_in_full_precision_says_what_the_cpu_says(tmp_path: Path) -> None:
     model, scenario = tiny_model_dir("llama", tmp_path), wishes(7, 8, count=12)
     torch.backends.cuda.matmul.allow_tf32 = False
-    cpu = House.of(model, tmp_path / "cpu")
-    gpu = House.of(model, tmp_path / "gpu", device="cuda")
+    cpu = EngineRig.load(model, tmp_path / "cpu")
+    gpu = EngineRig.load(model, tmp_path / "gpu", device="cuda")
     want = serve(cpu, scenario, add(cpu, tmp_path / "a", 8))
     got = serve(gpu, scenario, add(gpu, tmp_path / "b", 8))
     assert [number for number in want if not alike(got[number], want[number])] == []
@@ -64,64 +64,64 @@ def test_a_gpu_in_full_precision_says_what_the_cpu_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize("graphs", [False, True])
 def test_a_4_bit_base_multiplies_as_its_dense_weights_do(graphs: bool, tmp_path: Path) -> None:
     model = tiny_model_dir("llama", tmp_path)
-    house = on_gpu(model, tmp_path / "nf4", graphs, quantization="nf4")
+    rig = on_gpu(model, tmp_path / "nf4", graphs, quantization="nf4")
     for path in ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"):
-        weight, linear = house.base.weight(path), house.base.linears[path]
+        weight, linear = rig.base.weight(path), rig.base.linears[path]
         for rows in (1, 5):
             x = torch.randn(rows, weight.shape[1], device=DEVICE, dtype=torch.bfloat16)
             want = x.float() @ weight.float().T
             assert float((linear(x).float() - want).abs().max()) <= 2e-2 * float(want.abs().max())
     scenario = wishes(8, 6, count=10)
-    got = serve(house, scenario, add(house, tmp_path / "a", 6))
+    got = serve(rig, scenario, add(rig, tmp_path / "a", 6))
     assert all(answer.error_code is None for answer in got.values())
     if graphs:
         eager = on_gpu(model, tmp_path / "eager", False, quantization="nf4")
         want_all = serve(eager, scenario, add(eager, tmp_path / "b", 6))
-        assert decoding(house).works
+        assert decoding(rig).works
         assert [number for number in got if not close(got[number], want_all[number], ROUNDING)] == []
         eager.close()
-    house.close()
+    rig.close()
 
 
 def test_merged_rows_are_replayed_with_the_weights_of_the_day(tmp_path: Path) -> None:
     model = tiny_model_dir("llama", tmp_path)
     houses = [on_gpu(model, tmp_path / str(graphs), graphs) for graphs in (False, True)]
     ask = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, logprobs=0)
-    ids = [add(house, tmp_path / f"a{number}", 3) for number, house in enumerate(houses)]
+    ids = [add(rig, tmp_path / f"a{number}", 3) for number, rig in enumerate(houses)]
     for which in (0, 1, 0):
         answers = []
-        for house, own in zip(houses, ids, strict=True):
-            done = house.engine.merge(own[which])
+        for rig, own in zip(houses, ids, strict=True):
+            done = rig.engine.merge(own[which])
             while not done.done():
-                house.step()
-            names = [house.submit([3, 1, number], ask, own[which]) for number in range(3)]
-            answered = house.run()
+                rig.step()
+            names = [rig.submit([3, 1, number], ask, own[which]) for number in range(3)]
+            answered = rig.run()
             answers.append([answered[name] for name in names])
-            house.engine.unmerge()
+            rig.engine.unmerge()
         assert all(close(got, want, ROUNDING) for want, got in zip(*answers, strict=True))
-    for house in houses:
-        house.close()
+    for rig in houses:
+        rig.close()
 
 
 def test_what_was_recorded_before_a_merge_is_right_after_it(tmp_path: Path) -> None:
     """Graphs that are let go must not take away what those that stay write to."""
-    house = on_gpu(tiny_model_dir("llama", tmp_path), tmp_path / "house", True)
-    ids = add(house, tmp_path / "a", 3)
+    rig = on_gpu(tiny_model_dir("llama", tmp_path), tmp_path / "rig", True)
+    ids = add(rig, tmp_path / "a", 3)
     ask = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, logprobs=0)
 
     def answers() -> list[Answer]:
-        names = [house.submit([5, 6, number], ask, id) for number, id in enumerate((ids[0], None, ids[2]))]
-        answered = house.run()
+        names = [rig.submit([5, 6, number], ask, id) for number, id in enumerate((ids[0], None, ids[2]))]
+        answered = rig.run()
         return [answered[name] for name in names]
 
     before = answers()
     for _ in range(2):
-        done = house.engine.merge(ids[1])
+        done = rig.engine.merge(ids[1])
         while not done.done():
-            house.step()
-        house.submit([1, 2, 3], ask, ids[1])
-        house.run()
-        house.engine.unmerge()
+            rig.step()
+        rig.submit([1, 2, 3], ask, ids[1])
+        rig.run()
+        rig.engine.unmerge()
         torch.cuda.empty_cache()
         assert all(close(now, then, ROUNDING) for now, then in zip(answers(), before, strict=True))
-    house.close()
+    rig.close()

@@ -12,24 +12,24 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.door import Door
-from tests.support.face import Face, adapter_config, write_adapter
+from tests.support.checked_server import CheckedServer
 from tests.support.http import LiveServer
 from tests.support.invariants import Invariants
-from tests.support.sending import (
+from tests.support.server_rig import ServerRig, adapter_config, write_adapter
+from tests.support.surroundings import targets
+from tests.support.upload_steps import (
     UPLOADS,
     begin,
     code,
     config_of,
-    heard,
+    connected,
     in_pieces,
     offset,
     parts,
+    read_reply,
     rest,
-    talking,
     weights_of,
 )
-from tests.support.surroundings import targets
 
 
 def zipped(*entries: tuple[str, bytes]) -> bytes:
@@ -44,20 +44,20 @@ PATHS = ["../../evil", "/etc/evil", "ABSOLUTE/evil", "C:\\evil", "a/../../evil",
 
 
 @pytest.mark.parametrize("path", PATHS, ids=ascii)
-def test_a01_no_archive_is_opened_and_no_file_name_is_a_path(door: Door, good: Path, path: str) -> None:
-    path = path.replace("ABSOLUTE", str(door.face.folder.parent))  # where whoever runs the tests may write
-    archive = door.post(config_of(good), zipped((path, b"evil")))
-    assert "zip archive" in door.refused(archive, 415, "unsupported_media")
+def test_a01_no_archive_is_opened_and_no_file_name_is_a_path(checked: CheckedServer, good: Path, path: str) -> None:
+    path = path.replace("ABSOLUTE", str(checked.rig.folder.parent))  # where whoever runs the tests may write
+    archive = checked.post(config_of(good), zipped((path, b"evil")))
+    assert "zip archive" in checked.refused(archive, 415, "unsupported_media")
     named = parts(good) | {"weights": ("NAME", weights_of(good))}
-    form = door.http.build_request("POST", "/v1/adapters", data={"name": "named"}, files=named)
+    form = checked.http.build_request("POST", "/v1/adapters", data={"name": "named"}, files=named)
     body = form.read().replace(b"NAME", path.encode(), 1)  # httpx would spell a NUL as %00
-    reply = door.http.post("/v1/adapters", content=body, headers={"content-type": form.headers["content-type"]})
+    reply = checked.http.post("/v1/adapters", content=body, headers={"content-type": form.headers["content-type"]})
     assert reply.status_code in (200, 201), "its own name for the file is not looked at"
-    door.invariants.check(reply, sent="evil")
-    assert [place for place in targets(path, door.face.folder) if os.path.lexists(place)] == [], "I3"
+    checked.invariants.check(reply, sent="evil")
+    assert [place for place in targets(path, checked.rig.folder) if os.path.lexists(place)] == [], "I3"
 
 
-def test_a02_a_bomb_is_an_archive_like_any_other(door: Door, good: Path) -> None:
+def test_a02_a_bomb_is_an_archive_like_any_other(checked: CheckedServer, good: Path) -> None:
     """A thousand times its size, in a zip and in gzip; a bomb of bombs; and one content that is listed a hundred times.
 
     Nothing is unpacked: what is refused is the file as it came.
@@ -66,7 +66,7 @@ def test_a02_a_bomb_is_an_archive_like_any_other(door: Door, good: Path) -> None
     assert len(flat) * 900 < 10 << 20
     nested = zipped(*((f"{number}.zip", flat) for number in range(10)))
     for bomb in (flat, gzip.compress(bytes(10 << 20)), nested, overlapping()):
-        door.refused(door.post(config_of(good), bomb), 415, "unsupported_media")
+        checked.refused(checked.post(config_of(good), bomb), 415, "unsupported_media")
 
 
 def overlapping() -> bytes:
@@ -91,7 +91,7 @@ LINKS = {
 
 
 @pytest.mark.parametrize("kind", LINKS)
-def test_a03_links_and_devices_are_never_made(door: Door, good: Path, kind: str) -> None:
+def test_a03_links_and_devices_are_never_made(checked: CheckedServer, good: Path, kind: str) -> None:
     in_tar, in_zip = LINKS[kind]
     held, packed = io.BytesIO(), io.BytesIO()
     with tarfile.open(fileobj=held, mode="w") as archive:
@@ -102,32 +102,32 @@ def test_a03_links_and_devices_are_never_made(door: Door, good: Path, kind: str)
         entry = zipfile.ZipInfo("adapter_model.safetensors")
         entry.create_system, entry.external_attr = 3, (in_zip | 0o777) << 16
         archive.writestr(entry, "/etc/passwd")
-    door.refused(door.post(config_of(good), held.getvalue()))
-    door.refused(door.post(config_of(good), packed.getvalue()), 415, "unsupported_media")
-    door.refused(in_pieces(door.http, config_of(good), held.getvalue()))
-    door.invariants.check()
+    checked.refused(checked.post(config_of(good), held.getvalue()))
+    checked.refused(checked.post(config_of(good), packed.getvalue()), 415, "unsupported_media")
+    checked.refused(in_pieces(checked.http, config_of(good), held.getvalue()))
+    checked.invariants.check()
 
 
 @pytest.mark.parametrize("again", ["weights", "config", "name", "alias", "eval", "Weights", "CONFIG", "Name"])
-def test_a04_a_part_that_comes_twice(door: Door, good: Path, again: str) -> None:
+def test_a04_a_part_that_comes_twice(checked: CheckedServer, good: Path, again: str) -> None:
     files = [*parts(good).items(), ("alias", (None, b"prod")), ("eval", ("eval.jsonl", b"{}"))]
     form = [("name", (None, b"hostile")), *files, (again, ("x", b"x"))]
-    reply = door.http.post("/v1/adapters", files=form)
-    message = door.refused(reply, 422, "form_invalid")
+    reply = checked.http.post("/v1/adapters", files=form)
+    message = checked.refused(reply, 422, "form_invalid")
     assert reply.json()["error"]["param"] == again
     assert ("twice. Send it once." if again.islower() else "It takes the fields `name`") in message
-    door.invariants.check(reply)
+    checked.invariants.check(reply)
 
 
 @pytest.mark.parametrize(
     "name", ["code.py", "pytorch_model.bin", "adapter_model.bin", "x.pkl", "tokenizer_config.json"]
 )
-def test_a05_other_files_are_refused_by_name(door: Door, good: Path, name: str) -> None:
+def test_a05_other_files_are_refused_by_name(checked: CheckedServer, good: Path, name: str) -> None:
     extra = parts(good) | {name: (name, b"import os")}
-    reply = door.http.post("/v1/adapters", data={"name": "hostile"}, files=extra)
-    assert f"`{name}`" in door.refused(reply, 422, "form_invalid")
+    reply = checked.http.post("/v1/adapters", data={"name": "hostile"}, files=extra)
+    assert f"`{name}`" in checked.refused(reply, 422, "form_invalid")
     assert reply.json()["error"]["param"] == name
-    door.invariants.check(reply, sent="import os")
+    checked.invariants.check(reply, sent="import os")
 
 
 class Bomb:
@@ -141,19 +141,21 @@ class Bomb:
 
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "x.pt", "X.PTH", "x.pkl", "x.ckpt", "adapter_model.safetensors"])
-def test_a06_a_pickle_is_told_how_to_become_safetensors(door: Door, good: Path, tmp_path: Path, name: str) -> None:
+def test_a06_a_pickle_is_told_how_to_become_safetensors(
+    checked: CheckedServer, good: Path, tmp_path: Path, name: str
+) -> None:
     bomb = pickle.dumps(Bomb(tmp_path / "sentinel"), protocol=2)
     pickle.loads(bomb)
     (tmp_path / "sentinel").rmdir()
     torch_file = zipped(("archive/data.pkl", bomb), ("archive/version", b"3"))
     for content in (bomb, torch_file):
         named = parts(good) | {"weights": (name, content)}
-        reply = door.http.post("/v1/adapters", data={"name": "hostile"}, files=named)
+        reply = checked.http.post("/v1/adapters", data={"name": "hostile"}, files=named)
         told = "safe_serialization=True" if name.endswith("safetensors") else "safetensors.torch.save_file"
-        assert told in door.refused(reply, 415, "unsupported_media")
-        door.invariants.check(reply)
-        pieces = in_pieces(door.http, config_of(good), content)
-        assert "safe_serialization=True" in door.refused(pieces, 415, "unsupported_media")
+        assert told in checked.refused(reply, 415, "unsupported_media")
+        checked.invariants.check(reply)
+        pieces = in_pieces(checked.http, config_of(good), content)
+        assert "safe_serialization=True" in checked.refused(pieces, 415, "unsupported_media")
     assert not (tmp_path / "sentinel").exists()
 
 
@@ -167,20 +169,20 @@ FORMS = {
 
 
 @pytest.mark.parametrize("case", FORMS)
-def test_a06_forms_that_lack_something(door: Door, good: Path, case: str) -> None:
+def test_a06_forms_that_lack_something(checked: CheckedServer, good: Path, case: str) -> None:
     fields, kept, told, param = FORMS[case]
     files = {name: part for name, part in parts(good).items() if name in kept}
-    reply = door.http.post("/v1/adapters", data=fields, files=files or None)
+    reply = checked.http.post("/v1/adapters", data=fields, files=files or None)
     assert code(reply) == told and reply.json()["error"]["param"] == param
-    door.invariants.check(reply)
+    checked.invariants.check(reply)
 
 
 @pytest.fixture
-def narrowly(narrow: LiveServer, narrow_face: Face, tmp_path: Path) -> Iterator[Invariants]:
+def narrowly(narrow: LiveServer, narrow_rig: ServerRig, tmp_path: Path) -> Iterator[Invariants]:
     """What must hold of the narrow server."""
-    canary, _ = narrow_face.catalog.add_directory("canary", write_adapter(tmp_path / "canary"))
+    canary, _ = narrow_rig.catalog.add_directory("canary", write_adapter(tmp_path / "canary"))
     with narrow.client() as http:
-        yield Invariants(narrow_face, http, canary)
+        yield Invariants(narrow_rig, http, canary)
 
 
 def test_a07_too_much_is_413(narrow: LiveServer, narrowly: Invariants) -> None:
@@ -208,14 +210,14 @@ def test_a07_what_is_declared_is_413_before_it_is_read(narrow: LiveServer, narro
         at = begin(http, adapter_config(), b"x" * 2000)
     form, json = "content-type: multipart/form-data; boundary=x", "content-type: application/json"
     for head in (f"POST /v1/adapters HTTP/1.1\r\n{form}", f"PATCH {at} HTTP/1.1\r\nupload-offset: 0"):
-        with talking(narrow) as client:
+        with connected(narrow) as client:
             client.sendall(f"{head}\r\nhost: x\r\ncontent-length: 999999999\r\n\r\n".encode())
-            reply = heard(client)
+            reply = read_reply(client)
         assert code(reply) == (413, "body_too_large")
         narrowly.check(reply)
-    with talking(narrow) as client:
+    with connected(narrow) as client:
         client.sendall(f"POST {UPLOADS} HTTP/1.1\r\n{json}\r\nhost: x\r\ncontent-length: 999999999\r\n\r\n".encode())
-        assert code(heard(client)) == (413, "body_too_large")
+        assert code(read_reply(client)) == (413, "body_too_large")
 
 
 @pytest.mark.parametrize("where", ["before", "after", "head"])
@@ -235,17 +237,17 @@ def test_a07_what_is_no_part_counts_too(narrow: LiveServer, narrowly: Invariants
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "GZIP", "x-gzip", "deflate", "br", "zstd", "identity, gzip", "odd"])
-def test_a14_compressed_bodies_are_never_unpacked(door: Door, good: Path, encoding: str) -> None:
+def test_a14_compressed_bodies_are_never_unpacked(checked: CheckedServer, good: Path, encoding: str) -> None:
     bomb, headers = gzip.compress(bytes(10 << 20)), {"content-encoding": encoding}
     form = {"content-type": "multipart/form-data; boundary=x"}
-    at = begin(door.http, config_of(good), weights_of(good))
+    at = begin(checked.http, config_of(good), weights_of(good))
     replies = [
-        door.http.post("/v1/adapters", content=bomb, headers=headers | form),
-        door.http.patch(at, content=bomb, headers=headers | {"upload-offset": "0"}),
-        door.http.post(UPLOADS, content=bomb, headers=headers | {"content-type": "application/json"}),
+        checked.http.post("/v1/adapters", content=bomb, headers=headers | form),
+        checked.http.patch(at, content=bomb, headers=headers | {"upload-offset": "0"}),
+        checked.http.post(UPLOADS, content=bomb, headers=headers | {"content-type": "application/json"}),
     ]
     assert [code(reply) for reply in replies] == [(415, "unsupported_media")] * 3
-    assert offset(door.http, at) == 0
-    assert rest(door.http, at, weights_of(good)).status_code == 202
-    door.http.delete(at)
-    door.invariants.check(*replies)
+    assert offset(checked.http, at) == 0
+    assert rest(checked.http, at, weights_of(good)).status_code == 202
+    checked.http.delete(at)
+    checked.invariants.check(*replies)

@@ -34,7 +34,7 @@ from tests.support.broken_files import (
     poisoned,
     replaced,
 )
-from tests.support.door import SHAPE, Door
+from tests.support.checked_server import SHAPE, CheckedServer
 from tests.support.reader import cost_of_reading
 
 MILLION = file_of(b"{" + b",".join(b'"%d":%b' % (n, json.dumps(entry(0, 0, [0])).encode()) for n in range(1_000_000)))
@@ -45,39 +45,39 @@ FULL = file_of(b"{" + b",".join(b'"%x":{}' % n for n in range(100_000)) + b"}")
 """As many entries as a header may have bytes for that is read to its end."""
 
 
-def broken(door: Door, good: Path, table: Table, case: str) -> None:
+def broken(checked: CheckedServer, good: Path, table: Table, case: str) -> None:
     content, words = table[case]
-    message = door.refused(door.post((good / "adapter_config.json").read_bytes(), content))
+    message = checked.refused(checked.post((good / "adapter_config.json").read_bytes(), content))
     assert words in message and len(message) < 1000
 
 
-def changed(door: Door, folder: Path, table: Changes, case: str) -> None:
+def changed(checked: CheckedServer, folder: Path, table: Changes, case: str) -> None:
     change, words = table[case]
-    message = door.refused(door.upload(write_adapter(folder, SHAPE, change=change)))
+    message = checked.refused(checked.upload(write_adapter(folder, SHAPE, change=change)))
     assert all(word in message for word in words), message
 
 
 @pytest.mark.parametrize("case", B15)
-def test_b15_a_file_that_is_cut_short_or_too_long(door: Door, good: Path, case: str) -> None:
-    broken(door, good, B15, case)
+def test_b15_a_file_that_is_cut_short_or_too_long(checked: CheckedServer, good: Path, case: str) -> None:
+    broken(checked, good, B15, case)
 
 
 @pytest.mark.parametrize("case", B16)
-def test_b16_a_header_that_lies_about_its_length(door: Door, good: Path, case: str) -> None:
-    broken(door, good, B16, case)
+def test_b16_a_header_that_lies_about_its_length(checked: CheckedServer, good: Path, case: str) -> None:
+    broken(checked, good, B16, case)
 
 
 @pytest.mark.parametrize("case", B17)
-def test_b17_a_header_that_would_cost_time_and_memory(door: Door, good: Path, case: str) -> None:
-    broken(door, good, B17, case)
+def test_b17_a_header_that_would_cost_time_and_memory(checked: CheckedServer, good: Path, case: str) -> None:
+    broken(checked, good, B17, case)
 
 
-def test_b17_a_million_tensors_are_not_even_parsed(door: Door, good: Path) -> None:
+def test_b17_a_million_tensors_are_not_even_parsed(checked: CheckedServer, good: Path) -> None:
     tracemalloc.start()
-    reply = door.post((good / "adapter_config.json").read_bytes(), MILLION)
+    reply = checked.post((good / "adapter_config.json").read_bytes(), MILLION)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert "expected at most" in door.refused(reply)
+    assert "expected at most" in checked.refused(reply)
     assert peak < 8 * len(MILLION), "the client's copies and the form's; the header's million of objects would be more"
 
 
@@ -107,77 +107,83 @@ def test_b17_reading_it_takes_less_than_a_second_and_50_megabytes(
 
 
 @pytest.mark.parametrize("case", B18)
-def test_b18_a_tensor_that_is_there_twice(door: Door, good: Path, case: str) -> None:
-    broken(door, good, B18, case)
+def test_b18_a_tensor_that_is_there_twice(checked: CheckedServer, good: Path, case: str) -> None:
+    broken(checked, good, B18, case)
 
 
 @pytest.mark.parametrize("case", B19)
-def test_b19_tensors_that_overlap_or_cannot_be(door: Door, good: Path, case: str) -> None:
-    broken(door, good, B19, case)
+def test_b19_tensors_that_overlap_or_cannot_be(checked: CheckedServer, good: Path, case: str) -> None:
+    broken(checked, good, B19, case)
 
 
 @pytest.mark.parametrize("case", B20)
-def test_b20_a_name_of_megabytes(door: Door, good: Path, case: str) -> None:
-    broken(door, good, B20, case)
+def test_b20_a_name_of_megabytes(checked: CheckedServer, good: Path, case: str) -> None:
+    broken(checked, good, B20, case)
 
 
 @pytest.mark.parametrize("case", B20_NAMES)
-def test_b20_names_that_are_paths(door: Door, tmp_path: Path, case: str) -> None:
-    changed(door, tmp_path, B20_NAMES, case)
+def test_b20_names_that_are_paths(checked: CheckedServer, tmp_path: Path, case: str) -> None:
+    changed(checked, tmp_path, B20_NAMES, case)
 
 
-def test_b20_a_megabyte_as_name_is_not_told_beside_a_config_that_is_broken_too(door: Door, tmp_path: Path) -> None:
+def test_b20_a_megabyte_as_name_is_not_told_beside_a_config_that_is_broken_too(
+    checked: CheckedServer, tmp_path: Path
+) -> None:
     """Then nothing says which names there should be, and each tensor is looked at under its own."""
     named = {"n" * 1_000_000: np.full(1, np.nan, np.float32), "\n": np.full(1, np.inf, np.float32)}
     folder = write_adapter(tmp_path, SHAPE, change=lambda tensors: tensors | named)
-    reply = door.post(b"{", (folder / "adapter_model.safetensors").read_bytes())
-    assert "(3 faults)" in door.refused(reply) and len(reply.content) < 5000
+    reply = checked.post(b"{", (folder / "adapter_model.safetensors").read_bytes())
+    assert "(3 faults)" in checked.refused(reply) and len(reply.content) < 5000
 
 
 @pytest.mark.parametrize("case", B21)
-def test_b21_tensors_of_the_base_or_of_others(door: Door, tmp_path: Path, case: str) -> None:
-    changed(door, tmp_path, B21, case)
+def test_b21_tensors_of_the_base_or_of_others(checked: CheckedServer, tmp_path: Path, case: str) -> None:
+    changed(checked, tmp_path, B21, case)
 
 
 @pytest.mark.parametrize("case", B22)
-def test_b22_all_names_wrong_is_never_an_adapter_that_does_nothing(door: Door, tmp_path: Path, case: str) -> None:
-    changed(door, tmp_path, B22, case)
+def test_b22_all_names_wrong_is_never_an_adapter_that_does_nothing(
+    checked: CheckedServer, tmp_path: Path, case: str
+) -> None:
+    changed(checked, tmp_path, B22, case)
 
 
 @pytest.mark.parametrize("case", B23)
-def test_b23_missing_tensors_are_listed(door: Door, tmp_path: Path, case: str) -> None:
-    changed(door, tmp_path, B23, case)
+def test_b23_missing_tensors_are_listed(checked: CheckedServer, tmp_path: Path, case: str) -> None:
+    changed(checked, tmp_path, B23, case)
 
 
 @pytest.mark.parametrize("case", B24)
-def test_b24_shapes_that_do_not_fit_are_told_with_what_was_expected(door: Door, tmp_path: Path, case: str) -> None:
-    changed(door, tmp_path, B24, case)
+def test_b24_shapes_that_do_not_fit_are_told_with_what_was_expected(
+    checked: CheckedServer, tmp_path: Path, case: str
+) -> None:
+    changed(checked, tmp_path, B24, case)
 
 
 @pytest.mark.parametrize("case", B25)
-def test_b25_what_is_not_finite_is_named(door: Door, tmp_path: Path, case: str) -> None:
-    changed(door, tmp_path, B25, case)
+def test_b25_what_is_not_finite_is_named(checked: CheckedServer, tmp_path: Path, case: str) -> None:
+    changed(checked, tmp_path, B25, case)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_b25_halves_that_are_not_finite(door: Door, tmp_path: Path, dtype: str, value: float) -> None:
+def test_b25_halves_that_are_not_finite(checked: CheckedServer, tmp_path: Path, dtype: str, value: float) -> None:
     folder = write_adapter(tmp_path, SHAPE, dtype=dtype, change=poisoned(value, dtype))
-    message = door.refused(door.upload(folder))
+    message = checked.refused(checked.upload(folder))
     assert f"{Q0}.lora_B.weight: 1 elements are infinite" in message
 
 
 @pytest.mark.parametrize("case", B26)
-def test_b26_dtypes_that_are_not_served(door: Door, tmp_path: Path, case: str) -> None:
-    changed(door, tmp_path, B26, case)
+def test_b26_dtypes_that_are_not_served(checked: CheckedServer, tmp_path: Path, case: str) -> None:
+    changed(checked, tmp_path, B26, case)
 
 
-def test_b26_eight_bits_are_not_served(door: Door, tmp_path: Path) -> None:
+def test_b26_eight_bits_are_not_served(checked: CheckedServer, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path, SHAPE, change=replaced(f"{Q0}.lora_A.weight", np.ones((4, 32), np.int8)))
     weights = folder / "adapter_model.safetensors"
     for dtype in (b'"I8"', b'"F8_E4M3"'):
         weights.write_bytes(_header_with(weights.read_bytes(), dtype))
-        assert "expected F32, F16 or BF16" in door.refused(door.upload(folder))
+        assert "expected F32, F16 or BF16" in checked.refused(checked.upload(folder))
 
 
 def _header_with(file: bytes, dtype: bytes) -> bytes:
@@ -188,7 +194,7 @@ def _header_with(file: bytes, dtype: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("case", FOREIGN)
-def test_b27_other_formats_are_called_by_their_names(door: Door, good: Path, case: str) -> None:
+def test_b27_other_formats_are_called_by_their_names(checked: CheckedServer, good: Path, case: str) -> None:
     content, words = FOREIGN[case]
-    reply = door.post((good / "adapter_config.json").read_bytes(), content)
-    assert words in door.refused(reply, 415, "unsupported_media")
+    reply = checked.post((good / "adapter_config.json").read_bytes(), content)
+    assert words in checked.refused(reply, 415, "unsupported_media")

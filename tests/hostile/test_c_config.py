@@ -14,21 +14,21 @@ from adapters.header import FILE as WEIGHTS
 from tests.support.adapters import llama_shape, peft_config, write_adapter
 from tests.support.audited import audit_of_reading
 from tests.support.broken_configs import C28, C29, C30, C31, C32, C32_VALUES, C33, C35, C36
-from tests.support.door import SHAPE, Door
+from tests.support.checked_server import SHAPE, CheckedServer
 from tests.support.processor import least_time
 
 
-def refused(door: Door, good: Path, field: str, value: Any) -> str:
+def refused(checked: CheckedServer, good: Path, field: str, value: Any) -> str:
     """The message for a config that is fine but for one field, which it names."""
     config = json.dumps(peft_config(**{field: value})).encode()
-    message = door.refused(door.post(config, (good / "adapter_model.safetensors").read_bytes()))
+    message = checked.refused(checked.post(config, (good / "adapter_model.safetensors").read_bytes()))
     assert f"adapter_config.json: {field}" in message
     return message
 
 
 @pytest.mark.parametrize(("field", "value"), C28)
-def test_c28_ranks(door: Door, good: Path, field: str, value: Any) -> None:
-    refused(door, good, field, value)
+def test_c28_ranks(checked: CheckedServer, good: Path, field: str, value: Any) -> None:
+    refused(checked, good, field, value)
 
 
 @pytest.mark.parametrize("rank", [256, 2_000_000])
@@ -44,70 +44,70 @@ def test_c28_a_rank_allocates_nothing(good: Path, rank: int) -> None:
 
 
 @pytest.mark.parametrize(("field", "value"), C29)
-def test_c29_alphas(door: Door, good: Path, field: str, value: Any) -> None:
-    refused(door, good, field, value)
+def test_c29_alphas(checked: CheckedServer, good: Path, field: str, value: Any) -> None:
+    refused(checked, good, field, value)
 
 
 @pytest.mark.parametrize("field", ["r", "lora_alpha", "target_modules", "peft_type"])
-def test_c29_what_is_missing_is_never_guessed(door: Door, good: Path, field: str) -> None:
+def test_c29_what_is_missing_is_never_guessed(checked: CheckedServer, good: Path, field: str) -> None:
     config = peft_config()
     del config[field]
-    reply = door.post(json.dumps(config).encode(), (good / "adapter_model.safetensors").read_bytes())
-    door.refused(reply)
+    reply = checked.post(json.dumps(config).encode(), (good / "adapter_model.safetensors").read_bytes())
+    checked.refused(reply)
     assert [fault["where"] for fault in reply.json()["error"]["faults"]] == [f"adapter_config.json: {field}"]
 
 
 @pytest.mark.parametrize(("field", "value"), C30)
-def test_c30_initialisations_that_change_the_base(door: Door, good: Path, field: str, value: Any) -> None:
-    refused(door, good, field, value)
+def test_c30_initialisations_that_change_the_base(checked: CheckedServer, good: Path, field: str, value: Any) -> None:
+    refused(checked, good, field, value)
 
 
 @pytest.mark.parametrize(("field", "value"), C31)
-def test_c31_patterns_are_never_run(door: Door, good: Path, field: str, value: Any) -> None:
+def test_c31_patterns_are_never_run(checked: CheckedServer, good: Path, field: str, value: Any) -> None:
     """Client, server and all that is looked at afterwards take less time together than one run of the pattern."""
-    assert least_time(lambda: refused(door, good, field, value)) < 0.1
+    assert least_time(lambda: refused(checked, good, field, value)) < 0.1
 
 
 @pytest.mark.parametrize(("field", "value"), C32)
-def test_c32_what_is_not_served_is_refused_by_name(door: Door, good: Path, field: str, value: Any) -> None:
-    assert f"adapter_config.json: {field}: unsupported: " in refused(door, good, field, value)
+def test_c32_what_is_not_served_is_refused_by_name(checked: CheckedServer, good: Path, field: str, value: Any) -> None:
+    assert f"adapter_config.json: {field}: unsupported: " in refused(checked, good, field, value)
 
 
 @pytest.mark.parametrize(("field", "value"), C32_VALUES)
-def test_c32_what_is_served_has_values_too(door: Door, good: Path, field: str, value: Any) -> None:
-    refused(door, good, field, value)
+def test_c32_what_is_served_has_values_too(checked: CheckedServer, good: Path, field: str, value: Any) -> None:
+    refused(checked, good, field, value)
 
 
-def test_c32_a_module_that_is_not_there_is_told_beside_those_that_are(door: Door, good: Path) -> None:
-    message = refused(door, good, "target_modules", ["query_key_value"])
+def test_c32_a_module_that_is_not_there_is_told_beside_those_that_are(checked: CheckedServer, good: Path) -> None:
+    message = refused(checked, good, "target_modules", ["query_key_value"])
     assert "no linear layer called 'query_key_value'; it has down_proj, gate_proj, k_proj" in message
 
 
-def test_c32_of_many_faults_a_thousand_are_told(door: Door, good: Path) -> None:
+def test_c32_of_many_faults_a_thousand_are_told(checked: CheckedServer, good: Path) -> None:
     """Else a config of a megabyte would be answered with many, which the event loop writes."""
     unknown = {f"unknown{number}": 0 for number in range(50_000)}
-    reply = door.post(json.dumps(peft_config(**unknown)).encode(), (good / "adapter_model.safetensors").read_bytes())
-    assert "(50000 faults)" in door.refused(reply)
+    reply = checked.post(json.dumps(peft_config(**unknown)).encode(), (good / "adapter_model.safetensors").read_bytes())
+    assert "(50000 faults)" in checked.refused(reply)
     assert len(reply.json()["error"]["faults"]) == 1000
 
 
 @pytest.mark.parametrize(("field", "value"), C33)
-def test_c33_other_methods(door: Door, good: Path, field: str, value: Any) -> None:
-    refused(door, good, field, value)
+def test_c33_other_methods(checked: CheckedServer, good: Path, field: str, value: Any) -> None:
+    refused(checked, good, field, value)
 
 
-def test_c34_another_base_is_told_with_both_names(door: Door, tmp_path: Path) -> None:
+def test_c34_another_base_is_told_with_both_names(checked: CheckedServer, tmp_path: Path) -> None:
     other = llama_shape(layers=3, hidden=48)
     named = write_adapter(tmp_path / "named", other, base_model_name_or_path="org/other")
-    message = door.refused(door.upload(named))
+    message = checked.refused(checked.upload(named))
     assert "'org/other'" in message and "'tiny-llama'" in message
     claims = write_adapter(tmp_path / "claims", other, base_model_name_or_path="tiny-llama")
-    assert "expected shape [4, 32], got [4, 48]" in door.refused(door.upload(claims))
+    assert "expected shape [4, 32], got [4, 48]" in checked.refused(checked.upload(claims))
 
 
 @pytest.mark.parametrize(("field", "value"), C35)
-def test_c35_what_names_code_or_a_place_is_refused(door: Door, good: Path, field: str, value: Any) -> None:
-    refused(door, good, field, value)
+def test_c35_what_names_code_or_a_place_is_refused(checked: CheckedServer, good: Path, field: str, value: Any) -> None:
+    refused(checked, good, field, value)
 
 
 def test_c35_nothing_is_imported_or_fetched(good: Path, tmp_path: Path) -> None:
@@ -137,14 +137,16 @@ def evil(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("case", C36)
-def test_c36_json_that_readers_could_understand_differently(door: Door, good: Path, case: str) -> None:
+def test_c36_json_that_readers_could_understand_differently(checked: CheckedServer, good: Path, case: str) -> None:
     raw, words = C36[case]
-    reply = door.post(raw, (good / "adapter_model.safetensors").read_bytes())
+    reply = checked.post(raw, (good / "adapter_model.safetensors").read_bytes())
     if len(raw) > 1 << 20:
-        assert "too large" in door.refused(reply, 413, "body_too_large")
+        assert "too large" in checked.refused(reply, 413, "body_too_large")
         return
-    assert words in door.refused(reply)
+    assert words in checked.refused(reply)
 
 
-def test_c36_fifty_megabytes_are_not_read(door: Door, good: Path) -> None:
-    door.refused(door.post(b" " * (50 << 20), (good / "adapter_model.safetensors").read_bytes()), 413, "body_too_large")
+def test_c36_fifty_megabytes_are_not_read(checked: CheckedServer, good: Path) -> None:
+    checked.refused(
+        checked.post(b" " * (50 << 20), (good / "adapter_model.safetensors").read_bytes()), 413, "body_too_large"
+    )

@@ -6,20 +6,20 @@ from typing import Any
 import httpx
 
 from adapters.manifest import AdapterId
-from tests.support import manners
-from tests.support.face import BASE, Face, adapter_weights, form, write_adapter
+from tests.support import reply_checks
 from tests.support.invariants import MARK
+from tests.support.server_rig import BASE, ServerRig, adapter_weights, form, write_adapter
 
 
 def push(http: httpx.Client, name: str, seed: int = 0, **fields: str) -> httpx.Response:
     return http.post("/v1/adapters", data={"name": name, **fields}, files=form(seed))
 
 
-def parts_left(face: Face) -> list[Path]:
-    return list(face.services.form_dir.glob("*.part")) if face.services.form_dir.exists() else []
+def parts_left(rig: ServerRig) -> list[Path]:
+    return list(rig.services.form_dir.glob("*.part")) if rig.services.form_dir.exists() else []
 
 
-def test_an_upload_is_201_then_200(http: httpx.Client, face: Face) -> None:
+def test_an_upload_is_201_then_200(http: httpx.Client, rig: ServerRig) -> None:
     first = push(http, "one", alias="prod")
     assert first.status_code == 201
     card = first.json()
@@ -36,7 +36,7 @@ def test_an_upload_is_201_then_200(http: httpx.Client, face: Face) -> None:
     assert again.status_code == 200
     assert again.json()["id"] == card["id"]
     assert again.json()["version"] == 1
-    assert parts_left(face) == []
+    assert parts_left(rig) == []
 
 
 def test_versions_and_aliases(http: httpx.Client) -> None:
@@ -77,23 +77,23 @@ def test_adapter_id_is_loraxs_spelling(http: httpx.Client) -> None:
     assert both.json()["error"]["param"] == "adapter_id"
 
 
-def test_e46_unknown_models_are_404_with_a_hint(http: httpx.Client, face: Face) -> None:
+def test_e46_unknown_models_are_404_with_a_hint(http: httpx.Client, rig: ServerRig) -> None:
     push(http, "weather", 6)
     said = [{"role": "user", "content": MARK}]
     reply = http.post("/v1/completions", json={"model": "waether", "prompt": MARK})
     unknown: Any = {"status": 404, "code": "model_not_found", "param": "model"}
-    manners.refused(reply, http, face, **unknown)
+    reply_checks.refused(reply, http, rig, **unknown)
     assert "weather" in reply.json()["error"]["message"]
     for model in ("weather@7", "weather@nope", "weather@sha256:" + "0" * 64, "../weather", "weather@", "x" * 500, "é"):
         for path, fields in (("completions", {"prompt": MARK}), ("chat/completions", {"messages": said})):
-            manners.refused(http.post(f"/v1/{path}", json={"model": model, **fields}), http, face, **unknown)
+            reply_checks.refused(http.post(f"/v1/{path}", json={"model": model, **fields}), http, rig, **unknown)
         shown = http.get(f"/v1/models/{model.replace('../', '..%2F')}")
-        manners.refused(shown, http, face, **unknown)
+        reply_checks.refused(shown, http, rig, **unknown)
     long = http.post("/v1/completions", json={"model": "x" * 513, "prompt": MARK})
-    manners.refused(long, http, face, code="validation_error", param="model")
+    reply_checks.refused(long, http, rig, code="validation_error", param="model")
 
 
-def test_listing_and_deleting(http: httpx.Client, face: Face) -> None:
+def test_listing_and_deleting(http: httpx.Client, rig: ServerRig) -> None:
     push(http, "three", 7)
     assert "three" in [card["name"] for card in http.get("/v1/adapters").json()["data"]]
     assert "three" in [card["id"] for card in http.get("/v1/models").json()["data"]]
@@ -106,7 +106,7 @@ def test_listing_and_deleting(http: httpx.Client, face: Face) -> None:
     assert refused.headers["x-should-retry"] == "false"
 
 
-def test_one_version_goes_unless_an_alias_points_at_it(http: httpx.Client, face: Face) -> None:
+def test_one_version_goes_unless_an_alias_points_at_it(http: httpx.Client, rig: ServerRig) -> None:
     ids = [push(http, "pruned", number).json()["id"] for number in (17, 18, 19)]
     http.put("/v1/adapters/pruned/aliases/prod", json={"version": 2, "canary": {"version": 3, "weight": 0.5}})
     for number in (2, 3):
@@ -116,7 +116,7 @@ def test_one_version_goes_unless_an_alias_points_at_it(http: httpx.Client, face:
     assert http.delete("/v1/adapters/pruned@1").status_code == 200
     assert http.delete("/v1/adapters/pruned@1").status_code == 404
     assert [card["version"] for card in http.get("/v1/adapters/pruned/versions").json()["data"]] == [2, 3]
-    assert AdapterId(ids[0]) not in set(face.store.ids())
+    assert AdapterId(ids[0]) not in set(rig.store.ids())
     again = push(http, "pruned", 17).json()
     assert (again["id"], again["version"]) == (ids[0], 4), "no number is given twice"
     push(http, "single", 27)
@@ -124,33 +124,33 @@ def test_one_version_goes_unless_an_alias_points_at_it(http: httpx.Client, face:
     assert only.status_code == 409 and "only one" in only.json()["error"]["message"]
 
 
-def test_pins_follow_the_newest_version(http: httpx.Client, face: Face) -> None:
+def test_pins_follow_the_newest_version(http: httpx.Client, rig: ServerRig) -> None:
     first = push(http, "pinned", 8).json()["id"]
     card = http.post("/v1/adapters/pinned/pin").json()
     assert card["pinned"] and card["state"] == "device"
-    assert face.worker.pinned == {first}
+    assert rig.worker.pinned == {first}
     second = push(http, "pinned", 9).json()["id"]
-    assert face.worker.pinned == {second}
+    assert rig.worker.pinned == {second}
     for refused in (http.post("/v1/adapters/pinned@1/pin"), http.delete("/v1/adapters/pinned@2/pin")):
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "name")
     assert not http.delete("/v1/adapters/pinned/pin").json()["pinned"]
-    assert face.worker.pinned == set()
+    assert rig.worker.pinned == set()
     http.post("/v1/adapters/pinned/pin")
     http.delete("/v1/adapters/pinned")
-    assert face.worker.pinned == set()
+    assert rig.worker.pinned == set()
     assert http.post("/v1/adapters/pinned/pin").status_code == 404
 
 
-def test_merge_and_unmerge(http: httpx.Client, face: Face) -> None:
+def test_merge_and_unmerge(http: httpx.Client, rig: ServerRig) -> None:
     id = push(http, "merged", 10).json()["id"]
     assert http.delete("/v1/adapters/merged/merge").status_code == 409
     assert http.post("/v1/adapters/merged/merge").json()["state"] == "merged"
-    assert face.worker.merged == id
+    assert rig.worker.merged == id
     refused = http.delete("/v1/adapters/merged")
     assert refused.status_code == 409
     assert "DELETE" in refused.json()["error"]["message"] and refused.json()["error"]["code"] == "merged"
     assert http.delete("/v1/adapters/merged/merge").json()["state"] == "disk"
-    assert face.worker.merged is None
+    assert rig.worker.merged is None
     assert http.delete("/v1/adapters/merged").status_code == 200
 
 
@@ -174,8 +174,8 @@ def test_one_byte_chunks_make_the_same_adapter(http: httpx.Client) -> None:
     assert dribbled.json()["id"] == push(http, "bytes", 20).json()["id"]
 
 
-def test_vllms_routes(http: httpx.Client, face: Face) -> None:
-    root = face.services.adapter_root
+def test_vllms_routes(http: httpx.Client, rig: ServerRig) -> None:
+    root = rig.services.adapter_root
     assert root is not None
     write_adapter(root / "team" / "a", 30)
     loaded = http.post("/v1/load_lora_adapter", json={"lora_name": "vl", "lora_path": "team/a"})
@@ -193,8 +193,8 @@ def test_vllms_routes(http: httpx.Client, face: Face) -> None:
     assert http.post("/v1/load_lora_adapter", json={"lora_path": "team/a"}).status_code == 400
 
 
-def test_vllms_loader_stays_under_its_root(http: httpx.Client, face: Face) -> None:
-    root = face.services.adapter_root
+def test_vllms_loader_stays_under_its_root(http: httpx.Client, rig: ServerRig) -> None:
+    root = rig.services.adapter_root
     assert root is not None
     outside = write_adapter(root.parent / "outside", 31)
     (root / "link").symlink_to(outside)

@@ -9,7 +9,7 @@ from server.chat_body import ChatBody
 from server.completion_body import CompletionBody
 from server.fields import UNSERVED
 from server.settings import MANY, Settings
-from tests.support.face import Face
+from tests.support.server_rig import ServerRig
 
 DOCS = Path(__file__).parents[2] / "docs"
 API = (DOCS / "api.md").read_text(encoding="utf-8")
@@ -45,8 +45,8 @@ def routes_of(cell: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def routes(face: Face) -> set[str]:
-    described = face.app.openapi()["paths"]
+def routes(rig: ServerRig) -> set[str]:
+    described = rig.app.openapi()["paths"]
     return {f"{method.upper()} {path}" for path, methods in described.items() for method in methods}
 
 

@@ -11,8 +11,8 @@ from adapters.manifest import AdapterId
 from adapters.provenance import ServedBase
 from engine.errors import AdapterTooLarge
 from tests.support.engine import FakeWorker
-from tests.support.face import WEIGHTS, Face, make_face, served, write_adapter
 from tests.support.http import serve
+from tests.support.server_rig import WEIGHTS, ServerRig, make_rig, served, write_adapter
 
 OTHER = f"sha256:{8:064x}"
 
@@ -55,9 +55,9 @@ def test_an_upload_from_another_base_is_a_409_that_names_both(http: httpx.Client
     assert "--allow-quantization-mismatch" in quantized.json()["error"]["message"]
 
 
-def test_so_it_is_on_vllms_route(http: httpx.Client, face: Face) -> None:
-    assert face.services.adapter_root is not None
-    trained(face.services.adapter_root / "other", OTHER)
+def test_so_it_is_on_vllms_route(http: httpx.Client, rig: ServerRig) -> None:
+    assert rig.services.adapter_root is not None
+    trained(rig.services.adapter_root / "other", OTHER)
     loaded = http.post("/v1/load_lora_adapter", json={"lora_name": "other", "lora_path": "other"})
     assert loaded.status_code == 409
     assert loaded.json()["error"]["code"] == "base_mismatch"
@@ -115,7 +115,7 @@ def test_an_upload_stands_even_if_its_pin_cannot_follow(tmp_path: Path) -> None:
 @contextmanager
 def _live(root: Path, base: ServedBase, worker: FakeWorker | None = None) -> Iterator[httpx.Client]:
     """A server over a data directory that outlives it."""
-    face = make_face(root / "house", worker, base=base)
-    with serve(face.app) as server, server.client() as http:
+    rig = make_rig(root / "server", worker, base=base)
+    with serve(rig.app) as server, server.client() as http:
         yield http
-    face.registry.close()
+    rig.registry.close()

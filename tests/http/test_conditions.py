@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.support.face import form
+from tests.support.server_rig import form
 
 
 def push(http: httpx.Client, name: str, seed: int, **headers: str) -> httpx.Response:

@@ -12,16 +12,16 @@ from adapters.checkpoint import Checkpoint, read
 from loader.shape import BaseShape
 from server.lifecycle import Phase
 from tests.support.engine import FakeWorker
-from tests.support.face import BASE, Face, adapter_config, adapter_weights, form, make_face
 from tests.support.http import eventually, serve
-from tests.support.sending import begin, finish, heard, rest, talking
+from tests.support.server_rig import BASE, ServerRig, adapter_config, adapter_weights, form, make_rig
+from tests.support.upload_steps import begin, connected, finish, read_reply, rest
 
 ODD = "zq-9f1"  # what must not come back
 
 
-def routes(face: Face) -> list[tuple[str, str]]:
+def routes(rig: ServerRig) -> list[tuple[str, str]]:
     """Every method and path that the application documents; HEAD is a GET without a body to look at."""
-    paths = face.app.openapi()["paths"]
+    paths = rig.app.openapi()["paths"]
     return [(method.upper(), path) for path, methods in paths.items() for method in methods if method != "head"]
 
 
@@ -35,20 +35,20 @@ def check(reply: httpx.Response) -> None:
     assert "Traceback" not in reply.text and "/work" not in reply.text and ".py" not in reply.text
 
 
-def test_there_are_routes(face: Face) -> None:
-    assert len(routes(face)) > 20
+def test_there_are_routes(rig: ServerRig) -> None:
+    assert len(routes(rig)) > 20
 
 
-def test_every_route_with_nothing(http: httpx.Client, face: Face) -> None:
-    for method, path in routes(face):
+def test_every_route_with_nothing(http: httpx.Client, rig: ServerRig) -> None:
+    for method, path in routes(rig):
         reply = http.request(method, re.sub(r"\{[^}]*\}", ODD, path))
         assert reply.status_code < 500, (method, path, reply.text)
         check(reply)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"zq-9f1": "zq-9f1"}'])
-def test_every_route_with_odd_bodies(content: bytes, http: httpx.Client, face: Face) -> None:
-    for method, path in routes(face):
+def test_every_route_with_odd_bodies(content: bytes, http: httpx.Client, rig: ServerRig) -> None:
+    for method, path in routes(rig):
         url = re.sub(r"\{[^}]*\}", "missing", path)
         for kind in ("application/json", "multipart/form-data; boundary=x", "multipart/form-data"):
             reply = http.request(method, url, content=content, headers={"content-type": kind})
@@ -85,18 +85,18 @@ def test_our_bugs_are_500_without_details(tmp_path: Path) -> None:
         def __getattr__(self, name: str) -> object:
             raise RuntimeError(ODD)
 
-    face = make_face(tmp_path)
-    object.__setattr__(face.services, "tokenizer", Broken())
-    with serve(face.app) as live, live.client() as client:
+    rig = make_rig(tmp_path)
+    object.__setattr__(rig.services, "tokenizer", Broken())
+    with serve(rig.app) as live, live.client() as client:
         reply = client.post("/v1/completions", json={"model": BASE, "prompt": "x"})
         assert reply.status_code == 500
         assert reply.json()["error"]["code"] == "internal_error"
         check(reply)
         assert client.get("/v1/models").status_code == 200
-    face.registry.close()
+    rig.registry.close()
 
 
-def test_health_version_and_metrics(http: httpx.Client, face: Face) -> None:
+def test_health_version_and_metrics(http: httpx.Client, rig: ServerRig) -> None:
     assert http.get("/livez").json() == {"status": "alive", "engine_restarts": 0}
     assert http.get("/readyz").json() == {"status": "ready"}
     assert http.get("/health").content == b""
@@ -110,10 +110,10 @@ def test_health_version_and_metrics(http: httpx.Client, face: Face) -> None:
 
 
 def test_g67_a_draining_server_refuses_all_that_is_new_and_stays_alive(tmp_path: Path) -> None:
-    face = make_face(tmp_path)
-    with serve(face.app) as live, live.client() as client:
-        face.services.lifecycle.drain()
-        for method, path in set(routes(face)) - {("DELETE", "/v1/adapters/uploads/{id}")}:
+    rig = make_rig(tmp_path)
+    with serve(rig.app) as live, live.client() as client:
+        rig.services.lifecycle.drain()
+        for method, path in set(routes(rig)) - {("DELETE", "/v1/adapters/uploads/{id}")}:
             if method != "GET":
                 refused = client.request(method, re.sub(r"\{[^}]*\}", ODD, path), json={})
                 assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining"), (method, path)
@@ -124,17 +124,17 @@ def test_g67_a_draining_server_refuses_all_that_is_new_and_stays_alive(tmp_path:
         assert reply.json()["error"]["code"] == "draining"
         assert client.get("/readyz").status_code == 503
         assert client.get("/livez").status_code == 200
-        face.services.lifecycle.phase = Phase.STARTING
+        rig.services.lifecycle.phase = Phase.STARTING
         assert (
             client.post("/v1/completions", json={"model": BASE, "prompt": "x"}).json()["error"]["code"] == "not_ready"
         )
-        face.worker.silent_s = 1000.0
+        rig.worker.silent_s = 1000.0
         assert client.get("/livez").json()["status"] == "hung"
         assert client.get("/livez").status_code == 503
-        face.worker.alive = False
+        rig.worker.alive = False
         assert client.get("/livez").status_code == 503
         assert client.get("/health").status_code == 503
-    face.registry.close()
+    rig.registry.close()
 
 
 def test_g67_a_drain_waits_for_uploads_on_their_way(tmp_path: Path) -> None:
@@ -145,9 +145,9 @@ def test_g67_a_drain_waits_for_uploads_on_their_way(tmp_path: Path) -> None:
         assert judging.wait(20)
         return read(config, weights, shape)
 
-    face = make_face(tmp_path, reader=reader)
-    life, config, weights = face.services.lifecycle, adapter_config(), adapter_weights()
-    with serve(face.app) as live, live.client() as http, talking(live) as piece, ThreadPoolExecutor(2) as pool:
+    rig = make_rig(tmp_path, reader=reader)
+    life, config, weights = rig.services.lifecycle, adapter_config(), adapter_weights()
+    with serve(rig.app) as live, live.client() as http, connected(live) as piece, ThreadPoolExecutor(2) as pool:
         whole, half = (begin(http, config, weights, name=name) for name in ("whole", "half"))
         assert rest(http, whole, weights).status_code == 202
         head = f"PATCH {half} HTTP/1.1\r\nhost: x\r\nupload-offset: 0\r\ncontent-length: {len(weights)}\r\n\r\n"
@@ -161,38 +161,38 @@ def test_g67_a_drain_waits_for_uploads_on_their_way(tmp_path: Path) -> None:
         assert not live.call(life.until_idle(0))
         judging.set()
         piece.sendall(weights[100:])
-        assert [each.result().status_code for each in judged] == [201, 201] and heard(piece).status_code == 202
+        assert [each.result().status_code for each in judged] == [201, 201] and read_reply(piece).status_code == 202
         assert live.call(life.until_idle(20))
-    face.registry.close()
+    rig.registry.close()
 
 
 def test_a_full_disk_is_told_by_every_route_that_writes(tmp_path: Path) -> None:
-    face = make_face(tmp_path)
-    with serve(face.app) as live, live.client() as client:
+    rig = make_rig(tmp_path)
+    with serve(rig.app) as live, live.client() as client:
         client.post("/v1/adapters", data={"name": "full"}, files=form())
-        with face.registry._database.reading() as session:  # a database that may not grow stands in for the disk
+        with rig.registry._database.reading() as session:  # a database that may not grow stands in for the disk
             pages = session.connection().exec_driver_sql("PRAGMA page_count").scalar()
             session.connection().exec_driver_sql(f"PRAGMA max_page_count = {pages}")
         replies = (client.put(f"/v1/adapters/full/aliases/alias-{n}", json={"version": 1}) for n in range(500))
         refused = next(reply for reply in replies if reply.is_error)
         assert refused.status_code == 507 and refused.json()["error"]["code"] == "storage_full"
         check(refused)
-    face.registry.close()
+    rig.registry.close()
 
 
 def test_errors_are_counted_by_their_code(tmp_path: Path) -> None:
     """Also the one that a stream tells after its status has gone out, and the one that is our bug."""
-    face = make_face(tmp_path, FakeWorker(fail_after=1, room=1))
+    rig = make_rig(tmp_path, FakeWorker(fail_after=1, room=1))
 
     def count(code: str) -> float:
-        return face.services.metrics.registry.get_sample_value("rootstock_errors_total", {"code": code}) or 0
+        return rig.services.metrics.registry.get_sample_value("rootstock_errors_total", {"code": code}) or 0
 
     body = {"model": BASE, "prompt": "x", "max_tokens": 3}
-    with serve(face.app) as live, live.client() as client:
+    with serve(rig.app) as live, live.client() as client:
         assert client.post("/v1/completions", json=body | {"model": "nobody"}).status_code == 404
         assert client.post("/v1/completions", json=body | {"n": 2}).status_code == 429
         assert client.post("/v1/completions", json=body | {"stream": True}).status_code == 200
         assert client.get("/nowhere").status_code == 404
-    face.registry.close()
+    rig.registry.close()
     counts = {code: count(code) for code in ("model_not_found", "queue_full", "non_finite_logits", "route_not_found")}
     assert counts == dict.fromkeys(counts, 1)

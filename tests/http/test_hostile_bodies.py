@@ -1,8 +1,8 @@
 """Bodies that are no text, no object, or no request of ours: cases E53 to E60, a group a case.
 
 Each refusal is told with its status, its code and the field that is to blame; after every one of them the invariants
-of tests/support/manners.py hold. Roles that cannot be spoken for (E59) are in tests/server/test_tokens.py, how long the
-loop stands still (E55) in tests/fuzz/test_loop.py.
+of tests/support/reply_checks.py hold. Roles that cannot be spoken for (E59) are in tests/server/test_tokens.py, how
+long the loop stands still (E55) in tests/fuzz/test_loop.py.
 """
 
 import json
@@ -12,10 +12,8 @@ from collections.abc import Mapping
 import httpx
 import pytest
 
-from tests.support.face import BASE, Face
 from tests.support.invariants import MARK
-from tests.support.manners import JSON, check_after, post, refused
-from tests.support.marked import (
+from tests.support.marked_bodies import (
     CHAT,
     COMPLETIONS,
     SYNTAX,
@@ -30,6 +28,8 @@ from tests.support.marked import (
     turns,
     values,
 )
+from tests.support.reply_checks import JSON, check_after, post, refused
+from tests.support.server_rig import BASE, ServerRig
 
 HALVES = ("\\ud800", "\\udfff", "\\ude00\\ud83d")
 """Of pairs of surrogates, and a pair the wrong way round."""
@@ -59,8 +59,10 @@ E53 |= {
 
 
 @each(E53)
-def test_e53_no_text_and_no_number(content: str, param: str | None, code: str, http: httpx.Client, face: Face) -> None:
-    refused(post(http, content), http, face, code=code, param=param)
+def test_e53_no_text_and_no_number(
+    content: str, param: str | None, code: str, http: httpx.Client, rig: ServerRig
+) -> None:
+    refused(post(http, content), http, rig, code=code, param=param)
 
 
 E53_TURNS: dict[str, Odd] = {
@@ -76,15 +78,15 @@ E53_TURNS: dict[str, Odd] = {
 
 
 @each(E53_TURNS)
-def test_e53_no_text_in_a_turn(content: str, param: str | None, code: str, http: httpx.Client, face: Face) -> None:
-    refused(post(http, turns(f"[{content}]"), CHAT), http, face, code=code, param=param)
+def test_e53_no_text_in_a_turn(content: str, param: str | None, code: str, http: httpx.Client, rig: ServerRig) -> None:
+    refused(post(http, turns(f"[{content}]"), CHAT), http, rig, code=code, param=param)
 
 
 @pytest.mark.parametrize("path", ["models/a%00b", "adapters/a%00b", "adapters/a%00b/versions", "adapters/x@%00"])
-def test_e53_no_text_in_a_path(path: str, http: httpx.Client, face: Face) -> None:
+def test_e53_no_text_in_a_path(path: str, http: httpx.Client, rig: ServerRig) -> None:
     """What cannot be a name is nobody's."""
     code, param = ("model_not_found", "model") if path.startswith("models") else ("adapter_not_found", None)
-    refused(http.get(f"/v1/{path}"), http, face, status=404, code=code, param=param)
+    refused(http.get(f"/v1/{path}"), http, rig, status=404, code=code, param=param)
 
 
 def test_e53_what_only_looks_like_it(http: httpx.Client) -> None:
@@ -110,16 +112,16 @@ E54: dict[str, Odd] = {
 
 
 @each(E54)
-def test_e54_other_encodings(content: bytes, param: str | None, code: str, http: httpx.Client, face: Face) -> None:
+def test_e54_other_encodings(content: bytes, param: str | None, code: str, http: httpx.Client, rig: ServerRig) -> None:
     for path in (COMPLETIONS, CHAT):
-        refused(post(http, content, path), http, face, code=code, param=param)
+        refused(post(http, content, path), http, rig, code=code, param=param)
 
 
-def test_e54_what_a_content_type_says_of_it_changes_nothing(http: httpx.Client, face: Face) -> None:
+def test_e54_what_a_content_type_says_of_it_changes_nothing(http: httpx.Client, rig: ServerRig) -> None:
     said = {"content-type": "application/json; charset=utf-16"}
     assert http.post(COMPLETIONS, content=body(), headers=said).status_code == 200
     reply = http.post(COMPLETIONS, content=body().encode("utf-16"), headers=said)
-    refused(reply, http, face, code=SYNTAX, param=None)
+    refused(reply, http, rig, code=SYNTAX, param=None)
 
 
 DEEP: dict[str, Odd] = {
@@ -131,23 +133,23 @@ DEEP: dict[str, Odd] = {
 
 
 @each(DEEP)
-def test_e55_deep_nesting(content: str, param: str | None, code: str, http: httpx.Client, face: Face) -> None:
-    refused(post(http, content), http, face, code=code, param=param)
+def test_e55_deep_nesting(content: str, param: str | None, code: str, http: httpx.Client, rig: ServerRig) -> None:
+    refused(post(http, content), http, rig, code=code, param=param)
 
 
 @pytest.mark.parametrize(("count", "param", "code"), [(2049, "messages", VALUE), (100_000, None, SYNTAX)])
-def test_e55_many_messages(count: int, param: str | None, code: str, http: httpx.Client, face: Face) -> None:
+def test_e55_many_messages(count: int, param: str | None, code: str, http: httpx.Client, rig: ServerRig) -> None:
     messages = [{"role": "user", "content": MARK}] * (count // 2) + [{"role": "user", "content": "x"}] * (
         count // 2 + 1
     )
-    refused(http.post(CHAT, json={"model": BASE, "messages": messages}), http, face, code=code, param=param)
+    refused(http.post(CHAT, json={"model": BASE, "messages": messages}), http, rig, code=code, param=param)
 
 
-def test_e55_large_bodies_are_413_before_they_are_read(http: httpx.Client, face: Face) -> None:
+def test_e55_large_bodies_are_413_before_they_are_read(http: httpx.Client, rig: ServerRig) -> None:
     said = turns(json.dumps([{"role": "user", "content": MARK * (20 * (1 << 20) // len(MARK))}]))
-    refused(post(http, said, CHAT), http, face, status=413, code="body_too_large", param=None)
+    refused(post(http, said, CHAT), http, rig, status=413, code="body_too_large", param=None)
     chunked = http.post(COMPLETIONS, content=(MARK.encode() * 5461 for _ in range(80)), headers=JSON)
-    refused(chunked, http, face, status=413, code="body_too_large", param=None)
+    refused(chunked, http, rig, status=413, code="body_too_large", param=None)
 
 
 E56: dict[str, Odd] = {
@@ -173,15 +175,15 @@ E56_ONE = {
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
 @each(E56)
 def test_e56_no_object_of_ours(
-    content: str, param: str | None, code: str, path: str, http: httpx.Client, face: Face
+    content: str, param: str | None, code: str, path: str, http: httpx.Client, rig: ServerRig
 ) -> None:
-    refused(post(http, content, path), http, face, code=code, param=param)
+    refused(post(http, content, path), http, rig, code=code, param=param)
 
 
 @pytest.mark.parametrize("path", E56_ONE)
-def test_e56_without_what_is_asked(path: str, http: httpx.Client, face: Face) -> None:
+def test_e56_without_what_is_asked(path: str, http: httpx.Client, rig: ServerRig) -> None:
     content, param, code = E56_ONE[path]
-    refused(post(http, content, path), http, face, code=code, param=param)
+    refused(post(http, content, path), http, rig, code=code, param=param)
 
 
 KINDS = ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "application/json5", "text/json")
@@ -189,18 +191,18 @@ KINDS = ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
 @pytest.mark.parametrize("kind", [*KINDS, None])
-def test_e56_other_content_types(kind: str | None, path: str, http: httpx.Client, face: Face) -> None:
+def test_e56_other_content_types(kind: str | None, path: str, http: httpx.Client, rig: ServerRig) -> None:
     for content in (body(), ""):
         headers = {} if kind is None else {"content-type": kind}
         reply = http.post(path, content=content.encode(), headers=headers)
-        refused(reply, http, face, status=415, code="unsupported_media", param=None)
+        refused(reply, http, rig, status=415, code="unsupported_media", param=None)
         assert "application/json" in reply.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip"])
-def test_e56_compressed_bodies(encoding: str, http: httpx.Client, face: Face) -> None:
+def test_e56_compressed_bodies(encoding: str, http: httpx.Client, rig: ServerRig) -> None:
     reply = http.post(COMPLETIONS, content=body(), headers={**JSON, "content-encoding": encoding})
-    refused(reply, http, face, status=415, code="unsupported_media", param=None)
+    refused(reply, http, rig, status=415, code="unsupported_media", param=None)
 
 
 E57: dict[str, Odd] = {
@@ -215,14 +217,14 @@ E57: dict[str, Odd] = {
 
 @to_both(E57)
 def test_e57_unknown_fields_are_refused(
-    path: str, content: str, param: str | None, code: str, http: httpx.Client, face: Face
+    path: str, content: str, param: str | None, code: str, http: httpx.Client, rig: ServerRig
 ) -> None:
-    refused(post(http, content, path), http, face, code=code, param=param)
+    refused(post(http, content, path), http, rig, code=code, param=param)
 
 
-def test_e57_the_other_routes_fields_are_unknown(http: httpx.Client, face: Face) -> None:
-    refused(post(http, raw("messages", f'["{MARK}"]')), http, face, code=VALUE, param="messages")
-    refused(post(http, as_chat(raw("echo", "true")), CHAT), http, face, code=VALUE, param="echo")
+def test_e57_the_other_routes_fields_are_unknown(http: httpx.Client, rig: ServerRig) -> None:
+    refused(post(http, raw("messages", f'["{MARK}"]')), http, rig, code=VALUE, param="messages")
+    refused(post(http, as_chat(raw("echo", "true")), CHAT), http, rig, code=VALUE, param="echo")
 
 
 @pytest.mark.parametrize(
@@ -262,11 +264,11 @@ E58 = {
 
 
 @pytest.mark.parametrize("content", E58.values(), ids=E58.keys())
-def test_e58_bombs_are_refused_unread(content: dict[str, object], http: httpx.Client, face: Face) -> None:
+def test_e58_bombs_are_refused_unread(content: dict[str, object], http: httpx.Client, rig: ServerRig) -> None:
     began = time.process_time()
     for path, fields in ((COMPLETIONS, {"prompt": MARK}), (CHAT, {"messages": [{"role": "user", "content": MARK}]})):
         reply = http.post(path, json={"model": BASE, **fields, **content})
-        refused(reply, http, face, code="unsupported_field", param=next(iter(content)))
+        refused(reply, http, rig, code="unsupported_field", param=next(iter(content)))
     assert time.process_time() - began < 2
 
 
@@ -274,16 +276,16 @@ E59 = values("prompt", '""', "[]", "[[]]", f'["{MARK}", ""]', "[[1], []]")
 
 
 @each(E59)
-def test_e59_empty_prompts(content: str, param: str | None, code: str, http: httpx.Client, face: Face) -> None:
-    refused(post(http, content), http, face, code=code, param=param)
+def test_e59_empty_prompts(content: str, param: str | None, code: str, http: httpx.Client, rig: ServerRig) -> None:
+    refused(post(http, content), http, rig, code=code, param=param)
 
 
-def test_e59_an_empty_turn_is_a_turn(http: httpx.Client, face: Face) -> None:
+def test_e59_an_empty_turn_is_a_turn(http: httpx.Client, rig: ServerRig) -> None:
     contents: tuple[object, ...] = ("", [])
     for content in contents:
         said = {"model": BASE, "messages": [{"role": "user", "content": content}], "max_tokens": 1}
         assert http.post(CHAT, json=said).json()["usage"]["prompt_tokens"] == len("<user\n><assistant\n")
-        check_after(http, face)
+        check_after(http, rig)
 
 
 FIRST = "messages[0]"
@@ -314,8 +316,10 @@ CHATS: dict[str, Odd] = {
 
 
 @each(CHATS)
-def test_e59_chats_that_are_none(content: object, param: str | None, code: str, http: httpx.Client, face: Face) -> None:
-    refused(post(http, turns(json.dumps(content)), CHAT), http, face, code=code, param=param)
+def test_e59_chats_that_are_none(
+    content: object, param: str | None, code: str, http: httpx.Client, rig: ServerRig
+) -> None:
+    refused(post(http, turns(json.dumps(content)), CHAT), http, rig, code=code, param=param)
 
 
 def test_e59_what_the_sdk_sends_back_is_taken(http: httpx.Client) -> None:
@@ -329,9 +333,11 @@ E60 = values("prompt", *NO_TOKENS, f'["{MARK}", 1]', f'[1, "{MARK}"]', "[true]",
 
 
 @each(E60)
-def test_e60_tokens_that_are_none(content: str, param: str | None, code: str, http: httpx.Client, face: Face) -> None:
+def test_e60_tokens_that_are_none(
+    content: str, param: str | None, code: str, http: httpx.Client, rig: ServerRig
+) -> None:
     reply = post(http, content)
-    refused(reply, http, face, code=code, param=param)
+    refused(reply, http, rig, code=code, param=param)
     assert "string should" not in reply.text and "valid string" not in reply.text, "nobody sent a string"
 
 

@@ -1,8 +1,8 @@
 """Requests that ask for too much, or for what is no number: cases E47 to E52, a group a case.
 
 Each refusal is told with its status, its code and the field that is to blame; after every one of them the invariants
-of tests/support/manners.py hold. What both routes take is sent to both. E46 is in test_adapters.py, exact stops (E52)
-also in test_openai_client.py and tests/engine/test_detokenize.py; what is no text or no object in
+of tests/support/reply_checks.py hold. What both routes take is sent to both. E46 is in test_adapters.py, exact stops
+(E52) also in test_openai_client.py and tests/engine/test_detokenize.py; what is no text or no object in
 test_hostile_bodies.py.
 """
 
@@ -13,23 +13,23 @@ import httpx
 import pytest
 
 from server.ports import Limits
-from tests.support.face import BASE, Face, make_face
 from tests.support.http import serve
 from tests.support.invariants import MARK
-from tests.support.manners import check_after, check_reply, post, refused
-from tests.support.marked import CHAT, COMPLETIONS, SYNTAX, VALUE, Odd, as_chat, body, each, raw, to_both, values
+from tests.support.marked_bodies import CHAT, COMPLETIONS, SYNTAX, VALUE, Odd, as_chat, body, each, raw, to_both, values
 from tests.support.processor import least_time
+from tests.support.reply_checks import check_after, check_reply, post, refused
+from tests.support.server_rig import BASE, ServerRig, make_rig
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
-def test_e47_beyond_the_context_is_told_with_the_numbers(path: str, http: httpx.Client, face: Face) -> None:
+def test_e47_beyond_the_context_is_told_with_the_numbers(path: str, http: httpx.Client, rig: ServerRig) -> None:
     """Too long a prompt; too long an answer; and two that fit, but not together."""
     field, limit = ("prompt", 4096) if path == COMPLETIONS else ("messages", 4096)
     for length, wanted in ((6000, 1), (12, 10_000_000), (12, 5000), (3000, 1097)):
         text = MARK * (length // len(MARK))
         said = text if path == COMPLETIONS else [{"role": "user", "content": text}]
         reply = http.post(path, json={"model": BASE, field: said, "max_tokens": wanted})
-        refused(reply, http, face, code="context_length_exceeded", param=field)
+        refused(reply, http, rig, code="context_length_exceeded", param=field)
         beside = 0 if path == COMPLETIONS else len("<user\n><assistant\n")
         for number in (limit, length + beside, wanted):
             assert f"{number}" in reply.json()["error"]["message"].replace(",", "")
@@ -52,30 +52,32 @@ E48_CHAT = values("top_logprobs", "1000000", "-1") | {
 }
 
 
-def bounded(http: httpx.Client, face: Face, path: str, content: str, param: str | None, code: str) -> None:
-    seen = len(face.worker.seen)
+def bounded(http: httpx.Client, rig: ServerRig, path: str, content: str, param: str | None, code: str) -> None:
+    seen = len(rig.worker.seen)
     assert least_time(lambda: post(http, content, path)) < 0.05, "the client's part included"
-    assert len(face.worker.seen) == seen
-    refused(post(http, content, path), http, face, code=code, param=param)
+    assert len(rig.worker.seen) == seen
+    refused(post(http, content, path), http, rig, code=code, param=param)
 
 
 @to_both(E48)
 def test_e48_counts_are_bounded_before_anything_is_made(
-    path: str, content: str, param: str | None, code: str, http: httpx.Client, face: Face
+    path: str, content: str, param: str | None, code: str, http: httpx.Client, rig: ServerRig
 ) -> None:
-    bounded(http, face, path, content, param, code)
+    bounded(http, rig, path, content, param, code)
 
 
 @each(E48_LISTS)
 def test_e48_choices_are_counted_over_all_prompts(
-    content: str, param: str | None, code: str, http: httpx.Client, face: Face
+    content: str, param: str | None, code: str, http: httpx.Client, rig: ServerRig
 ) -> None:
-    bounded(http, face, COMPLETIONS, content, param, code)
+    bounded(http, rig, COMPLETIONS, content, param, code)
 
 
 @each(E48_CHAT)
-def test_e48_alternatives_of_a_chat(content: str, param: str | None, code: str, http: httpx.Client, face: Face) -> None:
-    bounded(http, face, CHAT, as_chat(content), param, code)
+def test_e48_alternatives_of_a_chat(
+    content: str, param: str | None, code: str, http: httpx.Client, rig: ServerRig
+) -> None:
+    bounded(http, rig, CHAT, as_chat(content), param, code)
 
 
 LENGTHS = ("-1", "0", "1e308", "true", '"5"', "1.0", "[]", str(1 << 31), "9" * 400)
@@ -86,15 +88,17 @@ E49_CHAT = values("max_completion_tokens", *LENGTHS) | {
 
 
 @to_both(E49)
-def test_e49_odd_lengths(path: str, content: str, param: str | None, code: str, http: httpx.Client, face: Face) -> None:
-    refused(post(http, content, path), http, face, code=code, param=param)
+def test_e49_odd_lengths(
+    path: str, content: str, param: str | None, code: str, http: httpx.Client, rig: ServerRig
+) -> None:
+    refused(post(http, content, path), http, rig, code=code, param=param)
 
 
 @each(E49_CHAT)
 def test_e49_odd_lengths_by_their_new_name(
-    content: str, param: str | None, code: str, http: httpx.Client, face: Face
+    content: str, param: str | None, code: str, http: httpx.Client, rig: ServerRig
 ) -> None:
-    refused(post(http, as_chat(content), CHAT), http, face, code=code, param=param)
+    refused(post(http, as_chat(content), CHAT), http, rig, code=code, param=param)
 
 
 NUMBERS = {
@@ -114,9 +118,9 @@ E50 = {
 
 @to_both(E50)
 def test_e50_numbers_that_are_none_or_out_of_bounds(
-    path: str, content: str, param: str | None, code: str, http: httpx.Client, face: Face
+    path: str, content: str, param: str | None, code: str, http: httpx.Client, rig: ServerRig
 ) -> None:
-    refused(post(http, content, path), http, face, code=code, param=param)
+    refused(post(http, content, path), http, rig, code=code, param=param)
 
 
 def biases(count: int) -> str:
@@ -137,21 +141,21 @@ E51 = {
 
 @to_both(E51)
 def test_e51_biases_of_tokens_that_are_not_there(
-    path: str, content: str, param: str | None, code: str, http: httpx.Client, face: Face
+    path: str, content: str, param: str | None, code: str, http: httpx.Client, rig: ServerRig
 ) -> None:
-    refused(post(http, content, path), http, face, code=code, param=param)
+    refused(post(http, content, path), http, rig, code=code, param=param)
 
 
-def test_e51_a_million_biases_are_more_than_a_body_may_have(http: httpx.Client, face: Face) -> None:
+def test_e51_a_million_biases_are_more_than_a_body_may_have(http: httpx.Client, rig: ServerRig) -> None:
     """They are 13 MB, so it is their length that is told, before they are read."""
-    refused(post(http, biases(1_000_000)), http, face, status=413, code="body_too_large", param=None)
+    refused(post(http, biases(1_000_000)), http, rig, status=413, code="body_too_large", param=None)
 
 
 def test_e51_where_a_million_biases_fit_they_are_counted_unparsed(tmp_path: Path) -> None:
-    face = make_face(tmp_path, limits=Limits(4096, max_body_bytes=16 << 20))
-    with serve(face.app) as live, live.client() as client:
-        refused(post(client, biases(1_000_000)), client, face, code=SYNTAX, param=None)
-    face.registry.close()
+    rig = make_rig(tmp_path, limits=Limits(4096, max_body_bytes=16 << 20))
+    with serve(rig.app) as live, live.client() as client:
+        refused(post(client, biases(1_000_000)), client, rig, code=SYNTAX, param=None)
+    rig.registry.close()
 
 
 E52 = {
@@ -166,9 +170,9 @@ E52 = {
 
 @to_both(E52)
 def test_e52_stops_that_cannot_be(
-    path: str, content: str, param: str | None, code: str, http: httpx.Client, face: Face
+    path: str, content: str, param: str | None, code: str, http: httpx.Client, rig: ServerRig
 ) -> None:
-    refused(post(http, content, path), http, face, code=code, param=param)
+    refused(post(http, content, path), http, rig, code=code, param=param)
 
 
 def test_every_body_holds_what_no_error_repeats() -> None:
@@ -177,10 +181,10 @@ def test_every_body_holds_what_no_error_repeats() -> None:
     assert all(MARK in odd[0] for group in groups for odd in group.values())
 
 
-def test_a_refusal_is_told_apart_from_an_answer(http: httpx.Client, face: Face) -> None:
+def test_a_refusal_is_told_apart_from_an_answer(http: httpx.Client, rig: ServerRig) -> None:
     """The helper itself: a good answer passes, and what was sent is looked for."""
     reply = post(http, body())
     check_reply(reply)
-    check_after(http, face)
+    check_after(http, rig)
     with pytest.raises(AssertionError, match="I7"):
         check_reply(post(http, raw("temprature", f'"{MARK}"')), sent="not known here")

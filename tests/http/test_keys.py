@@ -1,4 +1,4 @@
-"""Keys at the door: every route asks for one, before it reads anything, and never says what is wrong with it."""
+"""Keys: every route asks for one, before it reads anything, and never says what is wrong with it."""
 
 import json
 import re
@@ -13,44 +13,44 @@ from fastapi.routing import iter_route_contexts
 from server.deps import RequireScope
 from server.keys.store import KeyStore
 from server.principal import Scope
-from tests.support.face import BASE, Face, form
 from tests.support.http import LiveServer, serve
-from tests.support.keys import bearer, guarded_face, headers_of
-from tests.support.manners import check_after, check_reply
-from tests.support.sending import heard, talking
+from tests.support.keys import bearer, guarded_rig, headers_of
+from tests.support.reply_checks import check_after, check_reply
+from tests.support.server_rig import BASE, ServerRig, form
+from tests.support.upload_steps import connected, read_reply
 
 OPEN = {"/livez", "/readyz", "/health", "/version"}
 """All that answers without a key."""
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Face, KeyStore, LiveServer]]:
-    with guarded_face(tmp_path_factory.mktemp("guarded")) as (face, store), serve(face.app) as live:
-        yield face, store, live
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerRig, KeyStore, LiveServer]]:
+    with guarded_rig(tmp_path_factory.mktemp("guarded")) as (rig, store), serve(rig.app) as live:
+        yield rig, store, live
 
 
 @pytest.fixture(autouse=True)
-def _as_before(guarded: tuple[Face, KeyStore, LiveServer]) -> Iterator[None]:
+def _as_before(guarded: tuple[ServerRig, KeyStore, LiveServer]) -> Iterator[None]:
     """After each test, whoever has a key is served, and nothing is left of what was asked without one."""
     yield
-    face, store, live = guarded
+    rig, store, live = guarded
     with live.client(**headers_of(store, "after")) as client:
-        check_after(client, face)
+        check_after(client, rig)
 
 
 @pytest.fixture(scope="module")
-def http(guarded: tuple[Face, KeyStore, LiveServer]) -> Iterator[httpx.Client]:
+def http(guarded: tuple[ServerRig, KeyStore, LiveServer]) -> Iterator[httpx.Client]:
     with guarded[2].client() as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def store(guarded: tuple[Face, KeyStore, LiveServer]) -> KeyStore:
+def store(guarded: tuple[ServerRig, KeyStore, LiveServer]) -> KeyStore:
     return guarded[1]
 
 
-def routes(face: Face) -> list[tuple[str, str]]:
-    found = [(method, context.path or "") for context in iter_route_contexts(face.app.routes)
+def routes(rig: ServerRig) -> list[tuple[str, str]]:
+    found = [(method, context.path or "") for context in iter_route_contexts(rig.app.routes)
              for method in sorted(context.methods or ())]  # fmt: skip
     assert len(found) > 20, "the walk finds the routes"
     return found
@@ -62,7 +62,7 @@ def spelled(path: str) -> str:
 
 
 def test_h75_every_route_but_the_probes_asks_for_a_key(
-    guarded: tuple[Face, KeyStore, LiveServer], http: httpx.Client
+    guarded: tuple[ServerRig, KeyStore, LiveServer], http: httpx.Client
 ) -> None:
     bodies = set()
     for method, path in routes(guarded[0]):
@@ -83,7 +83,7 @@ def test_h75_every_route_but_the_probes_asks_for_a_key(
     assert http.get("/v1/nothing").status_code == 404
 
 
-def test_h75_the_guard_stands_at_each_route(guarded: tuple[Face, KeyStore, LiveServer]) -> None:
+def test_h75_the_guard_stands_at_each_route(guarded: tuple[ServerRig, KeyStore, LiveServer]) -> None:
     for context in iter_route_contexts(guarded[0].app.routes):
         guards = [
             each
@@ -113,15 +113,15 @@ def test_h75_one_refusal_for_all_that_can_be_wrong(http: httpx.Client, store: Ke
     assert all(each == headers[0] for each in headers)
 
 
-def test_h75_who_has_no_key_is_told_before_a_body_has_come(guarded: tuple[Face, KeyStore, LiveServer]) -> None:
+def test_h75_who_has_no_key_is_told_before_a_body_has_come(guarded: tuple[ServerRig, KeyStore, LiveServer]) -> None:
     """A head that promises a body which is never sent."""
     asked = [(method, path) for method, path in routes(guarded[0]) if method in ("POST", "PUT", "PATCH")]
     assert len(asked) > 15
     for method, path in asked:
-        with talking(guarded[2]) as client:
+        with connected(guarded[2]) as client:
             client.settimeout(5)
             client.sendall(f"{method} {spelled(path)} HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n".encode())
-            assert heard(client).status_code == 401, (method, path)
+            assert read_reply(client).status_code == 401, (method, path)
 
 
 def test_h75_who_has_no_key_is_told_whatever_the_body_is(http: httpx.Client) -> None:

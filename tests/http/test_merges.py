@@ -12,18 +12,18 @@ from engine.errors import EngineStopped
 from server.principal import Scope
 from tests.http.test_tenants import Tenants, push
 from tests.support.engine import FakeWorker
-from tests.support.face import make_face, write_adapter
 from tests.support.http import serve
-from tests.support.keys import guarded_face, headers_of
-from tests.support.manners import check_after
+from tests.support.keys import guarded_rig, headers_of
+from tests.support.reply_checks import check_after
+from tests.support.server_rig import make_rig, write_adapter
 
 
 @pytest.fixture
 def tenants(tmp_path: Path) -> Iterator[Tenants]:
-    with guarded_face(tmp_path) as (face, store), serve(face.app) as live:
-        yield Tenants(face, store, live)
+    with guarded_rig(tmp_path) as (rig, store), serve(rig.app) as live:
+        yield Tenants(rig, store, live)
         with live.client(**headers_of(store, "after")) as client:
-            check_after(client, face)
+            check_after(client, rig)
 
 
 def state(http: httpx.Client, name: str) -> str:
@@ -48,9 +48,9 @@ def test_h76_what_one_has_merged_is_not_merged_to_another_with_the_same_bytes(te
         assert code(b.delete("/v1/adapters/copy/merge")) == (409, "not_merged")
         assert b.delete("/v1/adapters/copy").status_code == 200, "it is beta's, and nothing of beta's is merged"
         assert code(a.delete("/v1/adapters/hot")) == (409, "merged")
-        assert tenants.face.worker.merged == id and state(a, "hot") == "merged"
+        assert tenants.rig.worker.merged == id and state(a, "hot") == "merged"
         assert a.delete("/v1/adapters/hot/merge").json()["state"] == "disk"
-        assert tenants.face.worker.merged is None and a.delete("/v1/adapters/hot").status_code == 200
+        assert tenants.rig.worker.merged is None and a.delete("/v1/adapters/hot").status_code == 200
 
 
 def test_h76_a_merge_that_two_asked_for_ends_with_the_second(tenants: Tenants) -> None:
@@ -62,7 +62,7 @@ def test_h76_a_merge_that_two_asked_for_ends_with_the_second(tenants: Tenants) -
         assert state(b, "copy") == "merged" and code(b.post("/v1/adapters/other/merge")) == (409, "merge_refused")
         assert a.delete("/v1/adapters/hot").status_code == 200
         b.delete("/v1/adapters/copy/merge")
-        assert tenants.face.worker.merged is None
+        assert tenants.rig.worker.merged is None
 
 
 def test_h76_a_pin_is_shown_to_the_name_that_asked_for_it(tenants: Tenants) -> None:
@@ -73,7 +73,7 @@ def test_h76_a_pin_is_shown_to_the_name_that_asked_for_it(tenants: Tenants) -> N
 
 
 def test_the_servers_own_is_merged_by_whoever_has_admin(tenants: Tenants, tmp_path: Path) -> None:
-    server_catalog = tenants.face.services.server_catalog
+    server_catalog = tenants.rig.services.server_catalog
     server_catalog.add_directory("servers-own", write_adapter(tmp_path / "own", 5))
     server_catalog.shares.share("servers-own", EVERYBODY)
     with tenants.client("acme") as a, tenants.client("beta") as b:
@@ -103,7 +103,7 @@ def test_what_the_engine_ended_is_merged_to_nobody_who_does_not_ask_again(tenant
     with tenants.client("acme") as a, tenants.client("beta") as b:
         push(a, "hot", 8), push(b, "copy", 8)
         a.post("/v1/adapters/hot/merge")
-        tenants.face.worker.merged = None
+        tenants.rig.worker.merged = None
         assert state(a, "hot") != "merged" and code(a.delete("/v1/adapters/hot/merge")) == (409, "not_merged")
         b.post("/v1/adapters/copy/merge")
         assert (state(a, "hot"), state(b, "copy")) == ("device", "merged")
@@ -123,13 +123,13 @@ class Slow(FakeWorker):
 
 def test_a_name_deleted_while_its_merge_waits_leaves_nothing_merged(tmp_path: Path) -> None:
     worker = Slow()
-    face = make_face(tmp_path, worker)
-    with serve(face.app) as live, live.client() as http:
+    rig = make_rig(tmp_path, worker)
+    with serve(rig.app) as live, live.client() as http:
         push(http, "gone", 9), push(http, "twin", 9)
-        worker.meanwhile = lambda: face.catalog.delete("gone")
+        worker.meanwhile = lambda: rig.catalog.delete("gone")
         assert code(http.post("/v1/adapters/gone/merge")) == (404, "adapter_not_found")
         assert worker.merged is None
-    face.registry.close()
+    rig.registry.close()
 
 
 class Full(FakeWorker):
@@ -145,13 +145,13 @@ class Full(FakeWorker):
 
 def test_a_pin_that_fails_is_not_remembered_and_one_from_before_is_kept(tmp_path: Path) -> None:
     worker = Full()
-    face = make_face(tmp_path, worker)
-    with serve(face.app) as live, live.client() as http:
+    rig = make_rig(tmp_path, worker)
+    with serve(rig.app) as live, live.client() as http:
         push(http, "before", 10), push(http, "new", 11)
         assert http.post("/v1/adapters/before/pin").status_code == 200
         worker.full = True
         worker.pinned.clear()
         for name in ("before", "new"):
             assert http.post(f"/v1/adapters/{name}/pin").status_code == 503
-        assert [version.name for version in face.catalog.pinned()] == ["before"]
-    face.registry.close()
+        assert [version.name for version in rig.catalog.pinned()] == ["before"]
+    rig.registry.close()

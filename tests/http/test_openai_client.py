@@ -11,8 +11,8 @@ import httpx
 import openai
 import pytest
 
-from tests.support.face import BASE, Face, form
 from tests.support.http import LiveServer
+from tests.support.server_rig import BASE, ServerRig, form
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Target:
 
 
 @pytest.fixture(scope="module")
-def target(live: LiveServer, face: Face) -> Target:
+def target(live: LiveServer, rig: ServerRig) -> Target:
     with live.client() as client:
         client.post("/v1/adapters", data={"name": "sql", "alias": "prod"}, files=form()).raise_for_status()
     return Target(live.url, BASE, "sql")

@@ -25,10 +25,10 @@ from server.quotas.tenant_quotas import Quotas
 from server.usage.ledger import Ledger, Usage, UsageFilter
 from server.usage.writer import LedgerWriter
 from tests.support.engine import FakeStream, FakeWorker
-from tests.support.face import Face, form, make_face
 from tests.support.http import LiveServer, eventually, serve
-from tests.support.keys import guarded_face, headers_of
-from tests.support.manners import check_after
+from tests.support.keys import guarded_rig, headers_of
+from tests.support.reply_checks import check_after
+from tests.support.server_rig import ServerRig, form, make_rig
 
 ROWS = [{"prompt": "a b", "completion": " cd"}, {"messages": [{"role": "user", "content": "x"},
         {"role": "assistant", "content": "yes"}]}]  # fmt: skip
@@ -57,34 +57,34 @@ class Opinionated(FakeWorker):
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Iterator[tuple[Face, httpx.Client]]:
+def made(tmp_path: Path) -> Iterator[tuple[ServerRig, httpx.Client]]:
     """Three versions of `q`: good, the same within the tolerance, and bad; `prod` at the first."""
     worker = Opinionated()
     worker.logprobs = {}
-    face = make_face(tmp_path, worker)
-    with serve(face.app) as live, live.client() as client:
+    rig = make_rig(tmp_path, worker)
+    with serve(rig.app) as live, live.client() as client:
         for seed, logprob in ((1, -1.0), (2, -1.01), (3, -3.0)):
             files = form(seed) | ({"eval": ("eval.jsonl", EVAL, "x/y")} if seed != 2 else {})
             card = client.post("/v1/adapters", data={"name": "q"}, files=files).json()
             worker.logprobs[card["id"]] = logprob
         client.put("/v1/adapters/q/aliases/prod", json={"version": 1})
-        yield face, client
-    face.registry.close()
+        yield rig, client
+    rig.registry.close()
 
 
-Made = tuple[Face, httpx.Client]
+Made = tuple[ServerRig, httpx.Client]
 
 
 def promote(client: httpx.Client, version: int, **more: object) -> httpx.Response:
     return client.post("/v1/adapters/q/promote", json={"version": version, **more})
 
 
-def measured(face: Face) -> int:
-    return sum(request.params.prompt_logprobs is not None for request in face.worker.seen)
+def measured(rig: ServerRig) -> int:
+    return sum(request.params.prompt_logprobs is not None for request in rig.worker.seen)
 
 
 def test_a_regression_is_refused_with_the_numbers(made: Made) -> None:
-    face, client = made
+    rig, client = made
     refused = promote(client, 3)
     error = refused.json()["error"]
     assert (refused.status_code, error["code"]) == (409, "promote_regresses")
@@ -94,7 +94,7 @@ def test_a_regression_is_refused_with_the_numbers(made: Made) -> None:
     assert error["after"]["tokens"] == len(" cd") + len("yes")
     assert "-3.000" in error["message"] and "-1.000" in error["message"] and "0.02" in error["message"]
     assert client.get("/v1/adapters/q@prod").json()["version"] == 1
-    assert not face.worker.running
+    assert not rig.worker.running
 
 
 def test_it_can_be_forced_or_tolerated(made: Made) -> None:
@@ -106,64 +106,64 @@ def test_it_can_be_forced_or_tolerated(made: Made) -> None:
 
 
 def test_without_a_file_of_its_own_it_is_measured_on_the_other_ones(made: Made) -> None:
-    face, client = made
+    rig, client = made
     told = promote(client, 2).json()
     assert (told["version"], told["score"]["mean_logprob"], told["before"]["mean_logprob"]) == (2, -1.01, -1.0)
     assert promote(client, 1, tolerance=0).status_code == 200, "better is never refused"
 
 
 def test_scores_are_remembered(made: Made) -> None:
-    face, client = made
+    rig, client = made
     promote(client, 3)
-    first = measured(face)
+    first = measured(rig)
     promote(client, 3)
-    assert measured(face) == first == 4
+    assert measured(rig) == first == 4
     shown = {card["version"]: card["score"] for card in client.get("/v1/adapters/q/versions").json()["data"]}
     assert shown[2] is None and shown[1]["mean_logprob"] == -1.0 and shown[3]["mean_logprob"] == -3.0
     other = json.dumps({"prompt": "other", "completion": "rows"}).encode()
     assert client.put("/v1/adapters/q@3/eval", content=other).json()["rows"] == 1
     assert client.get("/v1/adapters/q@3/eval").content == other
     promote(client, 3)
-    assert measured(face) == 6, "another file asks both versions again"
+    assert measured(rig) == 6, "another file asks both versions again"
 
 
 def test_an_alias_that_points_nowhere_has_nothing_to_lose(made: Made) -> None:
-    face, client = made
+    rig, client = made
     told = promote(client, 3, alias="first").json()
     assert (told["gate"], told["score"]["mean_logprob"], told["before"]) == ("measured", -3.0, None)
 
 
 def test_without_eval_files_nothing_is_measured(made: Made) -> None:
-    face, client = made
+    rig, client = made
     assert client.get("/v1/adapters/q@2/eval").status_code == 404
     told = promote(client, 2, alias="free").json()
     assert (told["gate"], told["score"]) == ("no_eval_file", None)
-    assert measured(face) == 0
+    assert measured(rig) == 0
 
 
 def test_an_alias_moved_meanwhile_is_412(made: Made) -> None:
-    face, client = made
+    rig, client = made
 
     class Moving(Opinionated):
         async def submit(self, request: Request) -> FakeStream:
-            face.catalog.set_alias("q", "prod", 3)
+            rig.catalog.set_alias("q", "prod", 3)
             return await super().submit(request)
 
-    face.worker.__class__ = Moving
+    rig.worker.__class__ = Moving
     assert promote(client, 2).json()["error"]["code"] == "precondition_failed"
 
 
 def test_a_full_queue_is_told_and_leaves_the_alias(made: Made) -> None:
-    face, client = made
+    rig, client = made
 
     class Full(Opinionated):
         async def submit(self, request: Request) -> FakeStream:
             raise QueueFull(1)
 
-    face.worker.__class__ = Full
+    rig.worker.__class__ = Full
     assert promote(client, 3).status_code == 429
     assert client.get("/v1/adapters/q@prod").json()["version"] == 1
-    assert not face.catalog._uses
+    assert not rig.catalog._uses
 
 
 class Taken:
@@ -185,8 +185,8 @@ class Taken:
 
 
 def test_f61_a_hangup_while_a_promote_takes_hold_of_a_version_leaves_no_hold(made: Made) -> None:
-    face, client = made
-    face.catalog._lock = lock = Taken()  # type: ignore[assignment]
+    rig, client = made
+    rig.catalog._lock = lock = Taken()  # type: ignore[assignment]
     body = b'{"version": 3}'
     head = f"POST /v1/adapters/q/promote HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}"
     with socket.create_connection((client.base_url.host, client.base_url.port)) as leaving:
@@ -195,7 +195,7 @@ def test_f61_a_hangup_while_a_promote_takes_hold_of_a_version_leaves_no_hold(mad
     for _ in range(3):
         assert client.get("/livez").status_code == 200, "the loop has heard that the other one is gone"
     lock.free.set()
-    check_after(client, face)
+    check_after(client, rig)
     assert client.delete("/v1/adapters/q").status_code == 200, "nobody uses it"
 
 
@@ -236,7 +236,7 @@ def test_an_eval_file_is_bounded(http: httpx.Client) -> None:
 class Metered:
     """`made` with keys, a ledger and quotas: `free` has none, `small` and `once` have too little for a promote."""
 
-    face: Face
+    rig: ServerRig
     live: LiveServer
     store: KeyStore
     ledger: Ledger
@@ -244,7 +244,7 @@ class Metered:
     @contextmanager
     def furnished(self, tenant: str) -> Iterator[httpx.Client]:
         """A client of a tenant that has two versions of `q`, `prod` at the first."""
-        worker = self.face.worker
+        worker = self.rig.worker
         assert isinstance(worker, Opinionated)
         with self.live.client(**headers_of(self.store, tenant)) as client:
             for seed, logprob in ((1, -1.0), (2, -1.01)):
@@ -268,10 +268,10 @@ def metered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Metered]:
     quotas = Quotas(None, {"small": Quota(tokens_per_minute=TOKENS - 1), "once": Quota(requests_per_minute=1)})
     ledger = Ledger(f"sqlite:///{folder / 'usage.sqlite'}")
     writer = LedgerWriter(ledger)
-    with guarded_face(folder, Meter(quotas, writer), worker) as (face, store), serve(face.app) as live:
-        yield Metered(face, live, store, ledger)
+    with guarded_rig(folder, Meter(quotas, writer), worker) as (rig, store), serve(rig.app) as live:
+        yield Metered(rig, live, store, ledger)
         with live.client(**headers_of(store, "after")) as client:
-            check_after(client, face)
+            check_after(client, rig)
     writer.close()
     ledger.close()
 
@@ -287,7 +287,7 @@ def test_i86_what_is_measured_is_in_the_ledger_under_its_caller(metered: Metered
         rows = metered.rows("free", 2)
         assert promote(client, 1).status_code == 200
         assert len(metered.rows("free", 2)) == 2, "what is remembered costs nothing"
-    asked = [request for request in metered.face.worker.seen if request.params.prompt_logprobs is not None]
+    asked = [request for request in metered.rig.worker.seen if request.params.prompt_logprobs is not None]
     assert {request.tenant for request in asked} == {"free"}, "whose turn it is, is counted too"
     told: Counter[str] = Counter()
     for request in asked:
@@ -300,21 +300,21 @@ def test_i86_what_is_measured_is_in_the_ledger_under_its_caller(metered: Metered
 
 
 def test_i85_a_promote_is_held_to_its_callers_quotas(metered: Metered) -> None:
-    worker = metered.face.worker
+    worker = metered.rig.worker
     for tenant, measured_rows in (("small", 0), ("once", 2)):
         with metered.furnished(tenant) as client:
-            before = measured(metered.face)
+            before = measured(metered.rig)
             refused = promote(client, 2)
             assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded"), refused.text
-            assert measured(metered.face) - before == measured_rows, "a version at a time is a request"
+            assert measured(metered.rig) - before == measured_rows, "a version at a time is a request"
             assert client.get("/v1/adapters/q@prod").json()["version"] == 1
             assert promote(client, 2, force=True).status_code == 200, "which measures nothing"
-    assert not worker.running and not metered.face.catalog._uses
+    assert not worker.running and not metered.rig.catalog._uses
 
 
 def test_i86_a_promote_that_ends_early_pays_for_what_was_begun(metered: Metered) -> None:
     """A full queue refuses the second four of eight rows."""
-    worker = metered.face.worker
+    worker = metered.rig.worker
     with metered.furnished("early") as client:
         client.put("/v1/adapters/q@2/eval", content=b"\n".join([ROW] * 8))
         worker.seen.clear()

@@ -14,10 +14,10 @@ from server.meter import Meter
 from server.quotas.quota import Quota
 from server.quotas.tenant_quotas import Quotas
 from tests.support.engine import FakeWorker
-from tests.support.face import BASE, adapter_config, adapter_weights, form, write_adapter
 from tests.support.http import serve
-from tests.support.keys import guarded_face, headers_of
-from tests.support.manners import check_after
+from tests.support.keys import guarded_rig, headers_of
+from tests.support.reply_checks import check_after
+from tests.support.server_rig import BASE, adapter_config, adapter_weights, form, write_adapter
 
 COMPLETION = {"model": BASE, "prompt": "Once", "max_tokens": 12, "ignore_eos": True}
 QUOTAS = {
@@ -46,10 +46,10 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, http
     """One client a tenant; `free` has no quota."""
     folder = tmp_path_factory.mktemp("quotas")
     meter = Meter(Quotas(None, QUOTAS, clock=Stopped()))
-    with guarded_face(folder, meter, FakeWorker(room=5)) as (face, store), serve(face.app) as live:
+    with guarded_rig(folder, meter, FakeWorker(room=5)) as (rig, store), serve(rig.app) as live:
         made = {tenant: live.client(**headers_of(store, tenant)) for tenant in (*QUOTAS, "free")}
         yield made
-        check_after(made["free"], face)
+        check_after(made["free"], rig)
         for client in made.values():
             client.close()
 
@@ -131,11 +131,11 @@ def test_i85_whoever_fills_the_store_is_refused_and_nobody_else(clients: dict[st
 def test_i85_copies_and_directories_count_as_what_is_sent_does(tmp_path: Path) -> None:
     quotas = {"few": Quota(adapters=1), "narrow": Quota(stored_bytes=ByteSize(len(adapter_weights()) - 1))}
     with contextlib.ExitStack() as stack:
-        face, store = stack.enter_context(guarded_face(tmp_path, Meter(Quotas(None, quotas))))
-        live = stack.enter_context(serve(face.app))
+        rig, store = stack.enter_context(guarded_rig(tmp_path, Meter(Quotas(None, quotas))))
+        live = stack.enter_context(serve(rig.app))
         few, narrow = (stack.enter_context(live.client(**headers_of(store, tenant))) for tenant in quotas)
-        assert face.services.adapter_root is not None
-        write_adapter(face.services.adapter_root / "there")
+        assert rig.services.adapter_root is not None
+        write_adapter(rig.services.adapter_root / "there")
         load = {"lora_name": "two", "lora_path": "there"}
         assert few.post("/v1/adapters", data={"name": "one"}, files=form()).status_code == 201
         for refused in (
@@ -144,8 +144,8 @@ def test_i85_copies_and_directories_count_as_what_is_sent_does(tmp_path: Path) -
             narrow.post("/v1/load_lora_adapter", json=load),
         ):
             assert (refused.status_code, refused.json()["error"]["code"]) == (403, "quota_exceeded"), refused.text
-        assert [version.name for version in face.catalog.every()] == ["few/one"]
-        check_after(few, face)
+        assert [version.name for version in rig.catalog.every()] == ["few/one"]
+        check_after(few, rig)
 
 
 def ordered(client: httpx.Client, name: str, seed: int) -> httpx.Response:
@@ -180,17 +180,17 @@ def test_d44_there_is_room_to_repair_what_was_damaged(tmp_path: Path) -> None:
     """Of the tenant's quota the damaged bytes take nothing, and the repaired ones what they took before."""
     meter = Meter(Quotas(None, {"grown": QUOTAS["grown"]}))
     with contextlib.ExitStack() as stack:
-        face, store = stack.enter_context(guarded_face(tmp_path, meter))
-        live = stack.enter_context(serve(face.app))
+        rig, store = stack.enter_context(guarded_rig(tmp_path, meter))
+        live = stack.enter_context(serve(rig.app))
         client = stack.enter_context(live.client(**headers_of(store, "grown")))
         assert client.put(whole(client, "first", 20)).status_code == 201
-        id = face.catalog.resolve("grown/first").id
-        weights = face.store.path(id) / "adapter_model.safetensors"
+        id = rig.catalog.resolve("grown/first").id
+        weights = rig.store.path(id) / "adapter_model.safetensors"
         assert ordered(client, "first", 20).status_code == 403
         weights.write_bytes(weights.read_bytes()[:-1] + b"?")
-        assert face.store.quarantine_if_damaged(id)
+        assert rig.store.quarantine_if_damaged(id)
         assert client.put(whole(client, "first", 20)).status_code == 200
-        assert face.catalog.quarantined() == frozenset()
+        assert rig.catalog.quarantined() == frozenset()
         assert ordered(client, "second", 21).status_code == 403
 
 

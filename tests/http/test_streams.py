@@ -16,9 +16,9 @@ from server.connections import Bounds
 from server.generation import Generation
 from server.ports import Limits
 from tests.support.engine import FakeStream, FakeWorker
-from tests.support.face import BASE, Face, form, make_face
 from tests.support.http import LiveServer, eventually, serve
-from tests.support.manners import check_after
+from tests.support.reply_checks import check_after
+from tests.support.server_rig import BASE, ServerRig, form, make_rig
 
 COMPLETION = {"model": BASE, "prompt": "Once", "max_tokens": 12}
 CHAT = {"model": BASE, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 12}
@@ -26,13 +26,13 @@ BOTH = [("/v1/completions", COMPLETION), ("/v1/chat/completions", CHAT)]
 
 
 @pytest.fixture
-def slow(tmp_path: Path) -> Iterator[tuple[Face, LiveServer]]:
+def slow(tmp_path: Path) -> Iterator[tuple[ServerRig, LiveServer]]:
     """A server whose tokens take 20 ms each."""
-    face = make_face(tmp_path, FakeWorker(delay_s=0.02, max_model_len=100_000))
-    with serve(face.app) as live, live.client() as client:
-        yield face, live
-        check_after(client, face)
-    face.registry.close()
+    rig = make_rig(tmp_path, FakeWorker(delay_s=0.02, max_model_len=100_000))
+    with serve(rig.app) as live, live.client() as client:
+        yield rig, live
+        check_after(client, rig)
+    rig.registry.close()
 
 
 def events(text: str) -> list[str]:
@@ -81,12 +81,12 @@ def test_stream_headers(http: httpx.Client) -> None:
 def test_f66_a_failure_in_mid_stream_is_an_error_event_without_done(
     path: str, body: dict[str, object], tmp_path: Path
 ) -> None:
-    face = make_face(tmp_path, FakeWorker(fail_after=3))
-    with serve(face.app) as live, live.client() as client:
+    rig = make_rig(tmp_path, FakeWorker(fail_after=3))
+    with serve(rig.app) as live, live.client() as client:
         streamed = events(client.post(path, json=body | {"stream": True}).text)
         whole = client.post(path, json=body)
-        check_after(client, face)
-    face.registry.close()
+        check_after(client, rig)
+    rig.registry.close()
     assert json.loads(streamed[-1])["error"]["code"] == "non_finite_logits"
     assert "[DONE]" not in streamed
     assert whole.status_code == 500
@@ -95,32 +95,34 @@ def test_f66_a_failure_in_mid_stream_is_an_error_event_without_done(
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("n", [1, 3])
-def test_f61_a_client_that_hangs_up_aborts_its_requests(stream: bool, n: int, slow: tuple[Face, LiveServer]) -> None:
-    face, live = slow
+def test_f61_a_client_that_hangs_up_aborts_its_requests(
+    stream: bool, n: int, slow: tuple[ServerRig, LiveServer]
+) -> None:
+    rig, live = slow
     body = json.dumps(COMPLETION | {"max_tokens": 5000, "stream": stream, "n": n}).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     port = int(live.url.rsplit(":", 1)[1])
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(head.encode() + b"\r\n\r\n" + body)
-        eventually(lambda: len(face.worker.running) == n)
+        eventually(lambda: len(rig.worker.running) == n)
         time.sleep(0.1)
     began = time.monotonic()
-    eventually(lambda: not face.worker.running)
+    eventually(lambda: not rig.worker.running)
     assert time.monotonic() - began < 1
-    assert len(face.worker.aborted) == n
-    eventually(lambda: face.services.lifecycle.in_flight == 0)
+    assert len(rig.worker.aborted) == n
+    eventually(lambda: rig.services.lifecycle.in_flight == 0)
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_f61_a_hangup_ends_a_request_that_others_wait_behind(stream: bool, slow: tuple[Face, LiveServer]) -> None:
-    face, live = slow
+def test_f61_a_hangup_ends_a_request_that_others_wait_behind(stream: bool, slow: tuple[ServerRig, LiveServer]) -> None:
+    rig, live = slow
     body = json.dumps(COMPLETION | {"max_tokens": 5000, "stream": stream}).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     with socket.create_connection(("127.0.0.1", int(live.url.rsplit(":", 1)[1]))) as connection:
         connection.sendall(head.encode() + b"\r\n\r\n" + body + b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
-        eventually(lambda: face.worker.running)
-    eventually(lambda: not face.worker.running)
-    assert len(face.worker.aborted) == 1
+        eventually(lambda: rig.worker.running)
+    eventually(lambda: not rig.worker.running)
+    assert len(rig.worker.aborted) == 1
 
 
 class Hesitant(FakeWorker):
@@ -146,8 +148,8 @@ async def test_f61_a_hangup_while_choices_are_accepted_leaves_none_of_them(n: in
     assert starting.cancelled() and worker.aborted == ["0"] and not worker.running
 
 
-def test_f61_a_hangup_gives_the_adapter_back(slow: tuple[Face, LiveServer]) -> None:
-    face, live = slow
+def test_f61_a_hangup_gives_the_adapter_back(slow: tuple[ServerRig, LiveServer]) -> None:
+    rig, live = slow
     with live.client() as client:
         client.post("/v1/adapters", data={"name": "gone"}, files=form(3)).raise_for_status()
         body = COMPLETION | {"model": "gone", "max_tokens": 5000, "stream": True}
@@ -156,9 +158,9 @@ def test_f61_a_hangup_gives_the_adapter_back(slow: tuple[Face, LiveServer]) -> N
             next(lines)
             assert client.delete("/v1/adapters/gone").status_code == 202
             assert client.post("/v1/completions", json=body).status_code == 404
-            store = face.catalog._store
+            store = rig.catalog._store
             assert list(store.ids()), "the running request still holds the bytes"
-        eventually(lambda: not face.worker.running)
+        eventually(lambda: not rig.worker.running)
         eventually(lambda: not list(store.ids()))
 
 
@@ -182,22 +184,22 @@ def test_an_adapter_is_let_go_before_its_last_finish_reason_is_told(
     path: str, body: dict[str, object], n: int, tmp_path: Path
 ) -> None:
     """So that a delete right after it never finds the adapter in use."""
-    face = make_face(tmp_path)
+    rig = make_rig(tmp_path)
     held: list[tuple[str, bool]] = []
-    face.app.add_middleware(
-        Watched, see=lambda text: held.extend((event, bool(face.catalog._leased)) for event in events(text))
+    rig.app.add_middleware(
+        Watched, see=lambda text: held.extend((event, bool(rig.catalog._leased)) for event in events(text))
     )
-    with serve(face.app) as live, live.client() as client:
+    with serve(rig.app) as live, live.client() as client:
         client.post("/v1/adapters", data={"name": "brief"}, files=form(3)).raise_for_status()
         client.post(path, json=body | {"model": "brief", "n": n, "stream": True}).raise_for_status()
-    face.registry.close()
+    rig.registry.close()
     assert held[0][1]
     assert [leased for event, leased in held if '"finish_reason":"length"' in event] == [True] * (n - 1) + [False]
 
 
 def test_f62_a_client_that_does_not_read_is_cut_off(tmp_path: Path) -> None:
-    face = make_face(tmp_path, FakeWorker(max_model_len=10_000_000), Limits(10_000_000))
-    with serve(face.app, Bounds(read_s=0.5)) as live:
+    rig = make_rig(tmp_path, FakeWorker(max_model_len=10_000_000), Limits(10_000_000))
+    with serve(rig.app, Bounds(read_s=0.5)) as live:
         body = json.dumps(COMPLETION | {"max_tokens": 1_000_000, "stream": True}).encode()
         head = (
             f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
@@ -205,31 +207,31 @@ def test_f62_a_client_that_does_not_read_is_cut_off(tmp_path: Path) -> None:
         port = int(live.url.rsplit(":", 1)[1])
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(head.encode() + b"\r\n\r\n" + body)
-            eventually(lambda: bool(face.worker.aborted), within_s=30)
+            eventually(lambda: bool(rig.worker.aborted), within_s=30)
             eventually(lambda: not live.connections)  # it holds no file and no place of others
-        (taken,) = face.worker.handed.values()
+        (taken,) = rig.worker.handed.values()
         assert taken < 8_000, "an event is made when the one before it has gone: what waits is what sockets hold"
         with live.client() as client:
-            check_after(client, face)
-    face.registry.close()
-    assert not face.worker.running
+            check_after(client, rig)
+    rig.registry.close()
+    assert not rig.worker.running
 
 
 def test_a_full_queue_is_429_and_nothing_stays_behind(tmp_path: Path) -> None:
-    face = make_face(tmp_path, FakeWorker(room=2))
-    with serve(face.app) as live, live.client() as client:
+    rig = make_rig(tmp_path, FakeWorker(room=2))
+    with serve(rig.app) as live, live.client() as client:
         reply = client.post("/v1/completions", json=COMPLETION | {"n": 3})
         assert reply.status_code == 429
         assert reply.headers["retry-after"] == "1"
         assert reply.json()["error"]["code"] == "queue_full"
-        assert not face.worker.running
+        assert not rig.worker.running
         assert client.post("/v1/completions", json=COMPLETION | {"n": 2}).status_code == 200
-    face.registry.close()
+    rig.registry.close()
 
 
 def test_f64_a_stalled_body_is_408(tmp_path: Path) -> None:
-    face = make_face(tmp_path, limits=Limits(4096, idle_s=0.2))
-    with serve(face.app) as live:
+    rig = make_rig(tmp_path, limits=Limits(4096, idle_s=0.2))
+    with serve(rig.app) as live:
         port = int(live.url.rsplit(":", 1)[1])
         with socket.create_connection(("127.0.0.1", port)) as connection:
             head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9"
@@ -237,8 +239,8 @@ def test_f64_a_stalled_body_is_408(tmp_path: Path) -> None:
             connection.settimeout(5)
             assert b" 408 " in connection.recv(4096)
         with live.client() as client:
-            check_after(client, face)
-    face.registry.close()
+            check_after(client, rig)
+    rig.registry.close()
 
 
 @pytest.mark.parametrize(
@@ -252,7 +254,7 @@ def test_f64_a_stalled_body_is_408(tmp_path: Path) -> None:
     ],
 )
 def test_f65_conflicting_lengths_are_400_and_what_follows_is_not_a_request(
-    lengths: str, live: LiveServer, http: httpx.Client, face: Face
+    lengths: str, live: LiveServer, http: httpx.Client, rig: ServerRig
 ) -> None:
     hidden = "0\r\n\r\nGET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{lengths}\r\n\r\n"
@@ -265,4 +267,4 @@ def test_f65_conflicting_lengths_are_400_and_what_follows_is_not_a_request(
     assert answered.startswith(b"HTTP/1.1 400") and answered.count(b"HTTP/1.1") == 1
     assert b'"code":"http_invalid"' in answered
     assert b"alive" not in answered
-    check_after(http, face)
+    check_after(http, rig)

@@ -21,10 +21,10 @@ from server.deps import RequireScope
 from server.keys.store import KeyStore
 from server.metrics import MAX_ADAPTER_LABELS
 from server.principal import Scope
-from tests.support.face import BASE, Face, form, write_adapter
 from tests.support.http import LiveServer, eventually, serve
-from tests.support.keys import bearer, guarded_face, headers_of
-from tests.support.manners import check_after, check_reply
+from tests.support.keys import bearer, guarded_rig, headers_of
+from tests.support.reply_checks import check_after, check_reply
+from tests.support.server_rig import BASE, ServerRig, form, write_adapter
 
 HIDDEN, ABSENT = "zz-hidden", "zz-absent"
 SECRET_PROMPT = "the launch code is 0000"
@@ -33,8 +33,8 @@ SECRET_PROMPT = "the launch code is 0000"
 class Tenants:
     """A server with keys, and a client for each tenant that is named."""
 
-    def __init__(self, face: Face, store: KeyStore, live: LiveServer) -> None:
-        self.face, self.store, self.live = face, store, live
+    def __init__(self, rig: ServerRig, store: KeyStore, live: LiveServer) -> None:
+        self.rig, self.store, self.live = rig, store, live
 
     def client(self, tenant: str, *scopes: Scope) -> httpx.Client:
         return self.live.client(**headers_of(self.store, tenant, *scopes))
@@ -42,8 +42,8 @@ class Tenants:
 
 @pytest.fixture(scope="module")
 def tenants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tenants]:
-    with guarded_face(tmp_path_factory.mktemp("tenants")) as (face, store), serve(face.app) as live:
-        yield Tenants(face, store, live)
+    with guarded_rig(tmp_path_factory.mktemp("tenants")) as (rig, store), serve(rig.app) as live:
+        yield Tenants(rig, store, live)
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def _as_before(tenants: Tenants) -> Iterator[None]:
     """After each test a third tenant is served, and nothing is left that a row does not name."""
     yield
     with tenants.client("after") as client:
-        check_after(client, tenants.face)
+        check_after(client, tenants.rig)
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_h76_versions_in_practice_are_their_owners_alone(tenants: Tenants, a: ht
     for body in ({"version": 1}, {"version": 2}, {"version": 1, "canary": {"version": 2, "weight": 0.5}}):
         assert a.put("/v1/adapters/practised/aliases/prod", json=body).status_code == 200
     assert a.post("/v1/adapters/practised/promote", json={"version": 1, "alias": "next"}).status_code == 200
-    shown, before = state(a), len(tenants.face.worker.seen)
+    shown, before = state(a), len(tenants.rig.worker.seen)
     assert shown["prod"]["canary"] and len(shown["prod"]["history"]) == 3 and shown["eval"] == ROWS.decode()
     for hidden, absent in (
         ("acme%2Fpractised", f"acme%2F{ABSENT}"), ("acme/practised", f"acme/{ABSENT}"), ("practised", ABSENT),
@@ -182,7 +182,7 @@ def test_h76_versions_in_practice_are_their_owners_alone(tenants: Tenants, a: ht
         for one, other in zip(practice(b, hidden), practice(b, absent), strict=True):
             assert told(one) == told(other), (one.request.method, one.request.url)
             assert one.status_code in (404, 405, 409, 412), (one.request.method, one.request.url, one.text)
-    assert state(a) == shown and len(tenants.face.worker.seen) == before, "nothing was changed, and nothing measured"
+    assert state(a) == shown and len(tenants.rig.worker.seen) == before, "nothing was changed, and nothing measured"
 
 
 def test_who_was_lent_an_adapter_sees_no_more_of_its_practice(a: httpx.Client, b: httpx.Client) -> None:
@@ -250,12 +250,12 @@ def test_d43_what_two_tenants_uploaded_outlives_one_of_them(tenants: Tenants, a:
     assert blobs(tenants, id), "the bytes stay while somebody's name is on them"
     assert answering(b, "twin") == id and b.get("/v1/adapters/twin").status_code == 200
     assert b.delete("/v1/adapters/twin").status_code == 200
-    assert not blobs(tenants, id) and not tenants.face.registry.is_used(id)
+    assert not blobs(tenants, id) and not tenants.rig.registry.is_used(id)
 
 
 def blobs(tenants: Tenants, id: str) -> list[Path]:
     """What the store has of an adapter, past the upload's reader."""
-    root = tenants.face.services.form_dir.parent / "data"
+    root = tenants.rig.services.form_dir.parent / "data"
     return [path for path in root.rglob("*") if id.removeprefix("sha256:") in path.name]
 
 
@@ -276,17 +276,17 @@ def test_h78_the_key_decides_whatever_else_is_said(tenants: Tenants, a: httpx.Cl
     for path, asked in (("completions", plain), ("chat/completions", chat)):
         for http, tenant in ((a, "acme"), (b, "beta")):
             assert http.post(f"/v1/{path}", json=asked, headers=said).status_code == 200
-            assert tenants.face.worker.seen[-1].tenant == tenant, "the engine is told whose request it is"
+            assert tenants.rig.worker.seen[-1].tenant == tenant, "the engine is told whose request it is"
 
 
 TURN = {"role": "user", "content": "x"}
 
 
-def guards(face: Face) -> list[tuple[str, str, Scope]]:
+def guards(rig: ServerRig) -> list[tuple[str, str, Scope]]:
     """Every method and path with the scope that it needs."""
     return [
         (method, context.path or "", each.dependency.scope)
-        for context in iter_route_contexts(face.app.routes)
+        for context in iter_route_contexts(rig.app.routes)
         for method in sorted(context.methods or ())
         for each in getattr(context.original_route, "dependencies", ())
         if isinstance(each.dependency, RequireScope)
@@ -301,8 +301,8 @@ def test_h77_a_key_that_only_reads_changes_nothing(tenants: Tenants, a: httpx.Cl
     push(a, "kept", 6)
     with tenants.client("acme", Scope.READ, Scope.INFER) as reader:
         before = a.get("/v1/adapters/kept/versions").json(), a.get("/v1/adapters").json()
-        changes = [each for each in guards(tenants.face) if each[2] not in (Scope.READ, Scope.INFER)]
-        allowed = [each[:2] for each in guards(tenants.face) if each not in changes]
+        changes = [each for each in guards(tenants.rig) if each[2] not in (Scope.READ, Scope.INFER)]
+        allowed = [each[:2] for each in guards(tenants.rig) if each not in changes]
         assert {each for each in allowed if each[0] not in ("GET", "HEAD")} == ANSWERS
         assert len(changes) > 20 and {method for method, _, _ in changes} >= {"POST", "PUT", "PATCH", "DELETE"}
         for method, path, needed in changes:
@@ -323,19 +323,19 @@ def test_h80_public_labels_name_no_tenant_and_stay_few(tenants: Tenants, a: http
     answering(a, "measured")
     a.get("/v1/adapters/measured")
     for number in range(500):
-        tenants.face.services.metrics.observe(
+        tenants.rig.services.metrics.observe(
             Admitted("r", AdapterId(f"sha256:{number:012x}{0:052x}"), "disk", 0.1, 0.0, 10, 0)
         )
     for number in range(20):
         a.get(f"/v1/nowhere{number}")
         a.get(f"/v1/adapters/nowhere{number}")
         a.request(f"ODD{number}", "/v1/models")
-    tenants.face.worker.delay_s = 0.02
+    tenants.rig.worker.delay_s = 0.02
     body = {"model": "measured", "prompt": "x", "max_tokens": 1000, "stream": True}
     with a.stream("POST", "/v1/completions", json=body) as running:
         assert running.status_code == 200
         text = a.get("/metrics").text
-    tenants.face.worker.delay_s = 0.0
+    tenants.rig.worker.delay_s = 0.0
     assert "rootstock_http_requests_total" in text and 'running_lora_adapters="sha256:' in text
     assert "acme" not in text and "beta" not in text and "measured" not in text
     assert "nowhere" not in text and "ODD" not in text
@@ -386,7 +386,7 @@ def logged() -> Iterator[io.StringIO]:
 
 
 def test_adapters_of_the_servers_start_are_everybodys_to_use(tenants: Tenants, tmp_path: Path, a: httpx.Client) -> None:
-    server_catalog = tenants.face.services.server_catalog
+    server_catalog = tenants.rig.services.server_catalog
     version, _ = server_catalog.add_directory("servers-own", write_adapter(tmp_path / "own", 9))
     assert a.get("/v1/adapters/servers-own").status_code == 404
     server_catalog.shares.share("servers-own", EVERYBODY)

@@ -16,10 +16,10 @@ from adapters.upload_files import UploadSpec
 from adapters.uploads import UploadLimits, Uploads
 from server.ports import Limits
 from tests.http.test_tenants import told
-from tests.support.face import BASE, Face, adapter_config, adapter_weights, form, make_face
 from tests.support.http import LiveServer, eventually, serve
-from tests.support.keys import guarded_face, headers_of
-from tests.support.manners import check_after
+from tests.support.keys import guarded_rig, headers_of
+from tests.support.reply_checks import check_after
+from tests.support.server_rig import BASE, ServerRig, adapter_config, adapter_weights, form, make_rig
 
 ROUTE = "/v1/adapters/uploads"
 
@@ -54,7 +54,7 @@ def code(reply: httpx.Response) -> tuple[int, str]:
     return reply.status_code, reply.json()["error"]["code"]
 
 
-def test_the_whole_flow(http: httpx.Client, face: Face) -> None:
+def test_the_whole_flow(http: httpx.Client, rig: ServerRig) -> None:
     weights = adapter_weights(300)
     at = begun(http, weights, name="flow", alias="prod")
     first = send(http, at, weights[:100], 0)
@@ -73,7 +73,7 @@ def test_the_whole_flow(http: httpx.Client, face: Face) -> None:
     again = begun(http, weights, name="flow")
     send(http, again, weights, 0)
     assert finish(http, again, weights).status_code == 200
-    assert not list(face.services.form_dir.glob("resumable/*/weights"))
+    assert not list(rig.services.form_dir.glob("resumable/*/weights"))
 
 
 def test_the_same_order_goes_on_where_it_was(http: httpx.Client) -> None:
@@ -102,7 +102,7 @@ def test_a_cut_connection_keeps_what_arrived(live: LiveServer, http: httpx.Clien
 EVAL = '{"prompt": "a", "completion": " b"}\n'
 
 
-def test_an_eval_file_comes_with_the_order(http: httpx.Client, face: Face) -> None:
+def test_an_eval_file_comes_with_the_order(http: httpx.Client, rig: ServerRig) -> None:
     weights = adapter_weights(310)
     at = begun(http, weights, name="measured", eval=EVAL, digest=sha256(weights))
     other = order(weights, "measured", eval=EVAL * 2, digest=sha256(weights))
@@ -110,7 +110,7 @@ def test_an_eval_file_comes_with_the_order(http: httpx.Client, face: Face) -> No
     send(http, at, weights, 0)
     assert finish(http, at, weights).status_code == 201
     assert http.get("/v1/adapters/measured@1/eval").text == EVAL
-    assert not (face.services.form_dir / "resumable" / at.rpartition("/")[2] / "eval").exists()
+    assert not (rig.services.form_dir / "resumable" / at.rpartition("/")[2] / "eval").exists()
 
 
 def test_an_eval_file_that_is_wrong_is_told_before_a_byte_is_sent(http: httpx.Client) -> None:
@@ -122,7 +122,7 @@ def test_an_eval_file_that_is_wrong_is_told_before_a_byte_is_sent(http: httpx.Cl
     assert http.get(ROUTE).json()["data"] == before
 
 
-def test_failures_are_remembered_with_their_reason(http: httpx.Client, face: Face) -> None:
+def test_failures_are_remembered_with_their_reason(http: httpx.Client, rig: ServerRig) -> None:
     weights = adapter_weights(303)[:-8]
     at = begun(http, weights, name="bad")
     send(http, at, weights, 0)
@@ -130,7 +130,7 @@ def test_failures_are_remembered_with_their_reason(http: httpx.Client, face: Fac
     assert code(refused) == (422, "invalid_adapter") and refused.json()["error"]["faults"]
     shown = http.get(at).json()
     assert shown["state"] == "failed" and "adapter_model.safetensors" in shown["reason"]
-    assert not (face.services.form_dir / "resumable" / shown["id"] / "weights").exists()
+    assert not (rig.services.form_dir / "resumable" / shown["id"] / "weights").exists()
     assert http.get("/v1/adapters/bad").status_code == 404
 
 
@@ -170,27 +170,27 @@ def test_headers_that_say_no_place(http: httpx.Client) -> None:
     assert http.put(at).status_code == 400
 
 
-def test_cancelling(http: httpx.Client, face: Face) -> None:
+def test_cancelling(http: httpx.Client, rig: ServerRig) -> None:
     at = begun(http, adapter_weights(), name="cancelled")
     listed = [upload["id"] for upload in http.get(ROUTE).json()["data"]]
     assert at.rpartition("/")[2] in listed
     assert http.delete(at).json()["deleted"]
     for reply in (http.get(at), http.delete(at), send(http, at, b"x", 0), finish(http, at, b"x")):
         assert code(reply) == (404, "upload_not_found")
-    assert not (face.services.form_dir / "resumable" / at.rpartition("/")[2]).exists()
+    assert not (rig.services.form_dir / "resumable" / at.rpartition("/")[2]).exists()
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Iterator[tuple[Face, httpx.Client]]:
+def small(tmp_path: Path) -> Iterator[tuple[ServerRig, httpx.Client]]:
     """A server with narrow limits: two uploads of 3000 bytes together, and half a second of patience."""
     limits = Limits(4096, max_upload_bytes=2000, idle_s=0.5)
-    face = make_face(tmp_path, limits=limits, uploads=UploadLimits(most_open=2, most_bytes=3000))
-    with serve(face.app) as live, live.client() as client:
-        yield face, client
-    face.registry.close()
+    rig = make_rig(tmp_path, limits=limits, uploads=UploadLimits(most_open=2, most_bytes=3000))
+    with serve(rig.app) as live, live.client() as client:
+        yield rig, client
+    rig.registry.close()
 
 
-def test_quotas_hold_before_bytes_are_read(small: tuple[Face, httpx.Client]) -> None:
+def test_quotas_hold_before_bytes_are_read(small: tuple[ServerRig, httpx.Client]) -> None:
     _, http = small
     first = begun(http, b"x" * 2000)
     refused = http.post(ROUTE, json=order(b"x" * 1001))
@@ -201,7 +201,7 @@ def test_quotas_hold_before_bytes_are_read(small: tuple[Face, httpx.Client]) -> 
     begun(http, b"x" * 100)
 
 
-def test_more_bytes_than_declared_are_413(small: tuple[Face, httpx.Client]) -> None:
+def test_more_bytes_than_declared_are_413(small: tuple[ServerRig, httpx.Client]) -> None:
     _, http = small
     at = begun(http, b"x" * 100)
     assert code(send(http, at, b"x" * 101, 0)) == (413, "body_too_large")
@@ -219,19 +219,19 @@ def test_all_tenants_together_have_so_many(tmp_path: Path) -> None:
         uploads.begin(UploadSpec("c", "x", None, b"{}", 5))
     uploads.cancel("a", first.id)
     uploads.begin(UploadSpec("c", "x", None, b"{}", 5))
-    face = make_face(tmp_path, uploads=UploadLimits(most_in_all=1))
-    with serve(face.app) as live, live.client() as http:
+    rig = make_rig(tmp_path, uploads=UploadLimits(most_in_all=1))
+    with serve(rig.app) as live, live.client() as http:
         begun(http, b"x" * 10)
         refused = http.post(ROUTE, json=order(b"x" * 20))
         assert code(refused) == (503, "uploads_full") and refused.headers["retry-after"]
-    face.registry.close()
+    rig.registry.close()
 
 
 def test_room_on_disk_is_promised_once(tmp_path: Path) -> None:
     """What open uploads have yet to bring counts as used; what they brought has left the free bytes already."""
     free = [100]
-    face = make_face(tmp_path, free_bytes=lambda: free[0])
-    with serve(face.app) as live, live.client() as http:
+    rig = make_rig(tmp_path, free_bytes=lambda: free[0])
+    with serve(rig.app) as live, live.client() as http:
         at = begun(http, b"x" * 60)
         refused = http.post(ROUTE, json=order(b"x" * 41))
         assert code(refused) == (507, "storage_full") and refused.headers["x-should-retry"] == "false"
@@ -240,16 +240,16 @@ def test_room_on_disk_is_promised_once(tmp_path: Path) -> None:
         begun(http, b"x" * 41)
         assert code(http.post(ROUTE, json=order(b"x"))) == (507, "storage_full")
         assert len(http.get(ROUTE).json()["data"]) == 2, "a refused order leaves nothing"
-    face.registry.close()
+    rig.registry.close()
 
 
 def test_a_form_on_its_way_takes_its_tenants_room_and_is_promised_its_own(tmp_path: Path) -> None:
     """A form may be slow: its tenant cannot promise itself the room of all the others."""
     free = [1 << 20]
     limits = Limits(4096, idle_s=60)
-    face = make_face(tmp_path, limits=limits, uploads=UploadLimits(most_bytes=5000), free_bytes=lambda: free[0])
-    uploads = face.services.uploads
-    with serve(face.app) as live, live.client() as http:
+    rig = make_rig(tmp_path, limits=limits, uploads=UploadLimits(most_bytes=5000), free_bytes=lambda: free[0])
+    uploads = rig.services.uploads
+    with serve(rig.app) as live, live.client() as http:
 
         def post() -> int:
             return http.post("/v1/adapters", data={"name": "form"}, files=form(320)).status_code
@@ -267,7 +267,7 @@ def test_a_form_on_its_way_takes_its_tenants_room_and_is_promised_its_own(tmp_pa
             with pytest.raises(OSError, match="no room"), uploads.reserve("other", 600):
                 pass
         eventually(lambda: post() in (200, 201))
-    face.registry.close()
+    rig.registry.close()
 
 
 def test_what_expired_while_the_server_was_down_goes_at_its_start(tmp_path: Path) -> None:
@@ -283,13 +283,13 @@ def test_what_expired_while_the_server_was_down_goes_at_its_start(tmp_path: Path
 
 def test_a_server_that_comes_back_knows_its_uploads(tmp_path: Path) -> None:
     weights = adapter_weights(305)
-    face = make_face(tmp_path)
-    with serve(face.app) as live, live.client() as http:
+    rig = make_rig(tmp_path)
+    with serve(rig.app) as live, live.client() as http:
         at = begun(http, weights, name="survivor")
         send(http, at, weights[:77], 0)
-    face.registry.close()
+    rig.registry.close()
     (tmp_path / "uploads" / "resumable" / "half-made").mkdir()
-    back = make_face(tmp_path)
+    back = make_rig(tmp_path)
     with serve(back.app) as live, live.client() as http:
         assert http.head(at).headers["upload-offset"] == "77"
         send(http, at, weights[77:], 77)
@@ -316,7 +316,7 @@ def test_h76_anothers_upload_is_an_absent_one(tmp_path: Path) -> None:
     """Begun, half there and whole; and who announces the same bytes begins an upload of its own."""
     weights = adapter_weights(33)
     digest = sha256(weights)
-    with guarded_face(tmp_path) as (face, store), serve(face.app) as live, contextlib.ExitStack() as stack:
+    with guarded_rig(tmp_path) as (rig, store), serve(rig.app) as live, contextlib.ExitStack() as stack:
         a, b = (stack.enter_context(live.client(**headers_of(store, tenant))) for tenant in ("acme", "beta"))
         at = begun(a, weights, digest=digest)
         for piece in (weights[:0], weights[:50], weights[50:]):
@@ -328,7 +328,7 @@ def test_h76_anothers_upload_is_an_absent_one(tmp_path: Path) -> None:
         own = begun(b, weights, digest=digest)
         assert own != at and offset(b, own) == 0 and b.delete(own).status_code == 200
         assert finish(a, at, weights).status_code == 201, "and nothing was changed"
-        check_after(b, face)
+        check_after(b, rig)
 
 
 def asked(http: httpx.Client, at: str, weights: bytes) -> list[httpx.Response]:

@@ -15,8 +15,8 @@ from engine.sequence import FinishReason, Request
 from server.app import create_app
 from server.metrics import MAX_ADAPTER_LABELS, Metrics
 from tests.support.engine import FakeStream, FakeWorker
-from tests.support.face import BASE, form, make_face
 from tests.support.http import serve
+from tests.support.server_rig import BASE, form, make_rig
 
 
 @dataclass
@@ -142,12 +142,12 @@ def test_metrics_tell_the_two_versions_apart(http: httpx.Client, ids: Mapping[in
 def test_requests_of_both_versions_are_counted_apart(tmp_path: Path) -> None:
     """Also where other adapters have taken every label before: a canary that is `other` cannot be compared."""
     worker = Counted()
-    face = make_face(tmp_path, worker)
-    metrics = face.services.metrics
+    rig = make_rig(tmp_path, worker)
+    metrics = rig.services.metrics
     worker.observe = metrics.observe
     for number in range(MAX_ADAPTER_LABELS):
         metrics.labels.label_for(AdapterId(f"sha256:{number:012x}{0:052x}"))
-    with serve(face.app) as live, live.client() as http:
+    with serve(rig.app) as live, live.client() as http:
         ids = uploaded(http)
         canary(http)
         answered = Counter(answering(http, user=str(number)) for number in range(40))
@@ -155,8 +155,8 @@ def test_requests_of_both_versions_are_counted_apart(tmp_path: Path) -> None:
     again = Metrics()
     for number in range(MAX_ADAPTER_LABELS):
         again.labels.label_for(AdapterId(f"sha256:{number:012x}{0:052x}"))
-    create_app(replace(face.services, metrics=again))
-    face.registry.close()
+    create_app(replace(rig.services, metrics=again))
+    rig.registry.close()
     assert set(answered) == {ids[1], ids[3]}
     for id, count in answered.items():
         label = id.removeprefix("sha256:")[:12]

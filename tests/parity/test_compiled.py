@@ -1,4 +1,4 @@
-"""A house with compiled kernels says what one without says, for every architecture; and says it whoever is beside."""
+"""An engine with compiled kernels says what one without says, for every architecture; and says it whoever is beside."""
 
 from pathlib import Path
 from typing import cast
@@ -17,18 +17,18 @@ from loader.product import FastLinear
 from native.build import Arithmetic
 from native.kernels import Kernels
 from tests.support.adapters import write_adapter
+from tests.support.engine_rig import Answer, EngineRig
 from tests.support.kernels import kernels
 from tests.support.models import tiny_model_dir
-from tests.support.serving import Answer, House
 
 PROMPTS = [tuple(range(30, 73)), (5, 6, 7, 8), (42, 17) * 9, (99,)]
 SCORED = SamplingParams(max_tokens=0, prompt_logprobs=0)
 DECODED = SamplingParams(max_tokens=6, temperature=0.0, logprobs=0, ignore_eos=True)
 
 
-def house(arch: str, root: Path, compiled: Kernels | None, quantization: str | None = None) -> House:
+def engine_rig(arch: str, root: Path, compiled: Kernels | None, quantization: str | None = None) -> EngineRig:
     model = tiny_model_dir(arch, root)
-    return House.of(
+    return EngineRig.load(
         model,
         root / f"served-{compiled is not None}",
         dtype="bfloat16",
@@ -37,7 +37,7 @@ def house(arch: str, root: Path, compiled: Kernels | None, quantization: str | N
     )
 
 
-def add(served: House, root: Path) -> list[AdapterId | None]:
+def add(served: EngineRig, root: Path) -> list[AdapterId | None]:
     """The base, a LoRA, a DoRA, and an adapter of another rank."""
     kinds: tuple[tuple[Kind, int], ...] = (("lora", 8), ("dora", 4), ("rslora", 20))
     shape = served.base.shape
@@ -49,7 +49,7 @@ def add(served: House, root: Path) -> list[AdapterId | None]:
     return [None, *(served.add(directory) for directory in written)]
 
 
-def said(served: House, adapters: list[AdapterId | None]) -> list[list[float]]:
+def said(served: EngineRig, adapters: list[AdapterId | None]) -> list[list[float]]:
     """The log-probabilities of every prompt, each under another adapter, all at once."""
     ids = [served.submit(prompt, SCORED, adapter) for prompt, adapter in zip(PROMPTS, adapters, strict=True)]
     answers = served.run()
@@ -72,7 +72,7 @@ def logprobs(answer: Answer) -> list[float]:
 def test_it_says_what_torch_says(
     arch: str, arithmetic: Arithmetic | None, quantization: str | None, tmp_path: Path
 ) -> None:
-    plain, compiled = (house(arch, tmp_path, one, quantization) for one in (None, kernels(arithmetic)))
+    plain, compiled = (engine_rig(arch, tmp_path, one, quantization) for one in (None, kernels(arithmetic)))
     theirs, ours = (said(served, add(served, tmp_path / str(i))) for i, served in enumerate((plain, compiled)))
     for want, got in zip(theirs, ours, strict=True):
         errors = [abs(a - b) for a, b in zip(want, got, strict=True)]
@@ -82,7 +82,7 @@ def test_it_says_what_torch_says(
 
 
 def test_what_was_merged_gives_its_memory_back(tmp_path: Path) -> None:
-    served = house("llama", tmp_path, kernels())
+    served = engine_rig("llama", tmp_path, kernels())
     adapter = add(served, tmp_path)[1]
     assert adapter is not None
     said(served, [adapter] * len(PROMPTS))
@@ -106,7 +106,7 @@ def test_what_was_merged_gives_its_memory_back(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_model_lets_be_replaced(arch: str, replaced: set[type[nn.Module]], tmp_path: Path) -> None:
-    served = house(arch, tmp_path, kernels())
+    served = engine_rig(arch, tmp_path, kernels())
     found = {type(module) for module in served.base.model.modules()}
     assert found & {CompiledLayer, CompiledAttention, CompiledMLP, CompiledNorm} == replaced
     served.close()
@@ -115,7 +115,7 @@ def test_what_a_model_lets_be_replaced(arch: str, replaced: set[type[nn.Module]]
 @pytest.mark.parametrize("arithmetic", list(Arithmetic))
 def test_an_answer_does_not_depend_on_its_neighbours(arithmetic: Arithmetic, tmp_path: Path) -> None:
     """Bit for bit, the log-probabilities included: alone, in a batch, in other chunks."""
-    served = house("llama", tmp_path, kernels(arithmetic))
+    served = engine_rig("llama", tmp_path, kernels(arithmetic))
     adapters = add(served, tmp_path)
     together = said(served, adapters)
     for prompt, adapter, want in zip(PROMPTS, adapters, together, strict=True):
@@ -129,7 +129,7 @@ def test_an_answer_does_not_depend_on_its_neighbours(arithmetic: Arithmetic, tmp
 def test_what_is_decoded_does_not_depend_on_its_neighbours(arithmetic: Arithmetic, tmp_path: Path) -> None:
     """Where there are enough adapters, a thread expands each by itself; otherwise beside the products. Each has two or
     three rows, which are expanded in twos."""
-    served = house("llama", tmp_path, kernels(arithmetic))
+    served = engine_rig("llama", tmp_path, kernels(arithmetic))
     adapters = add(served, tmp_path)
     asked = [(PROMPTS[(i + i // 4) % 4], adapters[i % 4]) for i in range(11)]
     ids = [served.submit(prompt, DECODED, adapter) for prompt, adapter in asked]
@@ -143,7 +143,7 @@ def test_what_is_decoded_does_not_depend_on_its_neighbours(arithmetic: Arithmeti
 @pytest.mark.parametrize("adapter_number", [1, 2])
 def test_a_merged_adapter_alone_and_beside_others_says_what_torch_says(adapter_number: int, tmp_path: Path) -> None:
     """Alone it takes its own weights through the whole layer; mixed with others, module by module."""
-    plain, compiled = (house("llama", tmp_path, one) for one in (None, kernels()))
+    plain, compiled = (engine_rig("llama", tmp_path, one) for one in (None, kernels()))
     heard: list[list[list[float]]] = []
     for i, served in enumerate((plain, compiled)):
         adapters = add(served, tmp_path / str(i))

@@ -16,8 +16,8 @@ from engine.errors import AdapterTooLarge
 from engine.events import AdapterEvicted, Event
 from engine.sequence import Output, SamplingParams
 from tests.support.adapters import ATTENTION, KINDS, MLP, write_adapter
+from tests.support.engine_rig import Answer, EngineRig
 from tests.support.models import tiny_model_dir
-from tests.support.serving import Answer, House
 
 NAMES = ("red", "green", "blue", "cyan", "pink", "gold")
 PROMPTS = [[11, 45, 100, 3, 77], [5, 6, 7] * 6, [42]]
@@ -25,15 +25,15 @@ PARAMS = SamplingParams(max_tokens=5, temperature=0.0, ignore_eos=True)
 
 
 class Tenantry:
-    """A house with a catalog, a few written adapters, and what each of them says alone."""
+    """An engine with a catalog, a few written adapters, and what each of them says alone."""
 
     def __init__(self, root: Path, variants: int, device_bytes: int) -> None:
         model = tiny_model_dir("llama", root)
         self.events: list[Event] = []
-        self.house = House.of(
+        self.rig = EngineRig.load(
             model, root / "served", device_bytes=device_bytes, host_bytes=device_bytes, observe=self.events.append
         )
-        shape = self.house.base.shape
+        shape = self.rig.base.shape
         self.directories = [
             write_adapter(
                 root / f"adapter-{n}",
@@ -48,25 +48,25 @@ class Tenantry:
         ]
         self.catalog = Catalog(
             Registry(f"sqlite:///{root}/registry.db"),
-            self.house.store,
+            self.rig.store,
             ServedBase(shape, weights=lambda: ""),
             reserved=frozenset({"base"}),
         )
-        self.catalog.on_forgotten = self.house.engine.forget
-        self._alone = House.of(model, root / "alone")
+        self.catalog.on_forgotten = self.rig.engine.forget
+        self._alone = EngineRig.load(model, root / "alone")
         self._said: dict[tuple[AdapterId | None, int], tuple[int, ...]] = {}
         for directory in self.directories:
             self._alone.add(directory)
 
     def alone(self, adapter: AdapterId | None, prompt: int) -> tuple[int, ...]:
-        """The reference: one request at a time in a house of its own, all adapters resident, nothing merged."""
+        """The reference: one request at a time in an engine of its own, all adapters resident, nothing merged."""
         if (adapter, prompt) not in self._said:
             request = self._alone.submit(PROMPTS[prompt], PARAMS, adapter)
             self._said[adapter, prompt] = self._alone.run()[request].tokens
         return self._said[adapter, prompt]
 
     def close(self) -> None:
-        self.house.close()
+        self.rig.close()
         self._alone.close()
 
 
@@ -106,7 +106,7 @@ class _Life:
 
     def settle(self) -> None:
         for version in self._tenantry.catalog.newest():
-            self._tenantry.house.engine.tiers.residency.unpin(version.id)
+            self._tenantry.rig.engine.tiers.residency.unpin(version.id)
         while self._running:
             self._step()
 
@@ -122,24 +122,24 @@ class _Life:
 
     def _pin(self) -> None:
         name = self._some()
-        residency = self._tenantry.house.engine.tiers.residency
+        residency = self._tenantry.rig.engine.tiers.residency
         if name is not None and not residency.pinned:
             with suppress(AdapterTooLarge):
-                self._tenantry.house.engine.tiers.pin(self._tenantry.catalog.resolve(name).id)
+                self._tenantry.rig.engine.tiers.pin(self._tenantry.catalog.resolve(name).id)
 
     def _unpin(self) -> None:
-        residency = self._tenantry.house.engine.tiers.residency
+        residency = self._tenantry.rig.engine.tiers.residency
         for adapter in residency.pinned:
             residency.unpin(adapter)
 
     def _merge(self) -> None:
         name = self._some()
-        if name is not None and self._tenantry.house.engine.merged is None:
+        if name is not None and self._tenantry.rig.engine.merged is None:
             with suppress(AdapterTooLarge):
-                self._tenantry.house.engine.merge(self._tenantry.catalog.resolve(name).id)
+                self._tenantry.rig.engine.merge(self._tenantry.catalog.resolve(name).id)
 
     def _unmerge(self) -> None:
-        self._tenantry.house.engine.unmerge()
+        self._tenantry.rig.engine.unmerge()
 
     def _ask(self) -> None:
         name = self._some() if self._rng.random() < 0.8 else None
@@ -147,15 +147,15 @@ class _Life:
         adapter = None if lease is None else lease.version.id
         prompt = self._rng.randrange(len(PROMPTS))
         try:
-            request = self._tenantry.house.submit(PROMPTS[prompt], PARAMS, adapter)
-        except AdapterTooLarge:  # what is pinned and merged leaves it no room: refused at the door, not half served
+            request = self._tenantry.rig.submit(PROMPTS[prompt], PARAMS, adapter)
+        except AdapterTooLarge:  # what is pinned and merged leaves it no room: refused at once, not half served
             assert lease is not None
             lease.release()
             return
         self._running[request] = (adapter, prompt, lease)
 
     def _step(self) -> None:
-        for request, output in self._tenantry.house.step():
+        for request, output in self._tenantry.rig.step():
             self._outputs.setdefault(request, []).append(output)
             if output.finish_reason is not None:
                 self._check(request)

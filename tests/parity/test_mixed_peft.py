@@ -10,10 +10,10 @@ from bitsandbytes.nn import Linear4bit
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from engine.sequence import SamplingParams
+from tests.support.engine_rig import Answer, EngineRig
 from tests.support.kernels import kernels
 from tests.support.models import ARCHITECTURES, tiny_model_dir
 from tests.support.peft_adapters import KINDS, PeftReference, write_adapter
-from tests.support.serving import Answer, House
 
 # PEFT asks transformers for a property under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -63,14 +63,14 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
-def house(written: Written, tmp_path: Path) -> Iterator[House]:
-    house = House.of(written.model, tmp_path)
-    yield house
-    house.close()
+def rig(written: Written, tmp_path: Path) -> Iterator[EngineRig]:
+    rig = EngineRig.load(written.model, tmp_path)
+    yield rig
+    rig.close()
 
 
-def test_mixed_greedy_answers_are_those_of_peft_alone(written: Written, house: House) -> None:
-    answers = _ask(house, written, SamplingParams(NEW_TOKENS, temperature=0.0, ignore_eos=True, logprobs=1))
+def test_mixed_greedy_answers_are_those_of_peft_alone(written: Written, rig: EngineRig) -> None:
+    answers = _ask(rig, written, SamplingParams(NEW_TOKENS, temperature=0.0, ignore_eos=True, logprobs=1))
     model = AutoModelForCausalLM.from_pretrained(written.model, dtype=torch.float32)
     reference = PeftReference(model, written.adapters)
     for (adapter, n), answer in answers.items():
@@ -81,9 +81,9 @@ def test_mixed_greedy_answers_are_those_of_peft_alone(written: Written, house: H
         torch.testing.assert_close(served, chosen, rtol=0, atol=FP32_BOUND)
 
 
-def test_the_adapters_change_what_is_said(written: Written, house: House) -> None:
+def test_the_adapters_change_what_is_said(written: Written, rig: EngineRig) -> None:
     """Otherwise the parity above would prove nothing."""
-    answers = _ask(house, written, SamplingParams(max_tokens=0, prompt_logprobs=0))
+    answers = _ask(rig, written, SamplingParams(max_tokens=0, prompt_logprobs=0))
     base = _prompt_logprobs(answers[None, 1])
     for kind in KINDS:
         assert (_prompt_logprobs(answers[kind, 1]) - base).abs().max() > 1.0, kind
@@ -92,15 +92,15 @@ def test_the_adapters_change_what_is_said(written: Written, house: House) -> Non
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_reduced_precision_stays_within_its_bound(written: Written, tmp_path: Path, name: str) -> None:
     precision = PRECISIONS[name]
-    house = House.of(
+    rig = EngineRig.load(
         written.model,
         tmp_path,
         dtype=precision.dtype,
         quantization=precision.quantization,
         kernels=kernels() if precision.quantization else None,
     )
-    answers = _ask(house, written, SamplingParams(max_tokens=0, prompt_logprobs=0))
-    house.close()
+    answers = _ask(rig, written, SamplingParams(max_tokens=0, prompt_logprobs=0))
+    rig.close()
     reference = PeftReference(_quantized(written.model, precision), written.adapters)
     differences = []
     for (adapter, n), answer in answers.items():
@@ -133,15 +133,15 @@ def _quantized(model: Path, precision: Precision) -> PreTrainedModel:
     return loaded
 
 
-def _ask(house: House, written: Written, params: SamplingParams) -> dict[tuple[str | None, int], Answer]:
+def _ask(rig: EngineRig, written: Written, params: SamplingParams) -> dict[tuple[str | None, int], Answer]:
     """Every prompt to every adapter and the base, all at once."""
-    ids = {kind: house.add(path) for kind, path in written.adapters.items()}
+    ids = {kind: rig.add(path) for kind, path in written.adapters.items()}
     asked = {
-        (kind, n): house.submit(prompt, params, ids[kind] if kind else None)
+        (kind, n): rig.submit(prompt, params, ids[kind] if kind else None)
         for n, prompt in enumerate(PROMPTS)
         for kind in (None, *ids)
     }
-    answers = house.run()
+    answers = rig.run()
     return {key: answers[request_id] for key, request_id in asked.items()}
 
 

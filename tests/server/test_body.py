@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from server.body import MAX_BRACKETS, MAX_KEYS, MAX_VALUES, _outside_strings, check_counts, parse_json
 from server.errors import BadRequest
-from tests.support.face import BASE, make_face
+from tests.support.server_rig import BASE, make_rig
 
 SIZE = (4 << 20) - 200
 HEAD = f'{{"model":"{BASE}",'.encode()
@@ -48,10 +48,10 @@ async def test_e55_the_loop_goes_on_under_hostile_json(name: str, tmp_path: Path
     path, content = HOSTILE[name]
     with pytest.raises(BadRequest, match="values"):
         check_counts(content.decode())
-    face = make_face(tmp_path)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(face.app), base_url="http://test") as client:
+    rig = make_rig(tmp_path)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(rig.app), base_url="http://test") as client:
         reply = await client.post(f"/v1/{path}", content=content, headers={"content-type": "application/json"})
-    face.registry.close()
+    rig.registry.close()
     assert reply.status_code == 400 and reply.json()["error"]["code"] == "json_invalid", reply.text
     assert str(MAX_VALUES) in reply.json()["error"]["message"]
 

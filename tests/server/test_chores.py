@@ -11,7 +11,7 @@ from server.chores import repeat
 from server.garbage import Garbage
 from server.serve import chores
 from server.warm import ResidentMemory
-from tests.support.face import make_face
+from tests.support.server_rig import make_rig
 
 pytestmark = pytest.mark.anyio
 
@@ -35,8 +35,8 @@ async def test_a_chore_that_fails_is_tried_again_and_keeps_no_other_from_being_d
 
 
 async def test_a_server_that_nobody_asks_anything_forgets_expired_uploads(tmp_path: Path) -> None:
-    face = make_face(tmp_path, uploads=UploadLimits(age_s=0.3))
-    services, folder = face.services, tmp_path / "uploads" / "resumable"
+    rig = make_rig(tmp_path, uploads=UploadLimits(age_s=0.3))
+    services, folder = rig.services, tmp_path / "uploads" / "resumable"
     services.uploads.begin(UploadSpec("", "x", None, b"{}", 5))
     assert list(folder.iterdir())
     todo = chores(services, ResidentMemory(services.worker, services.server_catalog), Garbage(lambda: False))
@@ -46,4 +46,4 @@ async def test_a_server_that_nobody_asks_anything_forgets_expired_uploads(tmp_pa
             await asyncio.sleep(0.01)
     doing.cancel()
     await asyncio.gather(doing, return_exceptions=True)
-    face.registry.close()
+    rig.registry.close()

@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.face import BASE, Face, write_adapter
 from tests.support.http import LiveServer
+from tests.support.server_rig import BASE, ServerRig, write_adapter
 
 RUN = "import sys; from server.cli import main; sys.argv[0] = 'rootstock'; main()"
 ROOT = Path(__file__).parents[2]
@@ -94,12 +94,12 @@ def test_pushing_what_is_no_adapter_says_so(live: LiveServer, tmp_path: Path) ->
     assert "adapter_model.safetensors" in refused.stderr
 
 
-def test_chat_keeps_the_conversation(live: LiveServer, face: Face) -> None:
+def test_chat_keeps_the_conversation(live: LiveServer, rig: ServerRig) -> None:
     done = rootstock("chat", "--model", BASE, "--max-tokens", "4", stdin="hello\nagain\n/quit\n", url=live.url)
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert len(first) == 4 and len(second) == 4
-    prompt = bytes(id for id in face.worker.seen[-1].prompt if id < 256).decode()
+    prompt = bytes(id for id in rig.worker.seen[-1].prompt if id < 256).decode()
     assert "hello" in prompt and first in prompt and "again" in prompt
 
 

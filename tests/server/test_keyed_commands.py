@@ -15,14 +15,14 @@ from server.keys.store import KeyStore
 from server.principal import Scope
 from tests.server.test_cli import rootstock
 from tests.server.test_push import unwatched
-from tests.support.face import write_adapter
 from tests.support.http import LiveServer, serve
-from tests.support.keys import guarded_face, headers_of, key_of
+from tests.support.keys import guarded_rig, headers_of, key_of
+from tests.support.server_rig import write_adapter
 
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveServer, KeyStore]]:
-    with guarded_face(tmp_path_factory.mktemp("keyed")) as (face, store), serve(face.app) as live:
+    with guarded_rig(tmp_path_factory.mktemp("keyed")) as (rig, store), serve(rig.app) as live:
         yield live, store
 
 

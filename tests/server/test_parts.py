@@ -1,4 +1,4 @@
-"""The small pure parts of the face: settings, fields, log-probabilities, labels, phases."""
+"""The small pure parts of the rig: settings, fields, log-probabilities, labels, phases."""
 
 import asyncio
 import os
@@ -36,7 +36,7 @@ from server.resolve import reference
 from server.settings import SettingsError, read_settings
 from server.version import version
 from tests.support.engine import FakeWorker
-from tests.support.face import BASE, make_face
+from tests.support.server_rig import BASE, make_rig
 from tests.support.tokenizer import ByteTokenizer
 
 
@@ -261,7 +261,7 @@ def test_gateways_find_the_running_adapters() -> None:
 def test_a_scrape_tells_the_phase_and_the_engine(tmp_path: Path) -> None:
     worker, life = FakeWorker(silent_s=7.0), Lifecycle()
     registry = CollectorRegistry()
-    registry.register(ServerCollector(replace(make_face(tmp_path, worker).services, lifecycle=life)))
+    registry.register(ServerCollector(replace(make_rig(tmp_path, worker).services, lifecycle=life)))
     assert registry.get_sample_value("rootstock_ready") == 0
     life.ready()
     with life.answering():

@@ -12,9 +12,9 @@ import pytest
 
 from tests.http.test_promote import EVAL, Opinionated
 from tests.server.test_cli import rootstock
-from tests.support.face import write_adapter
 from tests.support.http import LiveServer, serve
-from tests.support.keys import guarded_face, key_of
+from tests.support.keys import guarded_rig, key_of
+from tests.support.server_rig import write_adapter
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveServer,
     """A server, acme's key, and a folder for rows. `q@1` is good, `q@2` is bad; `prod` is at the first."""
     folder, worker = tmp_path_factory.mktemp("promoting"), Opinionated()
     worker.logprobs = {}
-    with guarded_face(folder, worker=worker) as (face, store), serve(face.app) as live:
+    with guarded_rig(folder, worker=worker) as (rig, store), serve(rig.app) as live:
         key = key_of(store, "acme")
         for seed, logprob, words in ((1, -1.0, ("--alias", "prod")), (2, -3.0, ())):
             source = write_adapter(folder / f"q{seed}", seed)

@@ -21,9 +21,9 @@ from server.commands.errors import CommandFailed, Refused, Unreachable
 from server.commands.push import Backoff, push
 from tests.support.adapters import KINDS, MLP, llama_shape
 from tests.support.adapters import write_adapter as write_for
-from tests.support.face import Face, write_adapter
 from tests.support.http import LiveServer, eventually
 from tests.support.served import _free_port
+from tests.support.server_rig import ServerRig, write_adapter
 
 
 class Flaky(Client):
@@ -54,7 +54,7 @@ def sent(server: LiveServer) -> int:
         return len(http.get("/v1/adapters/uploads").json()["data"])
 
 
-def test_what_is_there_is_not_sent_again(live: LiveServer, face: Face, tmp_path: Path) -> None:
+def test_what_is_there_is_not_sent_again(live: LiveServer, rig: ServerRig, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "once", 400)
     card, created = push(Client(live.url), folder, "once", "prod", unwatched)
     assert created and card["aliases"] == ["prod"]
@@ -67,18 +67,18 @@ def test_what_is_there_is_not_sent_again(live: LiveServer, face: Face, tmp_path:
     assert sent(live) == before, "it is there under another name"
 
 
-def test_what_is_damaged_is_sent_again(live: LiveServer, face: Face, tmp_path: Path) -> None:
+def test_what_is_damaged_is_sent_again(live: LiveServer, rig: ServerRig, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "damaged", 404)
     card, _ = push(Client(live.url), folder, "damaged", None, unwatched)
-    weights = next(face.store.path(card["id"]).glob("*.safetensors"))
+    weights = next(rig.store.path(card["id"]).glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
-    assert face.store.quarantine_if_damaged(card["id"])
+    assert rig.store.quarantine_if_damaged(card["id"])
     with live.client() as http:
         refused = http.post("/v1/adapters/copy-of-it/versions", json={"source": "damaged@1"})
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "adapter_corrupt")
     before = sent(live)
     _, created = push(Client(live.url), folder, "elsewhere", None, unwatched)
-    assert created and sent(live) == before + 1 and not face.store.quarantined()
+    assert created and sent(live) == before + 1 and not rig.store.quarantined()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -155,8 +155,8 @@ def test_a_certificate_that_is_not_trusted_is_told_at_once() -> None:
 
 
 @contextlib.contextmanager
-def facing(port: int, folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    process = subprocess.Popen([sys.executable, "-m", "tests.support.facing", str(port), str(folder)])
+def rig_process(port: int, folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    process = subprocess.Popen([sys.executable, "-m", "tests.support.server_rig_process", str(port), str(folder)])
     try:
         eventually(lambda: answers(port), within_s=120)
         yield process
@@ -189,12 +189,12 @@ def test_a_server_killed_in_the_middle_gets_the_rest_when_it_is_back(
         outcome.append(push(Client(f"http://127.0.0.1:{port}"), folder, "survivor", None, watch))
 
     pusher = threading.Thread(target=work)
-    with facing(port, tmp_path / "data") as process:
+    with rig_process(port, tmp_path / "data") as process:
         pusher.start()
         assert halfway.wait(120)
         process.kill()
         process.wait()
         back.set()
-        with facing(port, tmp_path / "data"):
+        with rig_process(port, tmp_path / "data"):
             pusher.join(120)
     assert outcome and outcome[0][1] and outcome[0][0]["name"] == "survivor"

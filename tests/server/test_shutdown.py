@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.face import BASE
+from tests.support.server_rig import BASE
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -20,7 +20,7 @@ from pathlib import Path
 import uvicorn
 from server.shutdown import Server, Shutdown, Signals
 from tests.support.engine import FakeWorker
-from tests.support.face import make_face
+from tests.support.server_rig import make_rig
 
 class Last:
     def __del__(self):
@@ -28,19 +28,19 @@ class Last:
         time.sleep(float(sys.argv[3]))
 
 async def main(folder: Path, drain_s: float, signals: Signals) -> int:
-    face = make_face(folder, FakeWorker(delay_s=0.05))
-    server = Server(uvicorn.Config(face.app, port=0, log_level="critical", lifespan="off"))
+    rig = make_rig(folder, FakeWorker(delay_s=0.05))
+    server = Server(uvicorn.Config(rig.app, port=0, log_level="critical", lifespan="off"))
     serving = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)
     async def stop() -> None:
-        face.worker.stopped = True
-        face.worker.running.clear()
-    shutdown = Shutdown(server, face.services.lifecycle, drain_s, stop)
+        rig.worker.stopped = True
+        rig.worker.running.clear()
+    shutdown = Shutdown(server, rig.services.lifecycle, drain_s, stop)
     signals.take(asyncio.get_running_loop(), shutdown.on_signal)
     print(server.servers[0].sockets[0].getsockname()[1], flush=True)
     await serving
-    face.registry.close()
+    rig.registry.close()
     return 0
 
 last = Last()  # gone when the interpreter puts its modules away

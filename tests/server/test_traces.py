@@ -20,9 +20,9 @@ from server.ports import Asked
 from server.settings import SettingsError, read_settings
 from server.traces import Traces
 from tests.support.engine_fakes import Bench
-from tests.support.face import BASE, make_face
 from tests.support.http import eventually, serve
-from tests.support.manners import check_after
+from tests.support.reply_checks import check_after
+from tests.support.server_rig import BASE, make_rig
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 CANARY = "zebra"
@@ -175,10 +175,10 @@ def roots_of(told: Told) -> list[ReadableSpan]:
 
 def test_h81_traces_hold_no_key_and_no_prompt(told: Told, tmp_path: Path) -> None:
     """Over HTTP: every request is a trace but the probes', whatever comes of it, and none tells what was sent."""
-    face = make_face(tmp_path, traces=told.traces)
+    rig = make_rig(tmp_path, traces=told.traces)
     headers = {"authorization": f"Bearer sk-{CANARY}", "traceparent": PARENT, "tracestate": "vendor=1"}
     body = {"model": BASE, "prompt": CANARY, "stop": [CANARY + "!"], "max_tokens": 3}
-    with serve(face.app) as live, live.client(**headers) as client:
+    with serve(rig.app) as live, live.client(**headers) as client:
         client.get("/livez")
         client.post("/v1/completions", json=body, params={"q": CANARY})
         client.post("/v1/completions", json=body | {"stream": True})
@@ -186,8 +186,8 @@ def test_h81_traces_hold_no_key_and_no_prompt(told: Told, tmp_path: Path) -> Non
         client.get(f"/v1/models/{CANARY}")
         eventually(lambda: len(roots_of(told)) == 4)
         roots = roots_of(told)
-        check_after(client, face)
-    face.registry.close()
+        check_after(client, rig)
+    rig.registry.close()
     # counted, because a stream may end after the request that follows it
     statuses = Counter((span.name, (span.attributes or {})["http.response.status_code"]) for span in roots)
     post, get = "POST /v1/completions", "GET /v1/models/{id:path}"

@@ -11,9 +11,9 @@ from server.commands.deliver import Destination, curl
 from server.commands.errors import CommandFailed, Unreachable
 from server.commands.train import train
 from tests.server.test_cli import rootstock
-from tests.support.face import Face, write_adapter
 from tests.support.http import LiveServer
 from tests.support.models import tiny_model_dir
+from tests.support.server_rig import ServerRig, write_adapter
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -71,25 +71,27 @@ def test_the_dry_run_shows_an_example_and_writes_nothing(tmp_path: Path, capsys:
     assert not list(tmp_path.glob("*out*"))
 
 
-def test_a_parcel_is_callable_before_its_alias_moves(live: LiveServer, face: Face, tmp_path: Path) -> None:
+def test_a_parcel_is_callable_before_its_alias_moves(live: LiveServer, rig: ServerRig, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "a", 1)
     told = Destination(live.url, "taught", "prod").deliver(folder)
     assert "taught@1 added" in told and told.endswith(curl(live.url, "taught@prod"))
-    version = face.catalog.resolve("taught@prod")
-    assert [request.adapter for request in face.worker.seen[-1:]] == [version.id]
+    version = rig.catalog.resolve("taught@prod")
+    assert [request.adapter for request in rig.worker.seen[-1:]] == [version.id]
     again = Destination(live.url, "taught", None).deliver(folder)
     assert "was there already" in again and '"model": "taught"' in again
 
 
-def test_an_alias_stays_where_it_is_when_the_new_version_fails(live: LiveServer, face: Face, tmp_path: Path) -> None:
+def test_an_alias_stays_where_it_is_when_the_new_version_fails(
+    live: LiveServer, rig: ServerRig, tmp_path: Path
+) -> None:
     Destination(live.url, "steady", "prod").deliver(write_adapter(tmp_path / "a", 2))
-    face.worker.fail_after = 0
+    rig.worker.fail_after = 0
     try:
         with pytest.raises(CommandFailed) as caught:
             Destination(live.url, "steady", "prod").deliver(write_adapter(tmp_path / "b", 3))
     finally:
-        face.worker.fail_after = None
-    assert face.catalog.resolve("steady@prod").number == 1
+        rig.worker.fail_after = None
+    assert rig.catalog.resolve("steady@prod").number == 1
     assert f"rootstock adapters push {tmp_path / 'b'} --name steady --url {live.url} --alias prod" in str(caught.value)
 
 

@@ -3,7 +3,7 @@
 Run as `python -m tests.support.crashes FOLDER`. Writes JSON there: for each change, from fail-point to `old` or `new`;
 any other word is what was found half done. Imports are paid once, and nothing is open when it forks.
 
-What is changed is the catalog's storage, or what a server keeps beside it, or both by a request to the whole face.
+What is changed is the catalog's storage, or what a server keeps beside it, or both by a request to the whole rig.
 """
 
 import json
@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from adapters.disk import Disk
 from adapters.recovery import rebuild
 from adapters.store import BlobStore
-from tests.support import beside, sent, storage
+from tests.support import http_uploads, server_records, storage
 from tests.support.disks import HALVES, FaultyDisk, Moment, die
 
 FOUND = "found.json"
@@ -54,9 +54,9 @@ class Subject:
 
 SUBJECTS = (
     Subject(storage.Storage, storage.furnish, KILLED),
-    Subject(beside.Beside, beside.furnish, beside.CHANGES),
-    Subject(beside.Beside, beside.furnish_barely, beside.FIRST_CHANGES),
-    Subject(sent.Sent, sent.furnish, sent.CHANGES),
+    Subject(server_records.ServerRecords, server_records.furnish, server_records.CHANGES),
+    Subject(server_records.ServerRecords, server_records.furnish_barely, server_records.FIRST_CHANGES),
+    Subject(http_uploads.HttpUploads, http_uploads.furnish, http_uploads.CHANGES),
 )
 
 

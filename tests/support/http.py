@@ -56,8 +56,8 @@ def serve(
 
     async def main() -> None:
         loops.append(asyncio.get_running_loop())
-        with bind("127.0.0.1", 0) as door:
-            await server.serve(sockets=[door])
+        with bind("127.0.0.1", 0) as sock:
+            await server.serve(sockets=[sock])
 
     def run() -> None:
         with asyncio.Runner(loop_factory=loop_factory) as runner:

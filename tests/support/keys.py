@@ -1,4 +1,4 @@
-"""Keys for tests: a store in a folder, and a face that asks for them."""
+"""Keys for tests: a store in a folder, and a server that asks for them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from server.meter import Meter
 from server.principal import Scope
 from server.visitors import Visitors
 from tests.support.engine import FakeWorker
-from tests.support.face import Face, make_face
+from tests.support.server_rig import ServerRig, make_rig
 
 EVERY_SCOPE = tuple(Scope)
 
@@ -27,12 +27,12 @@ def stored_keys(folder: Path) -> Iterator[KeyStore]:
 
 
 @contextmanager
-def guarded_face(
+def guarded_rig(
     folder: Path, meter: Meter | None = None, worker: FakeWorker | None = None, visitors: Visitors | None = None
-) -> Iterator[tuple[Face, KeyStore]]:
-    """A face whose callers need keys, and the store to make them with, as another process would have it open."""
+) -> Iterator[tuple[ServerRig, KeyStore]]:
+    """A server whose callers need keys, and the store to make them with, as another process would have it open."""
     with stored_keys(folder / "keys") as own, stored_keys(folder / "keys") as others:
-        made = make_face(folder, worker, callers=KeyRing(own, "on"), visitors=visitors, meter=meter)
+        made = make_rig(folder, worker, callers=KeyRing(own, "on"), visitors=visitors, meter=meter)
         try:
             yield made, others
         finally:

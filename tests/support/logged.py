@@ -10,9 +10,9 @@ from pathlib import Path
 from engine.sequence import Request
 from server import logs
 from tests.support.engine import FakeStream, FakeWorker
-from tests.support.face import BASE, form, make_face
 from tests.support.http import serve
-from tests.support.manners import check_after
+from tests.support.reply_checks import check_after
+from tests.support.server_rig import BASE, form, make_rig
 
 KEY = "sk-4f9a1c_c4n4ryKEYc4n4ryKEYc4n4ryKEY"
 PROMPT = "zebra] 'quagga\" okapi"
@@ -33,11 +33,11 @@ class Talkative(FakeWorker):
 
 def main(format: str, folder: Path) -> None:
     logs.set_up("debug", format)
-    face = make_face(folder, Talkative(fail_after=20))
+    rig = make_rig(folder, Talkative(fail_after=20))
     completion = {"model": BASE, "prompt": PROMPT, "max_tokens": 8, "stop": [PROMPT]}
     chat = {"model": BASE, "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 8}
     statuses = []
-    with serve(face.app) as live, live.client(authorization=f"Bearer {KEY}") as client:
+    with serve(rig.app) as live, live.client(authorization=f"Bearer {KEY}") as client:
         for body in (completion, completion | {"stream": True}, completion | {"max_tokens": 30, "stream": True}):
             statuses.append(client.post("/v1/completions", json=body).status_code)
         for change in ({}, {"max_tokens": 100}, {"prompt": PROMPT}, {"model": PROMPT}, {"temperature": PROMPT}):
@@ -45,8 +45,8 @@ def main(format: str, folder: Path) -> None:
         statuses.append(client.get(f"/v1/models/{KEY}", params={"key": KEY, "prompt": PROMPT}).status_code)
         statuses.append(client.post("/v1/adapters", data={"name": "logged"}, files=form()).status_code)
         statuses.append(client.post("/v1/adapters", data={"name": PROMPT, KEY: KEY}, files=form()).status_code)
-        check_after(client, face)
-    face.registry.close()
+        check_after(client, rig)
+    rig.registry.close()
     print(statuses)
 
 

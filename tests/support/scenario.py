@@ -10,7 +10,7 @@ from engine.graphs import RecordedDecoding
 from engine.runner import ModelRunner
 from engine.sequence import Output, SamplingParams
 from tests.support.adapters import ATTENTION, KINDS, MLP, write_adapter
-from tests.support.serving import Answer, House
+from tests.support.engine_rig import Answer, EngineRig
 
 TARGETS = (ATTENTION, ("q_proj", "v_proj"), MLP, (*ATTENTION, *MLP))
 RANKS = (1, 2, 4, 5, 8, 16, 24)
@@ -42,13 +42,13 @@ def wishes(seed: int, adapters: int, count: int = 24) -> list[Wish]:
     ]  # fmt: skip
 
 
-def add(house: House, root: Path, count: int) -> list[AdapterId]:
+def add(rig: EngineRig, root: Path, count: int) -> list[AdapterId]:
     """Adapters of every kind, of many ranks, on many linears."""
     return [
-        house.add(
+        rig.add(
             write_adapter(
                 root / str(number),
-                house.base.shape,
+                rig.base.shape,
                 kind=KINDS[number % len(KINDS)],
                 rank=RANKS[number % len(RANKS)],
                 ranks={"q_proj": 3} if number % 3 == 0 else None,
@@ -61,24 +61,24 @@ def add(house: House, root: Path, count: int) -> list[AdapterId]:
     ]
 
 
-def serve(house: House, scenario: Sequence[Wish], ids: Sequence[AdapterId]) -> Mapping[int, Answer]:
+def serve(rig: EngineRig, scenario: Sequence[Wish], ids: Sequence[AdapterId]) -> Mapping[int, Answer]:
     names: dict[str, int] = {}
     outputs: dict[str, list[Output]] = {}
     step = 0
-    while house.engine.scheduler.has_work or step <= max(wish.at for wish in scenario):
+    while rig.engine.scheduler.has_work or step <= max(wish.at for wish in scenario):
         for number, wish in enumerate(scenario):
             if wish.at == step:
-                names[house.submit(wish.prompt, wish.params, None if wish.adapter is None else ids[wish.adapter])] = (
+                names[rig.submit(wish.prompt, wish.params, None if wish.adapter is None else ids[wish.adapter])] = (
                     number
                 )
-        for request, output in house.step():
+        for request, output in rig.step():
             outputs.setdefault(request, []).append(output)
         step += 1
     return {names[request]: Answer.of(every) for request, every in outputs.items()}
 
 
-def decoding(house: House) -> RecordedDecoding:
-    runner = house.engine._runner
+def decoding(rig: EngineRig) -> RecordedDecoding:
+    runner = rig.engine._runner
     assert isinstance(runner, ModelRunner) and runner._recorded is not None
     return runner._recorded
 

@@ -18,9 +18,9 @@ from adapters.recovery import examine
 from adapters.registry import Registry
 from adapters.store import BlobStore
 from server.datadir import DataDir
-from tests.support.house_watch import said
 from tests.support.http import eventually
 from tests.support.invariants import check_reply
+from tests.support.real_engine_watch import said
 from tests.support.surroundings import Surroundings
 
 _HEX = "[0-9a-f]{64}"

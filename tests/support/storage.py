@@ -17,7 +17,7 @@ from adapters.manifest import AdapterId
 from adapters.registry import Registry
 from adapters.sharing import EVERYBODY
 from adapters.store import BlobStore
-from tests.support.face import served, write_adapter
+from tests.support.server_rig import served, write_adapter
 
 SCORE = Score("0" * 64, "tiny-base", -1.5, 0.5, 2, 8)
 WEIGHTS_FILE = "adapter_model.safetensors"

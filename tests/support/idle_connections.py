@@ -1,4 +1,4 @@
-"""Idle connections in a process of their own: `python -m tests.support.crowd PORT COUNT`.
+"""Idle connections in a process of their own: `python -m tests.support.idle_connections PORT COUNT`.
 
 Owns its own limit on open files, which it raises as far as the system lets it; `SPARE` fewer than that can be
 connections. Now and then it asks whether the server is alive, and ends if it is not. Prints how many it has opened;
@@ -20,14 +20,14 @@ _AT_ONCE = 250
 def main(port: int, count: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    crowd: list[socket.socket] = []
+    connections: list[socket.socket] = []
     for more in range(0, count, _AT_ONCE):
-        crowd += [socket.create_connection(("127.0.0.1", port)) for _ in range(min(_AT_ONCE, count - more))]
+        connections += [socket.create_connection(("127.0.0.1", port)) for _ in range(min(_AT_ONCE, count - more))]
         _ask(port)  # whoever came before has been let in by then
     print(count, flush=True)
     refused = set[int]()
     for _ in sys.stdin:
-        refused |= {number for number, each in enumerate(crowd) if _told(each)}
+        refused |= {number for number, each in enumerate(connections) if _told(each)}
         print(len(refused), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""An adapter's way to the door, step by step: a form's parts, pieces of an upload, and bytes on a socket.
+"""An upload, step by step: a form's parts, pieces of an upload, and bytes on a socket.
 
 Knows the routes and nothing of what is answered; the tests judge.
 """
@@ -70,26 +70,26 @@ def code(reply: httpx.Response) -> tuple[int, str]:
 
 
 @contextlib.contextmanager
-def talking(live: LiveServer) -> Iterator[socket.socket]:
+def connected(live: LiveServer) -> Iterator[socket.socket]:
     host, port = live.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=60) as client:
         yield client
 
 
-def heard(client: socket.socket) -> httpx.Response:
+def read_reply(client: socket.socket) -> httpx.Response:
     """One answer, which says how long it is."""
-    told = b""
-    while b"\r\n\r\n" not in told:
-        told += received(client)
-    head, _, body = told.partition(b"\r\n\r\n")
+    content = b""
+    while b"\r\n\r\n" not in content:
+        content += receive(client)
+    head, _, body = content.partition(b"\r\n\r\n")
     status, *lines = head.decode("ascii").split("\r\n")
     headers = httpx.Headers([(name, value) for name, _, value in (line.partition(": ") for line in lines)])
     while len(body) < int(headers["content-length"]):
-        body += received(client)
+        body += receive(client)
     return httpx.Response(int(status.split()[1]), headers=headers, content=body)
 
 
-def received(client: socket.socket) -> bytes:
+def receive(client: socket.socket) -> bytes:
     chunk = client.recv(65536)
     assert chunk, "the server has closed the connection"
     return chunk

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.face import BASE
 from tests.support.invariants import MARK
+from tests.support.server_rig import BASE
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 VALUE, SYNTAX = "validation_error", "json_invalid"

@@ -28,7 +28,7 @@ BEFORE = Usage("before", "acme", "p", "k", "", 1, 0, 1, "stop", 1.0, 2.0)
 BEGUN = Begun("begun", "acme", "p", "k", "", 5, 1.5)
 
 
-class Beside:
+class ServerRecords:
     """Each part is opened when it is first asked for: a server without keys has no file of keys. `close` when done."""
 
     def __init__(self, root: Path, disk: Disk | None = None) -> None:
@@ -95,63 +95,63 @@ class Beside:
 
 def furnish(root: Path) -> None:
     """Uploads in every state, two keys, one request that has ended and one that has begun."""
-    with closing(Beside(root)) as beside:
+    with closing(ServerRecords(root)) as records:
         for name in ("begun", "halfway", "whole", "unwanted", "broken"):
-            _begin(beside, name)
-        _write(beside, "halfway", WEIGHTS[:HALF])
+            _begin(records, name)
+        _write(records, "halfway", WEIGHTS[:HALF])
         for name in ("whole", "unwanted", "broken"):
-            _write(beside, name, WEIGHTS)
+            _write(records, name, WEIGHTS)
         for tenant in ("acme", "other"):
-            beside.keys.create(tenant, "p", [Scope.INFER])
-        beside.ledger.append([BEFORE], [BEGUN])
+            records.keys.create(tenant, "p", [Scope.INFER])
+        records.ledger.append([BEFORE], [BEGUN])
 
 
 def furnish_barely(root: Path) -> None:
     """Without keys."""
-    with closing(Beside(root)) as beside:
-        beside.ledger.append([BEFORE])
+    with closing(ServerRecords(root)) as records:
+        records.ledger.append([BEFORE])
 
 
-def _begin(beside: Beside, name: str) -> None:
-    beside.uploads.begin(UploadSpec("acme", name, None, b"{}", len(WEIGHTS)))
+def _begin(records: ServerRecords, name: str) -> None:
+    records.uploads.begin(UploadSpec("acme", name, None, b"{}", len(WEIGHTS)))
 
 
-def _write(beside: Beside, name: str, content: bytes) -> None:
-    session = beside.upload(name)
-    _, offset = beside.uploads.find("acme", session.id)
-    with beside.uploads.writing("acme", session.id, offset) as writer:
+def _write(records: ServerRecords, name: str, content: bytes) -> None:
+    session = records.upload(name)
+    _, offset = records.uploads.find("acme", session.id)
+    with records.uploads.writing("acme", session.id, offset) as writer:
         writer.write(content)
 
 
-def _finish(beside: Beside, name: str) -> None:
+def _finish(records: ServerRecords, name: str) -> None:
     def add(session: UploadSession, config: bytes, weights: Path, rows: bytes | None) -> tuple[Version, bool]:
         return cast(Version, _Numbered()), True
 
-    beside.uploads.finish("acme", beside.upload(name).id, DIGEST, add)
+    records.uploads.finish("acme", records.upload(name).id, DIGEST, add)
 
 
 class _Numbered:
     number = 1
 
 
-CHANGES: Mapping[str, Callable[[Beside], None]] = {
-    "begin an upload": lambda beside: _begin(beside, "new"),
-    "write a chunk": lambda beside: _write(beside, "begun", WEIGHTS),
-    "write the last chunk": lambda beside: _write(beside, "halfway", WEIGHTS[HALF:]),
-    "finish an upload": lambda beside: _finish(beside, "whole"),
-    "cancel an upload": lambda beside: beside.uploads.cancel("acme", beside.upload("unwanted").id),
-    "make a key": lambda beside: _ignore(beside.keys.create("new", "p", [Scope.READ], timedelta(days=1))),
-    "revoke a key": lambda beside: _ignore(beside.keys.revoke(beside.key("other").id)),
-    "rotate a key": lambda beside: _ignore(beside.keys.rotate(beside.key("acme").id, timedelta(hours=1))),
-    "note that a request has begun": lambda beside: beside.ledger.append([], [replace(BEGUN, id="after")]),
-    "note a request's usage": lambda beside: beside.ledger.append([BEGUN.ended(0, 7, "stop", 2.5)]),
-    "end what was under way": lambda beside: beside.ledger.append(beside.ledger.lost(3.0)),
+CHANGES: Mapping[str, Callable[[ServerRecords], None]] = {
+    "begin an upload": lambda records: _begin(records, "new"),
+    "write a chunk": lambda records: _write(records, "begun", WEIGHTS),
+    "write the last chunk": lambda records: _write(records, "halfway", WEIGHTS[HALF:]),
+    "finish an upload": lambda records: _finish(records, "whole"),
+    "cancel an upload": lambda records: records.uploads.cancel("acme", records.upload("unwanted").id),
+    "make a key": lambda records: _ignore(records.keys.create("new", "p", [Scope.READ], timedelta(days=1))),
+    "revoke a key": lambda records: _ignore(records.keys.revoke(records.key("other").id)),
+    "rotate a key": lambda records: _ignore(records.keys.rotate(records.key("acme").id, timedelta(hours=1))),
+    "note that a request has begun": lambda records: records.ledger.append([], [replace(BEGUN, id="after")]),
+    "note a request's usage": lambda records: records.ledger.append([BEGUN.ended(0, 7, "stop", 2.5)]),
+    "end what was under way": lambda records: records.ledger.append(records.ledger.lost(3.0)),
 }
 
 
-FIRST_CHANGES: Mapping[str, Callable[[Beside], None]] = {
-    "make the first key": lambda beside: _ignore(beside.keys.create("new", "p", [Scope.READ])),
-    "begin the first upload": lambda beside: _begin(beside, "new"),
+FIRST_CHANGES: Mapping[str, Callable[[ServerRecords], None]] = {
+    "make the first key": lambda records: _ignore(records.keys.create("new", "p", [Scope.READ])),
+    "begin the first upload": lambda records: _begin(records, "new"),
 }
 """To what `furnish_barely` made."""
 

@@ -51,7 +51,7 @@ class Answer:
         )
 
 
-class House:
+class EngineRig:
     """One base, one store, one engine."""
 
     def __init__(
@@ -68,7 +68,7 @@ class House:
         self._numbers = count()
 
     @classmethod
-    def of(
+    def load(
         cls,
         model: Path,
         root: Path,
@@ -86,7 +86,7 @@ class House:
         device: str = "cpu",
         recorder: Recorder | None = None,
         device_quota: DeviceQuota | None = None,
-    ) -> "House":
+    ) -> "EngineRig":
         """Small blocks and steps, so that a short test crosses every boundary."""
         base = load(resolve(str(model), root), dtype=dtype, quantization=quantization, device=device, kernels=kernels)
         config = EngineConfig(

@@ -1,4 +1,4 @@
-"""Where strangers knock: uploads to a live server, each followed by the invariants."""
+"""A live server, and uploads to it, each of which is followed by the invariants."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,18 +6,18 @@ from pathlib import Path
 import httpx
 
 from tests.support.adapters import llama_shape
-from tests.support.face import Face
 from tests.support.http import LiveServer
 from tests.support.invariants import Invariants
+from tests.support.server_rig import ServerRig
 
 SHAPE = llama_shape()
 
 
 @dataclass(frozen=True)
-class Door:
-    """Where strangers knock."""
+class CheckedServer:
+    """Checks the invariants after each upload."""
 
-    face: Face
+    rig: ServerRig
     live: LiveServer
     http: httpx.Client
     invariants: Invariants

@@ -14,19 +14,19 @@ import httpx
 from engine.runner import ModelRunner
 from engine.worker import EngineWorker
 from loader.base import Base
-from tests.support.face import BASE, Face
 from tests.support.http import LiveServer, eventually
+from tests.support.server_rig import BASE, ServerRig
 
 PROMPT, LENGTH = (7, 42, 99, 3, 250, 18, 61), 8
 
 
-class HouseWatch:
+class RealEngineWatch:
     """Takes down how things are when it is made, and compares from then on. `runner` computes for `worker`'s engine."""
 
     def __init__(
-        self, base: Base, worker: EngineWorker, runner: ModelRunner, face: Face, live: LiveServer, canary: str
+        self, base: Base, worker: EngineWorker, runner: ModelRunner, rig: ServerRig, live: LiveServer, canary: str
     ) -> None:
-        self._base, self._worker, self._runner, self._face, self._live = base, worker, runner, face, live
+        self._base, self._worker, self._runner, self._rig, self._live = base, worker, runner, rig, live
         self._canary = canary
         self._weights = self.weights()
         with live.client() as http:
@@ -53,7 +53,7 @@ class HouseWatch:
         return asyncio.run_coroutine_threadsafe(ask, self._live.loop).result(20)
 
     def _held(self) -> Mapping[str, object]:
-        engine, catalog = self._worker._engine, self._face.catalog
+        engine, catalog = self._worker._engine, self._rig.catalog
         engine.check_integrity()
         residency = engine.tiers.residency
         slots = {id for id, tier, _ in residency.residents() if tier == "device"}
@@ -62,11 +62,11 @@ class HouseWatch:
             "references": sum(engine.pool._counts),
             "sequences": len(engine._sequences) + len(self._worker._outputs),
             "slots without tensors, or the reverse": slots ^ self._runner._bank._placed.keys(),
-            "slots of what is gone": slots - self._face.registry.ids(),
+            "slots of what is gone": slots - self._rig.registry.ids(),
             "slots kept": residency.pinned | residency._merged.keys(),
             "leases": dict(catalog._uses),
             "doomed": set(catalog._doomed),
-            "answers": self._face.services.lifecycle.in_flight,
+            "answers": self._rig.services.lifecycle.in_flight,
         }
 
 

@@ -1,4 +1,4 @@
-"""The door of tests/hostile with a house behind it: a real engine over a tiny random Llama of the same shapes.
+"""The checked server of tests/hostile with a real engine behind it, over a tiny random Llama of the same shapes.
 
 Owns the base and the wiring; the broken uploads, written for those shapes, fit it as they are.
 """
@@ -28,13 +28,13 @@ from loader.source import resolve
 from server.ports import Limits
 from server.tokens import HubTokenizer
 from tests.support.adapters import write_adapter
-from tests.support.door import Door
-from tests.support.face import make_face
-from tests.support.house_watch import HouseWatch
+from tests.support.checked_server import CheckedServer
 from tests.support.http import serve
 from tests.support.invariants import Invariants
 from tests.support.models import SHAPE as SIZES
 from tests.support.models import tiny_tokenizer
+from tests.support.real_engine_watch import RealEngineWatch
+from tests.support.server_rig import make_rig
 from tests.support.surroundings import at_home
 
 LOUD = 0.3
@@ -64,17 +64,17 @@ class Fragile:
 
 
 @dataclass(frozen=True)
-class House(Door):
-    """A door, and what stands behind it. When the engine fails, the next one waits until `next` is set, as it is."""
+class RealEngineServer(CheckedServer):
+    """A server, and the engine behind it. When the engine fails, the next one waits until `next` is set, as it is."""
 
     base: Base
     worker: EngineWorker
     runner: Fragile
-    watch: HouseWatch
+    watch: RealEngineWatch
     next: Event
 
     def add(self, folder: Path, name: str, seed: int = 0, rank: int = 4) -> str:
-        """A version that is loud, taken through the door; its id."""
+        """A version that is loud, uploaded; its id."""
         made = write_adapter(folder / f"{name}-{seed}", self.base.shape, seed=seed, rank=rank, scale=LOUD)
         reply = self.upload(made, name)
         assert reply.status_code == 201, reply.text
@@ -83,7 +83,7 @@ class House(Door):
 
 
 def tiny_llama(folder: Path) -> Base:
-    """`tests.support.door.SHAPE` as a model with random weights, in float32."""
+    """`tests.support.checked_server.SHAPE` as a model with random weights, in float32."""
     sizes = dict(SIZES) | {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
     torch.manual_seed(20)
     model = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=False))
@@ -93,7 +93,9 @@ def tiny_llama(folder: Path) -> Base:
 
 
 @contextlib.contextmanager
-def house(folder: Path, device_bytes: int = 1 << 20, host_bytes: int = 4 << 20, blocks: int = 256) -> Iterator[House]:
+def real_engine_server(
+    folder: Path, device_bytes: int = 1 << 20, host_bytes: int = 4 << 20, blocks: int = 256
+) -> Iterator[RealEngineServer]:
     """A live server over a real engine with a canary, and its invariants."""
     base = tiny_llama(folder / "base")
     served = ServedBase(base.shape, lambda: fingerprint(base.source.path, None))
@@ -115,26 +117,28 @@ def house(folder: Path, device_bytes: int = 1 << 20, host_bytes: int = 4 << 20, 
         return following
 
     worker = EngineWorker(engine, remake)
-    face = make_face(
+    rig = make_rig(
         server,
-        worker,  # type: ignore[arg-type]  # a face usually has the fake one
+        worker,  # type: ignore[arg-type]  # a rig usually has the fake one
         limits=Limits(CONTEXT, idle_s=5),
         base=served,
         tokenizer=tokenizer,
         store=store,
     )
-    canary, _ = face.catalog.add_directory("canary", write_adapter(folder / "canary", base.shape, seed=99, scale=LOUD))
-    with at_home(folder), serve(face.app) as live, live.client() as http:
+    canary, _ = rig.catalog.add_directory("canary", write_adapter(folder / "canary", base.shape, seed=99, scale=LOUD))
+    with at_home(folder), serve(rig.app) as live, live.client() as http:
         live.call(_start(worker))
 
         def forget(id: AdapterId) -> None:
             asyncio.run_coroutine_threadsafe(worker.forget(id), live.loop)
 
-        face.catalog.on_forgotten = forget
-        watch = HouseWatch(base, worker, real, face, live, canary.name)
-        yield House(face, live, http, Invariants(face, http, canary, watch), base, worker, runner, watch, waiting)
+        rig.catalog.on_forgotten = forget
+        watch = RealEngineWatch(base, worker, real, rig, live, canary.name)
+        yield RealEngineServer(
+            rig, live, http, Invariants(rig, http, canary, watch), base, worker, runner, watch, waiting
+        )
         live.call(worker.stop(1))
-    face.registry.close()
+    rig.registry.close()
 
 
 async def _start(worker: EngineWorker) -> None:

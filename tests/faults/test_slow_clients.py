@@ -23,8 +23,8 @@ from server.ports import Limits
 from server.usage.ledger import Ledger, Usage, UsageFilter
 from server.usage.writer import LedgerWriter
 from tests.support.engine_fakes import Bench
-from tests.support.face import BASE, Face, make_face
 from tests.support.http import LiveServer, eventually, serve
+from tests.support.server_rig import BASE, ServerRig, make_rig
 
 TOKENS = 190
 MAX_UNREAD = 40
@@ -88,19 +88,19 @@ class Reader:
 
 
 @contextlib.contextmanager
-def reader(house: "House", room: int = 8192, **asked: object) -> Iterator[Reader]:
-    made = Reader(house.live, asked, room)
+def reader(served: "EngineOverHttp", room: int = 8192, **asked: object) -> Iterator[Reader]:
+    made = Reader(served.live, asked, room)
     with made.connection:
         yield made
 
 
 @dataclass
-class House:
+class EngineOverHttp:
     """The real engine over a fake model, behind HTTP, with a ledger."""
 
     bench: Bench
     worker: EngineWorker
-    face: Face
+    rig: ServerRig
     live: LiveServer
     ledger: Ledger
 
@@ -127,28 +127,28 @@ class House:
     def check_empty(self) -> None:
         """Nothing of anybody is left."""
         eventually(lambda: self.worker.stats().running == 0 and self.worker.stats().blocks_used == 0)
-        eventually(lambda: self.face.services.lifecycle.in_flight == 0 and not self.worker._outputs)
+        eventually(lambda: self.rig.services.lifecycle.in_flight == 0 and not self.worker._outputs)
         eventually(lambda: not self.live.connections)
 
 
 @contextlib.contextmanager
-def opened(folder: Path, read_s: float) -> Iterator[House]:
+def opened(folder: Path, read_s: float) -> Iterator[EngineOverHttp]:
     """`read_s` is how long a client may take next to nothing."""
     bench = Bench(blocks=256, batch_tokens=64, decode=wide)
     bench.runner.delay_s = 0.01
     worker = EngineWorker(bench.engine, max_unread=MAX_UNREAD)
     ledger = Ledger(f"sqlite:///{folder / 'usage.sqlite'}")
     writer = LedgerWriter(ledger)
-    face = make_face(folder, worker, Limits(200), meter=Meter(writer=writer))  # type: ignore[arg-type]
+    rig = make_rig(folder, worker, Limits(200), meter=Meter(writer=writer))  # type: ignore[arg-type]
 
     async def start() -> None:
         worker.start()
 
-    with serve(face.app, Bounds(read_s=read_s)) as live:
+    with serve(rig.app, Bounds(read_s=read_s)) as live:
         live.call(start())
-        yield House(bench, worker, face, live, ledger)
+        yield EngineOverHttp(bench, worker, rig, live, ledger)
         live.call(worker.stop(1))
-    face.registry.close()
+    rig.registry.close()
     writer.close()
     ledger.close()
 
@@ -156,21 +156,21 @@ def opened(folder: Path, read_s: float) -> Iterator[House]:
 def test_f62_readers_of_all_kinds_beside_each_other(tmp_path: Path) -> None:
     """One reads nothing and one dribbles: their requests end when too much waits for them, which the last event tells
     whoever gets there. The third reads, and is as if it were alone."""
-    with opened(tmp_path, PATIENT_S) as house, capture_logs() as log:
-        with reader(house) as none, reader(house) as dribbling, reader(house, room=1 << 20) as reading:
+    with opened(tmp_path, PATIENT_S) as served, capture_logs() as log:
+        with reader(served) as none, reader(served) as dribbling, reader(served, room=1 << 20) as reading:
             thread = threading.Thread(target=reading.read_on)
             thread.start()
-            house.dribble(dribbling, until_ended=3)
+            served.dribble(dribbling, until_ended=3)
             thread.join(20)
             dribbling.read_on()
             none.read(WIDTH)
-        rows = house.rows(3)
-        house.check_empty()
+        rows = served.rows(3)
+        served.check_empty()
     assert reading.text == EXPECTED and reading.events[-1] == "[DONE]"
     assert json.loads(dribbling.events[-1])["error"]["code"] == "reader_too_slow"
     assert MAX_UNREAD < len(dribbling.text) < TOKENS and EXPECTED.startswith(dribbling.text)
 
-    assert house.reasons() == [FinishReason.ABORT, FinishReason.ABORT, FinishReason.LENGTH]
+    assert served.reasons() == [FinishReason.ABORT, FinishReason.ABORT, FinishReason.LENGTH]
     assert [row.finish_reason for row in rows] == ["abort", "abort", "length"], "one each"
     assert len(dribbling.text) in {row.generated_tokens for row in rows[:2]}, "all that was made for it was read"
     assert all(row.generated_tokens < TOKENS for row in rows[:2]) and rows[2].generated_tokens == TOKENS
@@ -178,33 +178,33 @@ def test_f62_readers_of_all_kinds_beside_each_other(tmp_path: Path) -> None:
 
 
 def test_f62_who_reads_nothing_is_cut_off(tmp_path: Path) -> None:
-    with opened(tmp_path, read_s=0.5) as house, capture_logs() as log, reader(house) as none:
-        (row,) = house.rows(1)
-        house.check_empty()
+    with opened(tmp_path, read_s=0.5) as served, capture_logs() as log, reader(served) as none:
+        (row,) = served.rows(1)
+        served.check_empty()
         none.read_on()
     assert EXPECTED.startswith(none.text) and len(none.text) < row.generated_tokens < TOKENS
     assert "error" not in none.events[-1] != "[DONE]", "what was cut off does not look whole"
-    assert house.reasons() == [FinishReason.ABORT] and row.finish_reason == "abort"
+    assert served.reasons() == [FinishReason.ABORT] and row.finish_reason == "abort"
     assert [entry["event"] for entry in log if entry["event"].endswith("_cut")] == ["client_cut"]
 
 
 def test_f62_an_answer_of_many_choices_ends_with_the_first_that_waits_too_long(tmp_path: Path) -> None:
-    with opened(tmp_path, PATIENT_S) as house, reader(house, n=3) as dribbling:
-        house.dribble(dribbling, until_ended=3)
+    with opened(tmp_path, PATIENT_S) as served, reader(served, n=3) as dribbling:
+        served.dribble(dribbling, until_ended=3)
         dribbling.read_on()
-        (row,) = house.rows(1)
-        house.check_empty()
+        (row,) = served.rows(1)
+        served.check_empty()
     assert json.loads(dribbling.events[-1])["error"]["code"] == "reader_too_slow"
-    assert house.reasons() == [FinishReason.ABORT] * 3 and row.finish_reason == "abort"
+    assert served.reasons() == [FinishReason.ABORT] * 3 and row.finish_reason == "abort"
     assert row.generated_tokens > len(dribbling.text), "what waited for the other choices was made, too"
 
 
 def test_f62_a_whole_answer_that_nobody_reads_is_given_up(tmp_path: Path) -> None:
     """It has been made, and is told as that; but it does not wait in memory, nor does the connection stay, for ever."""
-    with opened(tmp_path, read_s=0.5) as house, capture_logs() as log, reader(house, stream=False) as none:
-        (row,) = house.rows(1)
-        assert house.live.connections == 1
-        house.check_empty()
+    with opened(tmp_path, read_s=0.5) as served, capture_logs() as log, reader(served, stream=False) as none:
+        (row,) = served.rows(1)
+        assert served.live.connections == 1
+        served.check_empty()
         none.read_on()
     assert (row.finish_reason, row.generated_tokens) == ("length", TOKENS)
     assert len(none.received) < TOKENS * WIDTH
@@ -212,12 +212,12 @@ def test_f62_a_whole_answer_that_nobody_reads_is_given_up(tmp_path: Path) -> Non
 
 
 def test_f62_a_whole_answer_is_read_as_slowly_as_it_likes_within_the_pace(tmp_path: Path) -> None:
-    with opened(tmp_path, read_s=0.8) as house, reader(house, stream=False) as slow:
+    with opened(tmp_path, read_s=0.8) as served, reader(served, stream=False) as slow:
         began = time.monotonic()
         while time.monotonic() - began < 4:
             slow.read(4096)
             time.sleep(0.02)
         slow.read_on()
-        house.check_empty()
+        served.check_empty()
     body = json.loads(slow.received.partition(b"\r\n\r\n")[2])
     assert len(body["choices"][0]["text"]) == TOKENS * WIDTH

@@ -1,4 +1,4 @@
-"""Uploads as clients send them, over the whole face: what a client sees before and after each.
+"""Uploads as clients send them, over the whole server: what a client sees before and after each.
 
 Opened like tests/support/storage.py's catalog, so that the same faults and kills are put into both.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from starlette.testclient import TestClient
 
 from adapters.disk import Disk
-from tests.support.face import adapter_config, adapter_weights, form, make_face
+from tests.support.server_rig import adapter_config, adapter_weights, form, make_rig
 from tests.support.storage import Storage
 
 UPLOADS = "/v1/adapters/uploads"
@@ -27,24 +27,24 @@ class Answer:
     text: str
 
 
-class Sent:
+class HttpUploads:
     """One server's data under `root`, and a client. `close` when done."""
 
     def __init__(self, root: Path, disk: Disk | None = None) -> None:
         self._root = root
-        self._face = make_face(root, disk=disk)
-        self.http = TestClient(self._face.app)
+        self._rig = make_rig(root, disk=disk)
+        self.http = TestClient(self._rig.app)
 
     def close(self) -> None:
-        self._face.registry.close()
+        self._rig.registry.close()
 
     def facts(self) -> tuple[object, ...]:
         """Every version with its aliases and eval file; the names' last numbers; the blobs."""
         names = sorted(card["name"] for card in self.http.get("/v1/adapters").json()["data"])
         versions = [card for name in names for card in self.http.get(f"/v1/adapters/{name}/versions").json()["data"]]
         seen = [(card["id"], card["aliases"], self._rows(f"{card['name']}@{card['version']}")) for card in versions]
-        numbers = {name: dossier.kept["names"] for name, dossier in self._face.registry.dossiers().items()}
-        return seen, numbers, sorted(self._face.store.ids())
+        numbers = {name: dossier.kept["names"] for name, dossier in self._rig.registry.dossiers().items()}
+        return seen, numbers, sorted(self._rig.store.ids())
 
     def upload(self) -> tuple[str, str]:
         """The path of the upload in pieces, and its state."""
@@ -67,27 +67,27 @@ class Sent:
 def furnish(root: Path) -> None:
     """A version in production with an eval file, and an upload in pieces whose bytes are all there."""
     root.mkdir(parents=True, exist_ok=True)
-    with closing(Sent(root)) as sent:
-        assert _post(sent, 1, OLD_ROWS).status == 201
+    with closing(HttpUploads(root)) as uploads:
+        assert _post(uploads, 1, OLD_ROWS).status == 201
         order = {"name": "pirate", "alias": "prod", "eval": ROWS, "config": adapter_config().decode()}
-        at = sent.http.post(UPLOADS, json=order | {"size": len(WEIGHTS)}).headers["location"]
-        sent.http.patch(at, content=WEIGHTS, headers={"upload-offset": "0"}).raise_for_status()
+        at = uploads.http.post(UPLOADS, json=order | {"size": len(WEIGHTS)}).headers["location"]
+        uploads.http.patch(at, content=WEIGHTS, headers={"upload-offset": "0"}).raise_for_status()
 
 
-def _post(sent: Sent, seed: int, rows: str) -> Answer:
+def _post(uploads: HttpUploads, seed: int, rows: str) -> Answer:
     files = form(seed) | {"eval": ("eval.jsonl", rows.encode(), "application/jsonl")}
-    reply = sent.http.post("/v1/adapters", data={"name": "pirate", "alias": "prod"}, files=files)
+    reply = uploads.http.post("/v1/adapters", data={"name": "pirate", "alias": "prod"}, files=files)
     return Answer(reply.status_code, reply.text)
 
 
-def _put(sent: Sent) -> Answer:
+def _put(uploads: HttpUploads) -> Answer:
     digest = f"sha256:{hashlib.sha256(WEIGHTS).hexdigest()}"
-    reply = sent.http.put(sent.upload()[0], params={"digest": digest})
+    reply = uploads.http.put(uploads.upload()[0], params={"digest": digest})
     return Answer(reply.status_code, reply.text)
 
 
-CHANGES: Mapping[str, Callable[[Sent], Answer]] = {
-    "post a form with eval and alias": lambda sent: _post(sent, 2, ROWS),
-    "post a form of what is there with another eval": lambda sent: _post(sent, 1, ROWS),
+CHANGES: Mapping[str, Callable[[HttpUploads], Answer]] = {
+    "post a form with eval and alias": lambda uploads: _post(uploads, 2, ROWS),
+    "post a form of what is there with another eval": lambda uploads: _post(uploads, 1, ROWS),
     "finish an upload with eval and alias": _put,
 }

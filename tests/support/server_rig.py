@@ -1,4 +1,4 @@
-"""The whole face over a fake worker and a real catalog, and a tiny adapter to upload to it."""
+"""The whole server over a fake worker and a real catalog, and a tiny adapter to upload to it."""
 
 import json
 from collections.abc import Callable
@@ -37,7 +37,7 @@ WEIGHTS = f"sha256:{7:064x}"
 
 
 @dataclass
-class Face:
+class ServerRig:
     """An application and the pieces a test may look at. All that it writes lies under `folder`."""
 
     app: FastAPI
@@ -54,7 +54,7 @@ def served(quantization: str | None = None, allow: bool = False, weights: str = 
     return ServedBase(SHAPE, lambda: weights, quantization, allow)
 
 
-def make_face(
+def make_rig(
     folder: Path,
     worker: FakeWorker | None = None,
     limits: Limits | None = None,
@@ -69,7 +69,7 @@ def make_face(
     tokenizer: Tokenizer | None = None,
     store: BlobStore | None = None,
     free_bytes: Callable[[], int] | None = None,
-) -> Face:
+) -> ServerRig:
     """A ready application with its data under `folder`. Close `registry` when done."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
     worker = worker if worker is not None else FakeWorker()
@@ -95,7 +95,7 @@ def make_face(
         meter=meter if meter is not None else Meter(),
     )
     services.lifecycle.ready()
-    return Face(create_app(services), services, worker, catalog, registry, store, folder)
+    return ServerRig(create_app(services), services, worker, catalog, registry, store, folder)
 
 
 def adapter_config(rank: int = 2) -> bytes:
