@@ -19,7 +19,7 @@ from server.meter import Claim, MeteredRequest
 from server.ports import Message, Services, Tokenizer
 from server.principal import Principal
 from training.data.jsonl import Line, parse
-from training.data.rows import Row, build, detect, faults_of
+from training.data.rows import Row, detect, faults_of, parse_row
 
 MAX_ROWS = 256
 AT_ONCE = 4
@@ -48,7 +48,7 @@ def read_eval(content: bytes, tokenizer: Tokenizer, max_len: int) -> list[Item]:
     items = []
     for line in found.lines:
         wrong = list(_wrong(line))
-        item = None if wrong else _item(build(line.value, detect(line.value) or "text"), tokenizer)
+        item = None if wrong else _item(parse_row(line.value, detect(line.value) or "text"), tokenizer)
         if isinstance(item, str):
             wrong = [item]
         elif item is not None and len(item.tokens) > max_len:

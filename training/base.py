@@ -1,6 +1,6 @@
-"""A base loaded to be trained: transformers' model and tokenizer, in the precision that this device multiplies.
+"""Loading a base for training: transformers' model and tokenizer, in a precision that suits the device.
 
-Owns the choice of precision and the guard of 4-bit layers. Knows nothing of adapters or trainers.
+Owns the choice of precision and the guard that keeps 4-bit layers trainable. Knows nothing of adapters or trainers.
 """
 
 from collections.abc import Iterator
@@ -19,17 +19,18 @@ from transformers import (
 from loader.base import device_named, tokenizer_of
 from loader.product import lacks_instructions
 from loader.source import Source
-from training import launched
+from training import launcher
 from training.config import TrainConfig
 from training.errors import ConfigInvalid
 from training.quiet import libraries_quiet
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """A base without gradients. `dtype` is its dense weights'; products are in bf16 where `autocast` is set.
+class LoadedBase:
+    """A base that is ready for training, all of its weights frozen.
 
-    `size` counts its parameters: later they may be spread over several processes.
+    `dtype` is the dtype of its dense weights; with `autocast`, matrix products are in bf16. `num_parameters` is counted
+    at loading, since sharding may later spread the weights over several processes.
     """
 
     model: PreTrainedModel
@@ -39,7 +40,7 @@ class Loaded:
     device: torch.device
     quantization: str | None
     source: Source
-    size: int
+    num_parameters: int
 
     @property
     def precision(self) -> str:
@@ -47,12 +48,12 @@ class Loaded:
         return "bfloat16" if self.autocast else "float32"
 
 
-def load(config: TrainConfig, source: Source, *, spread: bool = False) -> Loaded:
+def load(config: TrainConfig, source: Source, *, sharded: bool = False) -> LoadedBase:
     """Load the base in `source` (see `loader.source.resolve`) for the method in `config`.
 
     Adapters train on a base in bf16 with products under autocast; where the device cannot multiply bf16, all is in
     fp32. A full fine-tune keeps its weights in fp32 either way: in bf16 most updates are too small to change them.
-    A dense base that will be `spread` waits in host memory for training.sharding.shard: it may fit no single GPU.
+    A dense base that will be `sharded` stays in host memory until training.sharding.shard: no single GPU may fit it.
     Raises UnsupportedBase, or ConfigInvalid for a device that cannot do what is asked.
     """
     device = training_device(config)
@@ -64,13 +65,13 @@ def load(config: TrainConfig, source: Source, *, spread: bool = False) -> Loaded
         from loader.quantize import config_for
 
         options["quantization_config"] = config_for(config.quantized, dtype)
-    if config.quantized is not None or not (spread or device.type == "cpu"):
+    if config.quantized is not None or not (sharded or device.type == "cpu"):
         options["device_map"] = {"": device}
     model = _classifier(config, source, options) if config.objective == "reward" else _causal(source, options)
     model.requires_grad_(False)
     if config.quantized is not None:
-        keep_trainable(model)
-    return Loaded(model, tokenizer, dtype, autocast, device, config.quantized, source, model.num_parameters())
+        disable_repacking(model)
+    return LoadedBase(model, tokenizer, dtype, autocast, device, config.quantized, source, model.num_parameters())
 
 
 def _causal(source: Source, options: dict[str, Any]) -> PreTrainedModel:
@@ -114,8 +115,8 @@ class ScoreHead(nn.Linear):
 def training_device(config: TrainConfig) -> torch.device:
     """The CPU, or the CUDA device that the trainer will take: the first, or the launcher's. Raises ConfigInvalid."""
     device = device_named(config.device)
-    if device.type == "cuda" and launched.processes() > 1:
-        device = torch.device("cuda", launched.local_rank())
+    if device.type == "cuda" and launcher.world_size() > 1:
+        device = torch.device("cuda", launcher.local_rank())
     if config.device not in ("auto", "cpu", "cuda"):
         fix = "Write auto, cpu or cuda, and choose among several GPUs with CUDA_VISIBLE_DEVICES."
         raise ConfigInvalid("The config", [f"device: {config.device} cannot be trained on. {fix}"])
@@ -131,22 +132,22 @@ def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
     return not lacks_instructions(torch.bfloat16)
 
 
-def surprises(loaded: Loaded) -> Iterator[str]:
-    """What is otherwise than a user may expect, in words."""
+def base_notes(loaded: LoadedBase) -> Iterator[str]:
+    """Notes for the user on what this base or device does differently than expected, in words."""
     if loaded.autocast and loaded.device.type == "cpu" and lacks_instructions(torch.bfloat16):
         yield "This CPU has no instructions for bfloat16: float32 would be faster. Leave precision at auto."
     fused = [weight for weight in loaded.model.parameters() if weight.dim() >= 3]
     if fused and loaded.quantization is not None:
-        share = sum(map(torch.Tensor.numel, fused)) / loaded.size
+        share = sum(map(torch.Tensor.numel, fused)) / loaded.num_parameters
         kept = f"The base's experts are fused into single weights: {share:.0%} of it stays in {loaded.dtype}"
         yield f"{kept.replace('torch.', '')}, not in {loaded.quantization}, and takes no adapter."
 
 
-def keep_trainable(model: nn.Module) -> None:
-    """Keep bitsandbytes from repacking 4-bit layers of `model` when a forward pass in eval mode meets them.
+def disable_repacking(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking the 4-bit layers of `model` in a forward pass in eval mode.
 
     On CPUs with AVX512-BF16 that pass rewrites the weight in place for a kernel without gradients. Training that
-    goes on afterwards loses the gradients of all layers below, and says nothing.
+    continues afterwards silently loses the gradients of all layers below.
     """
     from bitsandbytes.nn import Linear4bit
 

@@ -1,7 +1,7 @@
-"""The README.md of what was trained: what was gained, what was lost, and from what it was made.
+"""The card (README.md) of a finished run: what was gained, what was lost, and how it was made.
 
-Owns the text, in Markdown with the metadata block that model hubs read. Computes nothing: every figure is the
-report's, and what was not measured is said to be so.
+Owns the text, in Markdown with the metadata block that model hubs read. Computes nothing: every figure is the report's,
+and a figure that was not measured is marked as such.
 """
 
 import json
@@ -48,8 +48,8 @@ FIGURES: Mapping[str, Sequence[tuple[str, str, str | float | None]]] = {
     "grpo": _REINFORCED,
     "rloo": _REINFORCED,
 }
-"""What an objective is judged by on held-out data: its name, the trained model's figure in the metrics, and the base's,
-which is there too, or known, or None where the base has none."""
+"""The held-out figures of each objective: description, the metric of the trained model, and that of the base, which is
+also a metric's name, a known value, or None where the base has no such figure."""
 
 
 def card(report: Report, config: TrainConfig) -> str:
@@ -65,7 +65,7 @@ def card(report: Report, config: TrainConfig) -> str:
             *_section("What was lost", _lost(report)),
             *_section("As it is served", _served(report.parity)),
             *_section("Answers", _answers(report.samples)),
-            *_section("How it was made", _made(report, config)),
+            *_section("How it was made", _how_made(report, config)),
             *_section("Data", _data(report)),
             *_section("Config", _config(config)),
         ]
@@ -73,7 +73,7 @@ def card(report: Report, config: TrainConfig) -> str:
 
 
 def _metadata(report: Report, config: TrainConfig) -> str:
-    """The hub's YAML block. A base that is a path on somebody's disk means nothing to a hub and is named only."""
+    """The YAML block that model hubs read."""
     values: dict[str, Any] = {"base_model": report.base, "pipeline_tag": "text-generation", "tags": _tags(report)}
     if report.method != "full" and report.objective != "reward":
         values["library_name"] = "peft"
@@ -93,7 +93,7 @@ def _tags(report: Report) -> list[str]:
 
 
 def _model_index(report: Report, config: TrainConfig) -> list[dict[str, Any]]:
-    """The score as the hub's evaluation results; only what was measured."""
+    """The task score in the hub's format for evaluation results; empty where none was measured."""
     if report.task_score is None or config.score is None:
         return []
     metric = {"type": config.score.metric, "value": round(report.task_score.trained, 4), "name": "held-out score"}
@@ -109,7 +109,7 @@ def _opening(report: Report, config: TrainConfig) -> str:
 
 
 def _section(title: str, lines: Iterator[str]) -> list[str]:
-    """A heading and its text, or nothing at all where there is nothing to say."""
+    """A heading and its text; nothing where there are no lines."""
     body = list(lines)
     return [f"## {title}", "", *body, ""] if body else []
 
@@ -125,7 +125,9 @@ def _gained(report: Report, config: TrainConfig) -> Iterator[str]:
         yield _row("score", report.task_score, ".3f")
         yield _row("loss, nats per token that counts", report.heldout_loss, ".4f")
     for name, trained, base in FIGURES.get(report.objective, ()):
-        yield _measured(name, report.metrics.get(base) if isinstance(base, str) else base, report.metrics.get(trained))
+        yield _metric_row(
+            name, report.metrics.get(base) if isinstance(base, str) else base, report.metrics.get(trained)
+        )
     if report.task_score is not None and config.score is not None:
         yield ""
         held = "" if not config.score.words else f" ({', '.join(config.score.words)})"
@@ -163,9 +165,9 @@ def _row(name: str, figure: BeforeAfter | None, style: str) -> str:
     return f"| {name} | {figure.base:{style}} | {figure.trained:{style}} |"
 
 
-def _measured(name: str, base: float | None, trained: float | None) -> str:
-    told = (NOT_MEASURED if figure is None else f"{figure:.3f}" for figure in (base, trained))
-    return f"| {name} | {' | '.join(told)} |"
+def _metric_row(name: str, base: float | None, trained: float | None) -> str:
+    cells = (NOT_MEASURED if figure is None else f"{figure:.3f}" for figure in (base, trained))
+    return f"| {name} | {' | '.join(cells)} |"
 
 
 def _served(parity: Parity | None) -> Iterator[str]:
@@ -182,7 +184,7 @@ def _served(parity: Parity | None) -> Iterator[str]:
 
 
 def _answers(samples: Sequence[Sample]) -> Iterator[str]:
-    """Verbatim, in fences: what a model says may be any Markdown."""
+    """Samples verbatim in code fences, since a model's answer may contain any Markdown."""
     for index, sample in enumerate(samples):
         yield from ([""] if index else [])
         yield _fenced(sample.prompt)
@@ -205,8 +207,8 @@ def _fenced(text: str) -> str:
     return f"{fence}text\n{text}\n{fence}"
 
 
-def _made(report: Report, config: TrainConfig) -> Iterator[str]:
-    off = report.measured_bytes / report.predicted_bytes - 1 if report.predicted_bytes else None
+def _how_made(report: Report, config: TrainConfig) -> Iterator[str]:
+    error = report.measured_bytes / report.predicted_bytes - 1 if report.predicted_bytes else None
     yield "| | |"
     yield "|---|---|"
     yield f"| base | {report.base} |"
@@ -219,7 +221,7 @@ def _made(report: Report, config: TrainConfig) -> Iterator[str]:
     yield f"| trainable parameters | {report.trainable:,} |"
     yield f"| memory, predicted | {format_bytes(report.predicted_bytes)} |"
     measured = format_bytes(report.measured_bytes)
-    yield f"| memory, measured | {measured}{'' if off is None else f' ({off:+.0%})'} |"
+    yield f"| memory, measured | {measured}{'' if error is None else f' ({error:+.0%})'} |"
     for name, value in sorted(report.metrics.items()):
         yield f"| {name} | {value:.6g} |"
 
@@ -232,12 +234,12 @@ def _data(report: Report) -> Iterator[str]:
 
 
 def _config(config: TrainConfig) -> Iterator[str]:
-    """What was set, as a file that trains it again; where it was pushed concerns nobody else."""
+    """The settings that differ from the defaults, as a config that trains it again; `push` is private."""
     yield "What differs from the defaults; `rootstock train` with this and the same data makes it again."
     yield ""
-    yield f"```yaml\n{yaml.safe_dump(_set(config), sort_keys=False, allow_unicode=True)}```"
+    yield f"```yaml\n{yaml.safe_dump(_changed_settings(config), sort_keys=False, allow_unicode=True)}```"
 
 
-def _set(config: TrainConfig) -> Mapping[str, Any]:
+def _changed_settings(config: TrainConfig) -> Mapping[str, Any]:
     values: dict[str, Any] = json.loads(config.model_dump_json(exclude_defaults=True, exclude={"push"}))
     return values

@@ -1,6 +1,7 @@
-"""What a training run is told: its keys, their defaults and which of them contradict each other.
+"""The schema of a training config: its keys, their defaults, and which of them contradict each other.
 
-Owns the schema alone; training/reading.py makes it from a YAML file. Imports no torch, so a bad config fails at once.
+Owns the schema alone; training/config_file.py reads YAML files into it. Imports no torch, so a bad config fails at
+once.
 """
 
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 QUANTIZED: tuple[Method, ...] = ("qlora", "qdora")
 REINFORCED: tuple[Objective, ...] = ("grpo", "rloo")
 _READ_BY: dict[str, tuple[Objective, ...]] = {"preference": ("dpo",), "reward": REINFORCED, "sampling": REINFORCED}
-_READ_BY_WORDS = {
+_UNREAD_ADVICE = {
     "preference": "only dpo does. For grpo and rloo, sampling.beta is the weight of the divergence from the base.",
     "reward": "only grpo and rloo do. Remove it.",
     "sampling": "only grpo and rloo do. Remove it.",
@@ -28,6 +29,8 @@ _READ_BY_WORDS = {
 
 
 class Section(BaseModel):
+    """A mapping of the config file. Unknown keys are errors."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -73,7 +76,7 @@ class Adapter(Section):
 class Optimizer(Section):
     name: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="Unset: see training/defaults.py."
+        default=None, description="Unset: see training/learning_rates.py."
     )
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -213,17 +216,17 @@ def _contradictions(config: TrainConfig) -> Iterator[str]:
         yield "adapter.init: pissa needs adapter.dropout: 0 and optimizer.weight_decay: 0; what it starts from stays."
     if "lm_head" in config.adapter.targets:
         yield "adapter.targets: trainers read the weight of lm_head itself: an adapter there learns nothing. Drop it."
-    yield from _out_of_place(config)
+    yield from _ignored_settings(config)
     if config.objective in REINFORCED:
         yield from _sampling_contradictions(config)
 
 
-def _out_of_place(config: TrainConfig) -> Iterator[str]:
-    """Settings that this objective would not look at: whoever wrote them expects something of them."""
+def _ignored_settings(config: TrainConfig) -> Iterator[str]:
+    """Settings that this objective ignores: whoever wrote them expects them to have an effect."""
     for section, objectives in _READ_BY.items():
         changed = getattr(config, section) != TrainConfig.model_fields[section].default
         if changed and config.objective not in objectives:
-            yield f"{section}: objective: {config.objective} does not read it, {_READ_BY_WORDS[section]}"
+            yield f"{section}: objective: {config.objective} does not read it, {_UNREAD_ADVICE[section]}"
     if config.score is not None and config.objective != "sft":
         yield f"score: the examples of objective: {config.objective} have no answer to compare with. Remove score."
     if config.score is not None and config.score.words and config.score.metric != "contains":

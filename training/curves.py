@@ -1,6 +1,6 @@
-"""curves.png: the loss over the steps, in training and held out, what else tells of the objective, the learning rate.
+"""curves.png: over the steps, the loss or reward in training and held out, a second figure, and the learning rate.
 
-Owns the picture. Reads what training/watch.py recorded; imports no torch.
+Owns the picture. Draws the records of training/metrics_file.py; imports no torch.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,17 +9,17 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-TRAINED, HELD_OUT, QUIET = "#1f6f8b", "#d1495b", "#8d99ae"
-SMOOTHED = 20
-"""The smoothed line is a mean over the last so many parts of the run."""
+TRAINED, HELD_OUT, MUTED = "#1f6f8b", "#d1495b", "#8d99ae"
+SMOOTHING = 20
+"""The smoothed line is the mean over a window of this fraction of the run: a 20th."""
 
-BESIDE = {
+SECOND_FIGURE = {
     "rewards/accuracies": "preferred first",
     "accuracy": "preferred first",
     "kl": "KL from the base",
 }
-"""What is drawn beside the loss or the reward where it is recorded: the share of pairs whose preferred answer has the
-higher score, and how far sampled answers are from the base's."""
+"""What is drawn under the loss or the reward where it is recorded: the share of pairs whose preferred answer has the
+higher score, or how far sampled answers are from the base's."""
 
 Record = Mapping[str, float]
 
@@ -29,20 +29,20 @@ def draw(records: Sequence[Record], path: Path, title: str) -> None:
     steps = [record for record in records if "loss" in record]
     if not steps:
         return
-    beside = next((name for name in BESIDE if name in steps[-1]), None)
-    figure = Figure(figsize=(8, 5 if beside is None else 6), dpi=120, layout="constrained")
-    ratios = (4, 1) if beside is None else (4, 2, 1)
+    second = next((name for name in SECOND_FIGURE if name in steps[-1]), None)
+    figure = Figure(figsize=(8, 5 if second is None else 6), dpi=120, layout="constrained")
+    ratios = (4, 1) if second is None else (4, 2, 1)
     panels = list(figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios))
     above, below = panels[0], panels[-1]
     main = "reward" if "reward" in steps[-1] else "loss"
-    _both(above, records, steps, main)
-    above.set_ylabel("loss (nats a token)" if main == "loss" and beside is None else main)
+    _plot_figure(above, records, steps, main)
+    above.set_ylabel("loss (nats a token)" if main == "loss" and second is None else main)
     above.legend(frameon=False)
-    if beside is not None:
-        _both(panels[1], records, steps, beside)
-        panels[1].set_ylabel(BESIDE[beside])
+    if second is not None:
+        _plot_figure(panels[1], records, steps, second)
+        panels[1].set_ylabel(SECOND_FIGURE[second])
     above.set_title(title, loc="left", fontsize=10)
-    below.plot(*zip(*_points(steps, "learning_rate"), strict=True), color=QUIET)
+    below.plot(*zip(*_points(steps, "learning_rate"), strict=True), color=MUTED)
     below.set_ylabel("learning rate", fontsize=8)
     below.set_xlabel("step")
     below.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
@@ -53,8 +53,8 @@ def draw(records: Sequence[Record], path: Path, title: str) -> None:
     figure.savefig(path)
 
 
-def _both(axes: Axes, records: Sequence[Record], steps: Sequence[Record], name: str) -> None:
-    """A figure in training and, where it was looked at, held out."""
+def _plot_figure(axes: Axes, records: Sequence[Record], steps: Sequence[Record], name: str) -> None:
+    """Plot a figure in training and, where it was evaluated, on held-out data."""
     _curve(axes, [record for record in steps if name in record], name)
     evaluated = _points(records, f"eval_{name}")
     if evaluated:
@@ -63,7 +63,7 @@ def _both(axes: Axes, records: Sequence[Record], steps: Sequence[Record], name: 
 
 def _curve(axes: Axes, steps: Sequence[Record], name: str) -> None:
     points = _points(steps, name)
-    window = max(1, len(points) // SMOOTHED)
+    window = max(1, len(points) // SMOOTHING)
     if window == 1:
         axes.plot(*zip(*points, strict=True), color=TRAINED, label="training")
         return

@@ -1,4 +1,4 @@
-"""What a run would learn from, told before any weight is loaded: counts, lengths, steps, one example as tokens.
+"""What a run would learn from, before any weight is loaded: counts, lengths, steps, and one example as tokens.
 
 Owns those figures and their text. Knows neither files nor trainers; imports no torch.
 """
@@ -17,14 +17,15 @@ from training.data.encode import Tokenizer
 from training.data.examples import AnyExample, Example, Pair, Prepared, Split
 
 OPEN, CLOSE = "⟦", "⟧"
-"""Around tokens that count, where there are no colours."""
-COUNTS = "bold green"
+"""Brackets around counted tokens in plain text."""
+COUNTED = "bold green"
 CONTEXT = "dim"
+"""rich's styles for counted tokens and for all others in a terminal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Tokens of the examples of a split."""
+    """The distribution of the examples' lengths in a split, in tokens."""
 
     least: int
     median: int
@@ -34,7 +35,7 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class SplitFigures:
-    """One split. `counted` are the tokens that count in the loss; prompts to be completed have none."""
+    """One split. `counted` is the number of tokens that count in the loss; for prompts to be completed it is 0."""
 
     path: str
     sha256: str
@@ -46,8 +47,8 @@ class SplitFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """A stretch of the example's text that counts in the loss as a whole, or not at all."""
+class TextRun:
+    """A stretch of the example's text whose tokens all count in the loss, or none of them."""
 
     text: str
     counts: bool
@@ -58,14 +59,14 @@ class Part:
     """One sequence of the example; a preference pair has two. `last` is its last token, as text."""
 
     name: str
-    runs: tuple[Run, ...]
+    runs: tuple[TextRun, ...]
     last: str
     ends_turn: bool
 
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """All of it. `rows_per_epoch` are examples, or with packing the rows they are packed into."""
+    """The whole result. `rows_per_epoch` counts examples, or with packing the rows they are packed into."""
 
     objective: str
     format: str
@@ -93,13 +94,13 @@ class DryRun:
     def __rich__(self) -> Text:
         """For a terminal; tokens that count are coloured."""
         text = Text("\n".join([*self._figures(), "", ""]))
-        text.append("One example; ").append("what counts in the loss", COUNTS).append(", ").append(
+        text.append("One example; ").append("what counts in the loss", COUNTED).append(", ").append(
             "what does not", CONTEXT
         )
         for part in self.example:
             text.append(f"\n{part.name}\n", "bold")
             for run in part.runs:
-                text.append(run.text, COUNTS if run.counts else CONTEXT)
+                text.append(run.text, COUNTED if run.counts else CONTEXT)
         return text.append("\n\n" + "\n".join(self._ends()))
 
     def _figures(self) -> Iterator[str]:
@@ -118,7 +119,7 @@ class DryRun:
 
 
 def describe(prepared: Prepared, config: TrainConfig, tokenizer: Tokenizer) -> DryRun:
-    """The figures of prepared data, and its first training example that was not cut, else the first."""
+    """The figures of prepared data, with the first training example that is shorter than the limit, else the first."""
     examples = prepared.train.examples
     rows = _rows(examples, config)
     per_epoch = steps_per_epoch(rows, config)
@@ -139,7 +140,7 @@ def describe(prepared: Prepared, config: TrainConfig, tokenizer: Tokenizer) -> D
 
 
 def steps_per_epoch(rows: int, config: TrainConfig) -> int:
-    """Steps in which every row is seen once. With grpo and rloo a step takes whole prompts with all their answers."""
+    """Optimizer steps in one epoch. With grpo and rloo a step takes whole prompts with all of their answers."""
     if config.objective in ("grpo", "rloo"):
         return rows // max(1, config.steps.batch // config.sampling.completions)
     return math.ceil(rows / config.steps.batch)
@@ -152,7 +153,7 @@ def _rows(examples: Sequence[AnyExample], config: TrainConfig) -> int:
 
 
 def packed_rows(lengths: Sequence[int], room: int) -> int:
-    """Rows of `room` tokens that best-fit-decreasing packing needs."""
+    """The number of rows of `room` tokens that best-fit-decreasing packing needs for examples of these lengths."""
     free: list[int] = []
     rows = 0
     for length in sorted(lengths, reverse=True):
@@ -181,7 +182,7 @@ def _counted(example: AnyExample) -> int:
 
 
 def _quantile(ordered: Sequence[int], share: float) -> int:
-    """The smallest value that at least `share` of them do not exceed."""
+    """The smallest of the sorted values that at least a `share` of them does not exceed."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
@@ -210,7 +211,7 @@ def _parts(example: AnyExample, tokenizer: Tokenizer) -> Iterator[Part]:
 
 def _part(name: str, ids: Sequence[int], counted: Sequence[bool], tokenizer: Tokenizer) -> Part:
     runs = tuple(
-        Run(_text([id for id, _ in group], tokenizer), counts)
+        TextRun(_text([id for id, _ in group], tokenizer), counts)
         for counts, group in groupby(zip(ids, counted, strict=True), key=lambda pair: pair[1])
     )
     last = tokenizer.added_tokens_decoder.get(ids[-1])

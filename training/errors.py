@@ -1,4 +1,4 @@
-"""What can be wrong with a training run before and while it runs, in words for the person who started it.
+"""The errors of a training run, in words for the person who started it.
 
 Owns the errors of `training/`. Knows no HTTP and no torch.
 """

@@ -1,6 +1,6 @@
-"""What was trained, as files: an adapter in PEFT's format as the server reads it, or a whole model.
+"""Writes trained weights as files: an adapter in PEFT's format as the server reads it, or a whole model.
 
-Owns names, precisions and the record of the base. Knows nothing of how it was trained.
+Owns tensor names, precisions and the record of the base. Knows nothing of how they were trained.
 """
 
 import copy
@@ -24,14 +24,17 @@ from training.config import TrainConfig
 from training.graft import ADAPTER
 from training.quiet import libraries_quiet
 
-_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _NEVER_ROUNDED = ".lora_magnitude_vector."
 """DoRA's magnitude scales the base's own output: rounded to bf16, it would change it by up to 0.4 %."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedBase:
-    """The base in an adapter's record: its name, its fingerprint (loader/fingerprint.py), None or its 4-bit type."""
+    """The base that a run trained on, as it is recorded in the files.
+
+    `weights` is its fingerprint (loader/fingerprint.py), `quantization` its 4-bit type while training, or None.
+    """
 
     id: str
     weights: str
@@ -49,14 +52,14 @@ def file_dtype(config: TrainConfig, source: Source) -> torch.dtype:
 
 
 def round_weights(model: nn.Module, config: TrainConfig, dtype: torch.dtype) -> None:
-    """Give what was trained the precision it is saved in: what is measured afterwards is what will be served."""
+    """Round the trained weights to the precision of the files, so that what is evaluated is what will be served."""
     for name, weight in model.named_parameters():
         if weight.requires_grad:
             weight.data = weight.data.to(_precision(name, config, dtype)).to(weight.dtype)
 
 
 def write_adapter(model: PeftModel, config: TrainConfig, folder: Path, dtype: torch.dtype, base: TrainedBase) -> None:
-    """Write PEFT's two files, in `dtype` where nothing is lost by it. A reward model's head is not among them."""
+    """Write PEFT's two files, in `dtype` except where `_precision` says float32. Leaves out a reward model's head."""
     tensors: dict[str, Tensor] = {}
     for name, weight in model.named_parameters():
         if weight.requires_grad and ".lora_" in name:
@@ -69,7 +72,7 @@ def write_adapter(model: PeftModel, config: TrainConfig, folder: Path, dtype: to
 
 
 def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, dtype: torch.dtype) -> None:
-    """Write a fully fine-tuned model as a directory that `--base` takes. Casts `model`: use it no more."""
+    """Write a fully fine-tuned model as a directory that `--base` takes. Casts it in place: do not use it after."""
     module: nn.Module = model
     module.to(dtype=dtype)
     with libraries_quiet():
@@ -78,9 +81,9 @@ def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, fold
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """As safetensors would, but the same tensors always make the same bytes: the library shuffles its metadata."""
+    """Write a safetensors file. Unlike the library's, equal tensors make equal bytes: it shuffles its metadata."""
     specs = {
-        name: TensorSpec(_NAMES[tensor.dtype], tuple(tensor.shape), 0, tensor.nbytes)
+        name: TensorSpec(_DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), 0, tensor.nbytes)
         for name, tensor in sorted(tensors.items())
     }
     head, _ = header.write_header(specs, metadata)
@@ -104,7 +107,10 @@ def _adapter_config(model: PeftModel, base: str) -> dict[str, Any]:
 
 
 def _precision(name: str, config: TrainConfig, dtype: torch.dtype) -> torch.dtype:
-    """PiSSA's two halves are large and nearly cancel each other: rounded, little would be left of the difference."""
+    """The precision in which a weight is saved: `dtype`, or float32 where rounding does harm.
+
+    PiSSA's two halves are large and nearly cancel: rounded, little would be left of their difference.
+    """
     if _NEVER_ROUNDED in name or (config.adapter.init == "pissa" and ".lora_" in name) or "score." in name:
         return torch.float32
     return dtype

@@ -1,6 +1,6 @@
-"""What a config needs beyond the package itself: libraries of extras, and devices that can do what is asked.
+"""Checks that the libraries and the device that a config needs are there.
 
-Owns those checks, which come before anything is read or loaded. Imports none of the libraries.
+Owns those checks, which run before anything is read or loaded. Imports none of the libraries.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def check_extras(config: TrainConfig) -> None:
 
 
 def check_device(config: TrainConfig, device: str) -> None:
-    """Raises ConfigInvalid for what `device`, "cpu" or "cuda", has not."""
+    """Raises ConfigInvalid for settings that `device`, "cpu" or "cuda", does not support."""
     faults = list(_faults(config, device))
     if faults:
         raise ConfigInvalid("The config", faults)

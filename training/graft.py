@@ -1,6 +1,6 @@
-"""From a loaded base to a model with something to learn: an adapter in its linear layers, or all of its weights.
+"""Makes a loaded base trainable: adds an adapter to its linear layers, or unfreezes all of its weights.
 
-Owns the choice of layers and the adapter's first weights. Knows nothing of data or trainers.
+Owns the choice of layers and the adapter's initial weights. Knows nothing of data or trainers.
 """
 
 from collections.abc import Iterator
@@ -17,12 +17,13 @@ from training.errors import ConfigInvalid
 from training.quiet import libraries_quiet
 
 ADAPTER = "default"
-"""The name PEFT gives an adapter that has none."""
-OVERSAMPLED, POWER_ITERATIONS = 8, 16
+"""PEFT's name for an adapter that is given none."""
+OVERSAMPLING, POWER_ITERATIONS = 8, 16
+"""Extra directions and iterations of the randomized SVD."""
 
 
 def graft(model: PreTrainedModel, config: TrainConfig) -> PeftModel | PreTrainedModel:
-    """The model that `config.method` trains; its adapters are in float32. Raises ConfigInvalid for unknown layers.
+    """Make `model` trainable by `config.method`, with adapters in float32. Raises ConfigInvalid for unknown layers.
 
     PiSSA (arXiv 2404.02948) starts from the base's principal directions A0, B0 and takes them out of the base. Here
     the base stays as it is: the adapter has rank 2 r, and its second half is A0 and -B0, which never learns. The
@@ -43,35 +44,38 @@ def graft(model: PreTrainedModel, config: TrainConfig) -> PeftModel | PreTrained
         if pissa:
             _start_at_principal(path, layer, config.adapter.rank)
         if config.method in ("dora", "qdora"):
-            # PEFT rounds it to the base's precision, which would change the base's own outputs from the start.
+            # PEFT rounds the magnitude to the base's precision, which would change the base's outputs from the start.
             norm = _dense(layer).float().norm(dim=1)
             layer.lora_magnitude_vector[ADAPTER].weight.data = norm
     return grafted
 
 
 def _lora_config(model: PreTrainedModel, config: TrainConfig) -> LoraConfig:
-    wanted = config.adapter
-    rank, alpha = wanted.rank, wanted.alpha
-    if wanted.init == "pissa":
+    adapter = config.adapter
+    rank, alpha = adapter.rank, adapter.alpha
+    if adapter.init == "pissa":
         # The scaling stays what it was: alpha / r, or alpha / sqrt(r) for rsLoRA.
-        rank, alpha = 2 * rank, alpha * (2**0.5 if wanted.rslora else 2)
-    # PEFT's annotation says int, its arithmetic takes any number.
-    whole = int(alpha) if float(alpha).is_integer() else alpha
+        rank, alpha = 2 * rank, alpha * (2**0.5 if adapter.rslora else 2)
+    # PEFT's annotation says int, but its arithmetic takes any number.
+    lora_alpha = int(alpha) if float(alpha).is_integer() else alpha
     return LoraConfig(
         task_type="SEQ_CLS" if config.objective == "reward" else "CAUSAL_LM",
         r=rank,
-        lora_alpha=whole,  # type: ignore[arg-type]
-        lora_dropout=wanted.dropout,
+        lora_alpha=lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=adapter.dropout,
         target_modules=_targets(model, config),
-        layers_to_transform=None if wanted.layers is None else sorted(set(wanted.layers)),
-        use_rslora=wanted.rslora,
+        layers_to_transform=None if adapter.layers is None else sorted(set(adapter.layers)),
+        use_rslora=adapter.rslora,
         use_dora=config.method in ("dora", "qdora"),
         modules_to_save=["score"] if config.objective == "reward" else None,
     )
 
 
 def _targets(model: PreTrainedModel, config: TrainConfig) -> list[str]:
-    """Names of linear layers, by their last word; the head is none of "all-linear". Raises ConfigInvalid."""
+    """The target modules: last components of the linear layers' paths. "all-linear" leaves out the head.
+
+    Raises ConfigInvalid.
+    """
     decoder = [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and "." in path]
     names = sorted({path.rsplit(".", 1)[-1] for path in decoder})
     faults = []
@@ -96,8 +100,10 @@ def _lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
 
 
 def _start_at_principal(path: str, layer: LoraLayer, rank: int) -> None:
-    """Set A = [A0; A0], B = [B0, -B0] where `scaling B0 A0` is the best rank-`rank` fit of the weight; hold the second
-    halves still."""
+    """Set A = [A0; A0] and B = [B0, -B0], where `scaling B0 A0` is the best fit of rank `rank` to the weight.
+
+    The second halves are frozen. Raises ConfigInvalid for a rank that the weight does not have.
+    """
     weight = _dense(layer)
     if rank > min(weight.shape):
         fault = f"adapter.rank: {path} of shape {list(weight.shape)} has no {rank} principal directions. Lower it."
@@ -107,34 +113,34 @@ def _start_at_principal(path: str, layer: LoraLayer, rank: int) -> None:
     first_a, first_b = roots[:, None] * right[:rank], left[:, :rank] * roots
     a, b = (cast(nn.Linear, matrices[ADAPTER]).weight for matrices in (layer.lora_A, layer.lora_B))
     a.data, b.data = torch.cat([first_a, first_a]), torch.cat([first_b, -first_b], dim=1)
-    # Adam leaves weights alone whose gradient was always zero.
+    # Adam never changes a weight whose gradient is always zero.
     a.register_hook(lambda grad: _without(grad, 0, rank))
     b.register_hook(lambda grad: _without(grad, 1, rank))
 
 
 def _principal(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """U, S and V^T of at least `rank` principal directions.
+    """U, S and V^T of the first `rank` principal directions or more.
 
     A full decomposition of one 7B-sized weight takes a minute on a CPU; power iterations (Halko et al., arXiv
     0909.4061) find the few that are wanted in a second.
     """
-    enough = rank + OVERSAMPLED
-    if min(weight.shape) <= 4 * enough:
+    directions = rank + OVERSAMPLING
+    if min(weight.shape) <= 4 * directions:
         left, values, right = torch.linalg.svd(weight, full_matrices=False)
         return left, values, right
-    left, values, right = torch.svd_lowrank(weight, q=enough, niter=POWER_ITERATIONS)
+    left, values, right = torch.svd_lowrank(weight, q=directions, niter=POWER_ITERATIONS)
     return left, values, right.T
 
 
 def _without(grad: Tensor, dim: int, start: int) -> Tensor:
-    """`grad` with zeros from `start` on, over as many again."""
+    """`grad` with zeros at indices `[start, 2 * start)` of dimension `dim`."""
     kept = grad.clone()
     kept.narrow(dim, start, start).zero_()
     return kept
 
 
 def _dense(layer: LoraLayer) -> Tensor:
-    """The base's weight `[out, in]` under an adapter."""
+    """The base's weight `[out, in]` under an adapter, dequantized if need be."""
     weight = cast(Tensor, layer.get_base_layer().weight)
     if hasattr(weight, "quant_state"):
         from loader.quantize import dense

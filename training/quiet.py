@@ -1,6 +1,6 @@
-"""Silence for what training libraries say, narrowly: their progress bars, their telemetry, and known chatter.
+"""Silences the training libraries: their progress bars, their telemetry, and messages known to be harmless.
 
-Owns the list of that chatter. A warning that is not on it is shown.
+Owns the list of those messages. A warning that is not on it is shown.
 """
 
 import logging
@@ -13,7 +13,7 @@ import huggingface_hub.constants
 
 from loader.base import quiet
 
-CHATTER = (
+HARMLESS = (
     # transformers aligns the model's special tokens with the tokenizer's, which is where they came from.
     "The tokenizer has new PAD/BOS/EOS tokens",
     # PEFT hides the base's signature; labels are found under their usual name.
@@ -36,25 +36,25 @@ LOGGERS = (
 
 @contextmanager
 def libraries_quiet() -> Iterator[None]:
-    """Without progress bars (the run draws its own), usage reports to anybody, and CHATTER."""
+    """A block without the libraries' progress bars (the run has its own), usage reports and HARMLESS messages."""
     telemetry = huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY
     bars = datasets.is_progress_bar_enabled()
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
     datasets.disable_progress_bars()
     loggers = [logging.getLogger(name) for name in LOGGERS]
     for logger in loggers:
-        logger.addFilter(_is_news)
+        logger.addFilter(_is_not_harmless)
     try:
         with quiet(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
             yield
     finally:
         for logger in loggers:
-            logger.removeFilter(_is_news)
+            logger.removeFilter(_is_not_harmless)
         huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = telemetry
         if bars:
             datasets.enable_progress_bars()
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    return not any(phrase in record.getMessage() for phrase in CHATTER)
+def _is_not_harmless(record: logging.LogRecord) -> bool:
+    return not any(phrase in record.getMessage() for phrase in HARMLESS)

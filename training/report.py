@@ -1,7 +1,7 @@
-"""What a finished run knows of itself: the numbers that go into the card and into report.json.
+"""The figures of a finished run, as they go into the card and report.json.
 
-Owns that frozen data. Computes nothing, so that every part of a run can import it. Losses are nats per token that
-counts, scores are shares from 0 to 1, sizes are bytes. None means: not measured, and the card says so.
+Owns that frozen data. Computes nothing, so that every part of a run can import it. Losses are nats per counted token,
+scores are shares from 0 to 1, sizes are bytes. None means not measured, and the card says so.
 """
 
 from dataclasses import asdict, dataclass
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class BeforeAfter:
-    """One figure of the base alone and of the base with what was trained."""
+    """One figure of the base before training, and of the trained model."""
 
     base: float
     trained: float
@@ -29,11 +29,11 @@ class DataUsed:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """The serving path against the trainer: absolute differences of log-probabilities over held-out positions.
+    """The server against the trainer: absolute differences of log-probabilities over held-out positions, in nats.
 
-    `mean` is held against `bound`. `effect` is how far the adapter itself moves log-probabilities on average, in the
-    trainer. Where that is not far above the bound, `arrived` is the share of the adapter's changes that was found in
-    the server; None where it was not needed, or too small to be told from rounding.
+    The gate passes if `mean` is at most `bound`. `effect` is how far the adapter itself moves log-probabilities in the
+    trainer, on average. Where that is not far above the bound, `arrived` is the share of the effect that was found in
+    the server; None where it was not needed, or could not be told from rounding.
     """
 
     dtype: str
@@ -49,7 +49,7 @@ class Parity:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A held-out prompt as the model saw it, the answer in the data, and what base and trained model said."""
+    """A held-out prompt as the model saw it, the answer in the data, and the answers of base and trained model."""
 
     prompt: str
     expected: str

@@ -1,4 +1,4 @@
-"""The folder of a reward model, read and checked before any weight is: what it is, and which base it belongs to.
+"""The folder of a reward model: its files, and the checks that need no weights.
 
 Owns `reward.json` and the list of files beside it. A reward model is an adapter (or a whole model) and a score head:
 
@@ -50,12 +50,12 @@ def write_card(folder: Path, card: RewardCard) -> None:
 
 
 def read_card(folder: Path) -> RewardCard:
-    """What lies in `folder`, all of its files there. Raises RewardModelInvalid, which says what is wrong."""
+    """Read `reward.json` of `folder` and check that all files are there. Raises RewardModelInvalid."""
     if not folder.is_dir():
         raise RewardModelInvalid(folder, "there is no such folder", "Name the output folder of `objective: reward`.")
     path = folder / CARD
     if not path.is_file():
-        raise _other(folder)
+        raise _not_a_reward_model(folder)
     card = _parsed(folder, path)
     needed = list(ADAPTER_FILES if card.weights == "adapter" else MODEL_FILES)
     if card.weights == "model" and not any((folder / name).is_file() for name in _MODEL_WEIGHTS):
@@ -87,8 +87,8 @@ _WHOLE = "Copy the whole output folder of `objective: reward`."
 _NO_PICKLES = "Pickles can run code when they are opened. Use the folder that `objective: reward` wrote."
 
 
-def _other(folder: Path) -> RewardModelInvalid:
-    """What a folder without `reward.json` seems to be."""
+def _not_a_reward_model(folder: Path) -> RewardModelInvalid:
+    """The error for a folder without `reward.json`: it says what the folder seems to be."""
     fix = "Name the output folder of `objective: reward`."
     if (folder / "adapter_config.json").is_file():
         return RewardModelInvalid(folder, "it holds an adapter without a score head", fix)

@@ -18,8 +18,8 @@ from loader.base import tokenizer_of
 from loader.fingerprint import fingerprint
 from loader.progress import Progress
 from loader.source import Source, resolve
-from training import launched, measure, peak, reward_model
-from training.base import load, surprises, training_device
+from training import evaluation, launcher, peak_memory, reward_model
+from training.base import base_notes, load, training_device
 from training.config import TrainConfig
 from training.data.examples import Pair, Prepared, Prompt
 from training.data.prepare import check, encode
@@ -28,117 +28,124 @@ from training.export import TrainedBase, file_dtype, round_weights, write_adapte
 from training.extras import check_device, check_extras
 from training.forecast import predicted_bytes
 from training.graft import graft
-from training.papers import write_papers
-from training.parity import Reference, Verdict, compare, rows_of
-from training.reference import reference
+from training.observer import Observer
+from training.output_files import write_output_files
+from training.parity import ReferenceLogprobs, Verdict, compare, rows_of
+from training.reference_logprobs import reference_logprobs
 from training.report import Report
 from training.reward_folder import check_base, read_card
 from training.serving import ServingPath
 from training.sharding import check_shardable, shard
 from training.trainers.common import Job, Outcome
-from training.trainers.weights import trainable
-from training.watch import Watch
-from training.workdir import Again, Workdir, check_output, claimed, work_folder
+from training.trainers.weights import trainable_parameters
+from training.workdir import ResumePolicy, Workdir, check_output, claim_workdir, work_folder
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """What is left of a run when its model is dropped. `said` is None where nothing is to be compared."""
+class TrainedRun:
+    """What the rest of a run needs once its model is dropped.
+
+    `reference` is None where the parity gate has nothing to compare. `trainable` counts parameters; `measured_bytes` is
+    the peak memory of the training steps.
+    """
 
     outcome: Outcome
-    figures: measure.Comparison
-    said: Reference | None
+    comparison: evaluation.Comparison
+    reference: ReferenceLogprobs | None
     precision: str
     trainable: int
     measured_bytes: int
 
 
-def train(config: TrainConfig, *, data_dir: Path, resume: bool | None, watch: Watch, serve: ServingPath | None) -> Path:
+def train(
+    config: TrainConfig, *, data_dir: Path, resume: bool | None, observer: Observer, serve: ServingPath | None
+) -> Path:
     """Run `config` and return its output folder, which appears by one rename.
 
-    `resume` goes on with an interrupted run (True), begins anew (False), or refuses to choose (None). `serve` is the
-    serving path for the parity gate, None to leave it out. Under a launcher every process runs this; the first one
-    alone writes, and measures alone unless the base is spread over all.
-    Raises TrainingError or LoaderError. After GateFailed the folder is there, to be looked at, not to be pushed.
+    `resume`: True continues an interrupted run, False discards it and starts over, None raises OutputInTheWay if there
+    is one. `serve` is the serving path for the parity gate; None skips the gate. Under a launcher every process runs
+    this. Only the main process writes, and only it evaluates, unless the base is sharded over all processes.
+    Raises TrainingError or LoaderError. GateFailed leaves the output folder in place for inspection.
     """
-    again: Again = "ask" if resume is None else "resume" if resume else "fresh"
-    sharded = launched.takes_over_fsdp(os.environ)
+    policy: ResumePolicy = "ask" if resume is None else "resume" if resume else "fresh"
+    sharded = launcher.take_over_fsdp(os.environ)
     if sharded:
         check_shardable(config)
     check_extras(config)
     device = training_device(config)
     check_device(config, device.type)
-    if launched.is_first():
-        check_output(config.output, again)
+    if launcher.is_main_process():
+        check_output(config.output, policy)
     checked = check(config)
     if config.steps.threads is not None:
         torch.set_num_threads(config.steps.threads)
-    source = resolve(config.base, data_dir, _stages(watch))
+    source = resolve(config.base, data_dir, _stage_progress(observer))
     prepared = encode(config, checked, tokenizer_of(source))
     base = TrainedBase(source.id, fingerprint(source.path, data_dir), config.quantized)
     if config.reward.model is not None:
         check_base(config.reward.model, read_card(config.reward.model), base.id, base.weights)
     for note in prepared.notes:
-        watch.note(note)
-    predicted = predicted_bytes(config, source, prepared, device, watch)
-    with _work(config, prepared, base, again, device) as work:
-        made = _made(config, source, base, prepared, work, watch, gated=serve is not None, sharded=sharded)
-        if not launched.is_first():
+        observer.note(note)
+    predicted = predicted_bytes(config, source, prepared, device, observer)
+    with _workdir(config, prepared, base, policy, device) as work:
+        trained = _train_model(config, source, base, prepared, work, observer, gated=serve is not None, sharded=sharded)
+        if not launcher.is_main_process():
             return config.output
-        verdict = _verdict(config, made, work, serve, watch)
-        report = _report(config, base, prepared, made, verdict, predicted, work)
-        write_papers(report, config, work)
+        verdict = _compare_with_server(config, trained, work, serve, observer)
+        report = _report(config, base, prepared, trained, verdict, predicted, work)
+        write_output_files(report, config, work)
         work.publish()
     if verdict is not None and verdict.complaint is not None:
         raise GateFailed(verdict.complaint)
     return config.output
 
 
-def _made(
+def _train_model(
     config: TrainConfig,
     source: Source,
     base: TrainedBase,
     prepared: Prepared,
     work: Workdir,
-    watch: Watch,
+    observer: Observer,
     *,
     gated: bool,
     sharded: bool,
-) -> Made:
-    """Load, graft, train, measure and write the weights. The model lives no longer than this."""
-    watch.stage(f"loading {source.id}")
-    loaded = load(config, source, spread=sharded)
-    for note in surprises(loaded):
-        watch.note(note)
+) -> TrainedRun:
+    """Load the base, add the adapter, train, evaluate and write the weights. The model is freed on return."""
+    observer.stage(f"loading {source.id}")
+    loaded = load(config, source, sharded=sharded)
+    for note in base_notes(loaded):
+        observer.note(note)
     model = graft(loaded.model, config)
     if sharded:
-        watch.note(shard(model, loaded))
-    job = Job(model, loaded, prepared, config, work.path, watch)
+        observer.note(shard(model, loaded))
+    job = Job(model, loaded, prepared, config, work.path, observer)
 
-    def look(model: torch.nn.Module) -> measure.Look:
-        return measure.look(model, loaded, prepared, config)
+    def evaluate(model: torch.nn.Module) -> evaluation.Evaluation:
+        return evaluation.evaluate(model, loaded, prepared, config)
 
-    before = measure.Look()
-    if launched.is_first() or sharded:
-        watch.stage("measuring the base")
-        before = measure.look_at_base(model, work.path / "base.json", look)
-    watch.stage(_told(config, prepared))
-    peak.begin()
+    before = evaluation.Evaluation()
+    if launcher.is_main_process() or sharded:
+        observer.stage("measuring the base")
+        before = evaluation.evaluate_base(model, work.path / "base.json", evaluate)
+    observer.stage(_training_stage(config, prepared))
+    peak_memory.reset()
     outcome = _trainer(config)(job)
-    measured = peak.peak_bytes()
-    if not launched.is_first() and not sharded:
-        return Made(outcome, measure.compared(before, before), None, loaded.precision, 0, measured)
+    measured = peak_memory.peak_bytes()
+    if not launcher.is_main_process() and not sharded:
+        return TrainedRun(outcome, evaluation.compare(before, before), None, loaded.precision, 0, measured)
     dtype = file_dtype(config, source)
     round_weights(model, config, dtype)
-    watch.stage("measuring what was trained")
-    figures = measure.compared(before, look(model))
-    said = None
+    observer.stage("measuring what was trained")
+    comparison = evaluation.compare(before, evaluate(model))
+    reference = None
     if gated and config.gate.enabled and config.objective != "reward" and isinstance(model, PeftModel):
-        said = reference(model, rows_of(_sequences(prepared), config.gate.examples), autocast=loaded.autocast)
-    count = sum(weight.numel() for weight in trainable(model).values())
-    if launched.is_first():
+        rows = rows_of(_whole_sequences(prepared), config.gate.examples)
+        reference = reference_logprobs(model, rows, autocast=loaded.autocast)
+    count = sum(weight.numel() for weight in trainable_parameters(model).values())
+    if launcher.is_main_process():
         _write_weights(job, base, work.result, dtype)
-    return Made(outcome, figures, said, loaded.precision, count, measured)
+    return TrainedRun(outcome, comparison, reference, loaded.precision, count, measured)
 
 
 def _trainer(config: TrainConfig) -> Callable[[Job], Outcome]:
@@ -160,16 +167,17 @@ def _trainer(config: TrainConfig) -> Callable[[Job], Outcome]:
     return sft.train
 
 
-def _sequences(prepared: Prepared) -> list[Prompt]:
-    """Whole token rows for the parity gate: held-out ones, or training ones where nothing is held out."""
-    rows = []
-    for one in prepared.heldout.examples or prepared.train.examples:
-        rows.append(Prompt(one.prompt_ids + one.chosen_ids if isinstance(one, Pair) else one.ids, ""))
-    return rows
+def _whole_sequences(prepared: Prepared) -> list[Prompt]:
+    """Prompt and answer as one sequence, for the parity gate: held-out examples, or training examples if none are."""
+    examples = prepared.heldout.examples or prepared.train.examples
+    return [
+        Prompt(example.prompt_ids + example.chosen_ids if isinstance(example, Pair) else example.ids, "")
+        for example in examples
+    ]
 
 
 def _write_weights(job: Job, base: TrainedBase, folder: Path, dtype: torch.dtype) -> None:
-    """What was trained, as its kind is written. A whole model is cast: nothing measures it after this."""
+    """Write an adapter, a reward model or a whole model. A whole model is cast in place: do not use it afterwards."""
     if job.config.objective == "reward":
         reward_model.write(job.model, job.loaded, job.config, folder, base)
     elif isinstance(job.model, PeftModel):
@@ -178,21 +186,23 @@ def _write_weights(job: Job, base: TrainedBase, folder: Path, dtype: torch.dtype
         write_model(job.model, job.loaded.tokenizer, folder, dtype)
 
 
-def _verdict(config: TrainConfig, made: Made, work: Workdir, serve: ServingPath | None, watch: Watch) -> Verdict | None:
-    """The parity gate's, once the trainer's model is gone: there may be no room for two."""
-    if serve is None or made.said is None or not made.said.rows:
+def _compare_with_server(
+    config: TrainConfig, trained: TrainedRun, work: Workdir, serve: ServingPath | None, observer: Observer
+) -> Verdict | None:
+    """Run the parity gate. Only after the trainer's model is freed: memory may not hold both."""
+    if serve is None or trained.reference is None or not trained.reference.rows:
         return None
-    watch.stage(f"comparing with the serving path in {config.gate.dtype}")
+    observer.stage(f"comparing with the serving path in {config.gate.dtype}")
     gc.collect()
     torch.cuda.empty_cache()
-    return compare(made.said, serve, work.result, dtype=config.gate.dtype, quantization=config.quantized)
+    return compare(trained.reference, serve, work.result, dtype=config.gate.dtype, quantization=config.quantized)
 
 
 def _report(
     config: TrainConfig,
     base: TrainedBase,
     prepared: Prepared,
-    made: Made,
+    trained: TrainedRun,
     verdict: Verdict | None,
     predicted: int,
     work: Workdir,
@@ -204,54 +214,54 @@ def _report(
         base=base.id,
         base_weights=base.weights,
         quantization=base.quantization,
-        precision=made.precision,
+        precision=trained.precision,
         device=torch.cuda.get_device_name() if training_device(config).type == "cuda" else "cpu",
         data=tuple(split.used for split in splits if split.examples),
-        steps=made.outcome.steps,
-        tokens=made.outcome.tokens,
-        seconds=made.outcome.seconds,
-        trainable=made.trainable,
+        steps=trained.outcome.steps,
+        tokens=trained.outcome.tokens,
+        seconds=trained.outcome.seconds,
+        trainable=trained.trainable,
         bytes=sum(path.stat().st_size for path in work.result.glob("*.safetensors")),
         predicted_bytes=predicted,
-        measured_bytes=made.measured_bytes,
-        heldout_loss=made.figures.heldout_loss,
-        task_score=made.figures.task_score,
-        general_loss=made.figures.general_loss,
+        measured_bytes=trained.measured_bytes,
+        heldout_loss=trained.comparison.heldout_loss,
+        task_score=trained.comparison.task_score,
+        general_loss=trained.comparison.general_loss,
         parity=None if verdict is None else verdict.parity,
-        metrics=made.outcome.metrics,
-        samples=made.figures.samples,
+        metrics=trained.outcome.metrics,
+        samples=trained.comparison.samples,
     )
 
 
 @contextmanager
-def _work(
-    config: TrainConfig, prepared: Prepared, base: TrainedBase, again: Again, device: torch.device
+def _workdir(
+    config: TrainConfig, prepared: Prepared, base: TrainedBase, policy: ResumePolicy, device: torch.device
 ) -> Iterator[Workdir]:
-    """The work folder, which the first process claims before the others look into it."""
-    if not launched.is_first():
+    """The run's work folder. The main process claims it; the others wait until it has."""
+    if not launcher.is_main_process():
         PartialState(cpu=device.type == "cpu").wait_for_everyone()
         yield Workdir(config.output, work_folder(config.output))
         return
     data = {"data.train": prepared.train.used.sha256, "data.heldout": prepared.heldout.used.sha256}
-    with claimed(config, {**data, "base": base.weights}, again) as work:
-        if launched.processes() > 1:
+    with claim_workdir(config, {**data, "base": base.weights}, policy) as work:
+        if launcher.world_size() > 1:
             PartialState(cpu=device.type == "cpu").wait_for_everyone()
         yield work
 
 
-def _told(config: TrainConfig, prepared: Prepared) -> str:
-    """The stage's name: what is trained on how much."""
+def _training_stage(config: TrainConfig, prepared: Prepared) -> str:
+    """The name of the training stage: objective, method and amount of data."""
     used = prepared.train.used
     return f"training: {config.objective}, {config.method}, {used.examples} examples of {used.tokens} tokens"
 
 
-def _stages(watch: Watch) -> Progress:
-    """A progress that tells the watch each new thing once."""
-    told: set[str] = set()
+def _stage_progress(observer: Observer) -> Progress:
+    """A Progress callback that reports each new activity to `observer` once, as a stage."""
+    reported: set[str] = set()
 
     def progress(what: str, done: float | None) -> None:
-        if what not in told:
-            told.add(what)
-            watch.stage(what)
+        if what not in reported:
+            reported.add(what)
+            observer.stage(what)
 
     return progress

@@ -1,7 +1,7 @@
-"""How well a model does the task: its greedy answers to held-out prompts, compared with the answers in the data.
+"""The task score: a model's greedy answers to held-out prompts, compared with the answers in the data.
 
-Owns the metrics and the answering, batched and on the trainer's own model. Knows nothing of training, of files or of
-which of the two models, base or trained, it asks.
+Owns the metrics and the generation, batched and on the trainer's own model. Knows nothing of training or files, nor
+whether the model is the base or the trained one.
 """
 
 import json
@@ -15,12 +15,14 @@ from transformers import PreTrainedTokenizerFast
 
 from training.config import Score
 from training.data.examples import Example
-from training.evaluating import evaluating
+from training.eval_mode import eval_mode
+from training.padding import pad
 from training.report import BeforeAfter, Sample
 
 SAMPLES = 4
+"""Answers that the card shows, before the first wrong one is added."""
 BATCH = 16
-"""Prompts that are answered together; more would cost memory for the cache and bring little on a CPU."""
+"""Prompts in one batch. More would take memory for the cache and gain little on a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +35,15 @@ class Answer:
     right: bool
 
 
-def ask(
+def answer_heldout(
     model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, heldout: Sequence[Example], settings: Score
 ) -> tuple[Answer, ...]:
     """The model's answers to the first `settings.limit` examples that have one to give; empty if none has."""
     asked = [(example, example.answer) for example in heldout if example.answer is not None][: settings.limit]
     prompts = [example.prompt_ids for example, _ in asked]
-    given = answers(model, tokenizer, prompts, max_new_tokens=settings.max_new_tokens)
+    given = greedy_answers(model, tokenizer, prompts, max_new_tokens=settings.max_new_tokens)
     return tuple(
-        Answer(str(tokenizer.decode(list(prompt))), expected, answer, matches(settings, answer, expected))
+        Answer(str(tokenizer.decode(list(prompt))), expected, answer, is_right(settings, answer, expected))
         for prompt, (_, expected), answer in zip(prompts, asked, given, strict=True)
     )
 
@@ -64,7 +66,7 @@ def samples(base: Sequence[Answer], trained: Sequence[Answer]) -> tuple[Sample, 
     )
 
 
-def matches(settings: Score, answer: str, expected: str) -> bool:
+def is_right(settings: Score, answer: str, expected: str) -> bool:
     """Whether an answer is right; white space around it never matters.
 
     exact: the same text. json: the same JSON value, so spaces and the order of keys do not matter. contains: the
@@ -82,35 +84,35 @@ def matches(settings: Score, answer: str, expected: str) -> bool:
 def _same_json(answer: str, expected: str) -> bool:
     try:
         # json would keep the last of two equal keys and take 1 for true: neither is what was asked for.
-        given, wanted = (_frozen(json.loads(text, object_pairs_hook=tuple)) for text in (answer, expected))
+        given, wanted = (_comparable(json.loads(text, object_pairs_hook=tuple)) for text in (answer, expected))
         return bool(given == wanted)
     except (ValueError, RecursionError):
         return False
 
 
-def _frozen(value: Any) -> Any:
-    """JSON with its types told apart and its keys in order, to be compared. Objects come as tuples of pairs."""
+def _comparable(value: Any) -> Any:
+    """A JSON value that compares by type and by sorted keys. Objects come in as tuples of pairs."""
     if isinstance(value, tuple):
-        return "object", sorted((key, _frozen(inner)) for key, inner in value)
+        return "object", sorted((key, _comparable(inner)) for key, inner in value)
     if isinstance(value, list):
-        return "array", [_frozen(inner) for inner in value]
+        return "array", [_comparable(inner) for inner in value]
     kind = "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
     return kind, value
 
 
 @torch.inference_mode()
-def answers(
+def greedy_answers(
     model: torch.nn.Module,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
 ) -> list[str]:
-    """The most probable token again and again, up to the end of turn, as text; in the order of the prompts."""
+    """Greedy completions of token-id prompts as text, up to the end of turn or `max_new_tokens`; in their order."""
     ends = end_tokens(model, tokenizer)
     given = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    with evaluating(model):
+    with eval_mode(model):
         for start in range(0, len(order), BATCH):
             part = order[start : start + BATCH]
             rows = _greedy(model, [prompts[index] for index in part], ends, max_new_tokens)
@@ -120,7 +122,7 @@ def answers(
 
 
 def end_tokens(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
-    """What ends an answer in the server: the model's own list and the tokenizer's EOS."""
+    """The token ids that end an answer in the server: those of generation_config and the tokenizer's EOS."""
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = named if isinstance(named, list) else [named]
     return frozenset(id for id in (*listed, tokenizer.eos_token_id) if isinstance(id, int))
@@ -131,10 +133,7 @@ def _greedy(
 ) -> list[list[int]]:
     """Up to `limit` tokens for each prompt, without the one that ended it. Shorter prompts are padded on the left."""
     device = next(model.parameters()).device
-    width = max(map(len, prompts))
-    pad = min(ends, default=0)
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=device)
+    ids, mask = pad(prompts, min(ends, default=0), device, on_the_left=True)
     rows: list[list[int]] = [[] for _ in prompts]
     open_rows = set(range(len(prompts)))
     cache: Any = None
@@ -161,5 +160,5 @@ def _greedy(
 
 
 def _positions(mask: Tensor) -> Tensor:
-    """Each token's place in its own row, padding not counted."""
+    """The position of each token in its own row `[rows, width]`, padding not counted."""
     return (mask.cumsum(-1) - 1).clamp(min=0)

@@ -1,4 +1,4 @@
-"""What training asks of the serving path: the log-probabilities that a server would compute.
+"""The protocol by which training asks for the log-probabilities that a server would compute.
 
 Owns the protocol alone. The server implements it on its engine (server/offline_engine.py), so that training need not
 know the engine, and the engine not training.

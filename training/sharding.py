@@ -1,7 +1,7 @@
-"""A frozen base spread over the processes of a launch: each keeps a part of every decoder layer (FSDP2, ZeRO-3).
+"""Shards a frozen base over the processes of a launch: each keeps a part of every decoder layer (FSDP2, ZeRO-3).
 
-Owns which weights are spread. Adapters stay whole in every process, where plain data parallelism averages their
-gradients: what is trained, kept, resumed and exported is the same with and without sharding.
+Owns which weights are sharded. Adapters stay whole in every process, and plain data parallelism averages their
+gradients: what is trained, checkpointed, resumed and exported is the same with and without sharding.
 """
 
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from loader.memory import format_bytes
-from training import launched
-from training.base import Loaded
+from training import launcher
+from training.base import LoadedBase
 from training.config import TrainConfig
 from training.errors import ConfigInvalid
 
 
 def check_shardable(config: TrainConfig) -> None:
-    """Raises ConfigInvalid for runs in which the processes would wait for each other."""
+    """Raises ConfigInvalid for runs that train the base itself, or whose processes would deadlock."""
     faults = []
     if config.method == "full":
         faults.append("method: full trains the base itself, and FSDP spreads a frozen one here. Choose lora or qlora.")
@@ -35,39 +35,39 @@ def check_shardable(config: TrainConfig) -> None:
         raise ConfigInvalid("The config", faults)
 
 
-def shard(model: nn.Module, loaded: Loaded) -> str:
-    """Spread the decoder layers of `loaded.model`, which `model` wraps, over all processes; tells what each keeps.
+def shard(model: nn.Module, loaded: LoadedBase) -> str:
+    """Shard the decoder layers of `loaded.model`, which `model` wraps, over all processes. Returns a note on sizes.
 
-    A layer's weights are gathered when it runs, forward and backward, and dropped after it. From here on a forward
-    pass of `model` needs all processes, each at the same point. Embeddings, heads and what learns stay whole.
+    A layer's weights are gathered when it runs, forward and backward, and freed after it. From here on every process
+    must take part in each forward pass of `model`. Embeddings, heads and trainable weights stay whole.
     """
     PartialState(cpu=loaded.device.type == "cpu")  # joins the processes
-    mesh = init_device_mesh(loaded.device.type, (launched.processes(),))
+    mesh = init_device_mesh(loaded.device.type, (launcher.world_size(),))
     learning = {weight for weight in model.parameters() if weight.requires_grad}
     for layer in _layers(loaded.model):
         fully_shard(layer, mesh=mesh, ignored_params=learning & set(layer.parameters()))
-    spread = {name: weight for name, weight in model.named_parameters() if isinstance(weight, DTensor)}
+    sharded = {name: weight for name, weight in model.named_parameters() if isinstance(weight, DTensor)}
     decoder = loaded.model.base_model
-    # Spreads nothing more, but lets a layer be gathered while the one before it runs.
-    fully_shard(decoder, mesh=mesh, ignored_params=set(decoder.parameters()) - set(spread.values()))
+    # Shards nothing more, but lets a layer be gathered while the one before it runs.
+    fully_shard(decoder, mesh=mesh, ignored_params=set(decoder.parameters()) - set(sharded.values()))
     if loaded.quantization is None:
         model.to(loaded.device)
-    # What is averaged is what learns; the parts of a frozen weight differ by design.
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(spread))
-    _make_buffers(decoder)
-    kept = format_bytes(sum(weight.to_local().nbytes for weight in spread.values()))
-    whole = format_bytes(sum(weight.nbytes for weight in spread.values()))
-    return f"FSDP: of the {whole} in the base's layers, each of {launched.processes()} processes keeps {kept}."
+    # Only trainable weights are averaged; the shards of a frozen weight differ by design.
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(sharded))
+    _gather_once(decoder)
+    kept = format_bytes(sum(weight.to_local().nbytes for weight in sharded.values()))
+    whole = format_bytes(sum(weight.nbytes for weight in sharded.values()))
+    return f"FSDP: of the {whole} in the base's layers, each of {launcher.world_size()} processes keeps {kept}."
 
 
 def _layers(model: PreTrainedModel) -> Iterator[nn.Module]:
-    """The modules that hold a residual block each, as the architecture names their classes."""
+    """The decoder layers, by the class names that the architecture declares indivisible."""
     names = set(model._no_split_modules or ())
     return (module for module in model.modules() if type(module).__name__ in names)
 
 
-def _make_buffers(decoder: nn.Module) -> None:
-    """Gather each layer once: a buffer that is made in inference mode could not take part in a backward pass."""
+def _gather_once(decoder: nn.Module) -> None:
+    """Gather each layer once, now: buffers that are first allocated in inference mode cannot be used for gradients."""
     for module in decoder.modules():
         if isinstance(module, FSDPModule):
             module.unshard()

@@ -1,6 +1,6 @@
-"""Where a run's files lie: all work in `.NAME.work` beside the output, which appears by one rename.
+"""The folders of a run: all work happens in `.NAME.work` beside the output, which appears by one rename.
 
-Owns the folders, the claim on them, and the rule of when an interrupted run may be taken up again. Imports no torch.
+Owns the folders, the lock on them, and the rule of when an interrupted run may be resumed. Imports no torch.
 """
 
 import fcntl
@@ -13,20 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from training.atomic import write_atomically
 from training.config import TrainConfig
 from training.errors import ConfigInvalid, OutputInTheWay
 
-AFTERWARDS = ("output", "about", "push", "gate", "score", "track")
-"""Sections that decide nothing about the weights; they may change while a run is interrupted."""
+CHANGEABLE = ("output", "about", "push", "gate", "score", "track")
+"""Config sections that do not affect the weights; they may change before an interrupted run is resumed."""
 STARTED = "started.json"
+TENSORBOARD = "tensorboard"
+"""The folder of TensorBoard's events, in the work folder and in the output."""
 
-Again = Literal["ask", "resume", "fresh"]
-"""What to do with an interrupted run: say that it is there, take it up, or throw it away."""
+ResumePolicy = Literal["ask", "resume", "fresh"]
+"""What to do with an interrupted run: refuse and name it, continue it, or discard it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workdir:
-    """The folders of one run. What is to become the output is gathered in `result`."""
+    """The folders of one run. `result` collects what will become the output."""
 
     output: Path
     path: Path
@@ -36,7 +39,7 @@ class Workdir:
         return self.path / "result"
 
     def publish(self) -> None:
-        """Let the output appear, whole, and drop the rest of the work. Raises OutputInTheWay."""
+        """Rename `result` to the output and delete the rest of the work folder. Raises OutputInTheWay."""
         if self.output.exists():
             raise OutputInTheWay(f"{self.output} has appeared since the run began. The result lies in {self.result}.")
         _sync(self.result)
@@ -45,24 +48,25 @@ class Workdir:
         shutil.rmtree(self.path)
 
 
-def check_output(output: Path, again: Again) -> None:
-    """Refuse an output that is there, and an interrupted run that nobody decided about. Raises OutputInTheWay."""
+def check_output(output: Path, policy: ResumePolicy) -> None:
+    """Raises OutputInTheWay for an output that exists, and under `ask` for an interrupted run."""
     if output.exists():
         raise OutputInTheWay(f"{output} exists. Give another --output, or remove it.")
     work = work_folder(output)
-    if again == "ask" and (work / STARTED).exists():
+    if policy == "ask" and (work / STARTED).exists():
         raise OutputInTheWay(
             f"An interrupted run lies in {work}. Give --resume to go on with it, or --fresh to begin again."
         )
 
 
 @contextmanager
-def claimed(config: TrainConfig, contents: Mapping[str, str], again: Again) -> Iterator[Workdir]:
-    """The run's folders, for this process alone. `contents` are digests of what the config points at, by key.
+def claim_workdir(config: TrainConfig, contents: Mapping[str, str], policy: ResumePolicy) -> Iterator[Workdir]:
+    """Create and lock the run's work folder. `contents` are digests of the files that the config names, by config key.
 
-    Raises OutputInTheWay, and ConfigInvalid when a run is to be resumed with another config or other data.
+    Raises OutputInTheWay, also when another process holds the lock; ConfigInvalid when the run to be resumed was
+    started with another config or other data.
     """
-    check_output(config.output, again)
+    check_output(config.output, policy)
     work = Workdir(config.output, work_folder(config.output))
     try:
         work.path.mkdir(parents=True, exist_ok=True)
@@ -74,18 +78,19 @@ def claimed(config: TrainConfig, contents: Mapping[str, str], again: Again) -> I
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise OutputInTheWay(f"Another process is training {config.output}. Wait for it, or end it.") from None
-        _begin(config, work, contents, again)
+        _begin(config, work, contents, policy)
         yield work
 
 
 def work_folder(output: Path) -> Path:
+    """Where the run that will make `output` works: a hidden folder beside it."""
     return output.parent / f".{output.name}.work"
 
 
-def _begin(config: TrainConfig, work: Workdir, contents: Mapping[str, str], again: Again) -> None:
-    now = {"config": config.model_dump(mode="json", exclude=set(AFTERWARDS)), "contents": dict(contents)}
+def _begin(config: TrainConfig, work: Workdir, contents: Mapping[str, str], policy: ResumePolicy) -> None:
+    now = {"config": config.model_dump(mode="json", exclude=set(CHANGEABLE)), "contents": dict(contents)}
     started = work.path / STARTED
-    if started.exists() and again == "resume":
+    if started.exists() and policy == "resume":
         then = json.loads(started.read_text(encoding="utf-8"))
         changed = sorted(_differences(then, now))
         if changed:
@@ -93,10 +98,8 @@ def _begin(config: TrainConfig, work: Workdir, contents: Mapping[str, str], agai
             raise ConfigInvalid("A run that was begun otherwise", [f"{fault} {fix}." for fault in changed])
     else:
         _clear(work.path)
-        scratch = started.with_suffix(".new")
-        scratch.write_text(json.dumps(now, indent=1), encoding="utf-8")
-        scratch.replace(started)
-    # What the steps left is kept, what came after them is made again.
+        write_atomically(started, json.dumps(now, indent=1))
+    # Checkpoints are kept; what is written after training is written again.
     shutil.rmtree(work.result, ignore_errors=True)
     work.result.mkdir()
 
@@ -128,7 +131,7 @@ def _pairs(then: Any, now: Any, prefix: Sequence[str] = ()) -> Iterator[tuple[st
 
 
 def _sync(folder: Path) -> None:
-    """Bring all of a folder to the disk: after the rename there must be no half of it."""
+    """Flush a folder's files to disk before its rename, so that a crash cannot publish half of it."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:

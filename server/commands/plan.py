@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from training.config import TrainConfig
     from training.memory.compute import Compute
     from training.memory.plan import TrainingMemoryPlan
-    from training.memory.serving import ServingPlan
+    from training.memory.serving_plan import ServingPlan
     from training.memory.suggestions import Suggestion
 
 GB = GIGA = 1e9
@@ -63,10 +63,10 @@ def plan(
     """Tell the memory that a training run takes at its peak, part by part, and what would fit instead."""
     from loader.anatomy import anatomy_of
     from loader.configs import read
-    from training.memory.compute import compute
+    from training.memory.compute import training_flops
     from training.memory.grafts import grafts_of
-    from training.memory.serving import serving_plan
-    from training.memory.suggestions import Run, suggestions, until_it_fits
+    from training.memory.serving_plan import serving_plan
+    from training.memory.suggestions import PlannedRun, suggestions, until_it_fits
 
     limit = _bytes(gpu)
     whole = -(-max(step, batch) // batch) * batch
@@ -81,9 +81,9 @@ def plan(
     )
     found = read(base)
     anatomy = anatomy_of(found.values)
-    run = Run(config, sequence, cuda=not cpu)
+    run = PlannedRun(config, sequence, cuda=not cpu)
     made, instead = run.plan(anatomy), suggestions(run, anatomy)
-    work = None if objective in (Objective.grpo, Objective.rloo) else compute(config, anatomy, made.trainable)
+    work = None if objective in (Objective.grpo, Objective.rloo) else training_flops(config, anatomy, made.trainable)
     path = until_it_fits(run, anatomy, limit) if limit is not None else ()
     quantized = config.quantized is not None
     grafts = grafts_of(config, anatomy)
@@ -101,7 +101,7 @@ def plan(
 
 def _config(**values: Any) -> "TrainConfig":
     """A config of these keys. Its paths are never opened."""
-    from training.reading import parse_config
+    from training.config_file import parse_config
 
     if values["objective"] in ("grpo", "rloo"):
         values["reward"] = {"model": "unused"}

@@ -16,7 +16,7 @@ from server.commands.options import ApiKey, DataDirOption, data_folder, print_js
 
 if TYPE_CHECKING:
     from training.config import TrainConfig
-    from training.data.prepare import Checked
+    from training.data.prepare import CheckedData
 
 
 def train(
@@ -39,9 +39,9 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON for scripts.")] = False,
 ) -> None:
     """Train an adapter, prove that it behaves in the server as in the trainer, and make it callable."""
+    from training.config_file import read_config
     from training.data.prepare import check as check_data
-    from training.launched import is_first
-    from training.reading import read_config
+    from training.launcher import is_main_process
 
     config = read_config(path, [*(changes or []), *_overrides(output, push, name, alias)])
     data, checked = data_folder(data_dir), check_data(config)  # bad lines are told before torch is there
@@ -53,7 +53,7 @@ def train(
         destination = Destination(config.push.url, config.push_name, config.push.alias, key)
         destination.check_address(config.quantized)
     folder = _run(config, data, resume)
-    if not is_first():
+    if not is_main_process():
         return
     typer.echo(f"written to {folder}")
     if destination is not None:
@@ -69,7 +69,7 @@ def _overrides(output: Path | None, push: str | None, name: str | None, alias: s
             yield f"{key}={json.dumps(value)}"
 
 
-def _describe(config: "TrainConfig", checked: "Checked", data: Path, as_json: bool) -> None:
+def _describe(config: "TrainConfig", checked: "CheckedData", data: Path, as_json: bool) -> None:
     """What a run would learn from, on one rendered example; no weights are loaded."""
     from rich.console import Console
 
@@ -93,10 +93,12 @@ def _run(config: "TrainConfig", data: Path, resume: bool | None) -> Path:
     from rich.console import Console
 
     from server.offline_engine import OfflineEngine
-    from training.launched import is_first
+    from training.launcher import is_main_process
+    from training.observer import TerminalObserver
     from training.run import train as run
-    from training.watch import Terminal
 
-    with Terminal(Console(stderr=True, quiet=not is_first())) as watch:
+    with TerminalObserver(Console(stderr=True, quiet=not is_main_process())) as observer:
         serving = OfflineEngine(config.base, data, config.device)
-        return run(config, data_dir=data, resume=resume, watch=watch, serve=serving if config.gate.enabled else None)
+        return run(
+            config, data_dir=data, resume=resume, observer=observer, serve=serving if config.gate.enabled else None
+        )

@@ -7,9 +7,9 @@ import pytest
 
 from demo.make_data import HERE
 from loader.anatomy import anatomy_of
+from training.config_file import read_config
 from training.data.prepare import check
 from training.memory.grafts import grafts_of
-from training.reading import read_config
 
 CONFIGS = sorted(HERE.glob("*.yaml"))
 BASE = {

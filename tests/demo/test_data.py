@@ -12,7 +12,7 @@ from safetensors import safe_open
 from adapters.provenance import trained_on
 from demo import make_data
 from training.config import TrainConfig
-from training.reading import read_config
+from training.config_file import read_config
 
 DEMO = Path(make_data.__file__).parent
 ADAPTERS = ("pirate", "extract")

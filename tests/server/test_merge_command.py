@@ -20,7 +20,7 @@ from server.commands.merge import Way, merge
 from tests.support.kernels import furnished
 from tests.support.models import tiny_model_dir
 from tests.support.peft_adapters import KINDS, write_adapter
-from training.base import keep_trainable
+from training.base import disable_repacking
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
@@ -59,7 +59,7 @@ def loaded(path: Path, quantization: str | None = None) -> PreTrainedModel:
     config = config_for(quantization, torch.float32) if quantization else None
     made = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, quantization_config=config)
     assert isinstance(made, PreTrainedModel)
-    keep_trainable(made)
+    disable_repacking(made)
     made.eval()
     return made
 

@@ -15,9 +15,9 @@ from server.offline_engine import OfflineEngine
 from tests.support.kernels import furnished
 from tests.support.models import tiny_model_dir
 from tests.support.peft_adapters import KINDS, write_adapter
-from training.base import keep_trainable
-from training.parity import Reference, bound, compare
-from training.reference import reference
+from training.base import disable_repacking
+from training.parity import ReferenceLogprobs, bound, compare
+from training.reference_logprobs import reference_logprobs
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
@@ -38,17 +38,17 @@ def adapter(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trainer(model: Path, adapter: Path, quantization: str | None) -> Reference:
+def trainer(model: Path, adapter: Path, quantization: str | None) -> ReferenceLogprobs:
     """What a trainer in fp32 knows of its adapter at the end."""
     config = config_for(quantization, torch.float32) if quantization else None
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, quantization_config=config)
     assert isinstance(base, torch.nn.Module)
-    keep_trainable(base)
-    return reference(PeftModel.from_pretrained(base, adapter), ROWS)
+    disable_repacking(base)
+    return reference_logprobs(PeftModel.from_pretrained(base, adapter), ROWS)
 
 
 @pytest.fixture(scope="module")
-def known(model: Path, adapter: Path) -> Mapping[str | None, Reference]:
+def known(model: Path, adapter: Path) -> Mapping[str | None, ReferenceLogprobs]:
     return {quantization: trainer(model, adapter, quantization) for quantization in (None, "nf4")}
 
 
@@ -57,7 +57,7 @@ def known(model: Path, adapter: Path) -> Mapping[str | None, Reference]:
     [("float32", None), ("bfloat16", None), ("float16", None), ("float32", "nf4"), ("bfloat16", "nf4")],
 )
 def test_the_serving_path_says_what_the_trainer_said(
-    known: Mapping[str | None, Reference],
+    known: Mapping[str | None, ReferenceLogprobs],
     model: Path,
     adapter: Path,
     tmp_path: Path,
@@ -71,14 +71,16 @@ def test_the_serving_path_says_what_the_trainer_said(
     assert verdict.parity.effect > 3 * bound(dtype, quantization), "else a missing adapter would have passed"
 
 
-def test_the_base_alone_is_offered_too(known: Mapping[str | None, Reference], model: Path, tmp_path: Path) -> None:
+def test_the_base_alone_is_offered_too(
+    known: Mapping[str | None, ReferenceLogprobs], model: Path, tmp_path: Path
+) -> None:
     serving = OfflineEngine(str(model), furnished(tmp_path), "cpu")
     served, told = serving.logprobs(None, ROWS, dtype="float32", quantization="nf4"), known["nf4"].base
     assert told is not None and _largest(told, served) < 1e-3
 
 
 def test_an_adapter_that_was_exported_otherwise_fails_the_gate(
-    known: Mapping[str | None, Reference], model: Path, adapter: Path, tmp_path: Path
+    known: Mapping[str | None, ReferenceLogprobs], model: Path, adapter: Path, tmp_path: Path
 ) -> None:
     spoiled = tmp_path / "spoiled"
     spoiled.mkdir()

@@ -9,15 +9,15 @@ import signal
 import sys
 from pathlib import Path
 
-from training.reading import read_config
+from training.config_file import read_config
+from training.observer import SilentObserver, Step
 from training.run import train
 from training.trainers import sft
-from training.watch import Silent, Step
 
 assert sft.train is not None, "imported before the forks"
 
 
-class Deadly(Silent):
+class Deadly(SilentObserver):
     """Ends the process at a step as the kernel would when memory is out: no handler runs, no buffer is flushed."""
 
     def __init__(self, at: int) -> None:
@@ -32,7 +32,7 @@ def main(at: int, configs: list[Path]) -> None:
     for path in configs:
         child = os.fork()
         if child == 0:
-            train(read_config(path), data_dir=path.parent / "data", resume=None, watch=Deadly(at), serve=None)
+            train(read_config(path), data_dir=path.parent / "data", resume=None, observer=Deadly(at), serve=None)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import torch
 
-from training.launched import FSDP
-from training.reading import read_config
+from training.config_file import read_config
+from training.launcher import FSDP
+from training.observer import SilentObserver
 from training.run import train
-from training.watch import Silent
 
 CHANGES = {"os.mkdir": 0, "os.rename": 1, "os.remove": 0, "os.rmdir": 0, "shutil.rmtree": 0}
 """Audit events that change a folder, and which argument names the path."""
 
 
-class Noting(Silent):
+class Noting(SilentObserver):
     """Keeps the notes."""
 
     def __init__(self) -> None:
@@ -63,11 +63,11 @@ def main(reports: Path, *configs: Path) -> None:
     asked, changes = os.environ.get(FSDP, "false"), Changes()
     for config in configs:
         os.environ[FSDP] = "false" if config.parent.name == "whole" else asked
-        told, watch = read_config(config), Noting()
+        told, observer = read_config(config), Noting()
         with changes.below(told.output.parent) as changed:
-            train(told, data_dir=reports, resume=None, watch=watch, serve=None)
+            train(told, data_dir=reports, resume=None, observer=observer, serve=None)
         report = reports / f"{config.parent.name}-{os.environ['RANK']}.json"
-        report.write_text(json.dumps({"changed": changed, "notes": watch.notes}), encoding="utf-8")
+        report.write_text(json.dumps({"changed": changed, "notes": observer.notes}), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ from training.base import load
 from training.config import TrainConfig
 from training.data.examples import Pair, Prepared, Prompt, Split
 from training.graft import graft
+from training.observer import Observer, SilentObserver, Step
 from training.report import DataUsed
 from training.trainers.common import Job
-from training.trainers.weights import trainable
-from training.watch import Silent, Step, Watch
+from training.trainers.weights import trainable_parameters
 
 FAVOURITE = ord("a")
 LETTERS = range(ord("b"), ord("z"))
@@ -83,18 +83,25 @@ def config(method: str, objective: str, reward: Path | None = None, **changes: M
     return TrainConfig.model_validate({**fixed, "method": method, "objective": objective, **values})
 
 
-def job(told: TrainConfig, base: Source, folder: Path, watch: Watch | None = None, examples: int = 16) -> Job:
+def job(told: TrainConfig, base: Source, folder: Path, observer: Observer | None = None, examples: int = 16) -> Job:
     """A job as a run hands it to a trainer."""
     folder.mkdir(parents=True, exist_ok=True)
     loaded = load(told, base)
-    return Job(graft(loaded.model, told), loaded, prepared(told.objective, examples), told, folder, watch or Silent())
+    return Job(
+        graft(loaded.model, told),
+        loaded,
+        prepared(told.objective, examples),
+        told,
+        folder,
+        observer or SilentObserver(),
+    )
 
 
 class Gradients:
     """Which trained weights of `model` got a gradient other than zero since the last `forget`."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._weights = trainable(model)
+        self._weights = trainable_parameters(model)
         self._reached: set[str] = set()
         for name, weight in self._weights.items():
             weight.register_post_accumulate_grad_hook(lambda weight, name=name: self._note(name, weight))
@@ -110,7 +117,7 @@ class Gradients:
         return [name for name in self._weights if name not in self._reached]
 
 
-class CutAfter(Silent):
+class CutAfter(SilentObserver):
     """Copies the work folder after a step, as a kill at that moment would leave it, and calls `at_evaluation` once,
     when the held-out split has been looked at for the first time."""
 

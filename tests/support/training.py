@@ -8,12 +8,12 @@ from typing import Any
 from loader.source import Source
 from training.base import load
 from training.config import TrainConfig
+from training.config_file import parse_config
 from training.data.examples import Example, Prepared, Split
 from training.graft import graft
-from training.reading import parse_config
+from training.observer import Observer, SilentObserver
 from training.report import DataUsed
 from training.trainers.common import Job
-from training.watch import Silent, Watch
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "full": {"method": "full"},
@@ -71,8 +71,10 @@ def _example(draw: random.Random) -> Example:
     return Example(ids, tuple(at >= 5 for at in range(length)), 5, None)
 
 
-def job(told: TrainConfig, base: Source, folder: Path, watch: Watch | None = None, data: Prepared | None = None) -> Job:
+def job(
+    told: TrainConfig, base: Source, folder: Path, observer: Observer | None = None, data: Prepared | None = None
+) -> Job:
     """A job that is ready for a trainer."""
     loaded = load(told, base)
     folder.mkdir(parents=True, exist_ok=True)
-    return Job(graft(loaded.model, told), loaded, data or prepared(), told, folder, watch or Silent())
+    return Job(graft(loaded.model, told), loaded, data or prepared(), told, folder, observer or SilentObserver())

@@ -9,7 +9,7 @@ import yaml
 
 from training.card import card
 from training.config import TrainConfig
-from training.reading import parse_config
+from training.config_file import parse_config
 from training.report import BeforeAfter, DataUsed, Parity, Report, Sample
 
 CONFIG: dict[str, Any] = {

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from training.config import TrainConfig
-from training.reading import parse_config
+from training.config_file import parse_config
 
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"
 IN_WORDS = {"unset", "none", "all", "by objective", "a quarter", "`eval_every`", "`output`'s name"}

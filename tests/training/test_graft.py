@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from tests.support.models import tiny_model
 from tests.support.training import config
-from training.base import keep_trainable
+from training.base import disable_repacking
 from training.errors import ConfigInvalid
 from training.graft import graft
 
@@ -127,5 +127,5 @@ def test_layers_in_4_bits_are_kept_from_repacking_themselves() -> None:
 
     layer = Linear4bit(64, 64, compute_dtype=torch.bfloat16)
     layer.support_avx512bf16_for_cpu = True
-    keep_trainable(torch.nn.Sequential(torch.nn.Sequential(layer)))
+    disable_repacking(torch.nn.Sequential(torch.nn.Sequential(layer)))
     assert not layer.support_avx512bf16_for_cpu, "see loader/quantize.py for what a forward in eval mode does else"

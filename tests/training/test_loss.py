@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from tests.support.models import tiny_model, tiny_tokenizer
-from training.general import LONGEST, TEXT, general_loss, pieces
+from training.general_text import LONGEST, TEXT, general_loss, pieces
 from training.loss import mean_loss
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from training.config import TrainConfig
+from training.config_file import parse_config
 from training.errors import ConfigInvalid
-from training.reading import parse_config
 
 DPO: dict[str, Any] = {"output": "out", "data": {"train": "pairs.jsonl"}, "objective": "dpo"}
 RLOO: dict[str, Any] = {**DPO, "objective": "rloo", "reward": {"model": "taste"}}

@@ -31,12 +31,12 @@ from training.base import load
 from training.config import TrainConfig
 from training.errors import ConfigInvalid, RewardModelInvalid
 from training.export import TrainedBase, write_adapter, write_model
+from training.metrics_file import MetricsFile
 from training.reward_folder import read_card
 from training.reward_model import RewardModel
 from training.trainers import dpo, reward, rl
 from training.trainers.common import Job, Outcome
-from training.trainers.weights import trainable
-from training.watch import Metrics
+from training.trainers.weights import trainable_parameters
 
 METHODS = ("lora", "qlora", "dora", "qdora", "full")
 TRAINERS: dict[str, Callable[[Job], Outcome]] = {
@@ -78,7 +78,7 @@ def written(done: Job, folder: Path) -> None:
 
 
 def records(folder: Path) -> list[dict[str, float]]:
-    return list(Metrics(folder / "metrics.jsonl").records())
+    return list(MetricsFile(folder).records())
 
 
 @pytest.fixture(autouse=True)
@@ -94,18 +94,18 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.parametrize("method", METHODS)
 def test_trains_resumes_and_is_written(method: str, objective: str, base: Source, taste: Path, tmp_path: Path) -> None:
     told = config(method, objective, taste)
-    watch = CutAfter(3, tmp_path / "whole", tmp_path / "cut")
-    whole = job(told, base, tmp_path / "whole", watch)
+    observer = CutAfter(3, tmp_path / "whole", tmp_path / "cut")
+    whole = job(told, base, tmp_path / "whole", observer)
     gradients = Gradients(whole.model)
-    watch.at_evaluation = gradients.forget
+    observer.at_evaluation = gradients.forget
     TRAINERS[objective](whole)
     assert not gradients.missed(), "an evaluation in the middle cuts nothing off"
     told_figures(objective, records(tmp_path / "whole"))
 
     resumed = job(told, base, tmp_path / "cut")
     TRAINERS[objective](resumed)
-    ends = trainable(whole.model)
-    assert all(torch.equal(ends[name], weight) for name, weight in trainable(resumed.model).items())
+    ends = trainable_parameters(whole.model)
+    assert all(torch.equal(ends[name], weight) for name, weight in trainable_parameters(resumed.model).items())
     trail = [[record["step"] for record in records(tmp_path / name)] for name in ("whole", "cut")]
     assert trail[0] == trail[1] == [1, 2, 2, 3, 3]
     counted = [

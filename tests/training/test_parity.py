@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from training.data.examples import Example
-from training.parity import ARRIVED, BOUNDS, LONGEST, Reference, arrived, bound, compare, rows_of
+from training.parity import BOUNDS, LONGEST, SHARE_TOLERANCE, ReferenceLogprobs, bound, compare, effect_share, rows_of
 
 ROWS = ((1, 2, 3), (4, 5))
 BASE = [[-4.0, -5.0], [-6.0]]
-REFERENCE = Reference(ROWS, trained=[[-1.0, -2.0], [-3.0]], base=BASE)
+REFERENCE = ReferenceLogprobs(ROWS, trained=[[-1.0, -2.0], [-3.0]], base=BASE)
 
 
 @dataclass
@@ -66,7 +66,7 @@ def test_a_weak_effect_is_looked_for_by_itself(share: float, passes: bool) -> No
     """A missing adapter, and one that counts twice, are within the bound of rounding and yet found."""
     count, effect = 200, 0.05
     changes = [effect * (-1) ** n for n in range(count)]
-    told = Reference((tuple(range(count + 1)),), [changes], [[0.0] * count], "bfloat16")
+    told = ReferenceLogprobs((tuple(range(count + 1)),), [changes], [[0.0] * count], "bfloat16")
 
     class Weak:
         def logprobs(
@@ -83,9 +83,9 @@ def test_a_weak_effect_is_looked_for_by_itself(share: float, passes: bool) -> No
 
 
 def test_an_effect_below_the_noise_is_left_open() -> None:
-    assert arrived([1e-4] * 50, [0.1 * (-1) ** n for n in range(50)]) is None
-    assert arrived([0.0] * 50, [0.0] * 50) is None
-    assert arrived([0.1] * 10, [0.1] * 10) is None, "too few positions"
+    assert effect_share([1e-4] * 50, [0.1 * (-1) ** n for n in range(50)]) is None
+    assert effect_share([0.0] * 50, [0.0] * 50) is None
+    assert effect_share([0.1] * 10, [0.1] * 10) is None, "too few positions"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0, 2.0])
@@ -96,7 +96,7 @@ def test_rounding_as_large_as_the_effect_is_not_taken_for_a_loss(share: float) -
     true = [noise.gauss(0, size) for _ in range(count)]
     there = [value + noise.gauss(0, size) for value in true]
     here = [share * value + noise.gauss(0, size) for value in true]
-    found = arrived(there, here)
+    found = effect_share(there, here)
     assert found is not None and found == pytest.approx(share, abs=0.2)
     assert sum(a * b for a, b in zip(there, here, strict=True)) / sum(a * a for a in there) < 0.6 * share + 0.05
 
@@ -108,8 +108,8 @@ def test_few_noisy_positions_are_not_judged() -> None:
     def failing(share: float) -> int:
         true = [noise.gauss(0, 0.055) for _ in range(40)]
         there, here = ([part * value + noise.gauss(0, 0.02) for value in true] for part in (1, share))
-        found = arrived(there, here)
-        return found is not None and abs(found - 1) > ARRIVED
+        found = effect_share(there, here)
+        return found is not None and abs(found - 1) > SHARE_TOLERANCE
 
     assert sum(failing(1.0) for _ in range(40)) == 0
     assert sum(failing(0.5) for _ in range(40)) > 10
@@ -117,7 +117,7 @@ def test_few_noisy_positions_are_not_judged() -> None:
 
 def test_without_positions_nothing_was_shown() -> None:
     with pytest.raises(AssertionError):
-        compare(Reference((), [], []), Serving(), Path("a"), dtype="bfloat16", quantization=None)
+        compare(ReferenceLogprobs((), [], []), Serving(), Path("a"), dtype="bfloat16", quantization=None)
 
 
 def test_bounds_grow_with_coarser_precision() -> None:

@@ -14,9 +14,9 @@ from loader.source import Source
 from tests.support.tiny_training import pairs, prompts, two_layer_base
 from training.config import TrainConfig
 from training.errors import RewardModelInvalid
+from training.observer import SilentObserver
 from training.reward_folder import read_card
 from training.run import train
-from training.watch import Silent
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def run(place: Path, output: str, objective: str, data: str, base: str = "base",
     told = TrainConfig.model_validate(values)
     before = torch.get_num_threads()
     try:
-        return train(told, data_dir=place / "data", resume=None, watch=Silent(), serve=None)
+        return train(told, data_dir=place / "data", resume=None, observer=SilentObserver(), serve=None)
     finally:
         torch.set_num_threads(before)
 

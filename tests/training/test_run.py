@@ -17,11 +17,11 @@ from loader.source import Source
 from server.offline_engine import OfflineEngine
 from tests.support.kernels import furnished
 from tests.support.tiny_training import two_layer_base
+from training.config_file import read_config
 from training.errors import ConfigInvalid, DataInvalid, GateFailed, MissingExtra, OutputInTheWay
-from training.reading import read_config
+from training.observer import SilentObserver
 from training.run import train
 from training.serving import ServingPath
-from training.watch import Silent
 from training.workdir import work_folder
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +65,9 @@ def written(folder: Path, base: Source, name: str, **changes: Any) -> Path:
 
 
 def run(path: Path, resume: bool | None = None, serve: ServingPath | None = None) -> Path:
-    return train(read_config(path), data_dir=path.parent / "data", resume=resume, watch=Silent(), serve=serve)
+    return train(
+        read_config(path), data_dir=path.parent / "data", resume=resume, observer=SilentObserver(), serve=serve
+    )
 
 
 def test_a_run_leaves_an_adapter_that_the_server_answers_with_as_the_trainer_did(base: Source, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tests.support.models import EOS, tiny_model, tiny_tokenizer
 from training.config import Score
 from training.data.examples import Example
 from training.report import BeforeAfter
-from training.score import SAMPLES, Answer, answers, ask, end_tokens, matches, samples, task_score
+from training.score import SAMPLES, Answer, answer_heldout, end_tokens, greedy_answers, is_right, samples, task_score
 
 PROMPTS = ("a", "What is due?", "one two three four five six", "b c")
 
@@ -58,13 +58,13 @@ def example(tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str | None)
     ],
 )
 def test_what_is_right(metric: Literal["exact", "json", "contains"], answer: str, expected: str, right: bool) -> None:
-    assert matches(Score(metric=metric), answer, expected) is right
+    assert is_right(Score(metric=metric), answer, expected) is right
 
 
 def test_words_stand_for_the_expected_text() -> None:
     settings = Score(metric="contains", words=("matey", "be"))
-    assert matches(settings, "That BE Lima, Matey.", "anything at all")
-    assert not matches(settings, "That is Lima, matey.", "That is Lima, matey.")
+    assert is_right(settings, "That BE Lima, Matey.", "anything at all")
+    assert not is_right(settings, "That is Lima, matey.", "That is Lima, matey.")
 
 
 @torch.inference_mode()
@@ -83,7 +83,7 @@ def test_a_batch_says_what_each_prompt_alone_says(model: PreTrainedModel, tokeni
     prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
     ends = end_tokens(model, tokenizer)
     expected = [tokenizer.decode(alone(model, ids, ends, 12), skip_special_tokens=True) for ids in prompts]
-    assert answers(model, tokenizer, prompts, max_new_tokens=12) == expected
+    assert greedy_answers(model, tokenizer, prompts, max_new_tokens=12) == expected
     assert len(set(expected)) > 1
 
 
@@ -95,7 +95,7 @@ def test_an_answer_ends_where_the_model_ends_it(tokenizer: PreTrainedTokenizerFa
     model.generation_config.eos_token_id = [said[3]]
     assert end_tokens(model, tokenizer) == {EOS, said[3]}
     cut = said[: said.index(said[3])]
-    given = answers(model, tokenizer, [prompt], max_new_tokens=8)
+    given = greedy_answers(model, tokenizer, [prompt], max_new_tokens=8)
     assert given == [tokenizer.decode(cut, skip_special_tokens=True)]
 
 
@@ -109,7 +109,7 @@ def test_what_is_asked_and_how_it_is_counted(model: PreTrainedModel, tokenizer: 
         example(tokenizer, PROMPTS[2], "beyond the limit"),
     ]
     model.train()
-    asked = ask(model, tokenizer, heldout, Score(max_new_tokens=6, limit=2))
+    asked = answer_heldout(model, tokenizer, heldout, Score(max_new_tokens=6, limit=2))
     assert model.training, "the mode is as it was"
     model.eval()
     assert [one.right for one in asked] == [True, False]
@@ -141,4 +141,4 @@ def test_samples_show_a_failure_where_there_is_one() -> None:
 
 
 def test_nothing_to_ask_is_no_score(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert ask(tiny_model("llama"), tokenizer, [example(tokenizer, "text", None)], Score()) == ()
+    assert answer_heldout(tiny_model("llama"), tokenizer, [example(tokenizer, "text", None)], Score()) == ()

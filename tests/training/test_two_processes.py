@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 
 from tests.support.models import tiny_model_dir
 from tests.support.training_data import chat, write
+from training.config_file import parse_config, read_config
 from training.errors import ConfigInvalid
-from training.launched import takes_over_fsdp
-from training.reading import parse_config, read_config
+from training.launcher import take_over_fsdp
+from training.observer import SilentObserver
 from training.run import train
 from training.sharding import check_shardable
-from training.watch import Silent
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy" / "accelerate"
@@ -100,7 +100,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
             alone = {}
             for method in set(METHODS.values()):
                 config = read_config(written(folder / f"alone-{method}", method))
-                alone[method] = train(config, data_dir=reports, resume=None, watch=Silent(), serve=None)
+                alone[method] = train(config, data_dir=reports, resume=None, observer=SilentObserver(), serve=None)
             said, _ = launched.communicate(timeout=240)
         finally:
             torch.set_num_threads(threads)
@@ -150,16 +150,16 @@ def test_each_keeps_half_of_a_base_that_is_spread(runs: Runs) -> None:
 def test_the_launchers_word_is_kept_from_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     environment = {"ACCELERATE_USE_FSDP": "true", "FSDP_OFFLOAD_PARAMS": "false"}
-    assert takes_over_fsdp(environment)
-    assert not takes_over_fsdp(environment), "it is gone"
+    assert take_over_fsdp(environment)
+    assert not take_over_fsdp(environment), "it is gone"
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert not takes_over_fsdp({"ACCELERATE_USE_FSDP": "true"}), "there is nobody to share with"
+    assert not take_over_fsdp({"ACCELERATE_USE_FSDP": "true"}), "there is nobody to share with"
 
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM", "FSDP_OFFLOAD_PARAMS"])
 def test_other_ways_of_spreading_are_refused(variable: str) -> None:
     with pytest.raises(ConfigInvalid, match=r"is not supported: .*fsdp\.yaml"):
-        takes_over_fsdp({variable: "true"})
+        take_over_fsdp({variable: "true"})
 
 
 @pytest.mark.parametrize(

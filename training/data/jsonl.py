@@ -1,7 +1,7 @@
-"""From a JSONL file to objects with their line numbers, or to every line's fault.
+"""Reads a JSONL file into objects with their line numbers, or the fault of every bad line.
 
-Owns bytes, lines and JSON. Knows no format of examples. JSON is read strictly: a key given twice or a NaN is a fault,
-since readers disagree on what it means.
+Owns bytes, lines and JSON. Knows no format of examples. JSON is read strictly: a duplicate key or NaN is a fault, since
+readers disagree on what they mean.
 """
 
 import codecs
@@ -31,12 +31,12 @@ class Lines:
     faults: tuple[str, ...] = field(default=())
 
 
-class _Strict(ValueError):
-    """JSON that readers understand differently."""
+class _BadLine(ValueError):
+    """A line that is refused; the text says why and what to do."""
 
 
 def read(path: Path) -> Lines:
-    """Everything in `path`. Raises nothing for what is in the file or for a file that is not there: see `faults`."""
+    """The objects in `path`. Raises nothing: a missing file or bad lines are in the result's `faults`."""
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -46,24 +46,24 @@ def read(path: Path) -> Lines:
 
 
 def parse(raw: bytes, path: Path) -> Lines:
-    """As `read`, of the bytes of a file that is called `path`."""
+    """As `read`, for the bytes of a file called `path`."""
     digest = hashlib.sha256(raw).hexdigest()
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return Lines(path, digest, (), (f"{path}:1: it is UTF-16. Save it as UTF-8.",))
     lines: list[Line] = []
     faults: list[str] = []
-    for number, text in _written(raw):
+    for number, text in _nonblank_lines(raw):
         try:
             lines.append(Line(number, _object(text)))
-        except _Strict as error:
+        except _BadLine as error:
             faults.append(f"{path}:{number}: {error}")
     if not lines and not faults:
         faults.append(f"{path}: it has no examples. Each line should hold one JSON object.")
     return Lines(path, digest, tuple(lines), tuple(faults))
 
 
-def _written(raw: bytes) -> Iterator[tuple[int, bytes]]:
-    """The lines that hold anything; a UTF-8 byte order mark holds nothing."""
+def _nonblank_lines(raw: bytes) -> Iterator[tuple[int, bytes]]:
+    """Each line that is not blank, with its number; a UTF-8 byte order mark is dropped."""
     for number, line in enumerate(raw.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         if stripped := line.strip():
             yield number, stripped
@@ -73,22 +73,22 @@ def _object(text: bytes) -> Mapping[str, Any]:
     try:
         value = _DECODER.decode(text.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise _Strict(f"byte {error.start + 1} of the line is not UTF-8. Save the file as UTF-8.") from None
+        raise _BadLine(f"byte {error.start + 1} of the line is not UTF-8. Save the file as UTF-8.") from None
     except json.JSONDecodeError as error:
-        raise _Strict(f"not JSON: {error.msg} at column {error.colno}. {_remedy(text)}") from None
+        raise _BadLine(f"not JSON: {error.msg} at column {error.colno}. {_remedy(text)}") from None
     except RecursionError:
-        raise _Strict("not read: it is nested too deeply. Examples are flat objects.") from None
+        raise _BadLine("not read: it is nested too deeply. Examples are flat objects.") from None
     except ValueError as error:
-        raise error if isinstance(error, _Strict) else _Strict(f"not read: {error}.") from None
+        raise error if isinstance(error, _BadLine) else _BadLine(f"not read: {error}.") from None
     if not isinstance(value, dict):
-        raise _Strict(f"a JSON {_KINDS[type(value)]} where an object was expected. Write one object on each line.")
-    if b"\\u" in text and _has_half_a_character(value):
-        raise _Strict(r"it holds half of a surrogate pair, such as \ud83d alone. Write the whole character.")
+        raise _BadLine(f"a JSON {_JSON_TYPES[type(value)]} where an object was expected. Write one object on each line.")
+    if b"\\u" in text and _has_lone_surrogate(value):
+        raise _BadLine(r"it holds half of a surrogate pair, such as \ud83d alone. Write the whole character.")
     return value
 
 
-def _has_half_a_character(value: Any) -> bool:
-    r"""Escapes such as \ud83d alone are JSON, but no text, and no tokenizer takes them."""
+def _has_lone_surrogate(value: Any) -> bool:
+    r"""Whether a string holds an unpaired surrogate, such as \ud83d: valid JSON, but no text that can be tokenized."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -104,18 +104,18 @@ def _remedy(text: bytes) -> str:
     return "Write one whole object on each line."
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [key for key, _ in pairs]
         twice = next(key for key in names if names.count(key) > 1)
-        raise _Strict(f"the key {twice!r} occurs twice. Keep one.")
+        raise _BadLine(f"the key {twice!r} occurs twice. Keep one.")
     return found
 
 
-def _no_constant(text: str) -> float:
-    raise _Strict(f"{text} is not JSON. Write a number or null.")
+def _refuse_constant(text: str) -> float:
+    raise _BadLine(f"{text} is not JSON. Write a number or null.")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
-_KINDS = {list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
+_DECODER = json.JSONDecoder(object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
+_JSON_TYPES = {list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}

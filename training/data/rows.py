@@ -1,4 +1,4 @@
-"""What an example may look like: its format, its keys, its roles, its texts; and all that is wrong with one.
+"""The formats of an example: their keys, roles and texts, and every fault that an object can have.
 
 Owns the meaning of an object's keys. Knows neither files nor tokens.
 """
@@ -26,7 +26,7 @@ KEYS: Mapping[Format, tuple[str, ...]] = {
     "preference": ("prompt", "chosen", "rejected"),
     "prompts": ("prompt",),
 }
-ELSEWHERE = {
+FOREIGN_KEYS = {
     "conversations": "That is ShareGPT's layout. Write `messages` with `role` and `content`.",
     "instruction": "That is Alpaca's layout. Write `prompt` and `completion`, or `messages`.",
     "response": "Call it `completion`.",
@@ -35,7 +35,7 @@ ELSEWHERE = {
     "question": "Call it `prompt`.",
     "tools": "Tool calls are not trained.",
 }
-"""What other trainers call what is here."""
+"""Keys of other trainers' formats, and what to write instead."""
 ROLES = ("system", "developer", "user", "assistant")
 
 
@@ -65,7 +65,7 @@ class Row:
 
 
 def detect(value: Mapping[str, Any]) -> Format | None:
-    """The format that an object's keys tell of, if any do."""
+    """The format of an object, by its keys; None where no key is known."""
     if "messages" in value:
         return "messages"
     if "chosen" in value or "rejected" in value:
@@ -78,7 +78,7 @@ def detect(value: Mapping[str, Any]) -> Format | None:
 
 
 def faults_of(value: Mapping[str, Any], format: Format, *, answered: bool) -> Iterator[str]:
-    """Everything that is wrong with one object. `answered`: the last turn of `messages` must be the assistant's."""
+    """Every fault of one object. `answered`: the last turn of `messages` must be the assistant's."""
     wrong_keys = list(_wrong_keys(value, KEYS[format]))
     if wrong_keys:
         yield from wrong_keys
@@ -96,8 +96,8 @@ def faults_of(value: Mapping[str, Any], format: Format, *, answered: bool) -> It
             yield from _wrong_text(value["completion"], "completion")
 
 
-def build(value: Mapping[str, Any], format: Format) -> Row:
-    """The example in an object that has no faults."""
+def parse_row(value: Mapping[str, Any], format: Format) -> Row:
+    """The example in an object for which `faults_of` finds none."""
     if format == "messages":
         turns = _turns(value["messages"])
         return (
@@ -116,7 +116,7 @@ def _wrong_keys(value: Mapping[str, Any], keys: Sequence[str], where: str = "") 
         if key not in keys:
             close = difflib.get_close_matches(key, keys, n=1)
             known = f"Did you mean {close[0]!r}?" if close else "Known here: " + ", ".join(keys) + "."
-            yield f"{where}unknown key {key!r}. {ELSEWHERE.get(key, known)}"
+            yield f"{where}unknown key {key!r}. {FOREIGN_KEYS.get(key, known)}"
     for key in keys:
         if key not in value:
             yield f"{where}{key!r} is missing. Add it."

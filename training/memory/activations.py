@@ -1,10 +1,10 @@
-"""What the forward pass keeps of one decoder layer for the backward pass: the tensors that autograd saves, by size.
+"""The activation memory of one decoder layer: the bytes of all tensors that autograd saves for the backward pass.
 
-Owns that sum, written as the modules run: norms, attention, MLP or experts, adapters. Each term was compared with what
+Owns that sum, in the order in which the modules run: norms, attention, MLP or experts, adapters. Each term equals what
 autograd saves, to the byte, for every family and regime in tests/training/memory/test_activations.py.
 
-h hidden, q and kv the widths of queries and keys, f the MLP's, a heads, n tokens of a micro-batch, e bytes of a number
-in a product, s bytes of one in the residual stream. `float` in a model's code makes a copy in fp32: hence the 4s.
+In the code, e is bytes per number in a matrix product, q and kv are the widths of queries and keys. A cast to float in
+a model's code saves a copy in fp32, hence the terms with FP32.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,19 +31,19 @@ class Batch:
 
 
 def layer_bytes(anatomy: Anatomy, layer: Layer, regime: Regime, grafts: Mapping[str, Graft], batch: Batch) -> int:
-    """Bytes that one layer keeps, without checkpointing. `grafts` by the path of their linear layer."""
-    heard = [linear for linear in layer.linears if regime.full or linear.path in grafts]
+    """Bytes that autograd saves in one layer without checkpointing. `grafts` by the path of their linear layer."""
+    learning = [linear for linear in layer.linears if regime.full or linear.path in grafts]
     token = (
         _norms(anatomy, regime)
         + _attention(anatomy, regime, batch)
         + _mlp(anatomy, layer, regime)
-        + _inputs(anatomy, layer, regime, heard)
+        + _inputs(anatomy, layer, regime, learning)
     )
     fixed = FP32 * _offsets(anatomy)
     if layer.experts is not None:
         per_token, once = expert_bytes(layer.experts, anatomy.hidden, regime)
         token, fixed = token + per_token, fixed + once
-    for linear in heard:
+    for linear in learning:
         graft = grafts.get(linear.path)
         if graft is not None:
             token += _graft_token(graft, regime)
@@ -51,8 +51,8 @@ def layer_bytes(anatomy: Anatomy, layer: Layer, regime: Regime, grafts: Mapping[
     return token * batch.tokens + fixed
 
 
-def copies(regime: Regime, grafts: Sequence[Graft], anatomy: Anatomy) -> int:
-    """Bytes of the bf16 copies that autocast makes of fp32 weights that learn; they live until the forward ends."""
+def autocast_copies(regime: Regime, grafts: Sequence[Graft], anatomy: Anatomy) -> int:
+    """Bytes of the bf16 copies that autocast makes of trainable fp32 weights; they live until the forward pass ends."""
     if not regime.autocast or regime.trained != FP32:
         return 0
     if regime.full:
@@ -109,7 +109,7 @@ def _mlp(anatomy: Anatomy, layer: Layer, regime: Regime) -> int:
     return (3 * shared + anatomy.hidden + 1) * e if shared else 0
 
 
-def _inputs(anatomy: Anatomy, layer: Layer, regime: Regime, heard: Sequence[LinearShape]) -> int:
+def _inputs(anatomy: Anatomy, layer: Layer, regime: Regime, learning: Sequence[LinearShape]) -> int:
     """What the linear layers that learn keep of their inputs; a frozen one keeps nothing.
 
     Layers with the same input share it, unless each makes a copy in its own precision.
@@ -119,13 +119,13 @@ def _inputs(anatomy: Anatomy, layer: Layer, regime: Regime, heard: Sequence[Line
         own = regime.base != e
         return sum(_full_inputs(anatomy, layer, own, e))
     if regime.trained == regime.base and not regime.dropout:
-        groups = {_source(linear): linear.in_features for linear in heard}
+        groups = {_source(linear): linear.in_features for linear in learning}
         if not (anatomy.family.fused or anatomy.family.eager):
             groups.pop("o_proj", None)  # the attention kernel keeps it already
         return sum(groups.values()) * e
     copy = e if regime.autocast else regime.trained
     mask = (1 if regime.cuda else regime.trained) if regime.dropout else 0
-    return sum(linear.in_features * (copy + mask) for linear in heard)
+    return sum(linear.in_features * (copy + mask) for linear in learning)
 
 
 def _full_inputs(anatomy: Anatomy, layer: Layer, own: bool, e: int) -> Iterator[int]:

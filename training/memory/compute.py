@@ -1,4 +1,4 @@
-"""What a training step computes: floating-point operations of its matrix products, by token.
+"""The floating-point operations (FLOPs) of a training step's matrix products, for each token.
 
 Owns those counts. Attention's own products, which grow with the length, are left out, and so are sums and norms: at
 usual lengths they are a few percent.
@@ -13,76 +13,82 @@ from loader.anatomy import Anatomy, Layer
 from loader.shape import LinearShape
 from training.config import TrainConfig
 
-PASS = 2
-"""Operations a token and weight in one pass: a multiplication and an addition."""
+FLOPS_PER_PASS = 2
+"""FLOPs for each token and weight in one pass: a multiplication and an addition."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Operations a token of one micro-batch: of this run, and of a full fine-tune in its place."""
+    """FLOPs per token: of this run, and of a full fine-tune of the same base."""
 
     flops: int
     full: int
 
     @property
     def share(self) -> float:
+        """This run's FLOPs over the full fine-tune's."""
         return self.flops / self.full
 
 
-def compute(config: TrainConfig, anatomy: Anatomy, learning: int) -> Compute:
-    """Of a run of sft, dpo (whose reference model takes another forward pass) or reward; `learning` counts the
-    adapter's numbers."""
-    layers, head = multiplied(anatomy)
+def training_flops(config: TrainConfig, anatomy: Anatomy, learning: int) -> Compute:
+    """The FLOPs of a run of sft, reward, or dpo, whose reference model takes another forward pass.
+
+    `learning` is the number of the adapter's parameters.
+    """
+    layers, head = multiplied_weights(anatomy)
     head = 0 if config.objective == "reward" else head
     checkpointing = config.steps.checkpointing
-    reference = PASS * (layers + head) if config.objective == "dpo" else 0
-    full = step(layers, learns=True, recomputed=checkpointing) + step(head, learns=True) + reference
+    reference = FLOPS_PER_PASS * (layers + head) if config.objective == "dpo" else 0
+    full = step_flops(layers, learns=True, recomputed=checkpointing) + step_flops(head, learns=True) + reference
     if checkpointing:
-        full -= PASS * _last(anatomy)
+        full -= FLOPS_PER_PASS * _not_recomputed(anatomy)
     if config.method == "full":
         return Compute(full, full)
-    frozen = step(layers, learns=False, recomputed=checkpointing) + step(head, learns=False) + reference
-    return Compute(frozen + step(learning, learns=True, recomputed=checkpointing), full)
+    frozen = step_flops(layers, learns=False, recomputed=checkpointing) + step_flops(head, learns=False) + reference
+    return Compute(frozen + step_flops(learning, learns=True, recomputed=checkpointing), full)
 
 
-def step(weights: int, *, learns: bool, recomputed: bool = False) -> int:
-    """Forward and backward: 6 N where the weights learn, 4 N where only what lies below them does; 2 N more where the
-    forward pass is repeated (checkpointing)."""
-    return PASS * weights * (2 + learns + recomputed)
+def step_flops(weights: int, *, learns: bool, recomputed: bool = False) -> int:
+    """Forward and backward pass through N weights: 6 N where they learn, 4 N where only layers below them do.
 
-
-def dpo(weights: int) -> int:
-    """A token of either sequence of a pair, full fine-tuning: a step and the reference's forward pass, 8 N."""
-    return step(weights, learns=True) + PASS * weights
-
-
-def ppo(weights: int, epochs: int) -> int:
-    """A token of an answer, full fine-tuning, all four models of one size: (8 + 12 epochs) N.
-
-    Policy, reference, reward and value model run once, the policy to write; each epoch trains policy and value model.
+    2 N more where checkpointing repeats the forward pass.
     """
-    return 4 * PASS * weights + epochs * 2 * step(weights, learns=True)
+    return FLOPS_PER_PASS * weights * (2 + learns + recomputed)
 
 
-def multiplied(anatomy: Anatomy) -> tuple[int, int]:
-    """Weights that each token is multiplied with, in the layers and in the head; of the experts, those it visits."""
-    layers = sum(sum(map(_products, layer.linears)) + _experts(layer) for layer in anatomy.stack)
-    return layers, _products(anatomy.head)
+def dpo_flops(weights: int) -> int:
+    """Full fine-tuning with dpo, for each token of a pair's sequences: a step and the reference's forward pass, 8 N."""
+    return step_flops(weights, learns=True) + FLOPS_PER_PASS * weights
 
 
-def _last(anatomy: Anatomy) -> int:
-    """Weights of each dense layer's last product: what comes of it is in no gradient, so torch does not repeat it.
+def ppo_flops(weights: int, epochs: int) -> int:
+    """Full fine-tuning with ppo, for a token of an answer, all four models of one size: (8 + 12 epochs) N.
 
-    With an adapter beside it, it is repeated, since the adapter is computed after it.
+    Policy, reference, reward and value model run once; then each epoch trains the policy and the value model. The docs
+    compare dpo with it; no objective here uses it.
     """
-    return sum(_products(layer.linears[-1]) for layer in anatomy.stack if layer.experts is None)
+    return 4 * FLOPS_PER_PASS * weights + epochs * 2 * step_flops(weights, learns=True)
 
 
-def _products(linear: LinearShape) -> int:
+def multiplied_weights(anatomy: Anatomy) -> tuple[int, int]:
+    """The number of weights that a token is multiplied with, in layers and head; of experts, the active ones."""
+    layers = sum(sum(map(_weights, layer.linears)) + _active_expert_weights(layer) for layer in anatomy.stack)
+    return layers, _weights(anatomy.head)
+
+
+def _not_recomputed(anatomy: Anatomy) -> int:
+    """The number of weights of each dense layer's last product: no gradient needs its result, so it is not recomputed.
+
+    With an adapter beside it, it is recomputed, since the adapter is computed after it.
+    """
+    return sum(_weights(layer.linears[-1]) for layer in anatomy.stack if layer.experts is None)
+
+
+def _weights(linear: LinearShape) -> int:
     return linear.in_features * linear.out_features
 
 
-def _experts(layer: Layer) -> int:
+def _active_expert_weights(layer: Layer) -> int:
     if layer.experts is None:
         return 0
     return layer.expert_parameters * layer.experts.active // layer.experts.count

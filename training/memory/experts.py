@@ -1,4 +1,4 @@
-"""What a layer of fused experts keeps for the backward pass.
+"""The activation memory of a layer of fused experts.
 
 Owns that sum, for transformers' grouped products: tokens are sorted by expert, multiplied and put back. Autocast does
 not reach these products; they run in the weights' own precision.
@@ -11,7 +11,7 @@ INT32, INT64 = 4, 8
 
 
 def expert_bytes(experts: Experts, hidden: int, regime: Regime) -> tuple[int, int]:
-    """Bytes a token, and bytes once a micro-batch. Each token is `active` rows."""
+    """Bytes that autograd saves for each token, and once for each micro-batch. A token becomes `active` rows."""
     e, active = regime.base, experts.active
     weights = FP32 if experts.float_weights else regime.product
     routing = FP32 * experts.count + INT64 * active + (FP32 * (active + 1) if experts.renormed else 0)

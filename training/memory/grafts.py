@@ -1,4 +1,4 @@
-"""Which linear layers an adapter goes into, and how many numbers it has there.
+"""The linear layers that an adapter adapts, and its number of parameters in each.
 
 Owns the counting. The names follow PEFT: a target is the end of a layer's path, and `all-linear` leaves the head out.
 """

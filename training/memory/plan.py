@@ -1,6 +1,6 @@
-"""The memory a training run will take at its peak, told from a config.json and the run's config.
+"""Predicts the peak memory of a training run from the base's config.json and the run's config.
 
-Owns the moments of a step and their sum. Imports no torch: the plan is made before anything is loaded.
+Owns the moments of a step and their sums. Imports no torch: the plan is made before anything is loaded.
 
 A step has several moments that could be the peak. Activations are freed while gradients appear, so both are never
 whole at once, unless gradients are summed over several micro-batches.
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from loader.anatomy import Anatomy
 from training.config import TrainConfig
-from training.memory import head as heads
-from training.memory.activations import Batch, copies, layer_bytes
+from training.memory import loss_head
+from training.memory.activations import Batch, autocast_copies, layer_bytes
 from training.memory.grafts import Graft, grafts_of
+from training.memory.optimizer_states import optimizer_states, trained_tensors
 from training.memory.regime import FP32, Regime, regime_of
-from training.memory.states import optimizer_states, trained_tensors
 from training.memory.weights import base_bytes, dequantized_bytes
 
 MIB = 1 << 20
@@ -24,7 +24,7 @@ CUDA_CONTEXT = 1024 * MIB
 HOST_CONTEXT = 600 * MIB
 """The interpreter, torch, transformers and trl."""
 
-HeadOf = Callable[[Anatomy, Regime, int], heads.Head]
+HeadFunction = Callable[[Anatomy, Regime, int], loss_head.LossMemory]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +91,14 @@ def batch_of(config: TrainConfig, tokens: int) -> Batch:
     return Batch(sequences, tokens, masked=sequences > 1 or config.data.packing)
 
 
-def _head_of(config: TrainConfig) -> HeadOf:
-    return heads.absent if config.objective == "reward" else heads.tiled
+def _head_of(config: TrainConfig) -> HeadFunction:
+    return loss_head.absent if config.objective == "reward" else loss_head.tiled
 
 
-def at_peak(config: TrainConfig, anatomy: Anatomy, regime: Regime, batch: Batch, head_of: HeadOf) -> TrainingMemoryPlan:
-    """The plan of a given regime and loss; `predict` chooses those that the trainers use."""
+def at_peak(
+    config: TrainConfig, anatomy: Anatomy, regime: Regime, batch: Batch, head_of: HeadFunction
+) -> TrainingMemoryPlan:
+    """The plan for a given precision regime and loss; `predict` chooses those that the trainers use."""
     grafts = grafts_of(config, anatomy)
     tensors = trained_tensors(anatomy, grafts, regime.full)
     states = optimizer_states(config.optimizer.name, tensors, regime.trained, regime.cuda)
@@ -111,7 +113,7 @@ def at_peak(config: TrainConfig, anatomy: Anatomy, regime: Regime, batch: Batch,
 def _constant(
     config: TrainConfig, anatomy: Anatomy, regime: Regime, grafts: tuple[Graft, ...], states: int
 ) -> list[Row]:
-    """What is there from the first step's end to the last step."""
+    """What stays in memory from the end of the first step to the last."""
     weights = base_bytes(anatomy, regime.base, regime.quantized)
     added = sum(graft.parameters for graft in grafts)
     rows = [
@@ -132,11 +134,11 @@ def _moments(
     anatomy: Anatomy,
     regime: Regime,
     batch: Batch,
-    head: heads.Head,
+    head: loss_head.LossMemory,
     grafts: tuple[Graft, ...],
     trained: int,
 ) -> dict[str, list[Row]]:
-    """What comes and goes within a step, by moment."""
+    """What is allocated and freed within a step, by moment."""
     by_path = {graft.linear.path: graft for graft in grafts}
     kept = [layer_bytes(anatomy, layer, regime, by_path, batch) for layer in anatomy.stack]
     checkpointing = config.steps.checkpointing
@@ -144,7 +146,7 @@ def _moments(
     ends = boundary + batch.tokens * (anatomy.hidden * FP32 + FP32)
     stored = ends + (boundary * anatomy.layers if checkpointing else sum(kept))
     layer = max(kept) if checkpointing else 0
-    copy, gradients = copies(regime, grafts, anatomy), trained * regime.trained
+    copy, gradients = autocast_copies(regime, grafts, anatomy), trained * regime.trained
     summed = gradients if config.steps.batch > config.steps.micro_batch else 0
     scratch = Row(DEQUANTIZED, _scratch(anatomy, regime, grafts))
     through = Row(LAYER, layer, "recomputed from its input")
@@ -161,7 +163,7 @@ def _moments(
 
 
 def _scratch(anatomy: Anatomy, regime: Regime, grafts: tuple[Graft, ...]) -> int:
-    """What one linear layer needs for a moment: its dense weight, and DoRA's identity before it is cast."""
+    """The temporary tensors of one linear layer: its dequantized weight, and DoRA's identity before it is cast."""
     dense = dequantized_bytes(anatomy, regime.product) if regime.quantized else 0
     if not regime.dora:
         return dense

@@ -1,6 +1,6 @@
-"""In which precision what is kept: the one choice that moves a fine-tune's memory by factors.
+"""The precision of a fine-tune's weights and products, the one choice that changes its memory by factors.
 
-Owns the translation from a config to bytes a number. Knows no model and no torch.
+Owns the translation from a config to bytes per number. Knows no model and no torch.
 """
 
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ BF16, FP32 = 2, 4
 
 @dataclass(frozen=True, slots=True)
 class Regime:
-    """Bytes that one number takes: of the dense base, and of what is trained (`trained`, the base itself if `full`).
+    """Bytes per number: of the dense base, and of the trained weights (`trained`; of the base itself if `full`).
 
-    `autocast`: products are computed in bf16, whatever the weights are kept in.
+    `autocast`: products are computed in bf16, whatever the precision of the weights.
     """
 
     full: bool
@@ -28,7 +28,7 @@ class Regime:
 
     @property
     def product(self) -> int:
-        """Bytes of a number that a matrix product takes and gives."""
+        """Bytes per number in the inputs and results of matrix products."""
         return BF16 if self.autocast else self.base
 
     @property
@@ -47,7 +47,7 @@ def _precision(size: int) -> str:
 
 
 def regime_of(config: TrainConfig, *, bf16: bool, cuda: bool) -> Regime:
-    """What `rootstock train` does with `config`, on a device that multiplies bf16 or does not.
+    """The regime of `rootstock train` for `config`; `bf16`: the device has instructions to multiply it.
 
     Adapters are kept in fp32, since bf16 rounds small updates away; so are all weights of a full fine-tune.
     """

@@ -1,6 +1,6 @@
-"""What would fit instead: the same run with one thing changed, and how far all of them together get.
+"""Changes to a config that would save memory, each alone and all together until the run fits.
 
-Owns the list of levers and their order, greatest first. Each is a real plan, not a rule of thumb.
+Owns the list of changes and their order, by what they save. Each is planned, not estimated by a rule of thumb.
 """
 
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ LOWEST_RANK, SHORTEST = 4, 128
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """A run to be planned; see `predict` for its parts."""
+class PlannedRun:
+    """The arguments of `predict` for one run."""
 
     config: TrainConfig
     tokens: int
@@ -34,18 +34,18 @@ class Suggestion:
     """A change in words, as it is written in a config, and the plan of the run with it."""
 
     change: str
-    run: Run
+    run: PlannedRun
     plan: TrainingMemoryPlan
 
 
-def suggestions(run: Run, anatomy: Anatomy) -> tuple[Suggestion, ...]:
+def suggestions(run: PlannedRun, anatomy: Anatomy) -> tuple[Suggestion, ...]:
     """Every single change that saves something, the greatest saving first."""
     bound = run.plan(anatomy).total_bytes * WORTH
-    made = [Suggestion(change, other, other.plan(anatomy)) for change, other in _levers(run)]
+    made = [Suggestion(change, other, other.plan(anatomy)) for change, other in _changes(run)]
     return tuple(sorted((each for each in made if each.plan.total_bytes < bound), key=lambda each: _total(each)))
 
 
-def until_it_fits(run: Run, anatomy: Anatomy, limit: int) -> tuple[Suggestion, ...]:
+def until_it_fits(run: PlannedRun, anatomy: Anatomy, limit: int) -> tuple[Suggestion, ...]:
     """Changes made one on top of the other, each time the greatest, until the total is within `limit` bytes.
 
     Empty if it fits as it is. When nothing is left to change the last total is still beyond the limit.
@@ -65,7 +65,7 @@ def _total(suggestion: Suggestion) -> int:
     return suggestion.plan.total_bytes
 
 
-def _levers(run: Run) -> Iterator[tuple[str, Run]]:
+def _changes(run: PlannedRun) -> Iterator[tuple[str, PlannedRun]]:
     config = run.config
     yield from _methods(run)
     if not config.steps.checkpointing:
@@ -88,12 +88,12 @@ def _levers(run: Run) -> Iterator[tuple[str, Run]]:
         yield "precision: bfloat16", replace(run, config=config.model_copy(update={"precision": "bfloat16"}))
 
 
-def _methods(run: Run) -> Iterator[tuple[str, Run]]:
+def _methods(run: PlannedRun) -> Iterator[tuple[str, PlannedRun]]:
     others = {"full": ("lora", "qlora"), "lora": ("qlora",), "dora": ("lora", "qdora", "qlora"), "qdora": ("qlora",)}
     for method in others.get(run.config.method, ()):
         yield f"method: {method}", replace(run, config=run.config.model_copy(update={"method": method}))
 
 
-def _with(run: Run, **sections: dict[str, Any]) -> Run:
+def _with(run: PlannedRun, **sections: dict[str, Any]) -> PlannedRun:
     changed = {name: getattr(run.config, name).model_copy(update=values) for name, values in sections.items()}
     return replace(run, config=run.config.model_copy(update=changed))

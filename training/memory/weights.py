@@ -1,6 +1,6 @@
-"""What the base's weights take, dense or in 4 bits.
+"""The memory of the base's weights, dense or in 4 bits.
 
-Owns that sum. In 4 bits are the linear layers alone: embeddings, head, norms, routers and fused experts stay dense.
+Owns that sum. Only linear layers are quantized: embeddings, head, norms, routers and fused experts stay dense.
 """
 
 from loader.anatomy import Anatomy, Layer
@@ -30,5 +30,5 @@ def _in_4_bits(linear: LinearShape) -> int:
 
 
 def dequantized_bytes(anatomy: Anatomy, itemsize: int) -> int:
-    """The largest 4-bit linear layer once it is dense, as every product with it needs it for a moment."""
+    """Bytes of the largest linear layer once it is dequantized, as every product with it does for a moment."""
     return max(linear.in_features * linear.out_features for linear in anatomy.linears) * itemsize

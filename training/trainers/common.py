@@ -1,7 +1,7 @@
-"""What all trainers share: their arguments, the optimizer, and a run of steps that can be cut off and taken up again.
+"""What all trainers share: their arguments, the optimizer, and a training loop that can be interrupted and resumed.
 
-Owns the translation of our config into the libraries' arguments. The objectives themselves are the other modules of
-this folder, which alone import trl.
+Owns the translation of our config into the libraries' arguments. The objectives are the other modules of this folder,
+which alone import trl.
 """
 
 from collections.abc import Iterator
@@ -16,43 +16,48 @@ from torch import nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer
 from transformers.integrations.integration_utils import TensorBoardCallback
 
-from training import launched
-from training.base import Loaded
+from training import launcher
+from training.base import LoadedBase
 from training.config import TrainConfig
 from training.data.examples import Prepared
-from training.defaults import learning_rate
 from training.errors import ConfigInvalid
+from training.learning_rates import default_learning_rate
+from training.metrics_file import MetricsFile
+from training.observer import Observer
 from training.quiet import libraries_quiet
-from training.trainers.recorder import Recorder, last_checkpoint, totals
-from training.trainers.weights import keep, put_back, trainable
-from training.watch import Metrics, Watch
+from training.trainers.recorder import BEST, Recorder, last_checkpoint, totals
+from training.trainers.weights import load_trainable, save_trainable, trainable_parameters
+from training.workdir import TENSORBOARD
 
-EVALUATIONS = 0.25
-"""Unless the config says otherwise, the held-out split is looked at after each such share of the run."""
+EVAL_EVERY = 0.25
+"""The share of the run between two evaluations, unless the config sets it."""
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 CHECKPOINTS = "checkpoints"
 TRAINED = "trained.safetensors"
-TENSORBOARD = "tensorboard"
+"""The weights at the end of the steps; with this file a resumed run trains no more."""
 PROJECT = "rootstock"
-"""Where wandb and trackio put the run, unless their own variables say otherwise."""
+"""The project of the run in wandb and trackio, unless their own environment variables name another."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run for a trainer. `model` is what `graft.graft` made of `loaded.model`; `folder` is the work folder."""
+    """The input of a trainer. `model` is what `graft.graft` made of `loaded.model`; `folder` is the work folder."""
 
     model: PeftModel | PreTrainedModel
-    loaded: Loaded
+    loaded: LoadedBase
     prepared: Prepared
     config: TrainConfig
     folder: Path
-    watch: Watch
+    observer: Observer
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the steps came to: `metrics` are its figures, by the trainer's names; see `_outcome`."""
+    """The result of training. `metrics` are the last training figures and those of the best evaluation, by trl's names.
+
+    `seconds` leaves out interruptions.
+    """
 
     steps: int
     tokens: int
@@ -60,11 +65,11 @@ class Outcome:
     metrics: dict[str, float]
 
 
-def arguments(job: Job) -> dict[str, Any]:
-    """The keyword arguments that every trainer's config takes; the objective adds its own. Raises ConfigInvalid."""
+def trainer_arguments(job: Job) -> dict[str, Any]:
+    """Keyword arguments for transformers' TrainingArguments; each objective adds its own. Raises ConfigInvalid."""
     config, steps = job.config, job.config.steps
     evaluates = bool(job.prepared.heldout.examples)
-    eval_every = steps.eval_every or EVALUATIONS
+    eval_every = steps.eval_every or EVAL_EVERY
     return {
         "output_dir": str(job.folder / CHECKPOINTS),
         "per_device_train_batch_size": steps.micro_batch,
@@ -72,7 +77,7 @@ def arguments(job: Job) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulation(config),
         "num_train_epochs": steps.epochs,
         "max_steps": steps.max_steps or -1,
-        "learning_rate": rate(job),
+        "learning_rate": learning_rate(job),
         "lr_scheduler_type": SCHEDULES[config.optimizer.schedule],
         "warmup_steps": config.optimizer.warmup,
         "weight_decay": config.optimizer.weight_decay,
@@ -96,40 +101,43 @@ def arguments(job: Job) -> dict[str, Any]:
         "eval_steps": eval_every if evaluates else None,
         "save_strategy": "steps",
         "save_steps": steps.save_every or eval_every,
-        # The one before stays until the next is sealed: a kill may come while it is being written.
+        # The previous one stays until the next is sealed: a kill may come while that is being written.
         "save_total_limit": 2,
         "dataloader_pin_memory": job.loaded.device.type == "cuda",
     }
 
 
 def accumulation(config: TrainConfig) -> int:
-    """Micro-batches that one process sums up for a step. Raises ConfigInvalid when processes do not divide them."""
-    portion = config.steps.micro_batch * launched.processes()
-    if config.steps.batch % portion:
-        fault = f"steps.batch: {config.steps.batch} is no multiple of micro_batch x processes, {portion}."
+    """Gradient accumulation steps of one process. Raises ConfigInvalid when the batch does not divide evenly."""
+    at_once = config.steps.micro_batch * launcher.world_size()
+    if config.steps.batch % at_once:
+        fault = f"steps.batch: {config.steps.batch} is no multiple of micro_batch x processes, {at_once}."
         raise ConfigInvalid("The config", [fault])
-    return config.steps.batch // portion
+    return config.steps.batch // at_once
 
 
-def rate(job: Job) -> float:
-    """The learning rate: the config's, else the default for the method, the objective and the base's size."""
+def learning_rate(job: Job) -> float:
+    """The config's, else the default for the method, the objective and the base's size."""
     if job.config.optimizer.learning_rate is not None:
         return job.config.optimizer.learning_rate
-    return learning_rate(job.config.method, job.config.objective, job.loaded.size)
+    return default_learning_rate(job.config.method, job.config.objective, job.loaded.num_parameters)
 
 
 def optimizers(job: Job) -> tuple[torch.optim.Optimizer | None, None]:
-    """For LoRA+ (arXiv 2402.12354) an optimizer whose B matrices learn faster; else the trainer makes its own."""
+    """The Trainer's argument of that name: for LoRA+ (arXiv 2402.12354) an optimizer whose B matrices learn faster.
+
+    Otherwise None, so that the trainer makes its own.
+    """
     config = job.config
     ratio = config.adapter.lora_plus_ratio
     if ratio is None or config.method == "full":
         return None, None
     groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
-    for name, parameter in trainable(job.model).items():
+    for name, parameter in trainable_parameters(job.model).items():
         groups[".lora_B." in name].append(parameter)
-    base = rate(job)
+    rate = learning_rate(job)
     grouped = [
-        {"params": parameters, "lr": base * ratio if is_b else base}
+        {"params": parameters, "lr": rate * ratio if is_b else rate}
         for is_b, parameters in groups.items()
         if parameters
     ]
@@ -142,58 +150,58 @@ def optimizers(job: Job) -> tuple[torch.optim.Optimizer | None, None]:
 
 
 @contextmanager
-def making_trainer(job: Job) -> Iterator[None]:
-    """Around a trainer's constructor: adapters stay in fp32, libraries stay quiet.
+def constructing_trainer(job: Job) -> Iterator[None]:
+    """A block for a trainer's constructor: the libraries stay quiet, and adapters stay in fp32.
 
     On quantized bases trl rounds adapters to bf16. Small updates would be lost, and a resumed run, whose adapters
-    are read as fp32, would go another way than an unbroken one.
+    are read as fp32, would diverge from an uninterrupted one.
     """
-    before = {name: parameter.data for name, parameter in trainable(job.model).items()}
+    before = {name: parameter.data for name, parameter in trainable_parameters(job.model).items()}
     with libraries_quiet():
         yield
-    for name, parameter in trainable(job.model).items():
+    for name, parameter in trainable_parameters(job.model).items():
         parameter.data = before[name].to(parameter.device)
 
 
-def fit(trainer: Trainer, job: Job, *, judge: str = "eval_loss", larger_is_better: bool = False) -> Outcome:
-    """Train from the last whole checkpoint in the work folder, or from the start; leaves the best weights in the model.
+def fit(trainer: Trainer, job: Job, *, best_metric: str = "eval_loss", greater_is_better: bool = False) -> Outcome:
+    """Train from the last complete checkpoint, or from the start, and leave the best weights in the model.
 
-    `judge` is the figure that decides which evaluation was best. Where nothing was evaluated, the last weights stay.
+    `best_metric` decides which evaluation was best. Without evaluations the last weights stay.
     """
     done = job.folder / TRAINED
     if done.exists():
-        put_back(job.model, done)
-        return _outcome(job, judge, larger_is_better)
+        load_trainable(job.model, done)
+        return _outcome(job, best_metric, greater_is_better)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Recorder(job.folder, job.watch, job.config.steps.patience, judge, larger_is_better))
+    trainer.add_callback(Recorder(job.folder, job.observer, job.config.steps.patience, best_metric, greater_is_better))
     if "tensorboard" in job.config.track:
         from torch.utils.tensorboard import SummaryWriter
 
         trainer.add_callback(TensorBoardCallback(SummaryWriter(job.folder / TENSORBOARD)))
     checkpoint = last_checkpoint(job.folder / CHECKPOINTS)
     if checkpoint is not None:
-        job.watch.note(f"Resuming after step {checkpoint.name.rpartition('-')[2]}.")
+        job.observer.note(f"Resuming after step {checkpoint.name.rpartition('-')[2]}.")
     with libraries_quiet():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.accelerator.wait_for_everyone()
-    best = job.folder / "best.safetensors"
+    best = job.folder / BEST
     if best.exists():
-        put_back(job.model, best)
+        load_trainable(job.model, best)
     if trainer.is_world_process_zero():
-        keep(job.model, done)
-    return _outcome(job, judge, larger_is_better)
+        save_trainable(job.model, done)
+    return _outcome(job, best_metric, greater_is_better)
 
 
-def _outcome(job: Job, judge: str, larger_is_better: bool) -> Outcome:
-    """The last figures of training, and those of the evaluation whose weights the model ended with."""
-    records = list(Metrics(job.folder / "metrics.jsonl").records())
+def _outcome(job: Job, best_metric: str, greater_is_better: bool) -> Outcome:
+    """The last figures of training, and those of the evaluation whose weights the model has now."""
+    records = list(MetricsFile(job.folder).records())
     tokens, seconds = totals(records)
     figures: dict[str, float] = {}
     for record in records:
         figures |= record
     steps = int(figures.pop("step", 0))
-    looks = [record for record in records if judge in record]
-    if looks:
-        best = (max if larger_is_better else min)(looks, key=lambda record: record[judge])
+    evaluations = [record for record in records if best_metric in record]
+    if evaluations:
+        best = (max if greater_is_better else min)(evaluations, key=lambda record: record[best_metric])
         figures |= {name: value for name, value in best.items() if name != "step"}
     return Outcome(steps, tokens, seconds, figures)

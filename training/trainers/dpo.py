@@ -1,6 +1,6 @@
-"""Direct preference optimization (arXiv 2305.18290) on pairs that are tokenized already.
+"""Direct preference optimization (arXiv 2305.18290) on tokenized pairs.
 
-Owns the handover to trl's DPOTrainer. The reference is the base: the model with its adapter switched off, or a copy
+Owns the call of trl's DPOTrainer. The reference is the base: the model with its adapter switched off, or a copy
 of the base for a full fine-tune. Knows nothing of templates or files.
 """
 
@@ -14,22 +14,22 @@ from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 
 from training.data.examples import Pair
-from training.trainers.common import Job, Outcome, arguments, fit, making_trainer, optimizers
-from training.trainers.reference import refer_to_base
+from training.trainers.common import Job, Outcome, constructing_trainer, fit, optimizers, trainer_arguments
+from training.trainers.ref_adapter import drop_ref_adapter
 
 
-class _Prepared(DPOTrainer):
-    """Takes pairs as they are: trl would render and tokenize them again, by other rules than the data's checks."""
+class _TokenizedDPOTrainer(DPOTrainer):
+    """Takes tokenized pairs. trl would render and tokenize the text again, by other rules than the data's checks."""
 
     def _prepare_dataset(self, dataset: Dataset, *unused: Any) -> Dataset:
         return dataset
 
 
 def train(job: Job) -> Outcome:
-    """Train `job.model` in place; it ends with the weights of the best evaluation."""
+    """Train `job.model` in place, and leave the weights of the best evaluation in it."""
     heldout = cast(Sequence[Pair], job.prepared.heldout.examples)
-    with making_trainer(job):
-        trainer = _Prepared(
+    with constructing_trainer(job):
+        trainer = _TokenizedDPOTrainer(
             model=job.model,
             ref_model=_reference(job),
             args=_config(job),
@@ -38,7 +38,7 @@ def train(job: Job) -> Outcome:
             processing_class=job.loaded.tokenizer,
             optimizers=optimizers(job),
         )
-        refer_to_base(job.model)
+        drop_ref_adapter(job.model)
     return fit(trainer, job)
 
 
@@ -50,9 +50,9 @@ def _reference(job: Job) -> PreTrainedModel | None:
 
 def _config(job: Job) -> DPOConfig:
     return DPOConfig(
-        **arguments(job),
+        **trainer_arguments(job),
         beta=job.config.preference.beta,
-        # The data is cut already, and counted. `adapter.dropout` is what the config says it is.
+        # The data is already cut to max_tokens, and dropout is `adapter.dropout`'s decision.
         max_length=None,
         disable_dropout=False,
     )

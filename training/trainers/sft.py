@@ -1,6 +1,6 @@
-"""Supervised fine-tuning on examples that are tokenized already, each token marked as counting in the loss or not.
+"""Supervised fine-tuning (sft) on tokenized examples, each token marked as counting in the loss or not.
 
-Owns the handover to trl's SFTTrainer. Knows nothing of templates or files.
+Owns the call of trl's SFTTrainer. Knows nothing of templates or files.
 """
 
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from training.data.examples import Example, Split
-from training.loss import IGNORED
-from training.trainers.common import Job, Outcome, arguments, fit, making_trainer, optimizers
+from training.loss import labels
+from training.trainers.common import Job, Outcome, constructing_trainer, fit, optimizers, trainer_arguments
 
 
 def train(job: Job) -> Outcome:
-    """Train `job.model` in place; it ends with the weights of the best evaluation."""
+    """Train `job.model` in place, and leave the weights of the best evaluation in it."""
     heldout = examples_of(job.prepared.heldout)
-    with making_trainer(job):
+    with constructing_trainer(job):
         trainer = SFTTrainer(
             model=job.model,
             args=_config(job),
@@ -30,7 +30,7 @@ def train(job: Job) -> Outcome:
 
 def _config(job: Job) -> SFTConfig:
     return SFTConfig(
-        **arguments(job),
+        **trainer_arguments(job),
         max_length=job.config.data.max_tokens,
         packing=job.config.data.packing,
         packing_strategy="bfd",
@@ -55,10 +55,6 @@ def examples_of(split: Split) -> list[Example]:
     return examples
 
 
-def labels(example: Example) -> list[int]:
-    return [token if counts else IGNORED for token, counts in zip(example.ids, example.counted, strict=True)]
-
-
 def _packed(job: Job, dataset: Dataset) -> Dataset:
-    """Several examples in a row of `max_tokens`, best fit first; none is cut, and none sees another."""
+    """Pack several examples into each row of `max_tokens` by best fit; none is cut, and none attends to another."""
     return pack_dataset(dataset, job.config.data.max_tokens, "bfd") if job.config.data.packing else dataset

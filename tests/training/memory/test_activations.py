@@ -18,7 +18,7 @@ from loader import configs
 from loader.anatomy import Anatomy, anatomy_of
 from tests.support.footprint import Footprint, saved_bytes
 from tests.support.tiny_shapes import SHAPES
-from training.memory.activations import Batch, copies, layer_bytes
+from training.memory.activations import Batch, autocast_copies, layer_bytes
 from training.memory.grafts import Graft
 from training.memory.regime import Regime
 
@@ -107,7 +107,9 @@ def told(family: str, regime: Regime, batch: Batch = BATCH) -> int:
     last = whole.stack[-1]
     grafts = () if regime.full else tuple(Graft(linear, RANK, regime.dora) for linear in last.linears)
     by_path = {graft.linear.path: graft for graft in grafts}
-    return layer_bytes(whole, last, regime, by_path, batch) + copies(regime, grafts, replace(whole, stack=(last,)))
+    return layer_bytes(whole, last, regime, by_path, batch) + autocast_copies(
+        regime, grafts, replace(whole, stack=(last,))
+    )
 
 
 @pytest.mark.parametrize(("family", "name"), list(pairs()))

@@ -11,15 +11,15 @@ from loader import configs
 from loader.anatomy import Anatomy, anatomy_of
 from loader.estimate import quantized_bytes
 from training.config import Method, TrainConfig
+from training.config_file import parse_config
 from training.memory.activations import Batch
 from training.memory.grafts import grafts_of
-from training.memory.head import whole
+from training.memory.loss_head import whole
+from training.memory.optimizer_states import optimizer_states, trained_tensors
 from training.memory.plan import CONTEXT, at_peak, batch_of, predict
 from training.memory.regime import BF16, FP32, Regime, regime_of
-from training.memory.serving import serving_plan
-from training.memory.states import optimizer_states, trained_tensors
+from training.memory.serving_plan import serving_plan
 from training.memory.weights import base_bytes
-from training.reading import parse_config
 
 GB = 1e9
 QV, QKVO = ("q_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "o_proj")

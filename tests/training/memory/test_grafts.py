@@ -12,9 +12,9 @@ from loader import configs
 from loader.anatomy import anatomy_of
 from tests.support.models import ARCHITECTURES, CONFIGS
 from training.config import TrainConfig
+from training.config_file import parse_config
 from training.errors import ConfigInvalid
 from training.memory.grafts import grafts_of
-from training.reading import parse_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 

@@ -7,9 +7,9 @@ import pytest
 from loader import configs
 from loader.anatomy import Anatomy, anatomy_of
 from training.config import TrainConfig
+from training.config_file import parse_config
 from training.memory.plan import TrainingMemoryPlan, batch_of, predict
-from training.memory.suggestions import Run, suggestions, until_it_fits
-from training.reading import parse_config
+from training.memory.suggestions import PlannedRun, suggestions, until_it_fits
 
 GB = 10**9
 
@@ -92,7 +92,7 @@ def test_a_second_model_is_counted_where_there_is_one() -> None:
 
 
 def test_one_change_at_a_time_the_greatest_first() -> None:
-    run = Run(config(method="full"), 1024)
+    run = PlannedRun(config(method="full"), 1024)
     offered = suggestions(run, seven())
     totals = [each.plan.total_bytes for each in offered]
     assert totals == sorted(totals)
@@ -116,11 +116,11 @@ def test_every_lever_is_offered_where_it_applies() -> None:
 
 
 def levers(asked: TrainConfig) -> set[str]:
-    return {each.change.split(":")[0] for each in suggestions(Run(asked, 1024), seven())}
+    return {each.change.split(":")[0] for each in suggestions(PlannedRun(asked, 1024), seven())}
 
 
 def test_changes_until_it_fits_and_no_more() -> None:
-    run = Run(config(method="full"), 1024)
+    run = PlannedRun(config(method="full"), 1024)
     assert until_it_fits(run, seven(), 10**12) == ()
     path = until_it_fits(run, seven(), 80 * GB)
     assert path[-1].plan.total_bytes <= 80 * GB
@@ -134,4 +134,4 @@ def test_changes_until_it_fits_and_no_more() -> None:
 
 def test_a_small_run_is_offered_nothing_that_saves_nothing() -> None:
     small = {"steps": {"micro_batch": 1, "batch": 1}, "optimizer": {"name": "paged_adamw_8bit"}}
-    assert suggestions(Run(config(method="qlora", adapter={"rank": 4}, **small), 64), seven()) == ()
+    assert suggestions(PlannedRun(config(method="qlora", adapter={"rank": 4}, **small), 64), seven()) == ()

@@ -21,10 +21,10 @@ from loader import configs
 from loader.anatomy import Anatomy, anatomy_of
 from tests.support.footprint import Footprint
 from training.config import Method, TrainConfig
-from training.memory.head import whole
+from training.config_file import parse_config
+from training.memory.loss_head import whole
 from training.memory.plan import TrainingMemoryPlan, at_peak, batch_of
 from training.memory.regime import regime_of
-from training.reading import parse_config
 
 # PEFT still asks transformers by the old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from training.errors import TrainingError
-from training.trainers.recorder import SEALED, Recorder, is_best, is_enough, last_checkpoint
-from training.watch import Silent
+from training.observer import SilentObserver
+from training.trainers.recorder import SEALED, Recorder, is_best, last_checkpoint, should_stop
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_the_best_is_below_all_before_it(marks: list[float], best: bool) -> None
     ],
 )
 def test_patience_counts_evaluations_since_the_best(marks: list[float], patience: int | None, enough: bool) -> None:
-    assert is_enough(marks, patience) == enough
+    assert should_stop(marks, patience) == enough
 
 
 def test_a_checkpoint_that_a_kill_left_half_written_is_passed_over(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_a_checkpoint_that_a_kill_left_half_written_is_passed_over(tmp_path: Pat
 def test_a_loss_that_is_no_number_ends_the_run_with_what_to_do(tmp_path: Path) -> None:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    recorder = Recorder(tmp_path, Silent(), None, "eval_loss", larger_is_better=False)
+    recorder = Recorder(tmp_path, SilentObserver(), None, "eval_loss", greater_is_better=False)
     state = TrainerState(global_step=3, max_steps=9)
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     with pytest.raises(TrainingError, match=r"nan at step 3. Lower optimizer.learning_rate"):

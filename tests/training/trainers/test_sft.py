@@ -14,14 +14,15 @@ from loader.source import Source
 from tests.support.models import tiny_model, tiny_model_dir
 from tests.support.tiny_training import Gradients, two_layer_base
 from tests.support.training import METHODS, config, job, prepared
-from training.base import load, surprises
+from training.base import base_notes, load
 from training.data.examples import Example, Prepared, Split
 from training.export import TrainedBase, round_weights, write_adapter, write_model
-from training.loss import mean_loss
+from training.loss import labels, mean_loss
+from training.metrics_file import MetricsFile
+from training.observer import SilentObserver
 from training.report import DataUsed
 from training.trainers import sft
-from training.trainers.weights import trainable
-from training.watch import Metrics, Silent
+from training.trainers.weights import trainable_parameters
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
@@ -35,7 +36,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Source:
     return two_layer_base(tmp_path_factory.mktemp("base"))
 
 
-class Forgetting(Silent):
+class Forgetting(SilentObserver):
     """Forgets, at the first evaluation, which weights have had a gradient."""
 
     def __init__(self) -> None:
@@ -58,18 +59,18 @@ def test_every_method_learns_in_every_layer_and_is_written_as_it_was_trained(
     name: str, base: Source, tmp_path: Path
 ) -> None:
     told = config(tmp_path / "out", name)
-    watch = Forgetting()
-    run = job(told, base, tmp_path / "work", watch)
-    watch.gradients = Gradients(run.model)
-    before = {path: weight.detach().clone() for path, weight in trainable(run.model).items()}
+    observer = Forgetting()
+    run = job(told, base, tmp_path / "work", observer)
+    observer.gradients = Gradients(run.model)
+    before = {path: weight.detach().clone() for path, weight in trainable_parameters(run.model).items()}
     examples = sft.examples_of(run.prepared.train)
     ignorant = mean_loss(run.model, examples)
     outcome = sft.train(run)
     assert outcome.steps == 4 and outcome.tokens > 0
-    after = trainable(run.model)
+    after = trainable_parameters(run.model)
     assert all(weight.dtype == torch.float32 for weight in after.values())
     assert not [path for path, weight in after.items() if torch.equal(weight, before[path])]
-    assert not watch.gradients.missed(), "an evaluation in the middle must not cut any layer off"
+    assert not observer.gradients.missed(), "an evaluation in the middle must not cut any layer off"
     learned = mean_loss(run.model, examples)
     assert learned is not None and ignorant is not None and learned < ignorant
     written = tmp_path / "written"
@@ -95,7 +96,7 @@ def test_every_method_learns_in_every_layer_and_is_written_as_it_was_trained(
 def test_a_mixture_of_experts_in_4_bits_says_what_is_not_and_its_adapter_is_read(tmp_path: Path) -> None:
     told = config(tmp_path / "out", "qlora", steps={"max_steps": 1})
     run = job(told, Source("moe", tiny_model_dir("mixtral", tmp_path)), tmp_path / "work")
-    assert "experts are fused into single weights" in " ".join(surprises(run.loaded))
+    assert "experts are fused into single weights" in " ".join(base_notes(run.loaded))
     assert isinstance(run.model, PeftModel)
     write_adapter(run.model, told, tmp_path, torch.float32, RECORD)
     shape = shape_of(tiny_model("mixtral"), "moe")
@@ -113,14 +114,14 @@ def test_packed_examples_do_not_see_each_other(base: Source, tmp_path: Path) -> 
     packed = job(packed_told, base, tmp_path / "b.work", data=data)
     sft.train(apart)
     sft.train(packed)
-    weights = trainable(packed.model)
-    for path, weight in trainable(apart.model).items():
+    weights = trainable_parameters(packed.model)
+    for path, weight in trainable_parameters(apart.model).items():
         torch.testing.assert_close(weight, weights[path], atol=2e-4, rtol=1e-3)
 
 
 def test_only_tokens_that_count_have_a_label() -> None:
     example = Example((5, 6, 7, 8), (False, False, True, True), 2, None)
-    assert sft.labels(example) == [-100, -100, 7, 8]
+    assert labels(example) == [-100, -100, 7, 8]
 
 
 def test_checkpointing_changes_nothing_but_the_memory(base: Source, tmp_path: Path) -> None:
@@ -128,8 +129,8 @@ def test_checkpointing_changes_nothing_but_the_memory(base: Source, tmp_path: Pa
     again = job(config(tmp_path / "b", steps={"checkpointing": True}), base, tmp_path / "b.work")
     sft.train(kept)
     sft.train(again)
-    for path, weight in trainable(kept.model).items():
-        torch.testing.assert_close(weight, trainable(again.model)[path], atol=1e-5, rtol=1e-4)
+    for path, weight in trainable_parameters(kept.model).items():
+        torch.testing.assert_close(weight, trainable_parameters(again.model)[path], atol=1e-5, rtol=1e-4)
 
 
 def test_it_stops_when_nothing_gets_better_and_keeps_the_best(base: Source, tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_it_stops_when_nothing_gets_better_and_keeps_the_best(base: Source, tmp_
     told = config(tmp_path / "out", steps={"max_steps": 40, "eval_every": 4, "patience": 2})
     run = job(told, base, tmp_path / "work", data=data)
     outcome = sft.train(run)
-    marks = [r["eval_loss"] for r in Metrics(run.folder / "metrics.jsonl").records() if "eval_loss" in r]
+    marks = [r["eval_loss"] for r in MetricsFile(run.folder).records() if "eval_loss" in r]
     assert outcome.steps < 40
     assert marks.index(min(marks)) == len(marks) - 3, marks
     loss = mean_loss(run.model, [opposite])

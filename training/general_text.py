@@ -1,7 +1,7 @@
-"""What a run has forgotten: the loss on a fixed general text, which ships with the code.
+"""The loss on a fixed general text, general.txt: its rise through training measures what the model forgot.
 
-Owns the text, general.txt, and how it is cut into rows. The text was written for this purpose, is on varied subjects
-and never changes, so figures of different runs on one base compare; bases with different tokenizers do not.
+Owns the text and how it is cut into rows. The text was written for this purpose, covers varied subjects and never
+changes, so figures of runs on the same base compare. They do not across bases with different tokenizers.
 """
 
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from training.loss import mean_loss
 
 TEXT = Path(__file__).with_name("general.txt")
 BREAK = "\n%\n"
-"""Stands between the pieces of the file, which have nothing to do with each other."""
+"""Separates the file's pieces, which are unrelated to each other."""
 LONGEST = 512
-"""Tokens of a piece that are read; no piece is near it with a usual vocabulary."""
+"""A piece is cut after so many tokens; with usual vocabularies none comes near."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One piece of the text as tokens; all of them count but the first."""
+    """One piece of the text as tokens. The first has nothing to be predicted from and does not count."""
 
     ids: tuple[int, ...]
 

@@ -1,6 +1,6 @@
-"""The trainer's side of the parity gate: log-probabilities of whole rows under the model that was trained.
+"""The trainer's side of the parity gate: log-probabilities of token rows under the trained model.
 
-Owns that forward pass: one row at a time, unpadded and without a cache, so that nothing but the model decides.
+Owns that forward pass: one row at a time, without padding or a cache, so that nothing but the model affects it.
 """
 
 from collections.abc import Sequence
@@ -9,25 +9,25 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from training.evaluating import evaluating
-from training.parity import Reference, Rows
+from training.eval_mode import eval_mode
+from training.parity import ReferenceLogprobs, Rows
 
 
-def reference(model: PeftModel, rows: Rows, *, autocast: bool = False) -> Reference:
-    """Both sides of `model`: with its adapter, and with the adapter switched off. Leaves its mode as it was.
+def reference_logprobs(model: PeftModel, rows: Rows, *, autocast: bool = False) -> ReferenceLogprobs:
+    """The log-probabilities of `rows` with the adapter of `model`, and with the adapter disabled.
 
-    `autocast` is training.base.Loaded's: products in bf16, as in training.
+    `autocast` is training.base.LoadedBase's: matrix products in bf16, as in training.
     """
     with torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16, enabled=autocast):
         trained = logprobs(model, rows)
         with model.disable_adapter():
             base = logprobs(model, rows)
-    return Reference(rows, trained, base, "bfloat16" if autocast else "float32")
+    return ReferenceLogprobs(rows, trained, base, "bfloat16" if autocast else "float32")
 
 
 def logprobs(model: nn.Module, rows: Sequence[Sequence[int]]) -> list[list[float]]:
     """For each row, the log-probability of its tokens 1.. given the ones before, float32, in nats."""
-    with evaluating(model):
+    with eval_mode(model):
         return [_row(model, row) for row in rows]
 
 

@@ -1,7 +1,7 @@
-"""From a YAML file to a config, or to every fault of it in words.
+"""Reads a YAML file into a TrainConfig, or lists every fault of it in words.
 
-Owns the reading. Unknown keys are errors that suggest the nearest name, because elsewhere a mistyped quantization key
-trains something else in silence. Imports no torch.
+Owns the reading. Unknown keys are errors that suggest the nearest name, because other trainers ignore a mistyped
+quantization key and silently train something else. Imports no torch.
 """
 
 import difflib
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from training.config import TrainConfig
 from training.errors import ConfigInvalid
 
-ELSEWHERE = {
+FOREIGN_KEYS = {
     "bnb_4bit_quant_type": "quantization",
     "bnb_4bit_quantization_type": "quantization",
     "gradient_accumulation_steps": "steps.batch, the examples of a whole step",
@@ -33,8 +33,8 @@ ELSEWHERE = {
     "use_dora": "method: dora",
     "warmup_ratio": "optimizer.warmup",
 }
-"""What other trainers call what is here."""
-INSTEAD = {
+"""Other trainers' keys, and what they are called here."""
+FOREIGN_VALUES = {
     "objective": {
         "ppo": "objective: ppo is not offered. Write rloo or grpo: they learn from the same reward.model, and compare "
         "the answers to one prompt with each other where ppo trains a second model of the base's size to guess values.",
@@ -46,7 +46,7 @@ INSTEAD = {
         "reward_model": "objective: reward_model is called reward here.",
     },
 }
-"""Values people come with from elsewhere, and what to write here."""
+"""Other trainers' values by our key, and the message that says what to write instead."""
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -66,11 +66,11 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
 
 def parse_config(values: Mapping[str, Any], source: str = "The config") -> TrainConfig:
-    """The config that plain values make. Raises ConfigInvalid with every fault."""
+    """The config in a parsed mapping; `source` names it in errors. Raises ConfigInvalid with every fault."""
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
-        faults = [line for item in error.errors() for line in _explained(item)]
+        faults = [line for item in error.errors() for line in _describe(item)]
         raise ConfigInvalid(source, faults) from None
 
 
@@ -87,24 +87,24 @@ def _apply(values: dict[str, Any], override: str) -> None:
     values[last] = yaml.safe_load(text)
 
 
-def _explained(item: Mapping[str, Any]) -> list[str]:
+def _describe(item: Mapping[str, Any]) -> list[str]:
     """A pydantic error as lines for people: where, what is wrong, what to write."""
     path = tuple(part for part in item["loc"] if isinstance(part, str) and not part.startswith(("literal[", "tuple[")))
     where = ".".join(path)
     if item["type"] == "extra_forbidden":
-        return [f"{where}: unknown key. {_nearest(path)}"]
+        return [f"{where}: unknown key. {_suggestion(path)}"]
     if item["type"] == "missing":
         return [f"{where}: missing. Every config needs it."]
     if item["type"] == "value_error":
         return str(item["ctx"]["error"]).splitlines()
-    known = INSTEAD.get(where, {}).get(str(item["input"]))
+    known = FOREIGN_VALUES.get(where, {}).get(str(item["input"]))
     return [known or f"{where}: {item['msg']}, got {item['input']!r}."]
 
 
-def _nearest(path: Sequence[str]) -> str:
-    """The name that was probably meant: in the same section, else anywhere."""
-    if path[-1] in ELSEWHERE:
-        return f"Did you mean {ELSEWHERE[path[-1]]}?"
+def _suggestion(path: Sequence[str]) -> str:
+    """A sentence with the key that was probably meant: one of the same section, else of any."""
+    if path[-1] in FOREIGN_KEYS:
+        return f"Did you mean {FOREIGN_KEYS[path[-1]]}?"
     section: type[BaseModel] = TrainConfig
     for part in path[:-1]:
         section = _section(section, part) or section

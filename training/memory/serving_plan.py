@@ -1,6 +1,6 @@
-"""What the same base and adapters take when they are served.
+"""Predicts the memory of serving the same base with such adapters.
 
-Owns that sum; a running server makes its own plan (loader/plan.py) from what is free.
+Owns that sum. A server makes its own plan (loader/plan.py) from the memory that is free.
 """
 
 from collections.abc import Sequence

@@ -1,12 +1,11 @@
-"""What a run tells while it goes on: its stages, its notes, and each step's figures, live or in plain lines.
+"""How a run reports its progress while it goes on: stages, notes, and the figures of each step.
 
-Owns the drawing and metrics.jsonl. Imports no torch; training/trainers/recorder.py feeds it.
+Owns the protocol, and its display as a live line in a terminal or as plain lines. Imports no torch;
+training/trainers/recorder.py reports the steps.
 """
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -16,12 +15,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from loader.memory import format_bytes
 
 PLAIN_LINES = 20
-"""Without a terminal, a run of any length prints about so many lines of steps."""
+"""About how many lines of steps a run prints where there is no terminal, whatever its length."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimizer step of `total`: its loss (or reward), tokens per second since the start, and bytes at the peak."""
+    """One optimizer step of `total`: its figures by name, tokens per second since the start, peak memory in bytes."""
 
     step: int
     total: int
@@ -30,11 +29,11 @@ class Step:
     memory_bytes: int
 
 
-class Watch(Protocol):
-    """Whoever looks on. Nothing it does may change the run."""
+class Observer(Protocol):
+    """Is told what a run does. Nothing it does may change the run."""
 
     def stage(self, text: str) -> None:
-        """A part of the run begins."""
+        """A part of the run begins, such as loading or training."""
 
     def note(self, text: str) -> None:
         """Something that the user should know and need not act on."""
@@ -43,11 +42,11 @@ class Watch(Protocol):
         """An optimizer step is done."""
 
     def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
-        """The held-out split was looked at after `step`."""
+        """The held-out split was evaluated after `step`."""
 
 
-class Silent:
-    """A watch that shows nothing."""
+class SilentObserver:
+    """Shows nothing."""
 
     def stage(self, text: str) -> None:
         pass
@@ -62,7 +61,7 @@ class Silent:
         pass
 
 
-class Terminal:
+class TerminalObserver:
     """Draws a live line in a terminal, and plain lines elsewhere. Use it in a `with`."""
 
     def __init__(self, console: Console) -> None:
@@ -89,13 +88,13 @@ class Terminal:
         if self._console.is_terminal:
             self._draw(step)
         elif step.step in (1, step.total) or step.step % max(1, step.total // PLAIN_LINES) == 0:
-            self.note(f"step {step.step}/{step.total}  {told(step)}")
+            self.note(f"step {step.step}/{step.total}  {format_step(step)}")
         if step.step >= step.total:
             self._stop()
 
     def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
-        told_figures = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        self.note(f"step {step}  held-out: {told_figures}")
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        self.note(f"step {step}  held-out: {shown}")
 
     def _draw(self, step: Step) -> None:
         if self._live is None or self._task is None:
@@ -103,7 +102,7 @@ class Terminal:
             self._live = Progress(*columns, console=self._console)
             self._live.start()
             self._task = self._live.add_task("", total=step.total, completed=step.step - 1)
-        self._live.update(self._task, completed=step.step, description=told(step))
+        self._live.update(self._task, completed=step.step, description=format_step(step))
 
     def _stop(self) -> None:
         if self._live is not None:
@@ -111,34 +110,7 @@ class Terminal:
         self._live, self._task = None, None
 
 
-def told(step: Step) -> str:
+def format_step(step: Step) -> str:
     """A step's figures in one line."""
     parts = [f"{name} {value:.4g}" for name, value in step.figures.items()]
     return "  ".join([*parts, f"{step.tokens_per_second:.0f} tokens/s", format_bytes(step.memory_bytes)])
-
-
-class Metrics:
-    """metrics.jsonl: one object a line, flushed at once. A resumed run forgets what came after its checkpoint."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def append(self, record: Mapping[str, float]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(record)) + "\n")
-
-    def rewind(self, step: int) -> None:
-        """Keep what was recorded up to `step`; a last line that a kill cut off goes too."""
-        kept = [record for record in self.records() if record["step"] <= step]
-        text = "".join(json.dumps(record) + "\n" for record in kept)
-        scratch = self.path.with_suffix(".new")
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(self.path)
-
-    def records(self) -> Iterator[dict[str, float]]:
-        """The whole lines of the file, if there is one."""
-        if not self.path.exists():
-            return
-        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                yield json.loads(line)

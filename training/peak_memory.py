@@ -1,6 +1,6 @@
-"""How much memory the run takes at its peak.
+"""The peak memory of this process.
 
-Owns that one measurement: of CUDA memory as torch allocated it, else of the process as the kernel counted it.
+Owns that one measurement: of what torch allocated on CUDA, else of the process's resident set as the kernel counts it.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ import torch
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def begin() -> None:
-    """Forget earlier peaks, where the system can: what loading and measuring took is not what training takes."""
+def reset() -> None:
+    """Forget earlier peaks, where the system can. Otherwise loading and evaluating would count as training."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
@@ -22,7 +22,7 @@ def begin() -> None:
 
 
 def peak_bytes() -> int:
-    """Bytes at the highest point of this process since `begin`."""
+    """The peak since `reset`, in bytes."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     try:

@@ -1,4 +1,4 @@
-"""A model as it is asked, not trained: eval mode, and back to what it was before.
+"""Putting a model into eval mode for a while.
 
 Owns that one switch.
 """
@@ -10,8 +10,8 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """`model` in eval mode: without dropout and without checkpointing."""
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put `model` into eval mode (no dropout, no checkpointing) for the block, then back into the mode it was in."""
     training = model.training
     model.eval()
     try:

@@ -1,6 +1,6 @@
-"""What the base could do before, and what the trained model can do: loss on held-out and general text, task score.
+"""The base before training against the trained model: loss on held-out and general text, and the task score.
 
-Owns the two looks and their comparison. Knows nothing of how the model is trained or saved.
+Owns the two evaluations and their comparison. Knows nothing of how the model is trained or saved.
 """
 
 import json
@@ -13,19 +13,20 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from training import launched
-from training.base import Loaded
+from training import launcher
+from training.atomic import write_atomically
+from training.base import LoadedBase
 from training.config import TrainConfig
 from training.data.examples import Example, Prepared
-from training.general import general_loss
+from training.general_text import general_loss
 from training.loss import mean_loss
 from training.report import BeforeAfter, Sample
-from training.score import Answer, ask, samples, task_score
+from training.score import Answer, answer_heldout, samples, task_score
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """One model's figures. Losses are nats per counted token; None and empty: there was nothing to measure."""
+class Evaluation:
+    """One model's figures. Losses are nats per counted token; None or empty where there was nothing to measure."""
 
     heldout_loss: float | None = None
     general_loss: float | None = None
@@ -42,34 +43,32 @@ class Comparison:
     samples: tuple[Sample, ...]
 
 
-def look(model: nn.Module, loaded: Loaded, prepared: Prepared, config: TrainConfig) -> Look:
-    """Measure `model` as it is. A reward model writes no text, so there is nothing to measure here."""
+def evaluate(model: nn.Module, loaded: LoadedBase, prepared: Prepared, config: TrainConfig) -> Evaluation:
+    """Evaluate `model` as it is. Empty for a reward model, which writes no text."""
     if config.objective == "reward":
-        return Look()
+        return Evaluation()
     heldout = [example for example in prepared.heldout.examples if isinstance(example, Example)]
     with torch.autocast(loaded.device.type, torch.bfloat16, enabled=loaded.autocast):
-        return Look(
+        return Evaluation(
             heldout_loss=mean_loss(model, heldout),
             general_loss=general_loss(model, loaded.tokenizer),
-            answers=ask(model, loaded.tokenizer, heldout, config.score) if config.score and heldout else (),
+            answers=answer_heldout(model, loaded.tokenizer, heldout, config.score) if config.score and heldout else (),
         )
 
 
-def look_at_base(model: nn.Module, note: Path, measure: Callable[[nn.Module], Look]) -> Look:
-    """The base's figures before it is trained, from `note` if they were taken before an interruption."""
-    if note.exists():
-        written = json.loads(note.read_text(encoding="utf-8"))
-        return Look(**{**written, "answers": tuple(Answer(**answer) for answer in written["answers"])})
+def evaluate_base(model: nn.Module, saved: Path, evaluate: Callable[[nn.Module], Evaluation]) -> Evaluation:
+    """The base's figures before training. Read from the JSON file `saved` where an interrupted run wrote them."""
+    if saved.exists():
+        values = json.loads(saved.read_text(encoding="utf-8"))
+        return Evaluation(**{**values, "answers": tuple(Answer(**answer) for answer in values["answers"])})
     with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
-        found = measure(model)
-    if launched.is_first():
-        scratch = note.with_suffix(".new")
-        scratch.write_text(json.dumps(asdict(found)), encoding="utf-8")
-        scratch.replace(note)
+        found = evaluate(model)
+    if launcher.is_main_process():
+        write_atomically(saved, json.dumps(asdict(found)))
     return found
 
 
-def compared(base: Look, trained: Look) -> Comparison:
+def compare(base: Evaluation, trained: Evaluation) -> Comparison:
     """Base and trained side by side; None where either was not measured."""
     return Comparison(
         heldout_loss=_both(base.heldout_loss, trained.heldout_loss),

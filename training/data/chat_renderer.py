@@ -1,6 +1,6 @@
-"""Where an answer begins and ends in a chat's text, for any chat template: by rendering it turn by turn.
+"""Renders chats with any chat template, and finds where each answer begins and ends by rendering turn by turn.
 
-Owns that search and the check that the turns agree with the whole. Works on text; knows no token ids.
+Owns that search and the check that the turns agree with the whole text. Knows no token ids.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,8 +22,8 @@ CHANGES_PROMPT = (
 )
 
 
-class Unrenderable(Exception):
-    """The template cannot lay out an example, or not consistently. The text says the fix."""
+class TemplateRefused(Exception):
+    """The template refuses an example, or renders it inconsistently. The text says the fix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,38 +39,38 @@ class ChatText:
     earlier: tuple[tuple[int, int], ...] = ()
 
 
-class Renderer:
-    """Renders chats through one layout. `ends` are the special tokens that may end a turn, as text."""
+class ChatRenderer:
+    """Renders chats with one layout. `ends` are the special tokens that may end a turn, as text, longest first."""
 
     def __init__(self, layout: ChatLayout, ends: Iterable[str]) -> None:
         self._layout = layout
         self._ends = tuple(ends)
 
-    def chat(self, prompt: Turns, answers: Sequence[str], *, learn_earlier: bool) -> ChatText:
-        """The text of a prompt and of each answer after it; raises Unrenderable.
+    def render(self, prompt: Turns, answers: Sequence[str], *, learn_earlier: bool) -> ChatText:
+        """The text of a prompt and of each answer after it. Raises TemplateRefused.
 
-        With `learn_earlier` the spans of those of the prompt's answers that count are found too.
+        With `learn_earlier`, also the spans of the counted answers within the prompt.
         """
         turns = [{"role": turn.role, "content": self._layout.guard(turn.content)} for turn in prompt]
-        asked = self._render(turns, generation=True)
-        rest = [self._after(asked, turns, self._layout.guard_answer(answer), CHANGES_PROMPT) for answer in answers]
-        cut = [self.end_of_turn(text) for text in rest]
+        prompt_text = self._render(turns, generation=True)
+        answer_texts = [self._after(prompt_text, turns, self._layout.guard_answer(answer), CHANGES_PROMPT) for answer in answers]
+        ends = [self.end_of_turn(text) for text in answer_texts]
         spans = [
-            self._span(asked, turns, place)
+            self._span(prompt_text, turns, place)
             for place, turn in enumerate(prompt)
             if learn_earlier and turn.role == "assistant" and turn.counts
         ]
         return ChatText(
-            asked,
-            tuple(text[: end or len(text)] for text, end in zip(rest, cut, strict=True)),
-            tuple(end is not None for end in cut),
+            prompt_text,
+            tuple(text[: end or len(text)] for text, end in zip(answer_texts, ends, strict=True)),
+            tuple(end is not None for end in ends),
             tuple(spans),
         )
 
     def end_of_turn(self, text: str) -> int | None:
-        """Where the first of the special tokens that close `text` ends; None where none closes it.
+        """Where the first of the special tokens at the end of `text` ends; None where there is none.
 
-        Some templates close with two, or with a line break after the token: the model stops at the first.
+        Some templates end turns with two of them, or with a line break after one. The model stops at the first.
         """
         found, rest = None, text.rstrip()
         while end := next((end for end in self._ends if rest.endswith(end)), None):
@@ -78,26 +78,27 @@ class Renderer:
             rest = rest[: -len(end)].rstrip()
         return found
 
-    def _span(self, asked: str, turns: Sequence[dict[str, str]], place: int) -> tuple[int, int]:
-        """Where the earlier answer `turns[place]` stands in the whole, its end of turn included."""
+    def _span(self, prompt_text: str, turns: Sequence[dict[str, str]], place: int) -> tuple[int, int]:
+        """The span of the earlier answer `turns[place]` in `prompt_text`, its end of turn included."""
         before = self._render(turns[:place], generation=True)
         text = self._after(before, turns[:place], turns[place]["content"], REWRITES)
         text = text[: self.end_of_turn(text) or len(text)]
-        if not asked.startswith(before + text):
-            raise Unrenderable(REWRITES)
+        if not prompt_text.startswith(before + text):
+            raise TemplateRefused(REWRITES)
         return len(before), len(before) + len(text)
 
-    def _after(self, asked: str, turns: Sequence[dict[str, str]], answer: str, fault: str) -> str:
+    def _after(self, prompt_text: str, turns: Sequence[dict[str, str]], answer: str, fault: str) -> str:
+        """What the template appends to `prompt_text` for `answer`. Raises TemplateRefused with `fault`."""
         whole = self._render([*turns, {"role": "assistant", "content": answer}], generation=False)
-        if not whole.startswith(asked):
-            raise Unrenderable(fault)
-        return whole[len(asked) :]
+        if not whole.startswith(prompt_text):
+            raise TemplateRefused(fault)
+        return whole[len(prompt_text) :]
 
     def _render(self, turns: Sequence[dict[str, str]], *, generation: bool) -> str:
         try:
             return self._layout.render(turns, generation=generation)
         except TemplateError as error:
-            raise Unrenderable(
+            raise TemplateRefused(
                 f"the base's chat template refuses it: {error}. Most take an optional system message, then user and "
                 "assistant in turn."
             ) from None

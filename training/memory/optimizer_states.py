@@ -1,4 +1,4 @@
-"""What training keeps beside the weights: gradients, and the optimizer's two moments of each.
+"""The memory of the optimizer's states: AdamW's two moments of every trained number.
 
 Owns that sum. bitsandbytes quantizes moments in blocks of 256 numbers, leaves tensors under 4096 numbers in fp32, and
 pages out those of 100,000 and more.
@@ -15,11 +15,12 @@ from training.memory.regime import FP32
 OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 SMALL, PAGED = 4096, 100_000
 BLOCK = 256
-CODES = 2 * 256 * FP32
+CODEBOOKS = 2 * 256 * FP32
+"""Bytes of a tensor's two tables of 256 values, one for each moment."""
 
 
 @dataclass(frozen=True, slots=True)
-class States:
+class OptimizerStates:
     """Bytes of the moments on the device, and of those that the driver may move to the host."""
 
     device: int
@@ -27,7 +28,7 @@ class States:
 
 
 def trained_tensors(anatomy: Anatomy, grafts: Sequence[Graft], full: bool) -> tuple[int, ...]:
-    """The numbers in each tensor that learns."""
+    """The number of elements of each trained tensor."""
     if full:
         return tuple(_all_tensors(anatomy))
     return tuple(size for graft in grafts for size in graft.tensors)
@@ -52,17 +53,17 @@ def _layer_tensors(layer: Layer, hidden: int) -> Iterator[int]:
     yield layer.others % hidden
 
 
-def optimizer_states(name: OptimizerName, tensors: Iterable[int], itemsize: int, cuda: bool) -> States:
-    """AdamW's two moments: in the precision of what learns, or in 8 bits. Without CUDA nothing is paged."""
+def optimizer_states(name: OptimizerName, tensors: Iterable[int], itemsize: int, cuda: bool) -> OptimizerStates:
+    """Bytes of the moments, in the trained weights' precision of `itemsize` bytes or in 8 bits. Only CUDA pages."""
     if name == "adamw":
-        return States(2 * itemsize * sum(tensors), 0)
+        return OptimizerStates(2 * itemsize * sum(tensors), 0)
     sizes = list(tensors)
     paged = name == "paged_adamw_8bit" and cuda
     pageable = sum(_in_8_bits(size) for size in sizes if paged and size >= PAGED)
-    return States(sum(map(_in_8_bits, sizes)) - pageable, pageable)
+    return OptimizerStates(sum(map(_in_8_bits, sizes)) - pageable, pageable)
 
 
 def _in_8_bits(size: int) -> int:
     if size < SMALL:
         return 2 * FP32 * size
-    return 2 * (size + FP32 * -(-size // BLOCK)) + CODES
+    return 2 * (size + FP32 * -(-size // BLOCK)) + CODEBOOKS

@@ -1,6 +1,7 @@
-"""From checked rows to examples, pairs and prompts: what is cut, what counts in the loss, what leaves nothing to learn.
+"""From checked rows to tokenized examples, pairs and prompts.
 
-Owns those decisions for each objective. Knows no files; a fault is told without its line.
+Owns what is cut, what counts in the loss and what leaves nothing to learn, for each objective. Knows no files: its
+faults name no line.
 """
 
 from collections import Counter
@@ -10,25 +11,25 @@ from dataclasses import dataclass
 from training.config import Format, TrainConfig
 from training.data.encode import Encoded, Encoder
 from training.data.examples import AnyExample, Example, Pair, Prompt
-from training.data.layout import ChatText, Unrenderable
+from training.data.chat_renderer import ChatText, TemplateRefused
 from training.data.rows import Row
 from training.errors import ConfigInvalid
 
-PART = 2048
-"""Rows that are tokenized at once: enough to keep all cores busy, few enough to keep offsets out of memory."""
+BATCH = 2048
+"""Rows that are tokenized at once: enough to keep all cores busy, few enough that their offsets fit in memory."""
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """What became of one row: an example, or a fault. `cut`: it was longer than `max_tokens`."""
+class BuildResult:
+    """The result of one row: an example, or a fault. `cut`: it was longer than `max_tokens`."""
 
     example: AnyExample | None = None
     cut: bool = False
     fault: str = ""
 
 
-class Maker:
-    """Makes a run's examples. Raises ConfigInvalid where the base cannot take this format at all."""
+class ExampleBuilder:
+    """Builds a run's examples. Raises ConfigInvalid where the base does not support the format at all."""
 
     def __init__(self, config: TrainConfig, format: Format, encoder: Encoder) -> None:
         self._limit = config.data.max_tokens
@@ -43,13 +44,14 @@ class Maker:
             fault = "the tokenizer names no EOS token, so no answer would ever end. Set eos_token in its config."
             raise ConfigInvalid("The base", [fault])
 
-    def make(self, rows: Sequence[Row]) -> list[Made]:
+    def build(self, rows: Sequence[Row]) -> list[BuildResult]:
         """One result per row, in order."""
-        return [made for start in range(0, len(rows), PART) for made in self._part(rows[start : start + PART])]
+        starts = range(0, len(rows), BATCH)
+        return [result for start in starts for result in self._build_batch(rows[start : start + BATCH])]
 
     def notes(self) -> tuple[str, ...]:
-        """What is unusual about how this base's chat template ends a turn. To be asked after all rows are made."""
-        name, eos = self._encoder.name, self._encoder.eos
+        """Notes on how the base's chat template ends turns, if that is unusual. Call it after `build`."""
+        name, eos = self._encoder.token_name, self._encoder.eos
         return tuple(
             f"The chat template ends turns with {name(end)}, which is not the tokenizer's EOS, {name(eos)}: the base's "
             "generation_config.json must name it, or answers go on."
@@ -59,27 +61,27 @@ class Maker:
             if end != eos
         )
 
-    def _part(self, rows: Sequence[Row]) -> Iterator[Made]:
+    def _build_batch(self, rows: Sequence[Row]) -> Iterator[BuildResult]:
         encoded = self._encode(rows)
-        finish = self._finisher()
+        build_one = self._builder_method()
         for row, one in zip(rows, encoded, strict=True):
             if isinstance(one, str):
-                yield Made(fault=one)
+                yield BuildResult(fault=one)
             elif isinstance(row.prompt, str) and self._encoder.doubles_bos(one.prompt):
-                yield Made(fault="it begins with the token that the tokenizer adds by itself. Remove it from the text.")
+                yield BuildResult(fault="it begins with the token that the tokenizer adds by itself. Remove it from the text.")
             else:
-                yield finish(row, one)
+                yield build_one(row, one)
 
     def _encode(self, rows: Sequence[Row]) -> list[Encoded | str]:
-        """Tokens, or what keeps a row from having any."""
+        """The tokens of each row, or its fault."""
         if self._format == "text":
-            return [Encoded(ids, ()) for ids in self._encoder.texts([row.answers[0] for row in rows])]
+            return [Encoded(ids, ()) for ids in self._encoder.encode_texts([row.answers[0] for row in rows])]
         if self._objective in ("grpo", "rloo"):
             rows = [Row(row.prompt, ()) for row in rows]
         results: list[Encoded | str] = [""] * len(rows)
         plain = [place for place, row in enumerate(rows) if isinstance(row.prompt, str)]
         texts = [str(rows[place].prompt) for place in plain]
-        for place, one in zip(plain, self._encoder.raw(texts, [rows[place].answers for place in plain]), strict=True):
+        for place, one in zip(plain, self._encoder.encode_completions(texts, [rows[place].answers for place in plain]), strict=True):
             results[place] = one
         chats: list[tuple[int, ChatText]] = []
         for place, row in enumerate(rows):
@@ -87,9 +89,9 @@ class Maker:
                 continue
             try:
                 chats.append((place, self._render(row)))
-            except Unrenderable as error:
+            except TemplateRefused as error:
                 results[place] = str(error)
-        for (place, chat), one in zip(chats, self._encoder.chats([chat for _, chat in chats]), strict=True):
+        for (place, chat), one in zip(chats, self._encoder.encode_chats([chat for _, chat in chats]), strict=True):
             results[place] = one
             self._endings.update(ids[-1] if own else None for ids, own in zip(one.answers, chat.ended, strict=True))
         return results
@@ -101,22 +103,22 @@ class Maker:
             )
             raise ConfigInvalid("The base", [fault])
         assert not isinstance(row.prompt, str)
-        return self._encoder.renderer.chat(row.prompt, row.answers, learn_earlier=self._learn_earlier)
+        return self._encoder.renderer.render(row.prompt, row.answers, learn_earlier=self._learn_earlier)
 
-    def _finisher(self) -> Callable[[Row, Encoded], Made]:
+    def _builder_method(self) -> Callable[[Row, Encoded], BuildResult]:
         if self._objective in ("dpo", "reward"):
             return self._pair
         if self._objective in ("grpo", "rloo"):
             return self._prompt
         return self._text if self._format == "text" else self._example
 
-    def _text(self, row: Row, encoded: Encoded) -> Made:
+    def _text(self, row: Row, encoded: Encoded) -> BuildResult:
         ids = encoded.prompt[: self._limit]
         if len(ids) < 2:
-            return Made(fault="it is a single token, so there is nothing to predict. Remove the line.")
-        return Made(Example(ids, (True,) * len(ids), 0, None), cut=len(encoded.prompt) > self._limit)
+            return BuildResult(fault="it is a single token, so there is nothing to predict. Remove the line.")
+        return BuildResult(Example(ids, (True,) * len(ids), 0, None), cut=len(encoded.prompt) > self._limit)
 
-    def _example(self, row: Row, encoded: Encoded) -> Made:
+    def _example(self, row: Row, encoded: Encoded) -> BuildResult:
         [answer] = encoded.answers
         earlier = encoded.earlier or (False,) * len(encoded.prompt)
         counted = (*earlier, *(row.counts,) * len(answer))
@@ -124,31 +126,31 @@ class Maker:
         if self._learn_all:
             counted = (True,) * len(whole)
         if not any(counted):
-            return Made(
+            return BuildResult(
                 fault="every assistant message in it has weight 0: nothing counts in the loss. Remove the line."
             )
         ids, counted, at = whole[: self._limit], counted[: self._limit], len(encoded.prompt)
         if at >= self._limit and (self._learn_all or not any(counted)):
-            return Made(fault=self._too_long(at))
+            return BuildResult(fault=self._too_long(at))
         if not any(counted[1:]):
-            return Made(fault=f"nothing that counts in the loss is within data.max_tokens: {self._limit}. Raise it.")
+            return BuildResult(fault=f"nothing that counts in the loss is within data.max_tokens: {self._limit}. Raise it.")
         left = row.answers[0] if at < len(ids) else None
-        return Made(Example(ids, counted, min(at, len(ids)), left), cut=len(whole) > self._limit)
+        return BuildResult(Example(ids, counted, min(at, len(ids)), left), cut=len(whole) > self._limit)
 
-    def _pair(self, row: Row, encoded: Encoded) -> Made:
+    def _pair(self, row: Row, encoded: Encoded) -> BuildResult:
         room = self._limit - len(encoded.prompt)
         if room <= 0:
-            return Made(fault=self._too_long(len(encoded.prompt)))
+            return BuildResult(fault=self._too_long(len(encoded.prompt)))
         chosen, rejected = (answer[:room] for answer in encoded.answers)
         if chosen == rejected:
-            return Made(fault=f"chosen and rejected are the same within data.max_tokens: {self._limit}. Raise it.")
+            return BuildResult(fault=f"chosen and rejected are the same within data.max_tokens: {self._limit}. Raise it.")
         cut = any(len(answer) > room for answer in encoded.answers)
-        return Made(Pair(encoded.prompt, chosen, rejected), cut=cut)
+        return BuildResult(Pair(encoded.prompt, chosen, rejected), cut=cut)
 
-    def _prompt(self, row: Row, encoded: Encoded) -> Made:
+    def _prompt(self, row: Row, encoded: Encoded) -> BuildResult:
         if len(encoded.prompt) > self._limit:
-            return Made(fault=self._too_long(len(encoded.prompt)))
-        return Made(Prompt(encoded.prompt, self._prompt_text(row)))
+            return BuildResult(fault=self._too_long(len(encoded.prompt)))
+        return BuildResult(Prompt(encoded.prompt, self._prompt_text(row)))
 
     def _prompt_text(self, row: Row) -> str:
         if isinstance(row.prompt, str):

@@ -1,6 +1,6 @@
-"""What lies beside the weights in an output folder: card, report, config, metrics and curves.
+"""The files beside the weights in an output folder: card, report, config, metrics and curves.
 
-Owns those files' names. Computes nothing.
+Owns their names. Computes nothing.
 """
 
 import json
@@ -11,22 +11,22 @@ import yaml
 from training import curves
 from training.card import card
 from training.config import TrainConfig
+from training.metrics_file import MetricsFile
 from training.report import Report
-from training.watch import Metrics
-from training.workdir import Workdir
+from training.workdir import TENSORBOARD, Workdir
 
 
-def write_papers(report: Report, config: TrainConfig, work: Workdir) -> None:
-    """Write them all into `work.result`."""
+def write_output_files(report: Report, config: TrainConfig, work: Workdir) -> None:
+    """Write all of them into `work.result`."""
     folder = work.result
     (folder / "README.md").write_text(card(report, config), encoding="utf-8")
     (folder / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
     settings = config.model_dump(mode="json", exclude_none=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-    events = work.path / "tensorboard"
+    events = work.path / TENSORBOARD
     if events.exists():
         shutil.copytree(events, folder / events.name)
-    metrics = Metrics(work.path / "metrics.jsonl")
+    metrics = MetricsFile(work.path)
     if metrics.path.exists():
         shutil.copyfile(metrics.path, folder / metrics.path.name)
         title = f"{config.output.name}: {config.objective}, {config.method} on {report.base}"
