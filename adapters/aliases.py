@@ -1,4 +1,4 @@
-"""Where aliases point, where they pointed before, and which canaries share their traffic: rows within a session.
+"""Where aliases point, where they pointed before, and which canaries get a part of their traffic: rows in a session.
 
 Owns those three tables and the one rule of going back. Knows neither manifests nor when a session commits; whether a
 version exists is the registry's to say.

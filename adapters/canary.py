@@ -12,7 +12,7 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """Version `number` gets the share `weight` of an alias's traffic, between 0 and 1, both excluded."""
+    """Version `number` gets the fraction `weight` of an alias's traffic, between 0 and 1, both excluded."""
 
     number: int
     weight: float
@@ -20,7 +20,7 @@ class Canary:
 
 @dataclass(frozen=True, slots=True)
 class Split(Generic[V]):
-    """What a reference means: `stable`, and for the share `weight` of keys `canary`.
+    """What a reference means: `stable`, and for the fraction `weight` of keys `canary`.
 
     `salt` is the alias and the canary. Another canary is thus tried on other keys, and a weight that grows keeps
     every key that had the canary before.

@@ -1,7 +1,7 @@
 """Adapters as the server sees them: upload, look up, lease, pin, delete.
 
 Owns the order in which blob store and registry change, so that every row has its blob: bytes first, then the row;
-rows gone first, then the bytes, once the last lease is back. Knows no engine: it is told through `on_forgotten`.
+rows gone first, then the bytes, once the last lease is back. Knows no engine: that hears of it through `on_forgotten`.
 """
 
 import logging
@@ -19,7 +19,7 @@ from adapters.condition import Condition
 from adapters.dossier_files import DOSSIER_FOLDER, DossierFiles
 from adapters.errors import AdapterCorrupt, BaseMismatch, DatabaseUnusable, Unsettled
 from adapters.evaluations import EvalFile, Score
-from adapters.labels import Labels
+from adapters.labels import BlobLabels
 from adapters.lease import Lease
 from adapters.manifest import AdapterId
 from adapters.naming import check_alias, check_name, check_slug, parse_reference
@@ -69,7 +69,7 @@ class Catalog:
         self._leased: Counter[tuple[str, int]] = Counter()  # by name and number
         self._doomed: set[AdapterId] = set()
         self._resolved = Resolved()
-        self._labels = Labels(registry, store)
+        self._labels = BlobLabels(registry, store)
         self._dossier_files = DossierFiles(registry, store.root / DOSSIER_FOLDER, store.disk)
 
     def add(
@@ -318,7 +318,7 @@ class Catalog:
 
         `ends` says that it may take something away: an alias that moves ends its canary.
         """
-        before = self._labels.of(name)
+        before = self._labels.facts_of(name)
         with self._resolved.changing():
             yield
         self._labels.follow(name, before)

@@ -1,7 +1,7 @@
 """What a caller wants to be true of a name or an alias before it is changed (RFC 9110, section 13.1).
 
-Owns the comparison of version numbers: a number is never given to other content, so it tells whether anything was
-changed meanwhile. Knows no HTTP: how a condition is spelled is the face's affair.
+Owns the comparison of version numbers: a number is never given to other content, so it shows whether anything was
+changed meanwhile. Knows no HTTP: how a condition is spelled is the server's affair.
 """
 
 from dataclasses import dataclass

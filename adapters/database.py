@@ -1,7 +1,7 @@
 """Opening a database: durability settings, transactions, migrations.
 
 Owns the engine and what differs between databases. Knows no tables but through the migrations; the registry's are
-what it opens unless it is told otherwise.
+what it opens unless it is given others.
 """
 
 import errno
@@ -112,11 +112,11 @@ class Database:
     def changes(self) -> Callable[[], int]:
         """A question that has another answer after every commit, by whichever process; it reads no more than memory.
 
-        A database that cannot tell has another answer each time.
+        A database that does not know has another answer each time.
         """
         if not self._sqlite:
             return count().__next__
-        watching = self._engine.raw_connection()  # the number tells of the commits of other connections only
+        watching = self._engine.raw_connection()  # the number counts the commits of other connections only
         self._watching.append(watching)
         native: Any = watching.driver_connection
 

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 
 class Disk:
-    """The real one. Each call raises OSError as the system tells it, `commit` as the database does."""
+    """The real one. Each call raises OSError as the system does, `commit` as the database does."""
 
     def mkdir(self, path: Path) -> None:
         """A directory; one that is there already is fine."""

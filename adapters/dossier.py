@@ -67,9 +67,9 @@ def encode(dossier: Dossier) -> bytes:
 def decode(content: bytes) -> Dossier:
     """Raises DossierUnreadable."""
     try:
-        told = json.loads(content)
-        form, body, sha256 = int(told["format"]), str(told["dossier"]), told["sha256"]
-        if form > FORMAT:
+        envelope = json.loads(content)
+        format, body, sha256 = int(envelope["format"]), str(envelope["dossier"]), envelope["sha256"]
+        if format > FORMAT:
             raise DossierUnreadable("a newer release wrote it")
         if sha256 != _sha256(body):
             raise DossierUnreadable("it is damaged")

@@ -39,7 +39,7 @@ class DossierFiles:
 
         A dossier that cannot be written is one behind, which is logged; the next change or start writes it. Not so
         where the change `ends` something, a share perhaps: then it is removed instead. Raises Unsettled when not even
-        that can be done: nobody may be told that it has ended.
+        that can be done: no answer may say that it has ended.
         """
         with self._writing, self._trying(name, or_drop=ends):
             for dossier in self._registry.dossiers(name).values():

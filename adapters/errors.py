@@ -26,7 +26,7 @@ AdapterError
 │   └── UploadsFull      all tenants together have too many open
 ├── AdapterCorrupt       stored bytes no longer match their digest
 └── DatabaseUnusable     the database is damaged, or was written by a newer release
-OSError                  the disk is full or failed, as the system tells it; nothing was changed
+OSError                  the disk is full or failed, as the system says it; nothing was changed
 └── Unsettled            it failed when the change may have been made already
 """
 
@@ -35,7 +35,7 @@ from dataclasses import dataclass
 
 SHOWN_FAULTS = 20
 KEPT_FAULTS = 1000
-"""A config of a megabyte may have a hundred thousand: nobody reads so many, and to tell them takes long."""
+"""A config of a megabyte may have a hundred thousand: nobody reads so many, and to send them takes long."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,12 @@ from adapters.store import BlobStore
 
 log = logging.getLogger(__name__)
 
-Told = frozenset[tuple[AdapterId, int, tuple[str, ...], TrainedOn | None]]
+LabelFacts = frozenset[tuple[AdapterId, int, tuple[str, ...], TrainedOn | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """One version as a label tells it. `written` is when, to settle which of two labels with one alias is newer."""
+    """One version as a label has it. `written` is when, to settle which of two labels with one alias is newer."""
 
     name: str
     number: int
@@ -35,28 +35,28 @@ class Label:
     written: datetime
 
 
-class Labels:
+class BlobLabels:
     """Keeps labels equal to the registry. Safe to use from many threads."""
 
     def __init__(self, registry: Registry, store: BlobStore) -> None:
         self._registry, self._store = registry, store
         self._writing = threading.Lock()  # what is read of the registry last is also what is written last
 
-    def of(self, name: str) -> Told:
-        """What labels say of a name."""
+    def facts_of(self, name: str) -> LabelFacts:
+        """What labels say of a name, to compare with what they said before."""
         try:
             versions = self._registry.versions(name)
         except UnknownAdapter:
             return frozenset()
         return frozenset((each.id, each.number, each.aliases, each.manifest.trained_on) for each in versions)
 
-    def follow(self, name: str, before: Told) -> None:
+    def follow(self, name: str, before: LabelFacts) -> None:
         """Write anew the labels that say other things of `name` than `before`.
 
         What was committed stands even if its label cannot be written: that is logged.
         """
         try:
-            self._write(id for id, *_ in before ^ self.of(name))
+            self._write(id for id, *_ in before ^ self.facts_of(name))
         except OSError:
             log.exception("the labels of %s were not written; the next start tries again", name)
 

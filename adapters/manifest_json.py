@@ -1,7 +1,7 @@
 """Manifests as JSON, for the blob store and the database.
 
 Owns that encoding. What an upload says of its base's weights is left out: that is a version's, and stands in the
-registry. Reads only what this house wrote, so anything unexpected means damage.
+registry. Reads only what the project wrote, so anything unexpected means damage.
 """
 
 import json

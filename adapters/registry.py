@@ -31,8 +31,8 @@ from adapters.tables import AdapterRow, AliasRow, CanaryRow, NameRow, ResidentRo
 class Version:
     """One numbered version of a name. `created` is in UTC, `aliases` are sorted.
 
-    `full_name` is what the registry calls it, `name` what whoever is told of it does; by itself that is the same.
-    `canaries` are the aliases that give it a share of their traffic, each with the share; `score` is its latest.
+    `full_name` is what the registry calls it, `name` what the tenant who asked does; by itself that is the same.
+    `canaries` are the aliases that give it a fraction of their traffic, each with that; `score` is its latest.
     """
 
     name: str
@@ -98,7 +98,7 @@ class Registry:
             return self._version(session, self._find(session, reference))
 
     def split(self, reference: Reference) -> Split[Version]:
-        """As `resolve`, with the canary that shares an alias's traffic."""
+        """As `resolve`, with the alias's canary."""
         with self._database.reading() as session:
             stable, name, alias = self._find(session, reference), reference.name, reference.alias
             canary = None if alias is None else aliases.canary_of(session, name, alias)

@@ -30,28 +30,28 @@ class Restored:
 
 def restore(session: Session, folder: Path) -> Restored:
     """Add what the dossiers in `folder` say to the names, versions and aliases that the session has already."""
-    told, names = Restored(), set(session.scalars(select(NameRow.name)))
+    restored, names = Restored(), set(session.scalars(select(NameRow.name)))
     for path in sorted(folder.glob("*.json")):
         try:
             dossier = decode(path.read_bytes())
             if path != path_of(folder, dossier.name):
                 raise DossierUnreadable("it is another name's")
-            _Restoring(session, dossier, told).run()
+            _Restoring(session, dossier, restored).run()
             names.discard(dossier.name)
         except (DossierUnreadable, OSError) as error:
             unread = next((name for name in names if path_of(folder, name) == path), None)
             names.discard(unread or "")
             of = "A name that has no versions any more" if unread is None else unread
-            told.lost.append(f"{of}: what else was known of it, as its dossier cannot be read ({error})")
-    told.lost += [f"{name}: what else was known of it, as it has no dossier" for name in sorted(names)]
-    return told
+            restored.lost.append(f"{of}: what else was known of it, as its dossier cannot be read ({error})")
+    restored.lost += [f"{name}: what else was known of it, as it has no dossier" for name in sorted(names)]
+    return restored
 
 
 class _Restoring:
     """One name's dossier."""
 
-    def __init__(self, session: Session, dossier: Dossier, told: Restored) -> None:
-        self._session, self._dossier, self._told = session, dossier, told
+    def __init__(self, session: Session, dossier: Dossier, restored: Restored) -> None:
+        self._session, self._dossier, self._restored = session, dossier, restored
         mine = select(VersionRow).where(VersionRow.name == dossier.name)
         ids = {version.number: version.adapter_id for version in session.scalars(mine)}
         self._there = bool(ids)
@@ -59,7 +59,7 @@ class _Restoring:
 
     def run(self) -> None:
         """All of it or, when that raises DossierUnreadable, nothing."""
-        again, lost = len(self._told.again), len(self._told.lost)
+        again, lost = len(self._restored.again), len(self._restored.lost)
         try:
             with self._session.begin_nested():
                 self._name()
@@ -67,7 +67,7 @@ class _Restoring:
                     self._session.add_all(kept)
                     self._session.flush()
         except (KeyError, ValueError, TypeError, zlib.error) as error:
-            del self._told.again[again:], self._told.lost[lost:]
+            del self._restored.again[again:], self._restored.lost[lost:]
             raise DossierUnreadable("it is not what this release writes") from error
 
     def _name(self) -> None:
@@ -127,7 +127,7 @@ class _Restoring:
         return [spelled for spelled in self._dossier.kept[table.__tablename__] if spelled["name"] == self._dossier.name]
 
     def _again(self, what: str) -> None:
-        self._told.again.append(f"{self._dossier.name}: {what}")
+        self._restored.again.append(f"{self._dossier.name}: {what}")
 
     def _lost(self, what: str) -> None:
-        self._told.lost.append(f"{self._dossier.name}: {what}")
+        self._restored.lost.append(f"{self._dossier.name}: {what}")

@@ -1,7 +1,7 @@
 """Reads each upload in a process of its own, so that a hostile file can neither hang the server nor bloat it.
 
 Owns the child's life and the words for a child that met a limit. The child is started for one upload; what it needs
-to know it is told, and it inherits neither the server's environment nor its files.
+to know comes to its standard input, and it inherits neither the server's environment nor its files.
 """
 
 import subprocess

@@ -69,7 +69,7 @@ class AliasRow(Table):
 
 
 class CanaryRow(Table):
-    """The version that gets the share `weight` of an alias's traffic."""
+    """The version that gets the fraction `weight` of an alias's traffic."""
 
     __tablename__ = "canaries"
     __table_args__ = (

@@ -1,6 +1,6 @@
 """What one tenant sees of the catalog, in that tenant's own words.
 
-Owns who may see and change which adapter, and how names are told. acme's adapter `sql` is registered as `acme/sql`;
+Owns who may see and change which adapter, and how names are spelled. acme's adapter `sql` is registered as `acme/sql`;
 acme calls it `sql`, and those whom acme shares it with call it `acme/sql`. What was registered without an owner, by the
 server's own start or before there were keys, has a bare name; the tenant "" owns it, and others use it by that name if
 it is shared with them and they have none of their own. What a tenant may not see raises what an absent one raises, and
@@ -71,7 +71,7 @@ class TenantCatalog:
         return self._renamed(version), created
 
     def with_content(self, id: AdapterId) -> list[Version]:
-        """The tenant's own versions with this content. What others have of it is told to nobody."""
+        """The tenant's own versions with this content. What others have of it stays theirs to know."""
         return [self._renamed(one) for one in self._catalog.with_content(id) if owner_of(one.name) == self._tenant]
 
     def resolve(self, ref: str, key: str | None = None) -> Version:

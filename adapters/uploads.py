@@ -1,7 +1,7 @@
 """Resumable uploads: begun, continued at an offset, finished under a digest, or forgotten.
 
 Owns what may be done with an upload and by whom, and the limits of each tenant. The flow is that of the OCI
-distribution specification's blob uploads. Knows no HTTP; what becomes of a finished file is told by its caller.
+distribution specification's blob uploads. Knows no HTTP; what becomes of a finished file is its caller's to say.
 """
 
 import errno

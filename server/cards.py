@@ -62,7 +62,7 @@ async def adapter_cards(services: Services, versions: list[Version]) -> list[dic
 
 
 def _describe(services: Services, version: Version, state: str, pinned: bool) -> dict[str, Any]:
-    """`canary` has the aliases that give this version a share of their traffic, and the share.
+    """`canary` has the aliases that give this version a fraction of their traffic, and the fraction.
     `score` is how it did when it was last measured, or null.
 
     `refused` is why the base cannot serve an adapter that was added when another one was served, or null.

@@ -79,7 +79,7 @@ class KeyStore:
         return _key(row), text
 
     def revoke(self, id: str) -> Key:
-        """It is refused from now on; twice is once. Raises UnknownKey."""
+        """Refuse it from now on. Idempotent. Raises UnknownKey."""
         with self._database.writing() as session:
             row = _found(session, id)
             row.revoked = row.revoked or _now()

@@ -1,4 +1,5 @@
-"""/v1/adapters/{name}/aliases/{alias}: where a word such as `prod` points, and the canary that shares its traffic.
+"""/v1/adapters/{name}/aliases/{alias}: where a word such as `prod` points, and the canary that gets a part of its
+traffic.
 
 Owns those routes, the rollback and their conditions. Running requests keep the version they began with, because they
 hold its id.

@@ -86,7 +86,7 @@ def test_keys_live_until_they_expire_or_are_revoked(store: KeyStore) -> None:
     assert brief.state(now + 2 * DAY) == "expired"
     revoked = store.revoke(lasting.id)
     assert not revoked.live(now) and revoked.state(now) == "revoked"
-    assert store.revoke(lasting.id) == revoked, "twice is once"
+    assert store.revoke(lasting.id) == revoked, "revoking is idempotent"
     with pytest.raises(UnknownKey):
         store.revoke("nobody")
     assert [key.id for key in store.every()] == [lasting.id, brief.id]
