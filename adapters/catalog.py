@@ -4,12 +4,8 @@ Owns the order in which blob store and registry change, so that every row has it
 rows gone first, then the bytes, once the last lease is back. Knows no engine: that hears of it through `on_forgotten`.
 """
 
-import logging
-import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.aliases import Alias
@@ -17,33 +13,17 @@ from adapters.canary import Canary, Split
 from adapters.checkpoint import Checkpoint, Reader, read, read_directory
 from adapters.condition import Condition
 from adapters.dossier_files import DOSSIER_FOLDER, DossierFiles
-from adapters.errors import AdapterCorrupt, BaseMismatch, DatabaseUnusable, Unsettled
+from adapters.errors import AdapterCorrupt
 from adapters.evaluations import EvalFile, Score
 from adapters.labels import BlobLabels
-from adapters.lease import Lease
+from adapters.leases import Lease, Leases
 from adapters.manifest import AdapterId
 from adapters.naming import check_alias, check_name, check_slug, parse_reference
 from adapters.provenance import ServedBase
 from adapters.registry import Registry, Version
 from adapters.resolved import Resolved
 from adapters.store import BlobStore
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """What a start found: `removed` blobs that no name points at, `missing` blobs that names do point at, and
-    `corrupt` ones, which are in quarantine.
-
-    `misfits` are the versions that the base cannot serve, each with the reason; they stay, and are refused.
-    """
-
-    removed: tuple[AdapterId, ...]
-    missing: tuple[Version, ...]
-    corrupt: tuple[Version, ...]
-    misfits: tuple[tuple[Version, str], ...]
-    temporaries: int
+from adapters.sweep import Sweep, sweep
 
 
 class Catalog:
@@ -60,14 +40,11 @@ class Catalog:
         reserved: frozenset[str],
         reader: Reader = read,
     ) -> None:
-        self.on_forgotten: Callable[[AdapterId], None] = _nobody
+        self.on_forgotten: Callable[[AdapterId], None] = lambda id: None
         self.base = base
         self.shares = registry.shares
         self._registry, self._store, self._reserved, self._reader = registry, store, reserved, reader
-        self._lock = threading.Lock()
-        self._uses: dict[AdapterId, int] = {}
-        self._leased: Counter[tuple[str, int]] = Counter()  # by name and number
-        self._doomed: set[AdapterId] = set()
+        self.leases = Leases(registry, store, lambda id: self.on_forgotten(id))
         self._resolved = Resolved()
         self._labels = BlobLabels(registry, store)
         self._dossier_files = DossierFiles(registry, store.root / DOSSIER_FOLDER, store.disk)
@@ -188,20 +165,16 @@ class Catalog:
         with self._changing(name, ends=True):
             unused = self._registry.delete(name, condition)
             self.shares.forget(name)
-        with self._lock:
-            in_use = any(leased == name for leased, _ in self._leased)
-        for id in unused:
-            self._remove_if_unused(id)
+        in_use = self.leases.in_use(name)
+        self.leases.remove_unused(unused)
         return in_use
 
     def delete_version(self, name: str, number: int, condition: Condition | None = None) -> bool:
         """As `delete`, one version that no alias points at. Raises UnknownVersion and VersionInUse too."""
         with self._changing(name, ends=True):
             unused = self._registry.delete_version(name, number, condition)
-        with self._lock:
-            in_use = (name, number) in self._leased
-        for id in unused:
-            self._remove_if_unused(id)
+        in_use = self.leases.in_use(name, number)
+        self.leases.remove_unused(unused)
         return in_use
 
     def set_pinned(self, name: str, pinned: bool) -> Version:
@@ -231,13 +204,9 @@ class Catalog:
         Raises UnknownAdapter, UnknownVersion, and BaseMismatch for a version that was added when another base was
         served.
         """
-        with self._lock:
-            version = self.resolve(ref, key)
-            self._hold(version.id)
-            self._leased[version.name, version.number] += 1
-        lease = Lease(version, lambda: self._end_lease(version))
+        lease = self.leases.lease(lambda: self.resolve(ref, key))
         try:
-            self.base.check(version.manifest)
+            self.base.check(lease.version.manifest)
         except BaseException:
             lease.release()
             raise
@@ -245,11 +214,7 @@ class Catalog:
 
     def misfit(self, version: Version) -> str | None:
         """Why this base cannot serve a version that is registered, or None if it can."""
-        try:
-            self.base.check(version.manifest)
-        except BaseMismatch as error:
-            return str(error)
-        return None
+        return self.base.misfit(version.manifest)
 
     def remember_residents(self, ids: Iterable[AdapterId]) -> None:
         """Most recent first; for the next start."""
@@ -271,23 +236,10 @@ class Catalog:
         Raises DatabaseUnusable, and removes nothing, when blobs have names but the registry has never had one: it was
         lost, not emptied.
         """
-        stored, corrupt, named = frozenset(self._store.ids()), self._store.quarantined(), self._registry.ids()
-        self._check_not_lost(stored | corrupt)
-        temporaries = self._store.clear_temporaries()
-        orphans = sorted((stored | corrupt) - named)
-        for id in orphans:
-            self._store.delete(id)
+        found = sweep(self._registry, self._store, self.base)
         self._labels.refresh()
         self._dossier_files.refresh()
-        lost, every = named - stored - corrupt, self._registry.every()
-        reasons = [(version, self.misfit(version)) for version in every]
-        return Sweep(
-            removed=tuple(orphans),
-            missing=tuple(version for version in every if version.id in lost),
-            corrupt=tuple(version for version in every if version.id in corrupt),
-            misfits=tuple((version, reason) for version, reason in reasons if reason is not None),
-            temporaries=temporaries,
-        )
+        return found
 
     def check_names(self, name: str, alias: str | None) -> None:
         """Raises NameInvalid, NameReserved, AliasInvalid. An owner's name may stand before the adapter's."""
@@ -307,7 +259,7 @@ class Catalog:
         eval: bytes | None = None,
     ) -> tuple[Version, bool]:
         self.base.check(checkpoint.manifest)
-        with self._holding(checkpoint.manifest.id):
+        with self.leases.holding(checkpoint.manifest.id):
             self._store.put(checkpoint)
             with self._changing(name, ends=alias is not None):
                 return self._registry.add(name, checkpoint.manifest, alias, condition, eval)
@@ -323,71 +275,3 @@ class Catalog:
             yield
         self._labels.follow(name, before)
         self._dossier_files.follow(name, ends)
-
-    def _check_not_lost(self, blobs: Iterable[AdapterId]) -> None:
-        if self._registry.is_new() and any(self._store.label(id) is not None for id in blobs):
-            raise DatabaseUnusable(
-                "The registry is empty, but the adapters on disk have names: it was lost. Restore it from a backup, or "
-                "stop and run `rootstock doctor --rebuild` on this data directory."
-            )
-
-    @contextmanager
-    def _holding(self, id: AdapterId) -> Iterator[None]:
-        """While bytes are stored but not yet named, nobody else's delete may remove them; if naming fails, we do.
-
-        Not so where it may have been done: a name that the next start finds has its bytes, or else that start removes
-        them.
-        """
-        with self._lock:
-            self._hold(id)
-        try:
-            yield
-        except Unsettled:
-            raise
-        except BaseException:
-            with self._lock:
-                self._doomed.add(id)
-            raise
-        finally:
-            self._release(id)
-
-    def _hold(self, id: AdapterId) -> None:
-        assert self._lock.locked(), "uses are counted under the lock"
-        self._uses[id] = self._uses.get(id, 0) + 1
-
-    def _end_lease(self, version: Version) -> None:
-        with self._lock:
-            self._leased -= Counter([(version.name, version.number)])  # drops what comes to nothing
-        self._release(version.id)
-
-    def _release(self, id: AdapterId) -> None:
-        with self._lock:
-            self._uses[id] -= 1
-            if self._uses[id]:
-                return
-            del self._uses[id]
-            if id not in self._doomed:
-                return
-        self._remove_if_unused(id)
-
-    def _remove_if_unused(self, id: AdapterId) -> None:
-        """Now, or when the last lease is back. The lock keeps `lease` and uploads from taking hold in between.
-
-        The name is gone already, so trouble with the bytes is logged, and the next start removes them.
-        """
-        with self._lock:
-            if id in self._uses:
-                self._doomed.add(id)
-                return
-            self._doomed.discard(id)
-            try:
-                if self._registry.is_used(id):
-                    return
-                self._store.delete(id)
-            except OSError:
-                log.exception("the blob %s was not removed; the next start does it", id)
-        self.on_forgotten(id)
-
-
-def _nobody(id: AdapterId) -> None:
-    """Nobody needs to know."""

@@ -62,6 +62,14 @@ class ServedBase:
         if manifest.trained_on is not None:
             self._check_record(manifest.trained_on)
 
+    def misfit(self, manifest: Manifest) -> str | None:
+        """What `check` raises, as text, or None."""
+        try:
+            self.check(manifest)
+        except BaseMismatch as error:
+            return str(error)
+        return None
+
     def _check_shapes(self, manifest: Manifest) -> None:
         """Uploads were compared tensor by tensor; this is for adapters that an earlier base had taken."""
         for graft in manifest.grafts:

@@ -18,7 +18,7 @@ from adapters.catalog import Catalog
 from adapters.condition import Condition
 from adapters.errors import NotOwner, UnknownAdapter, UnknownVersion, quoted
 from adapters.evaluations import EvalFile, Score
-from adapters.lease import Lease
+from adapters.leases import Lease
 from adapters.manifest import AdapterId
 from adapters.naming import check_slug, owner_of, qualified
 from adapters.provenance import ServedBase

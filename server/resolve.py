@@ -13,7 +13,7 @@ import anyio.to_thread
 
 from adapters import errors
 from adapters.errors import AdapterError
-from adapters.lease import Lease
+from adapters.leases import Lease
 from adapters.manifest import AdapterId
 from adapters.tenant_catalog import TenantCatalog
 from server.errors import BadRequest, ModelNotFound

@@ -185,7 +185,7 @@ def test_d42_upload_delete_and_lease_race(rig: CatalogRig, sources: list[Path]) 
     run_all([threading.Thread(target=work, args=(seed,)) for seed in range(8)])
     assert failures == []
     assert rig.consistent()
-    assert not rig.catalog._uses and not rig.catalog._doomed
+    assert rig.catalog.leases.idle
 
 
 def test_a_resolved_reference_follows_every_change(rig: CatalogRig, sources: list[Path]) -> None:

@@ -28,7 +28,7 @@ from adapters.canary import Canary
 from adapters.catalog import Catalog
 from adapters.condition import Condition
 from adapters.errors import VersionInUse
-from adapters.lease import Lease
+from adapters.leases import Lease
 from adapters.registry import Registry, Version
 from adapters.store import BlobStore
 from engine.sequence import FinishReason, Request
@@ -206,7 +206,7 @@ class Life(RuleBasedStateMachine):
     def settle(self) -> None:
         self.bench.run()
         self._let_go()
-        assert not self.running and not self.catalog._uses and not self.catalog._doomed, "I5"
+        assert not self.running and self.catalog.leases.idle, "I5"
         assert set(self.store.ids()) == self.registry.ids(), "I6"
 
     @rule()

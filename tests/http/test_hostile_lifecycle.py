@@ -135,7 +135,7 @@ def test_d40_an_adapter_that_nothing_runs_on_is_deleted_at_once(slow: tuple[Serv
             assert http.delete("/v1/models/still").status_code == 200
             assert http.delete("/v1/models/twin").status_code == 202
             text_of(reply)
-        assert not rig.catalog._leased
+        assert not rig.catalog.leases._leased
         eventually(lambda: not list(rig.catalog._store.ids()))
         check_after(http, rig)
 

@@ -163,7 +163,7 @@ def test_a_full_queue_is_told_and_leaves_the_alias(made: Made) -> None:
     rig.worker.__class__ = Full
     assert promote(client, 3).status_code == 429
     assert client.get("/v1/adapters/q@prod").json()["version"] == 1
-    assert not rig.catalog._uses
+    assert rig.catalog.leases.idle
 
 
 class Taken:
@@ -186,7 +186,7 @@ class Taken:
 
 def test_f61_a_hangup_while_a_promote_takes_hold_of_a_version_leaves_no_hold(made: Made) -> None:
     rig, client = made
-    rig.catalog._lock = lock = Taken()  # type: ignore[assignment]
+    rig.catalog.leases._lock = lock = Taken()  # type: ignore[assignment]
     body = b'{"version": 3}'
     head = f"POST /v1/adapters/q/promote HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}"
     with socket.create_connection((client.base_url.host, client.base_url.port)) as leaving:
@@ -309,7 +309,7 @@ def test_i85_a_promote_is_held_to_its_callers_quotas(metered: Metered) -> None:
             assert measured(metered.rig) - before == measured_rows, "a version at a time is a request"
             assert client.get("/v1/adapters/q@prod").json()["version"] == 1
             assert promote(client, 2, force=True).status_code == 200, "which measures nothing"
-    assert not worker.running and not metered.rig.catalog._uses
+    assert not worker.running and metered.rig.catalog.leases.idle
 
 
 def test_i86_a_promote_that_ends_early_pays_for_what_was_begun(metered: Metered) -> None:

@@ -187,7 +187,7 @@ def test_an_adapter_is_let_go_before_its_last_finish_reason_is_told(
     rig = make_rig(tmp_path)
     held: list[tuple[str, bool]] = []
     rig.app.add_middleware(
-        Watched, see=lambda text: held.extend((event, bool(rig.catalog._leased)) for event in events(text))
+        Watched, see=lambda text: held.extend((event, bool(rig.catalog.leases._leased)) for event in events(text))
     )
     with serve(rig.app) as live, live.client() as client:
         client.post("/v1/adapters", data={"name": "brief"}, files=form(3)).raise_for_status()

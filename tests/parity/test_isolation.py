@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adapters.catalog import Catalog
-from adapters.lease import Lease
+from adapters.leases import Lease
 from adapters.manifest import AdapterId
 from adapters.provenance import ServedBase
 from adapters.registry import Registry

@@ -68,7 +68,7 @@ def check_held(rig: ServerRig, within_s: float = 10) -> None:
     """I5, of a server whose engine is a fake."""
     eventually(lambda: not rig.worker.running, within_s)
     eventually(lambda: rig.services.lifecycle.in_flight == 0, within_s)
-    eventually(lambda: not rig.catalog._uses and not rig.catalog._leased and not rig.catalog._doomed, within_s)
+    eventually(lambda: rig.catalog.leases.idle, within_s)
     eventually(lambda: not rig.services.uploads._busy and not rig.services.uploads._reservations, within_s)
 
 

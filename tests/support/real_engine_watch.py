@@ -64,8 +64,8 @@ class RealEngineWatch:
             "slots without tensors, or the reverse": slots ^ self._runner._bank._placed.keys(),
             "slots of what is gone": slots - self._rig.registry.ids(),
             "slots kept": residency.pinned | residency._merged.keys(),
-            "leases": dict(catalog._uses),
-            "doomed": set(catalog._doomed),
+            "leases": dict(catalog.leases._uses),
+            "doomed": set(catalog.leases._doomed),
             "answers": self._rig.services.lifecycle.in_flight,
         }
 
