@@ -116,12 +116,12 @@ class Draft:
         leaving = self.device.room_for(self.sizes[adapter], stays, first, self.quotas.counted())
         if leaving is None:
             return False
-        self.dismiss(leaving)
+        self.evict(leaving)
         self.device.sizes[adapter] = self.sizes[adapter]
         self._place.append(adapter)
         return True
 
-    def dismiss(self, leaving: Iterable[AdapterId]) -> None:
+    def evict(self, leaving: Iterable[AdapterId]) -> None:
         for adapter in leaving:
             self.device.leave([adapter])
             self.quotas.evicted(adapter)

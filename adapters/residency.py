@@ -146,7 +146,7 @@ class Residency:
             self._advance(draft, use, stays)
         for adapter in warm:
             if adapter not in draft.device.sizes:
-                self._bring(draft, adapter, _everyone, _everyone)
+                self._fetch_or_place(draft, adapter, _evict_nobody, _evict_nobody)
         return draft.plan()
 
     def _advance(self, draft: Draft, use: AdapterUse, stays: _Stays) -> None:
@@ -159,8 +159,8 @@ class Residency:
         unused = tuple(one for one in given_up if _unused(draft, AdapterUse(one, use.tenant), stays))
         there = adapter in draft.device.sizes
         if there:
-            draft.dismiss(unused)
-        elif not self._bring(draft, adapter, stays.device.__contains__, stays.host.__contains__, unused):
+            draft.evict(unused)
+        elif not self._fetch_or_place(draft, adapter, stays.device.__contains__, stays.host.__contains__, unused):
             draft.note_no_room(use)
         if counted and adapter in draft.device.sizes:
             draft.exchange(use, given_up)
@@ -171,7 +171,7 @@ class Residency:
         if not self.on_device(adapter) or adapter not in draft.device.sizes:  # then its host copy is not to spare
             stays.host.add(adapter)
 
-    def _bring(
+    def _fetch_or_place(
         self,
         draft: Draft,
         adapter: AdapterId,
@@ -262,7 +262,7 @@ class Residency:
         self._quotas.check_integrity()
 
 
-def _everyone(_: AdapterId) -> bool:
+def _evict_nobody(_: AdapterId) -> bool:
     return True
 
 

@@ -101,7 +101,7 @@ class Engine:
         started = monotonic()
         self._move_adapters()
         plan = self.scheduler.schedule(self.tiers)
-        self._note(plan)
+        self._observe_plan(plan)
         self.stalled = not plan.chunks
         if plan.chunks:
             self._compute(plan)
@@ -205,8 +205,8 @@ class Engine:
                 done.set_result(None)
         self._merging = None
 
-    def _note(self, plan: StepPlan) -> None:
-        """Tell who came in, and who was sent back."""
+    def _observe_plan(self, plan: StepPlan) -> None:
+        """Report admissions and preemptions, and note how each sequence was admitted."""
         now = monotonic()
         for sequence in plan.admitted:
             if sequence.admission is None:
@@ -253,7 +253,7 @@ class Engine:
     def _accept(self, sequence: Sequence, token: int, logprob: TokenLogprob | None) -> None:
         """A sequence gains a token, and perhaps its end."""
         sequence.tokens.append(token)
-        self._clock_token(sequence)
+        self._observe_token(sequence)
         p = sequence.params
         may_stop = sequence.num_generated >= p.min_tokens
         logprobs = () if logprob is None else (logprob,)
@@ -305,7 +305,7 @@ class Engine:
         outbox, self._outbox = self._outbox, []
         return outbox
 
-    def _clock_token(self, sequence: Sequence) -> None:
+    def _observe_token(self, sequence: Sequence) -> None:
         now = monotonic()
         if sequence.last_token_at is None:
             self._observe(FirstToken(sequence.id, sequence.adapter, now - sequence.arrived))

@@ -140,7 +140,7 @@ def test_the_list_of_modules_names_only_those_that_exist() -> None:
     assert modules() >= MAY_IMPORT_TORCH
 
 
-@pytest.mark.parametrize("package", ["server", "engine", "adapters", "loader", "native"])
+@pytest.mark.parametrize("package", ["server", "engine", "adapters", "loader", "native", "training"])
 def test_the_module_map_names_every_module_once(package: str) -> None:
     parts = re.split(r"^`(\w+)/`", MODULE_MAP.read_text(encoding="utf-8"), flags=re.MULTILINE)
     listed = [
@@ -149,8 +149,9 @@ def test_the_module_map_names_every_module_once(package: str) -> None:
         for name in re.findall(r"`(\w+)(?:`|/`)", part.partition("\n#")[0])
         if heading == package
     ]
-    there = {path.stem for path in (ROOT / package).iterdir() if path.suffix == ".py" or any(path.glob("**/*.*"))}
-    assert sorted(listed) == sorted(there - {"__init__", "__pycache__"})
+    files = (path.relative_to(ROOT / package) for path in (ROOT / package).rglob("*.*") if path.suffix != ".pyc")
+    there = {path.parts[0].removesuffix(".py") for path in files if len(path.parts) > 1 or path.suffix == ".py"}
+    assert sorted(listed) == sorted(there - {"__init__"})
 
 
 def test_packages_run_nothing_on_import() -> None:
