@@ -7,11 +7,13 @@ import pytest
 
 from server.chat_body import ChatBody
 from server.completion_body import CompletionBody
+from server.errors import TABLE
 from server.fields import UNSERVED
 from server.settings import MANY, Settings
 from tests.support.server_rig import ServerRig
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS, SERVER = ROOT / "docs", ROOT / "server"
 API = (DOCS / "api.md").read_text(encoding="utf-8")
 COMING = (DOCS / "coming-from.md").read_text(encoding="utf-8")
 _METHODS = re.compile(r"[A-Z]+(?:/[A-Z]+)*")
@@ -62,6 +64,14 @@ def test_every_field_of_a_generation_is_told_and_no_other() -> None:
     without_effect = section("Accepted, without effect").partition(". ")[0]
     told |= {name.partition(".")[0] for name in re.findall(r"`([\w.]+)`", without_effect)}
     assert told == served | set(UNSERVED)
+
+
+def test_every_error_code_is_told_beside_its_status() -> None:
+    told = {status: codes for status, codes in re.findall(r"^\| (\d{3}) \| (.+) \|$", section("Errors"), re.MULTILINE)}
+    for _, row in TABLE:
+        assert f"`{row.code}`" in told[str(row.status)], row.code
+    raised = {code for path in SERVER.rglob("*.py") for code in re.findall(r'code="(\w+)"', path.read_text())}
+    assert raised <= set(re.findall(r"`(\w+)`", section("Errors")))
 
 
 def ours(text: str) -> list[str]:
