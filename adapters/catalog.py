@@ -20,10 +20,11 @@ from adapters.leases import Lease, Leases
 from adapters.manifest import AdapterId
 from adapters.naming import check_alias, check_name, check_slug, parse_reference
 from adapters.provenance import ServedBase
-from adapters.registry import Registry, Version
+from adapters.registry import Registry
 from adapters.resolved import Resolved
 from adapters.store import BlobStore
 from adapters.sweep import Sweep, sweep
+from adapters.version import Version
 
 
 class Catalog:

@@ -14,8 +14,9 @@ from typing import Any
 
 from adapters.errors import UnknownAdapter
 from adapters.manifest import AdapterId, TrainedOn
-from adapters.registry import Registry, Version
+from adapters.registry import Registry
 from adapters.store import BlobStore
+from adapters.version import Version
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,9 @@ from types import TracebackType
 
 from adapters.errors import Unsettled
 from adapters.manifest import AdapterId
-from adapters.registry import Registry, Version
+from adapters.registry import Registry
 from adapters.store import BlobStore
+from adapters.version import Version
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""What the registry asks about versions, of many rows at once.
+"""What the registry asks about versions: the row that a reference means, and questions over many rows.
 
 Owns those queries. Knows a session and the tables; what the answers mean is the registry's.
 """
@@ -8,9 +8,29 @@ from collections.abc import Sequence
 from sqlalchemy import ColumnElement, exists, func, select
 from sqlalchemy.orm import Session
 
-from adapters.naming import qualified
+from adapters.errors import UnknownAdapter, UnknownVersion, quoted
+from adapters.naming import Reference, qualified
 from adapters.sharing import EVERYBODY
-from adapters.tables import ShareRow, VersionRow
+from adapters.tables import AliasRow, ShareRow, VersionRow
+
+
+def find(session: Session, reference: Reference) -> VersionRow:
+    """Without a selector, the newest version. Raises UnknownAdapter, UnknownVersion."""
+    query = select(VersionRow).where(VersionRow.name == reference.name)
+    if reference.number is not None:
+        query = query.where(VersionRow.number == reference.number)
+    elif reference.id is not None:
+        query = query.where(VersionRow.adapter_id == reference.id)
+    elif reference.alias is not None:
+        number = select(AliasRow.number).where(AliasRow.name == reference.name, AliasRow.alias == reference.alias)
+        query = query.where(VersionRow.number == number.scalar_subquery())
+    row = session.scalars(query.order_by(VersionRow.number.desc()).limit(1)).one_or_none()
+    if row is not None:
+        return row
+    if session.scalar(select(exists().where(VersionRow.name == reference.name))):
+        selector = reference.number or reference.alias or reference.id
+        raise UnknownVersion(f"The adapter {quoted(reference.name)} has no version, alias or digest {selector}.")
+    raise unknown(reference.name)
 
 
 def only_version(session: Session, name: str) -> bool:
@@ -41,3 +61,7 @@ def _owned(tenant: str) -> ColumnElement[bool]:
 
 def is_used(session: Session, id: str) -> bool:
     return bool(session.scalar(select(exists().where(VersionRow.adapter_id == id))))
+
+
+def unknown(name: str) -> UnknownAdapter:
+    return UnknownAdapter(f"There is no adapter {quoted(name)}.")

@@ -15,10 +15,11 @@ from adapters.errors import AdapterCorrupt, DatabaseUnusable, UnknownAdapter
 from adapters.labels import Label, decode
 from adapters.manifest import AdapterId, Manifest
 from adapters.manifest_json import manifest_to_json
-from adapters.registry import Registry, Version
+from adapters.registry import Registry
 from adapters.restoring import restore
 from adapters.store import BlobStore
 from adapters.tables import AdapterRow, AliasRow, NameRow, Table, VersionRow
+from adapters.version import Version
 
 SUFFIXES = ("", "-wal", "-shm")
 """A SQLite database is up to three files."""

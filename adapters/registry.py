@@ -5,7 +5,7 @@ after the name was deleted. Where aliases point is in aliases.py. Knows ids and 
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from sqlalchemy import delete, exists, select
@@ -18,35 +18,15 @@ from adapters.condition import Condition, check
 from adapters.database import Database
 from adapters.disk import Disk
 from adapters.dossier import Dossier
-from adapters.errors import UnknownAdapter, UnknownVersion, VersionInUse, quoted
+from adapters.errors import VersionInUse, quoted
 from adapters.evaluations import EvalFile, Score
-from adapters.manifest import AdapterId, Manifest, TrainedOn
-from adapters.manifest_json import manifest_from_json, manifest_to_json
+from adapters.manifest import AdapterId, Manifest
+from adapters.manifest_json import manifest_to_json
 from adapters.naming import Reference
 from adapters.sharing import Shares
-from adapters.tables import AdapterRow, AliasRow, CanaryRow, NameRow, ResidentRow, ShareRow, VersionRow
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """One numbered version of a name. `created` is in UTC, `aliases` are sorted.
-
-    `full_name` is what the registry calls it, `name` what the tenant who asked does; by itself that is the same.
-    `canaries` are the aliases that give it a fraction of their traffic, each with that; `score` is its latest.
-    """
-
-    name: str
-    full_name: str
-    number: int
-    id: AdapterId
-    created: datetime
-    aliases: tuple[str, ...]
-    manifest: Manifest
-    canaries: tuple[tuple[str, float], ...] = ()
-    score: Score | None = None
-
-    def renamed(self, name: str) -> "Version":
-        return replace(self, name=name)
+from adapters.tables import AdapterRow, CanaryRow, NameRow, ResidentRow, ShareRow, VersionRow
+from adapters.version import Version
+from adapters.version_rows import VersionRows
 
 
 class Registry:
@@ -55,7 +35,7 @@ class Registry:
     def __init__(self, url: str, disk: Disk | None = None) -> None:
         """Opens the database and brings its schema up to date. Raises DatabaseUnusable when that cannot be done."""
         self._database = Database(url, disk=disk)
-        self._manifests: dict[AdapterId, Manifest] = {}
+        self._rows = VersionRows()
         self.shares = Shares(self._database)
 
     def close(self) -> None:
@@ -90,33 +70,33 @@ class Registry:
                 evaluations.attach(session, name, row.number, eval)
             if alias is not None:
                 aliases.point(session, name, alias, row.number)
-            return self._version(session, row), created
+            return self._rows.describe(session, row), created
 
     def resolve(self, reference: Reference) -> Version:
         """Without a selector, the newest version. Raises UnknownAdapter, UnknownVersion."""
         with self._database.reading() as session:
-            return self._version(session, self._find(session, reference))
+            return self._rows.describe(session, queries.find(session, reference))
 
     def split(self, reference: Reference) -> Split[Version]:
         """As `resolve`, with the alias's canary."""
         with self._database.reading() as session:
-            stable, name, alias = self._find(session, reference), reference.name, reference.alias
+            stable, name, alias = queries.find(session, reference), reference.name, reference.alias
             canary = None if alias is None else aliases.canary_of(session, name, alias)
             if canary is None:
-                return Split(self._version(session, stable))
+                return Split(self._rows.describe(session, stable))
             assert alias is not None
-            return self._split(session, name, alias, stable, canary)
+            return self._rows.split(session, name, alias, stable, canary)
 
     def splits(self) -> list[Split[Version]]:
         """Every alias that has a canary, sorted by name and alias."""
         with self._database.reading() as session:
             rows = session.scalars(select(CanaryRow).order_by(CanaryRow.name, CanaryRow.alias)).all()
             return [
-                self._split(
+                self._rows.split(
                     session,
                     row.name,
                     row.alias,
-                    self._find(session, Reference(row.name, alias=row.alias)),
+                    queries.find(session, Reference(row.name, alias=row.alias)),
                     Canary(row.number, row.weight),
                 )
                 for row in rows
@@ -125,13 +105,13 @@ class Registry:
     def newest(self, tenant: str | None = None) -> list[Version]:
         """The newest version of each name, sorted by name; of all, or of those that `tenant` may use."""
         with self._database.reading() as session:
-            return self._versions(session, queries.newest_of_each(session, tenant))
+            return self._rows.describe_all(session, queries.newest_of_each(session, tenant))
 
     def every(self) -> list[Version]:
         """Every version of every name, sorted by name and number."""
         with self._database.reading() as session:
             query = select(VersionRow).order_by(VersionRow.name, VersionRow.number)
-            return self._versions(session, session.scalars(query).all())
+            return self._rows.describe_all(session, session.scalars(query).all())
 
     def versions(self, name: str) -> list[Version]:
         """Oldest first. Raises UnknownAdapter."""
@@ -139,8 +119,8 @@ class Registry:
             query = select(VersionRow).where(VersionRow.name == name).order_by(VersionRow.number)
             rows = session.scalars(query).all()
             if not rows:
-                raise _unknown(name)
-            return self._versions(session, rows)
+                raise queries.unknown(name)
+            return self._rows.describe_all(session, rows)
 
     def set_alias(
         self, name: str, alias: str, number: int, condition: Condition | None = None, canary: Canary | None = None
@@ -151,12 +131,12 @@ class Registry:
         ConditionFailed.
         """
         with self._database.writing() as session:
-            row = self._find(session, Reference(name, number=number))
+            row = queries.find(session, Reference(name, number=number))
             if canary is not None:
-                self._find(session, Reference(name, number=canary.number))
+                queries.find(session, Reference(name, number=canary.number))
             check(condition, aliases.target(session, name, alias))
             aliases.point(session, name, alias, number, canary)
-            return self._version(session, row)
+            return self._rows.describe(session, row)
 
     def roll_back(self, name: str, alias: str, condition: Condition | None = None) -> Version:
         """End the alias's canary, else put it back to where it pointed before.
@@ -164,10 +144,10 @@ class Registry:
         Raises UnknownAdapter, NothingToRollBack, ConditionFailed.
         """
         with self._database.writing() as session:
-            self._find(session, Reference(name))
+            queries.find(session, Reference(name))
             check(condition, aliases.target(session, name, alias))
             number = aliases.roll_back(session, name, alias)
-            return self._version(session, self._find(session, Reference(name, number=number)))
+            return self._rows.describe(session, queries.find(session, Reference(name, number=number)))
 
     def alias(self, name: str, alias: str) -> Alias:
         """Raises UnknownAdapter when `name` has no such alias."""
@@ -186,7 +166,7 @@ class Registry:
     def attach_eval(self, name: str, number: int, content: bytes) -> None:
         """Give a version its eval file, in place of one that it had. Raises UnknownAdapter, UnknownVersion."""
         with self._database.writing() as session:
-            self._find(session, Reference(name, number=number))
+            queries.find(session, Reference(name, number=number))
             evaluations.attach(session, name, number, content)
 
     def eval_file(self, name: str, number: int) -> EvalFile | None:
@@ -196,7 +176,7 @@ class Registry:
     def remember_score(self, name: str, number: int, score: Score) -> None:
         """Raises UnknownAdapter, UnknownVersion."""
         with self._database.writing() as session:
-            self._find(session, Reference(name, number=number))
+            queries.find(session, Reference(name, number=number))
             evaluations.remember(session, name, number, score)
 
     def delete(self, name: str, condition: Condition | None = None) -> list[AdapterId]:
@@ -208,7 +188,7 @@ class Registry:
         with self._database.writing() as session:
             ids = session.scalars(select(VersionRow.adapter_id).where(VersionRow.name == name)).all()
             if not ids:
-                raise _unknown(name)
+                raise queries.unknown(name)
             check(condition, queries.newest_number(session, name))
             session.execute(delete(VersionRow).where(VersionRow.name == name))
             session.execute(delete(ShareRow).where(ShareRow.name == name))
@@ -218,7 +198,7 @@ class Registry:
     def delete_version(self, name: str, number: int, condition: Condition | None = None) -> list[AdapterId]:
         """Remove one version that nothing points at; as `delete`. Raises UnknownVersion and VersionInUse too."""
         with self._database.writing() as session:
-            row = self._find(session, Reference(name, number=number))
+            row = queries.find(session, Reference(name, number=number))
             check(condition, queries.newest_number(session, name))
             pointers = aliases.pointers(session, {name}).get((name, number), Pointers())
             if pointing := sorted({*pointers.aliases, *(alias for alias, _ in pointers.canaries)}):
@@ -238,15 +218,14 @@ class Registry:
         """Forget those of `ids` that no version has any more."""
         unused = [AdapterId(id) for id in ids if not queries.is_used(session, id)]
         session.execute(delete(AdapterRow).where(AdapterRow.id.in_(unused)))
-        for id in unused:
-            self._manifests.pop(id, None)
+        self._rows.forget(unused)
         return unused
 
     def with_content(self, id: AdapterId) -> list[Version]:
         """Every version with this content, sorted by name."""
         with self._database.reading() as session:
             rows = session.scalars(select(VersionRow).where(VersionRow.adapter_id == id).order_by(VersionRow.name))
-            return self._versions(session, rows.all())
+            return self._rows.describe_all(session, rows.all())
 
     def dossiers(self, name: str | None = None) -> dict[str, Dossier]:
         """What is known of each name that was ever used, or of one of them."""
@@ -270,15 +249,17 @@ class Registry:
     def set_pinned(self, name: str, pinned: bool) -> Version:
         """The newest version of `name`, which the pin applies to. Raises UnknownAdapter."""
         with self._database.writing() as session:
-            row = self._find(session, Reference(name))
+            row = queries.find(session, Reference(name))
             session.get_one(NameRow, name).pinned = pinned
-            return self._version(session, row)
+            return self._rows.describe(session, row)
 
     def pinned(self) -> list[Version]:
         """The newest version of each pinned name, sorted by name."""
         with self._database.reading() as session:
             pinned = set(session.scalars(select(NameRow.name).where(NameRow.pinned)))
-            return self._versions(session, [row for row in queries.newest_of_each(session) if row.name in pinned])
+            return self._rows.describe_all(
+                session, [row for row in queries.newest_of_each(session) if row.name in pinned]
+            )
 
     def remember_residents(self, ids: Iterable[AdapterId]) -> None:
         """Replace the remembered order, most recent first. Ids that were deleted meanwhile are left out."""
@@ -309,69 +290,3 @@ class Registry:
         session.add(row)
         session.flush()
         return row
-
-    def _find(self, session: Session, reference: Reference) -> VersionRow:
-        query = select(VersionRow).where(VersionRow.name == reference.name)
-        if reference.number is not None:
-            query = query.where(VersionRow.number == reference.number)
-        elif reference.id is not None:
-            query = query.where(VersionRow.adapter_id == reference.id)
-        elif reference.alias is not None:
-            number = select(AliasRow.number).where(AliasRow.name == reference.name, AliasRow.alias == reference.alias)
-            query = query.where(VersionRow.number == number.scalar_subquery())
-        row = session.scalars(query.order_by(VersionRow.number.desc()).limit(1)).one_or_none()
-        if row is not None:
-            return row
-        if session.scalar(select(exists().where(VersionRow.name == reference.name))):
-            selector = reference.number or reference.alias or reference.id
-            raise UnknownVersion(f"The adapter {quoted(reference.name)} has no version, alias or digest {selector}.")
-        raise _unknown(reference.name)
-
-    def _version(self, session: Session, row: VersionRow) -> Version:
-        return self._versions(session, [row])[0]
-
-    def _versions(self, session: Session, rows: Sequence[VersionRow]) -> list[Version]:
-        names = {row.name for row in rows}
-        pointers, scores = aliases.pointers(session, names), evaluations.scores(session, names)
-        keys = [(row.name, row.number) for row in rows]
-        return [
-            self._described(session, row, pointers.get(key, Pointers()), scores.get(key))
-            for row, key in zip(rows, keys, strict=True)
-        ]
-
-    def _described(self, session: Session, row: VersionRow, pointers: Pointers, score: Score | None) -> Version:
-        manifest = self._manifest(session, AdapterId(row.adapter_id))
-        return Version(
-            name=row.name,
-            full_name=row.name,
-            number=row.number,
-            id=AdapterId(row.adapter_id),
-            created=row.created.replace(tzinfo=UTC),
-            aliases=pointers.aliases,
-            manifest=replace(manifest, base=row.base, trained_on=_trained_on(row)),
-            canaries=pointers.canaries,
-            score=score,
-        )
-
-    def _split(self, session: Session, name: str, alias: str, stable: VersionRow, canary: Canary) -> Split[Version]:
-        tried = self._find(session, Reference(name, number=canary.number))
-        versions = self._version(session, stable), self._version(session, tried)
-        return Split(*versions, canary.weight, salt=f"{name}@{alias}#{tried.adapter_id}")
-
-    def _manifest(self, session: Session, id: AdapterId) -> Manifest:
-        """Manifests never change, and parsing one costs far more than the query, so parsed ones are kept."""
-        known = self._manifests.get(id)
-        if known is None:
-            known = manifest_from_json(session.get_one(AdapterRow, id).manifest)
-            self._manifests[id] = known
-        return known
-
-
-def _trained_on(row: VersionRow) -> TrainedOn | None:
-    if row.base_weights is None or row.base_quantization is None:
-        return None
-    return TrainedOn(row.base_weights, row.base_quantization)
-
-
-def _unknown(name: str) -> UnknownAdapter:
-    return UnknownAdapter(f"There is no adapter {quoted(name)}.")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from adapters.canary import Split
-from adapters.registry import Version
+from adapters.version import Version
 
 
 class Resolved:

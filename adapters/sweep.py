@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from adapters.errors import DatabaseUnusable
 from adapters.manifest import AdapterId
 from adapters.provenance import ServedBase
-from adapters.registry import Registry, Version
+from adapters.registry import Registry
 from adapters.store import BlobStore
+from adapters.version import Version
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,8 @@ from adapters.leases import Lease
 from adapters.manifest import AdapterId
 from adapters.naming import check_slug, owner_of, qualified
 from adapters.provenance import ServedBase
-from adapters.registry import Version
 from adapters.sharing import EVERYBODY
+from adapters.version import Version
 
 T = TypeVar("T")
 

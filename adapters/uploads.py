@@ -26,8 +26,8 @@ from adapters.errors import (
     UploadsFull,
     WrongOffset,
 )
-from adapters.registry import Version
 from adapters.upload_files import UploadFiles, UploadSession, UploadSpec, UploadWriter
+from adapters.version import Version
 from loader.digests import file_digest
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ Owns that logger. Who did it is bound to the request's log context: the tenant a
 
 import structlog
 
-from adapters.registry import Version
+from adapters.version import Version
 
 _log = structlog.get_logger("audit")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from adapters.evaluations import Score
 from adapters.manifest import AdapterId
-from adapters.registry import Version
+from adapters.version import Version
 from server.deps import in_thread
 from server.ports import Services, Worker
 

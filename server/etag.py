@@ -8,7 +8,7 @@ import re
 from starlette.requests import Request
 
 from adapters.condition import Condition
-from adapters.registry import Version
+from adapters.version import Version
 from server.errors import BadRequest
 
 _TAG = re.compile(r'\s*(?:W/)?"([^"]*)"\s*')

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapters.evaluations import EvalFile, Score
-from adapters.registry import Version
+from adapters.version import Version
 from engine.sequence import FinishReason, Request, SamplingParams, TokenLogprob
 from server.deps import in_thread
 from server.errors import ApiError, ChatRefused, GenerationFailed

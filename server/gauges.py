@@ -14,7 +14,7 @@ from adapters.canary import Split
 from adapters.catalog import Catalog
 from adapters.manifest import AdapterId
 from adapters.naming import owner_of
-from adapters.registry import Version
+from adapters.version import Version
 from engine.snapshot import EngineStats, Resident
 from server.metrics import AdapterLabels
 from server.ports import Services, Worker

@@ -7,7 +7,7 @@ restarted or the bytes are deleted, so what it shows now decides. Knows the work
 
 from typing import TYPE_CHECKING
 
-from adapters.registry import Version
+from adapters.version import Version
 
 if TYPE_CHECKING:
     from server.ports import Worker

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 
 from adapters.canary import Split
 from adapters.manifest import AdapterId
-from adapters.registry import Version
+from adapters.version import Version
 from engine.events import (
     AdapterEvicted,
     AdapterFailed,

@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable
 
 from adapters.manifest import AdapterId
 from adapters.naming import owner_of
-from adapters.registry import Version
+from adapters.version import Version
 from server.quotas.tenant_quotas import Holdings
 
 

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from adapters.condition import Condition
 from adapters.manifest import AdapterId
-from adapters.registry import Version
+from adapters.version import Version
 from loader.digests import DIGEST
 from server.audit import note_upload
 from server.cards import adapter_card, adapter_cards, listing

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from adapters.condition import Condition
 from adapters.errors import UnknownAdapter
 from adapters.evaluations import Score
-from adapters.registry import Version
+from adapters.version import Version
 from server.audit import note
 from server.body import StrictRoute
 from server.cards import adapter_card, score_card

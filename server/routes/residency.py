@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Depends
 
 from adapters.errors import UnknownAdapter
-from adapters.registry import Version
+from adapters.version import Version
 from server.cards import adapter_card
 from server.deps import RequireScope, ServicesDep, accepting, in_thread
 from server.errors import NO_RETRY, ApiError, BadRequest

@@ -13,8 +13,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from adapters.evaluations import EVAL_BYTES
-from adapters.registry import Version
 from adapters.upload_files import UploadSession, UploadSpec
+from adapters.version import Version
 from loader.digests import DIGEST, is_digest
 from server.audit import note_upload
 from server.body import StrictRoute, check_declared, check_encoding

@@ -13,9 +13,10 @@ from adapters.catalog import Catalog
 from adapters.errors import AliasInvalid, InvalidAdapter, NameReserved, UnknownAdapter
 from adapters.manifest import AdapterId
 from adapters.provenance import ServedBase
-from adapters.registry import Registry, Version
+from adapters.registry import Registry
 from adapters.resolved import Resolved
 from adapters.store import BlobStore
+from adapters.version import Version
 from tests.support.adapters import adapters, llama_shape, write_adapter
 
 SHAPE = llama_shape()

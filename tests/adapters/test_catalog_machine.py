@@ -29,8 +29,9 @@ from adapters.catalog import Catalog
 from adapters.condition import Condition
 from adapters.errors import VersionInUse
 from adapters.leases import Lease
-from adapters.registry import Registry, Version
+from adapters.registry import Registry
 from adapters.store import BlobStore
+from adapters.version import Version
 from engine.sequence import FinishReason, Request
 from tests.support.disks import FaultyDisk, Moment
 from tests.support.engine_fakes import Bench, expected_tokens

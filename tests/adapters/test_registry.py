@@ -15,8 +15,9 @@ from sqlalchemy import create_engine
 from adapters.errors import DatabaseUnusable, UnknownAdapter, UnknownVersion
 from adapters.manifest import AdapterId, Graft, Manifest
 from adapters.naming import parse_reference
-from adapters.registry import Registry, Version
+from adapters.registry import Registry
 from adapters.tables import Table
+from adapters.version import Version
 
 
 def manifest(content: int, base: str | None = "tiny") -> Manifest:

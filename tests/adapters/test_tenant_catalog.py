@@ -12,9 +12,9 @@ from adapters.condition import Condition
 from adapters.errors import NameInvalid, NameReserved, NotOwner, UnknownAdapter, UnknownVersion
 from adapters.evaluations import Score
 from adapters.naming import owner_of
-from adapters.registry import Version
 from adapters.sharing import EVERYBODY
 from adapters.tenant_catalog import TenantCatalog
+from adapters.version import Version
 from tests.adapters.test_catalog import RESERVED, SHAPE, CatalogRig
 from tests.support.adapters import adapters
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import httpx
 
-from adapters.registry import Version
+from adapters.version import Version
 from tests.support.http import eventually
 from tests.support.server_rig import BASE, ServerRig
 from tests.support.surroundings import Surroundings

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import cast
 
 from adapters.disk import Disk
-from adapters.registry import Version
 from adapters.upload_files import UploadSession, UploadSpec
 from adapters.uploads import UploadLimits, Uploads
+from adapters.version import Version
 from server.datadir import DataDir
 from server.keys.opening import open_keys
 from server.keys.store import Key, KeyStore
