@@ -83,8 +83,8 @@ class Replay:
         lines = []
         for number, text in enumerate(file.read_bytes().splitlines(), start=1):
             try:
-                told = orjson.loads(text)
-                lines.append(Line(float(told["at"]), int(told["prompt_tokens"]), int(told["output_tokens"])))
+                record = orjson.loads(text)
+                lines.append(Line(float(record["at"]), int(record["prompt_tokens"]), int(record["output_tokens"])))
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{file}, line {number}: {error}") from error
         if not lines:

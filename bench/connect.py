@@ -18,8 +18,8 @@ TIMEOUT_S = 30.0
 def connect(name: str, url: str, dialect: Dialect) -> HttpTarget:
     """The server at `url` as a target. Raises httpx.HTTPError where it does not list its models."""
     if dialect is Dialect.LLAMA_CPP:
-        told = _get(f"{url}/lora-adapters")
-        adapters = {PurePath(adapter["path"]).stem: int(adapter["id"]) for adapter in told}
+        listed = _get(f"{url}/lora-adapters")
+        adapters = {PurePath(adapter["path"]).stem: int(adapter["id"]) for adapter in listed}
         return HttpTarget(name, url, "", frozenset(adapters), LlamaCpp(adapters), memory.listener(url))
     models = _get(f"{url}/v1/models")["data"]
     base = next(str(model["id"]) for model in models if not model.get("parent"))

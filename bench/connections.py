@@ -39,7 +39,7 @@ FLAGS = (
 
 
 @dataclass(slots=True)
-class Crowd:
+class Streams:
     """Streams under way: how many are open, and how many were at most."""
 
     open: int = 0
@@ -84,25 +84,25 @@ async def measure(url: str, model: str, connections: int, shape: Shape, pid: int
     connector = aiohttp.TCPConnector(limit=0, force_close=True)  # a kept one may be closed before it is used again
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as session:
-        alone = [await _stream(session, ask, Crowd()) for ask in asked]
-        crowd = Crowd()
+        alone = [await _stream(session, ask, Streams()) for ask in asked]
+        streams_open = Streams()
         with probing(url, pid) as watch:
             began = time.perf_counter()
             streams = await asyncio.gather(
-                *(_stream(session, asked[number % PROMPTS], crowd) for number in range(connections))
+                *(_stream(session, asked[number % PROMPTS], streams_open) for number in range(connections))
             )
             wall_s = time.perf_counter() - began
     wrong = sum(stream.tokens != alone[number % PROMPTS].tokens for number, stream in enumerate(streams))
-    return _result(streams, wrong, crowd, wall_s, watch)
+    return _result(streams, wrong, streams_open, wall_s, watch)
 
 
-async def _stream(session: aiohttp.ClientSession, ask: Ask, crowd: Crowd) -> Stream:
+async def _stream(session: aiohttp.ClientSession, ask: Ask, streams_open: Streams) -> Stream:
     """One streaming completion, to its end."""
     began, first, tokens = time.perf_counter(), 0.0, list[int]()
     async with session.post(VLLM.path, json=VLLM.body(ask)) as reply:
         if reply.status != 200:
             raise RuntimeError(f"A stream answered {reply.status}: {await reply.text()}")
-        crowd.enter()
+        streams_open.enter()
         async for line in reply.content:
             if not line.startswith(b"data: {"):
                 continue
@@ -111,16 +111,16 @@ async def _stream(session: aiohttp.ClientSession, ask: Ask, crowd: Crowd) -> Str
                 raise RuntimeError(f"A stream ended with an error: {event['error']}")
             tokens += [token for choice in event["choices"] for token in choice.get("token_ids") or ()]
             first = first or time.perf_counter() - began
-        crowd.open -= 1
+        streams_open.open -= 1
     return Stream(tuple(tokens), first)
 
 
-def _result(streams: Sequence[Stream], wrong: int, crowd: Crowd, wall_s: float, watch: Watch) -> Result:
+def _result(streams: Sequence[Stream], wrong: int, streams_open: Streams, wall_s: float, watch: Watch) -> Result:
     ttft_ms = [1e3 * stream.ttft_s for stream in streams]
     health = watch.latencies_ms or [float("nan")]
     return Result(
         connections=len(streams),
-        most_open=crowd.most,
+        most_open=streams_open.most,
         wrong=wrong,
         wall_s=wall_s,
         tokens_per_s=sum(len(stream.tokens) for stream in streams) / wall_s,
@@ -138,23 +138,25 @@ def _result(streams: Sequence[Stream], wrong: int, crowd: Crowd, wall_s: float, 
 
 def broken(result: Result, health_p99_ms: float, growth_mib: float) -> list[str]:
     """What was promised and not kept, each in one sentence. Memory counts where the server's process is known."""
-    told = []
+    sentences = []
     if result.wrong:
-        told.append(f"{result.wrong} of {result.connections} streams answered otherwise than when asked alone.")
+        sentences.append(f"{result.wrong} of {result.connections} streams answered otherwise than when asked alone.")
     if result.most_open < result.connections:
-        told.append(f"At most {result.most_open} of {result.connections} streams were open at once.")
+        sentences.append(f"At most {result.most_open} of {result.connections} streams were open at once.")
     if result.health_failures:
-        told.append(f"{result.health_failures} of {result.health_asked} health answers were no 200.")
+        sentences.append(f"{result.health_failures} of {result.health_asked} health answers were no 200.")
     if not result.health_p99_ms <= health_p99_ms:  # nor is it when nothing was answered
-        told.append(
+        sentences.append(
             f"The 99th percentile of health answers was {result.health_p99_ms:.0f} ms, which is over the "
             f"{health_p99_ms:g} ms of --health-p99-ms."
         )
     if result.resident_before is not None and result.resident_peak is not None:
         grown = (result.resident_peak - result.resident_before) / MIB
         if grown > growth_mib:
-            told.append(f"The server's memory grew by {grown:.0f} MiB, over the {growth_mib:g} MiB of --growth-mib.")
-    return told
+            sentences.append(
+                f"The server's memory grew by {grown:.0f} MiB, over the {growth_mib:g} MiB of --growth-mib."
+            )
+    return sentences
 
 
 def main(
@@ -177,12 +179,12 @@ def main(
         flags = f"{FLAGS.format(n=connections)} {serve_flags}"
         server = _given(url) if url else stack.enter_context(_ours(work_dir, flags))
         result = asyncio.run(measure(server.url, server.base_id, connections, shape, server.pid))
-    told = broken(result, health_p99_ms, growth_mib)
-    document = {"setting": setting, "shape": asdict(shape), "result": asdict(result), "broken": told}
+    sentences = broken(result, health_p99_ms, growth_mib)
+    document = {"setting": setting, "shape": asdict(shape), "result": asdict(result), "broken": sentences}
     report.tell_json(Console(), work_dir / "connections.json", document)
-    for sentence in told:
+    for sentence in sentences:
         typer.secho(sentence, err=True, fg="red")
-    if told:
+    if sentences:
         raise typer.Exit(1)
 
 

@@ -145,7 +145,7 @@ class _Flood:
 
     tokens: int = 0
 
-    def hear(self, tokens: int) -> None:
+    def add(self, tokens: int) -> None:
         self.tokens += tokens
 
 
@@ -183,7 +183,7 @@ async def _stream(client: httpx.AsyncClient, setting: Setting, generator: random
     traffic = setting.traffic
     while True:
         ask = _ask(setting, generator, traffic.flood_prompt, traffic.flood_output)
-        await complete(client, ask, setting.flood, flood.hear)
+        await complete(client, ask, setting.flood, flood.add)
 
 
 def _ask(setting: Setting, generator: random.Random, prompt: Span, output: Span) -> Ask:

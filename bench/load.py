@@ -116,10 +116,10 @@ def _nothing(tokens: int) -> None:
     pass
 
 
-async def complete(client: httpx.AsyncClient, ask: Ask, api: Api, heard: Callable[[int], None] = _nothing) -> Trace:
+async def complete(client: httpx.AsyncClient, ask: Ask, api: Api, on_tokens: Callable[[int], None] = _nothing) -> Trace:
     """Send one completion and time its tokens. A chunk of several tokens spreads its gap over them.
 
-    `heard` is told how many came, as they come.
+    `on_tokens` is called with how many came, as they come.
     """
     started = time.perf_counter()
     arrivals: list[tuple[float, int]] = []
@@ -134,7 +134,7 @@ async def complete(client: httpx.AsyncClient, ask: Ask, api: Api, heard: Callabl
             if count := api.tokens(event):
                 arrivals.append((time.perf_counter() - started, count))
                 ids += api.ids(event)
-                heard(count)
+                on_tokens(count)
     if total and not arrivals:  # all of them ended within a character, and were told with the end
         arrivals.append((time.perf_counter() - started, total))
     tokens = total or sum(count for _, count in arrivals)

@@ -69,8 +69,8 @@ def bare_step_s(base: str, rows: int, context: int, steps: int) -> float:
     ended = subprocess.run([*command, *sizes], capture_output=True, text=True)
     if ended.returncode:
         raise BenchError(f"bench step ended with {ended.returncode}: {ended.stderr[-2000:]}")
-    told: dict[str, Any] = orjson.loads(ended.stdout)
-    return float(told["base"]) / 1e3
+    report: dict[str, Any] = orjson.loads(ended.stdout)
+    return float(report["base"]) / 1e3
 
 
 def main(

@@ -91,12 +91,12 @@ def _latency(axes: list["Axes"], rows: Sequence[Row]) -> None:
         ("ms to the first token", [(row.ttft_p50_ms, row.ttft_p95_ms, row.ttft_p99_ms) for row in rows]),
         ("ms between tokens", [(row.itl_p50_ms, row.itl_p95_ms, row.itl_p99_ms) for row in rows]),
     )
-    for place, (told, percentiles) in zip(axes, values, strict=True):
+    for place, (label, percentiles) in zip(axes, values, strict=True):
         for index, (low, middle, high) in enumerate(percentiles):
             place.plot([low, middle, high], [index] * 3, "-", color="tab:gray", linewidth=1)
             for value, marker in ((low, "o"), (middle, "|"), (high, ">")):
                 place.plot(value, index, marker, color="tab:blue", markersize=5)
-        place.set_xlabel(f"{told}: p50 o, p95 |, p99 >")
+        place.set_xlabel(f"{label}: p50 o, p95 |, p99 >")
         place.set_yticks(range(len(labels)), labels, fontsize=6)
         place.invert_yaxis()
     axes[1].set_yticklabels([])

@@ -216,7 +216,9 @@ def judge(
     leaks += [f"memory: {gained:.1f} MiB a minute"] if gained > growth else []
     more = files[1] - files[0]
     leaks += [f"open files: {more} more"] if more > FILES_SLACK else []
-    leaks += [f"{told} ({count} times)" for told, count in answers.items() if ": 5" in told or "without" in told]
+    leaks += [
+        f"{answer} ({count} times)" for answer, count in answers.items() if ": 5" in answer or "without" in answer
+    ]
     return Verdict(
         minutes,
         dict(sorted(answers.items())),

@@ -175,7 +175,9 @@ def main(
             break
         result = measure(run, config, Command(data_dir)) | {"machine": machine()}
         append(raw, result)
-        console.print(f"{run.variant.group:14} {run.variant.label:12} seed {run.seed}: {training_report.told(result)}")
+        console.print(
+            f"{run.variant.group:14} {run.variant.label:12} seed {run.seed}: {training_report.summary(result)}"
+        )
     known = {run.key for run in runs}
     compared = [result for result in results(raw) if result["key"] in known]
     if compared:

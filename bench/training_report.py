@@ -49,7 +49,7 @@ FIGURES = (
 )
 
 
-def told(result: Result) -> str:
+def summary(result: Result) -> str:
     """A result in a line."""
     return ", ".join(f"{figure.title} {figure.style.format(figure.of(result))}" for figure in FIGURES)
 

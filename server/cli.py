@@ -52,14 +52,14 @@ def main() -> None:
     try:
         _app()
     except Exception as error:
-        code = _told(error)
+        code = _exit_code(error)
         if code is None:
             raise
         typer.secho(str(error), err=True, fg="red")
         sys.exit(code)
 
 
-def _told(error: Exception) -> int | None:
+def _exit_code(error: Exception) -> int | None:
     """The exit code of an error whose text is meant for the user."""
     from adapters.errors import AdapterError
     from loader.errors import LoaderError

@@ -50,7 +50,7 @@ class Signals:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, but for the signals: it takes them, closes the door before the work is done, and at its end has the
+    """uvicorn's, but for the signals: it takes them, closes its socket before the work is done, and at its end has the
     next one kill the process."""
 
     @contextmanager

@@ -100,8 +100,8 @@ class Environment:
                 command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | dict(settings or {}), cwd=directory
             )
         if ended.returncode:
-            told = log.read_text(errors="replace")[-600:]
-            raise Unavailable(f"{Path(command[0]).name} ended with {ended.returncode}; the end of {log}:\n{told}")
+            tail = log.read_text(errors="replace")[-600:]
+            raise Unavailable(f"{Path(command[0]).name} ended with {ended.returncode}; the end of {log}:\n{tail}")
 
 
 class Peer(Protocol):

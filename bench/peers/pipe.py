@@ -51,10 +51,10 @@ class PipeTarget:
 
     def reply(self) -> dict[str, Any]:
         line = _stream(self.process.stdout).readline()
-        told: dict[str, Any] = orjson.loads(line) if line else {"error": self.log.read_text(errors="replace")[-600:]}
-        if "error" in told:
-            raise BenchError(f"{self.name}: {told['error']}")
-        return told
+        reply: dict[str, Any] = orjson.loads(line) if line else {"error": self.log.read_text(errors="replace")[-600:]}
+        if "error" in reply:
+            raise BenchError(f"{self.name}: {reply['error']}")
+        return reply
 
 
 def _trace(arrived: Sequence[float], ids: Sequence[int]) -> Trace:

@@ -162,14 +162,14 @@ def _card(key: "Key") -> dict[str, Any]:
         "project": key.project,
         "scopes": sorted(key.scopes),
         "state": key.state(datetime.now(UTC)),
-        "created": _told(key.created),
-        "expires": _told(key.expires),
-        "revoked": _told(key.revoked),
+        "created": _iso(key.created),
+        "expires": _iso(key.expires),
+        "revoked": _iso(key.revoked),
         "replaces": key.replaces,
     }
 
 
-def _told(moment: datetime | None) -> str | None:
+def _iso(moment: datetime | None) -> str | None:
     return None if moment is None else moment.isoformat(timespec="seconds")
 
 

@@ -59,7 +59,7 @@ class Backoff:
 def push(
     client: Client, folder: Path, name: str, alias: str | None, watch: Watch, backoff: Backoff | None = None
 ) -> tuple[Any, bool]:
-    """The adapter's card, and whether it is new. `watch` hears how many bytes the server has.
+    """The adapter's card, and whether it is new. `watch` is called with how many bytes the server has.
 
     Raises CommandFailed with the server's own words, Unreachable when it stays away.
     """

@@ -1,6 +1,6 @@
 """The pepper: a secret of the server without which the stored digests of keys are worth nothing.
 
-Owns its file. It lies beside the database, not in it, so that a copy of the database alone opens no door.
+Owns its file. It lies beside the database, not in it, so that a copy of the database alone lets nobody in.
 """
 
 import secrets

@@ -2,7 +2,7 @@
 
 Owns the queue between the event loop and the ledger. What has ended is on disk as soon as the commit before it has
 ended, which takes milliseconds. What has begun waits a moment for company, so that short requests cost no write more
-and a crowd costs one together. A kill -9 loses what is still in the queue, and nothing is ever written twice.
+and many that come together cost one. A kill -9 loses what is still in the queue, and nothing is ever written twice.
 """
 
 from contextlib import suppress

@@ -285,8 +285,10 @@ class Life(RuleBasedStateMachine):
             assert moves == self.names[name].back[::-1]
 
     def _means(self, names: dict[str, Name]) -> bool:
-        told = {name: (sorted(known.contents), known.prod, known.canary, known.pinned) for name, known in names.items()}
-        return self._seen() == told | {"witness": ([1], None, None, False)}
+        expected = {
+            name: (sorted(known.contents), known.prod, known.canary, known.pinned) for name, known in names.items()
+        }
+        return self._seen() == expected | {"witness": ([1], None, None, False)}
 
     def _seen(self) -> dict[str, tuple[list[int], int | None, int | None, bool]]:
         """Of each name: its versions, where `prod` points, its canary, and whether it is pinned."""

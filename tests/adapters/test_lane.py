@@ -25,26 +25,26 @@ class Queues:
     """Streams that write down what they are told."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.calls: list[str] = []
         self.kept: list[Tensor] = []
         self._marks = 0
 
     @contextmanager
     def copying(self) -> Iterator[None]:
-        self.told.append("copy")
+        self.calls.append("copy")
         yield
-        self.told.append("copied")
+        self.calls.append("copied")
 
     def mark(self) -> object:
         self._marks += 1
-        self.told.append(f"mark {self._marks}")
+        self.calls.append(f"mark {self._marks}")
         return self._marks
 
     def wait(self, mark: object) -> None:
-        self.told.append(f"wait {mark}")
+        self.calls.append(f"wait {mark}")
 
     def keep(self, tensor: Tensor) -> None:
-        self.told.append("keep")
+        self.calls.append("keep")
         self.kept.append(tensor)
 
 
@@ -72,17 +72,17 @@ CLAIMED = ["wait 1", "keep"]
 
 def test_placing_begins_the_copy_and_waits_for_nothing(tmp_path: Path, queues: Queues, bank: Bank) -> None:
     bank.place(adapter(tmp_path))
-    assert queues.told == BEGUN
+    assert queues.calls == BEGUN
 
 
 def test_the_first_use_waits_once_and_keeps_the_whole_allocation(tmp_path: Path, queues: Queues, bank: Bank) -> None:
     loaded = adapter(tmp_path)
     bank.place(loaded)
     part = bank.part(loaded.manifest.id, PATH)
-    assert queues.told == BEGUN, "a query waits for nothing"
+    assert queues.calls == BEGUN, "a query waits for nothing"
     bank.claim(loaded.manifest.id)
     bank.claim(loaded.manifest.id)
-    assert part is not None and queues.told == BEGUN + CLAIMED
+    assert part is not None and queues.calls == BEGUN + CLAIMED
     assert queues.kept[0].untyped_storage().data_ptr() == part.low.a_RI.untyped_storage().data_ptr()
     assert queues.kept[0].nbytes == bank.num_bytes
 
@@ -91,9 +91,9 @@ def test_a_step_waits_once_and_before_any_linear(tmp_path: Path, queues: Queues,
     loaded = adapter(tmp_path)
     bank.place(loaded)
     selection = Selections(bank).of([Segment(loaded.manifest.id, 0, 2)], None)
-    assert queues.told == BEGUN + CLAIMED
+    assert queues.calls == BEGUN + CLAIMED
     selection.touch(PATH, bank)
-    assert queues.told == BEGUN + CLAIMED
+    assert queues.calls == BEGUN + CLAIMED
 
 
 def test_the_stage_waits_before_it_copies(tmp_path: Path, queues: Queues, bank: Bank) -> None:
@@ -101,17 +101,17 @@ def test_the_stage_waits_before_it_copies(tmp_path: Path, queues: Queues, bank: 
     stage = Stage(bank, SHAPE.linears, torch.float32, 1)
     bank.place(loaded)
     stage.place([loaded.manifest.id])
-    assert queues.told == BEGUN + CLAIMED
+    assert queues.calls == BEGUN + CLAIMED
 
 
 def test_what_leaves_before_it_was_used_is_never_waited_for(tmp_path: Path, queues: Queues, bank: Bank) -> None:
     loaded = adapter(tmp_path)
     bank.place(loaded)
     bank.drop(loaded.manifest.id)
-    assert queues.told == BEGUN
+    assert queues.calls == BEGUN
     bank.place(loaded)
     bank.claim(loaded.manifest.id)
-    assert queues.told[len(BEGUN) :] == ["copy", "copied", "mark 2", "wait 2", "keep"], "the mark of the second copy"
+    assert queues.calls[len(BEGUN) :] == ["copy", "copied", "mark 2", "wait 2", "keep"], "the mark of the second copy"
 
 
 def test_gains_come_as_one_more_allocation(tmp_path: Path, queues: Queues, bank: Bank) -> None:
@@ -119,7 +119,7 @@ def test_gains_come_as_one_more_allocation(tmp_path: Path, queues: Queues, bank:
     assert len(loaded.allocations) == 2
     bank.place(loaded)
     assert Selection.of([Segment(loaded.manifest.id, 0, 1)], bank).touch(PATH, bank) is not None
-    assert queues.told == [*BEGUN, "wait 1", "keep", "keep"]
+    assert queues.calls == [*BEGUN, "wait 1", "keep", "keep"]
 
 
 def test_an_adapter_over_copies_is_the_same_adapter(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_a_record_is_read_and_the_identity_is_without_it(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("metadata", "told"),
+    ("metadata", "message"),
     [
         ({"base_weights": HERE}, "base_quantization"),
         ({"base_quantization": "none"}, "base_weights"),
@@ -65,13 +65,13 @@ def test_a_record_is_read_and_the_identity_is_without_it(tmp_path: Path) -> None
         ({"base_weights": HERE + "\n", "base_quantization": "nf4"}, "64 hexadecimal digits"),
     ],
 )
-def test_an_odd_record_is_a_fault_among_the_others(tmp_path: Path, metadata: dict[str, str], told: str) -> None:
+def test_an_odd_record_is_a_fault_among_the_others(tmp_path: Path, metadata: dict[str, str], message: str) -> None:
     folder = recorded(tmp_path / "a", metadata)
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"bias": "all"}))
     with pytest.raises(InvalidAdapter) as caught:
         read_directory(folder, SHAPE)
-    assert told in str(caught.value) and "bias" in str(caught.value)
+    assert message in str(caught.value) and "bias" in str(caught.value)
 
 
 def test_other_weights_are_always_refused(tmp_path: Path) -> None:

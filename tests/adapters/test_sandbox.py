@@ -35,12 +35,12 @@ def test_the_record_of_the_base_comes_along(tmp_path: Path) -> None:
 
 def test_faults_are_the_same(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path, SHAPE, bias="all", change=lambda tensors: {"x": np.ones(3, np.float32)})
-    told = []
+    faults = []
     for reader in (read, SandboxedReader()):
         with pytest.raises(InvalidAdapter) as caught:
             read_directory(folder, SHAPE, reader)
-        told.append(caught.value.faults)
-    assert told[0] == told[1]
+        faults.append(caught.value.faults)
+    assert faults[0] == faults[1]
     (folder / "adapter_model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
     with pytest.raises(UnsupportedMedia, match="git lfs pull"):
         read_directory(folder, SHAPE, SandboxedReader())

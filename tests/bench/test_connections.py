@@ -137,8 +137,8 @@ def test_what_is_within_its_limits_is_kept() -> None:
     ],
 )
 def test_what_is_not_kept_is_told_in_one_sentence(change: dict[str, float], sentence: str) -> None:
-    told = broken(replace(KEPT, **change), HEALTH_P99_MS, GROWTH_MIB)  # type: ignore[arg-type]
-    assert len(told) == 1 and sentence in told[0]
+    sentences = broken(replace(KEPT, **change), HEALTH_P99_MS, GROWTH_MIB)  # type: ignore[arg-type]
+    assert len(sentences) == 1 and sentence in sentences[0]
 
 
 def test_the_limits_are_the_callers() -> None:

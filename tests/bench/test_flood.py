@@ -65,5 +65,5 @@ def test_it_is_told_in_a_table() -> None:
     phases = [phase(1, False, 100, 120), phase(1, True, 150, 180)]
     console = Console(width=120, record=True, file=StringIO())
     console.print(table("beside others", phases, judge(phases, 2)))
-    told = console.export_text()
-    assert all(text in told for text in ("110 ms", "165 ms", "1.50", "TTFT p50", "flood tok/s"))
+    printed = console.export_text()
+    assert all(text in printed for text in ("110 ms", "165 ms", "1.50", "TTFT p50", "flood tok/s"))

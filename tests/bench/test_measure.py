@@ -37,10 +37,10 @@ def test_rounds_are_interleaved_and_the_first_only_warms_up() -> None:
 
 def test_a_target_that_fails_is_told_and_the_others_go_on() -> None:
     bad, good = FakeTarget("bad", BOTH, fails_at="a0"), FakeTarget("good", BOTH)
-    told: list[str] = []
-    course = Course([BASE_CELL, MIXED], 1000, lambda who, what, why: told.append(f"{who.name}: {why}"))
+    failures: list[str] = []
+    course = Course([BASE_CELL, MIXED], 1000, lambda who, what, why: failures.append(f"{who.name}: {why}"))
     records = list(measure([bad, good], course, 2))
-    assert told == ["bad: out of memory"]
+    assert failures == ["bad: out of memory"]
     assert [one.server for one in records] == ["good"] * 4
 
 

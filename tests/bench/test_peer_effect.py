@@ -138,13 +138,13 @@ def test_in_turn_one_peer_runs_at_a_time_and_ours_opens_each_round(tmp_path: Pat
 
 def test_in_turn_who_fails_or_does_not_start_is_not_started_again(tmp_path: Path) -> None:
     stage, console = staged(tmp_path)
-    told: list[str] = []
+    failures: list[str] = []
     failing = FakePeer(FakeTarget("failing", HAS | {"a9"}, fails_at="a9"))
     absent = FakePeer(FakeTarget("absent"), not_started="its port is taken")
     cells = [Cell("1 adapter", Closed(1), 1, models=("a9",), mix=Mix.parse("identical"))]
-    course = Course(cells, 1000, lambda target, cell, error: told.append(f"{target.name}: {error}"))
+    course = Course(cells, 1000, lambda target, cell, error: failures.append(f"{target.name}: {error}"))
     assert not list(stage.in_turn(FakeTarget("ours", HAS), [failing, absent], course, rounds=3))
-    assert told == ["failing: out of memory"] and failing.log == ["+failing", "-failing"]
+    assert failures == ["failing: out of memory"] and failing.log == ["+failing", "-failing"]
     assert console.export_text().count("absent is left out: its port is taken") == 1
 
 

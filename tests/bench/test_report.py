@@ -70,7 +70,7 @@ def test_journals_are_shown_together(tmp_path: Path) -> None:
         report.Journal(tmp_path / f"{name}.jsonl", {"title": name}).add(as_record(cell, 1, 5))
     console = Console(record=True, width=200)
     show(console, [tmp_path / "first.jsonl", tmp_path / "second.jsonl"])
-    told = console.export_text()
-    assert "first + second" in told
-    assert "8 adapters" in told
+    text = console.export_text()
+    assert "first + second" in text
+    assert "8 adapters" in text
     assert (tmp_path / "first-throughput.png").exists()

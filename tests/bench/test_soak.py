@@ -58,9 +58,9 @@ def test_open_files_beyond_the_slack_are_a_leak() -> None:
     assert verdict(files=(40, 41 + FILES_SLACK)).leaks == (f"open files: {FILES_SLACK + 1} more",)
 
 
-@pytest.mark.parametrize("told", ["complete: 500", "upload: 503", "stream without an end: 200"])
-def test_answers_that_the_traffic_does_not_explain_are_told(told: str) -> None:
-    assert verdict(FINE + Counter({told: 2})).leaks == (f"{told} (2 times)",)
+@pytest.mark.parametrize("answer", ["complete: 500", "upload: 503", "stream without an end: 200"])
+def test_answers_that_the_traffic_does_not_explain_are_told(answer: str) -> None:
+    assert verdict(FINE + Counter({answer: 2})).leaks == (f"{answer} (2 times)",)
 
 
 def test_leaks_of_all_kinds_are_told_together() -> None:

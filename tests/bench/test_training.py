@@ -40,10 +40,10 @@ class Fake:
     """Trains nothing and leaves a report; remembers what it was told."""
 
     def __init__(self) -> None:
-        self.told: list[Sequence[str]] = []
+        self.calls: list[Sequence[str]] = []
 
     def __call__(self, config: Path, changes: Sequence[str], target: Path) -> None:
-        self.told.append(changes)
+        self.calls.append(changes)
         target.mkdir()
         (target / "report.json").write_text(json.dumps(report()), encoding="utf-8")
 
@@ -77,7 +77,7 @@ def test_a_run_says_what_it_changes_and_keeps_its_figures(config: Path) -> None:
     fake = Fake()
     run = planned(config, 2, 0)[-1]
     found = measure(run, config, fake)
-    assert fake.told == [[*EVERY, *run.variant.changes, "steps.seed=2"]]
+    assert fake.calls == [[*EVERY, *run.variant.changes, "steps.seed=2"]]
     assert found["key"] == run.key
     assert found["report"]["task_score"]["trained"] == 0.9
     assert "samples" not in found["report"]

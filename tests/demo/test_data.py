@@ -113,9 +113,9 @@ def test_card_tells_a_score_above_the_base_and_a_lower_loss(name: str) -> None:
 def test_the_config_beside_the_data_is_the_one_in_the_card(name: str) -> None:
     found = re.search(r"```yaml\n(.*?)```", card(name), re.DOTALL)
     assert found is not None
-    told = TrainConfig.model_validate(yaml.safe_load(found[1]))
-    assert told.output == Path("runs/demo") / name, "where `make demo-adapters` trains it"
-    assert told.model_copy(update={"output": Path("runs") / name}) == read_config(DEMO / f"{name}.yaml")
+    config = TrainConfig.model_validate(yaml.safe_load(found[1]))
+    assert config.output == Path("runs/demo") / name, "where `make demo-adapters` trains it"
+    assert config.model_copy(update={"output": Path("runs") / name}) == read_config(DEMO / f"{name}.yaml")
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

@@ -126,8 +126,8 @@ def test_every_metric_is_in_the_docs_and_no_other(registry: CollectorRegistry) -
     suffixes = {"counter": "_total", "info": "_info"}
     families = {family.name + suffixes.get(family.type, ""): family.type for family in registry.collect()}
     rows = [[cell.strip(" `") for cell in line.split("|")] for line in OBSERVABILITY.splitlines()]
-    told = {row[1]: row[2] for row in rows if len(row) > 4 and row[1].startswith(("rootstock_", "vllm:"))}
-    assert told == {name: type for name, type in families.items() if not name.startswith("process_")}
+    documented = {row[1]: row[2] for row in rows if len(row) > 4 and row[1].startswith(("rootstock_", "vllm:"))}
+    assert documented == {name: type for name, type in families.items() if not name.startswith("process_")}
 
 
 def test_the_dashboard_shows_what_an_operator_asks_first() -> None:
@@ -192,8 +192,8 @@ def test_prometheus_own_tool_agrees(arguments: tuple[str, ...]) -> None:
 
 def test_each_alert_is_seen_to_fire() -> None:
     """`promtool test rules` says when; here, that none was left out."""
-    told = (ROOT / "tests/deploy/alerts.yml").read_text()
-    assert not [rule["alert"] for rule in RULES if f'alertname="{rule["alert"]}"' not in told]
+    tested = (ROOT / "tests/deploy/alerts.yml").read_text()
+    assert not [rule["alert"] for rule in RULES if f'alertname="{rule["alert"]}"' not in tested]
 
 
 @pytest.mark.skipif(not prometheus.HERE, reason="prometheus is not here")

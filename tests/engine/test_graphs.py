@@ -186,7 +186,7 @@ class Simply:
 
 def test_flash_attention_is_told_the_same_by_a_recorded_step(model_dir: Path, tmp_path: Path) -> None:
     """In bfloat16 over blocks of 256, as on a GPU, against a plain `varlen_attn`."""
-    recorders, answers, told = (Simply(), None), [], []
+    recorders, answers, contexts = (Simply(), None), [], []
     for recorder in recorders:
         varlen, root = PlainVarlen(), tmp_path / str(recorder is None)
         rig = EngineRig.load(model_dir, root, dtype="bfloat16", block_size=256, num_blocks=16, recorder=recorder)
@@ -200,10 +200,12 @@ def test_flash_attention_is_told_the_same_by_a_recorded_step(model_dir: Path, tm
         names = [rig.submit(prompt, LONG, id) for prompt, id in zip(prompts, [*ids, None], strict=True)]
         answered = rig.run()
         answers.append([answered[name] for name in names])
-        told.append(varlen.longest)
+        contexts.append(varlen.longest)
         rig.close()
         assert recorder is None or decoding(rig).works
-    assert (1, 512) in told[0] and (1, 512) not in told[1], "a recording reckons with the longest context there may be"
+    assert (1, 512) in contexts[0] and (1, 512) not in contexts[1], (
+        "a recording reckons with the longest context there may be"
+    )
     for got, want in zip(*answers, strict=True):
         assert got.tokens[:2] == want.tokens[:2], "later ones may differ by their rounding"
         pairs = zip(got.logprobs[:2], want.logprobs[:2], strict=True)

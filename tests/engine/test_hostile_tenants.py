@@ -200,7 +200,7 @@ def test_i85_an_adapter_larger_than_its_tenants_device_quota_is_refused_at_once(
 @pytest.mark.parametrize("adapter", [None, "shared"])
 def test_h82_anothers_cached_prompt_is_no_shorter_way(adapter: str | None) -> None:
     """Neither cached tokens nor a step less tell B that A has sent the same prompt."""
-    told = []
+    cached = []
     for warm in (False, True):
         bench = Bench(adapters={"shared": 10}, batch_tokens=8)
         bench.submit("load", [9] * 3, adapter=adapter, tenant="a")
@@ -217,5 +217,5 @@ def test_h82_anothers_cached_prompt_is_no_shorter_way(adapter: str | None) -> No
             bench.run()
             admission = bench.outputs[f"b{turn}"][0].admission
             assert admission is not None
-            told.append((admission.cached_tokens, steps))
-    assert told[:2] == told[2:] == [(0, 5), (36, 1)], "B finds its own prompts, and nobody else's"
+            cached.append((admission.cached_tokens, steps))
+    assert cached[:2] == cached[2:] == [(0, 5), (36, 1)], "B finds its own prompts, and nobody else's"

@@ -45,7 +45,7 @@ def connect(live: LiveServer) -> socket.socket:
     return made
 
 
-def told(connection: socket.socket) -> tuple[int, str]:
+def refusal_of(connection: socket.socket) -> tuple[int, str]:
     """The status and the error's code of one refusal, which ends with the connection."""
     reply = b""
     with contextlib.suppress(ConnectionResetError):
@@ -179,7 +179,7 @@ def test_f64_a_head_that_dribbles_is_408(rig: ServerRig) -> None:
         for byte in HEAD[:12]:
             dribbling.sendall(bytes([byte]))
             time.sleep(0.02)
-        assert told(dribbling) == told(silent) == (408, "head_timeout")
+        assert refusal_of(dribbling) == refusal_of(silent) == (408, "head_timeout")
         well(live, rig)
 
 
@@ -190,7 +190,7 @@ def test_f64_a_body_that_dribbles_is_408(rig: ServerRig) -> None:
             for _ in range(500):
                 connection.sendall(b"1\r\n \r\n")
                 time.sleep(0.02)
-        assert told(connection) == (408, "body_timeout"), "it was told before it was cut off"
+        assert refusal_of(connection) == (408, "body_timeout"), "it was told before it was cut off"
         well(live, rig)
 
 
@@ -199,7 +199,7 @@ def test_f64_a_head_of_64_kilobytes_is_431(rig: ServerRig, ended: bool) -> None:
     with serve(rig.app) as live, connect(live) as connection:
         with contextlib.suppress(OSError):
             connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"X-Much: y\r\n" * 6000 + b"\r\n" * ended)
-        assert told(connection) == (431, "head_too_large")
+        assert refusal_of(connection) == (431, "head_too_large")
         well(live, rig)
 
 
@@ -224,7 +224,7 @@ def test_f64_what_comes_beside_a_body_is_bounded_as_a_head_is(rig: ServerRig, wh
         for connection in (answered, asking):
             with contextlib.suppress(OSError):
                 connection.sendall(ENDLESS[what])
-        assert told(answered) == (431, "head_too_large")
+        assert refusal_of(answered) == (431, "head_too_large")
         with contextlib.suppress(ConnectionResetError):
             assert asking.recv(65536) == b""
         well(live, rig)

@@ -187,12 +187,12 @@ def test_g69_what_a_client_is_told_of_an_upload_with_its_eval_and_alias_is_so(tm
         disk = FaultyDisk(fail(number))
         with closing(http_uploads.HttpUploads(root, disk)) as tried, capture_logs():  # a traceback is slow to print
             disk.arm(at)
-            told, calls = send(tried).status, len(disk.calls)
+            status, calls = send(tried).status, len(disk.calls)
             disk.arm(None)
-            made.append(told == answer)
-            assert made[-1] or told == (507 if number == errno.ENOSPC else 503)
+            made.append(status == answer)
+            assert made[-1] or status == (507 if number == errno.ENOSPC else 503)
             assert tried.facts()[:2] == (new if made[-1] else old)[:2], (
-                f"{told} at call {at}"
+                f"{status} at call {at}"
             )  # blobs: see test_unsettled
             assert made[-1] or send(tried).status == answer
         with closing(http_uploads.HttpUploads(root)) as again:

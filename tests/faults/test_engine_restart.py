@@ -113,5 +113,5 @@ def test_g72_probes_and_codes_tell_of_a_restart(rig: ServerRig) -> None:
     assert http.get("/livez").status_code == 200 and http.get("/readyz").status_code == 503
     rig.worker.alive = False
     assert http.get("/livez").status_code == 503
-    told = api_error(EngineRestarting("soon"))
-    assert told is not None and (told.status_code, told.code) == (503, "engine_restarting")
+    error = api_error(EngineRestarting("soon"))
+    assert error is not None and (error.status_code, error.code) == (503, "engine_restarting")

@@ -65,8 +65,8 @@ def test_g67_streams_go_on_after_the_first_signal_and_end_quietly_with_the_secon
         assert time.monotonic() - began < 10, "the drain would have taken 30 seconds"
         with contextlib.suppress(httpx.HTTPError):
             assert "data: [DONE]" not in list(long), "what was cut off does not look whole"
-    told = log.read_text()
-    assert "Traceback" not in told and "Exception" not in told, told
+    written = log.read_text()
+    assert "Traceback" not in written and "Exception" not in written, written
     watch.check_data()
     with served(*flags, *BUDGETS, log=logs / "second") as again, again.client() as http:
         watch.check(http)

@@ -51,7 +51,7 @@ def names(root: Path, change: Callable[[Storage], None] | None = None) -> object
     return versions, residents, known
 
 
-def told(storage: Storage, change: Callable[[Storage], None]) -> int:
+def outcome_of(storage: Storage, change: Callable[[Storage], None]) -> int:
     try:
         change(storage)
     except Unsettled:
@@ -73,7 +73,7 @@ def test_g69_a_change_is_what_was_told_of_it_when_no_later_call_works(
         shutil.copytree(furnished, root := tmp_path / "data")
         disk = FaultyDisk(fail(number), at, moment, lasting=True)
         with closing(Storage(root, disk)) as storage:
-            answers.append(told(storage, CHANGES[change]))
+            answers.append(outcome_of(storage, CHANGES[change]))
         found = names(root)
         assert found in {REFUSED: [old], UNKNOWN: [old, new], MADE: [new]}[answers[-1]], f"{disk.calls}, {at} work"
         assert found == new or names(root, CHANGES[change]) == new, "made again, it holds"
@@ -163,7 +163,7 @@ def test_g69_bytes_are_kept_for_a_name_that_the_next_start_may_find(tmp_path: Pa
             storage.catalog.delete("new")
             disk.happen = fail(number)
             disk.arm(commit)
-            assert told(storage, CHANGES["upload"]) == (UNKNOWN if left else REFUSED)
+            assert outcome_of(storage, CHANGES["upload"]) == (UNKNOWN if left else REFUSED)
             assert list(storage.store.ids()) == left
             disk.arm(None)
             CHANGES["upload"](storage)

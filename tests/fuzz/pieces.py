@@ -86,8 +86,8 @@ class Pieces:
         if isinstance(sent, tuple):
             self._judge_piece(upload, status, *sent)
             if status in (202, 416):
-                (told,) = response.headers["upload-offset"]
-                assert int(told) == upload.there, f"{upload.there} bytes are there, and not {told}"
+                (offset,) = response.headers["upload-offset"]
+                assert int(offset) == upload.there, f"{upload.there} bytes are there, and not {offset}"
         elif isinstance(sent, str):
             self._judge_end(upload, status, sent)
         elif label == SHOW:

@@ -101,10 +101,10 @@ def test_an_upload_that_loses_bytes_is_found_by_a_chain(tmp_path: Path) -> None:
         rig.registry.close()
 
 
-def turn(http: TestClient, pieces: Pieces, label: str, **told: Any) -> dict[str, Any]:
+def turn(http: TestClient, pieces: Pieces, label: str, **fields: Any) -> dict[str, Any]:
     """One request of a chain, aimed and judged as there. A case is as much of schemathesis' as Pieces looks at."""
     empty: dict[str, Any] = {"path_parameters": {}, "query": {}, "headers": {}, "body": b""}
-    case = SimpleNamespace(operation=SimpleNamespace(label=label), **(empty | told))
+    case = SimpleNamespace(operation=SimpleNamespace(label=label), **(empty | fields))
     pieces.aim(cast(Any, case))
     method, path = label.split()
     body = {"json": case.body} if isinstance(case.body, dict) else {"content": case.body}

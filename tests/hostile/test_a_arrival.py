@@ -225,10 +225,10 @@ def test_a13_fifty_at_once_are_fifty_versions(checked: CheckedServer, tmp_path: 
     with ThreadPoolExecutor(50) as pool:
         replies = list(pool.map(lambda one: finish(checked.http, *one), whole))
     assert {reply.status_code for reply in replies} == {201}
-    told = {reply.json()["version"]: reply.json()["id"] for reply in replies}
-    assert sorted(told) == list(range(1, 51)) and len(set(told.values())) == 50
+    ids = {reply.json()["version"]: reply.json()["id"] for reply in replies}
+    assert sorted(ids) == list(range(1, 51)) and len(set(ids.values())) == 50
     versions = checked.http.get("/v1/adapters/fifty/versions").json()["data"]
-    assert {card["version"]: card["id"] for card in versions} == told, "each is what its uploader was told"
+    assert {card["version"]: card["id"] for card in versions} == ids, "each is what its uploader was told"
     checked.invariants.check()
 
 

@@ -151,8 +151,8 @@ def test_a06_a_pickle_is_told_how_to_become_safetensors(
     for content in (bomb, torch_file):
         named = parts(good) | {"weights": (name, content)}
         reply = checked.http.post("/v1/adapters", data={"name": "hostile"}, files=named)
-        told = "safe_serialization=True" if name.endswith("safetensors") else "safetensors.torch.save_file"
-        assert told in checked.refused(reply, 415, "unsupported_media")
+        expected = "safe_serialization=True" if name.endswith("safetensors") else "safetensors.torch.save_file"
+        assert expected in checked.refused(reply, 415, "unsupported_media")
         checked.invariants.check(reply)
         pieces = in_pieces(checked.http, config_of(good), content)
         assert "safe_serialization=True" in checked.refused(pieces, 415, "unsupported_media")
@@ -170,10 +170,10 @@ FORMS = {
 
 @pytest.mark.parametrize("case", FORMS)
 def test_a06_forms_that_lack_something(checked: CheckedServer, good: Path, case: str) -> None:
-    fields, kept, told, param = FORMS[case]
+    fields, kept, expected, param = FORMS[case]
     files = {name: part for name, part in parts(good).items() if name in kept}
     reply = checked.http.post("/v1/adapters", data=fields, files=files or None)
-    assert code(reply) == told and reply.json()["error"]["param"] == param
+    assert code(reply) == expected and reply.json()["error"]["param"] == param
     checked.invariants.check(reply)
 
 

@@ -88,9 +88,9 @@ BREAKAGES: Mapping[str, tuple[Callable[[ServerRig], object], str]] = {
 
 @pytest.mark.parametrize("case", BREAKAGES)
 def test_what_is_no_longer_as_it_was_is_found(case: str, rig: ServerRig, invariants: Invariants) -> None:
-    breaks, told = BREAKAGES[case]
+    breaks, message = BREAKAGES[case]
     breaks(rig)
-    with pytest.raises((AssertionError, AdapterCorrupt), match=told):
+    with pytest.raises((AssertionError, AdapterCorrupt), match=message):
         invariants.check()
 
 

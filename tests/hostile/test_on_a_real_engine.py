@@ -93,8 +93,8 @@ def test_b25_what_overflows_fails_its_own_row_alone(real: RealEngineServer, tmp_
     ):
         failed = real.http.post("/v1/completions", json={"model": "overflow", "prompt": prompt, "max_tokens": 4})
         assert (failed.status_code, failed.json()["error"]["code"]) == (422, "adapter_overflow")
-        told = [line for line in beside.iter_lines() if line]
-    assert told[-1] == "data: [DONE]" and len(told) > 2
+        events = [line for line in beside.iter_lines() if line]
+    assert events[-1] == "data: [DONE]" and len(events) > 2
     real.http.delete("/v1/adapters/overflow")
     real.invariants.check(failed)
 

@@ -88,11 +88,11 @@ def test_g71_a_device_out_of_memory_fails_that_load_and_no_other_request(
         supply._bank = crammed = Crammed(kept)
         refused = ask(real, "late")
         supply._bank = kept
-        told = [each.result() for each in running]
+        replies = [each.result() for each in running]
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "adapter_unavailable"), refused.text
     assert crammed.asked == 1, "it was read, and did not fit"
     check_error(refused.text, "CUDA")
-    assert [each.status_code for each in told] == [200, 200]
+    assert [each.status_code for each in replies] == [200, 200]
     assert said(real.http, "canary", length=LONG) == before
     real.invariants.check()
     assert ask(real, "late", max_tokens=2).status_code == 200, "once there is room"

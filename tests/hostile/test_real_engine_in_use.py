@@ -34,7 +34,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEngineServer]
         yield made
 
 
-def told(reply: httpx.Response) -> list[int]:
+def remaining_tokens(reply: httpx.Response) -> list[int]:
     """The tokens of the rest of a stream, which must end as streams end."""
     events = [line.removeprefix("data: ") for line in reply.iter_lines() if line.startswith("data: ")]
     assert events[-1] == "[DONE]", events[-1]
@@ -55,7 +55,7 @@ def test_d40_a_stream_outlives_its_adapter_and_nothing_else_of_it_stays(real: Re
         assert other.delete("/v1/adapters/gone").status_code == 202, "it runs"
         assert other.post("/v1/completions", json=body).json()["error"]["code"] == "model_not_found"
         assert id in real.rig.store.ids() and id in real.watch._runner._bank
-        tokens = told(reply)
+        tokens = remaining_tokens(reply)
     assert (len(tokens), tokens[:60]) == (240, begin)
     eventually(lambda: id not in real.watch._runner._bank and id not in real.rig.store.ids())
     real.invariants.check()
@@ -72,7 +72,7 @@ def test_d41_no_cached_prefix_of_the_old_version_is_taken_for_the_new(real: Real
         assert other.put("/v1/adapters/moved/aliases/prod", json={"version": 2}).is_success
         after = said(other, "moved@prod", length=40)
         assert reply.headers["x-rootstock-adapter"] == first
-        assert told(reply) == old
+        assert remaining_tokens(reply) == old
     assert after != old
     delete(real, "moved")
     real.add(tmp_path, "fresh", seed=2)

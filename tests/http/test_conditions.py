@@ -19,8 +19,8 @@ def move(http: httpx.Client, name: str, version: int, **headers: str) -> httpx.R
 
 
 def refused(reply: httpx.Response) -> bool:
-    told = reply.status_code == 412 and reply.json()["error"]["code"] == "precondition_failed"
-    return told and reply.headers["x-should-retry"] == "false"
+    refused = reply.status_code == 412 and reply.json()["error"]["code"] == "precondition_failed"
+    return refused and reply.headers["x-should-retry"] == "false"
 
 
 def test_an_alias_moves_from_where_it_was_seen(http: httpx.Client) -> None:

@@ -107,8 +107,8 @@ def test_it_can_be_forced_or_tolerated(made: Made) -> None:
 
 def test_without_a_file_of_its_own_it_is_measured_on_the_other_ones(made: Made) -> None:
     rig, client = made
-    told = promote(client, 2).json()
-    assert (told["version"], told["score"]["mean_logprob"], told["before"]["mean_logprob"]) == (2, -1.01, -1.0)
+    reply = promote(client, 2).json()
+    assert (reply["version"], reply["score"]["mean_logprob"], reply["before"]["mean_logprob"]) == (2, -1.01, -1.0)
     assert promote(client, 1, tolerance=0).status_code == 200, "better is never refused"
 
 
@@ -129,15 +129,15 @@ def test_scores_are_remembered(made: Made) -> None:
 
 def test_an_alias_that_points_nowhere_has_nothing_to_lose(made: Made) -> None:
     rig, client = made
-    told = promote(client, 3, alias="first").json()
-    assert (told["gate"], told["score"]["mean_logprob"], told["before"]) == ("measured", -3.0, None)
+    reply = promote(client, 3, alias="first").json()
+    assert (reply["gate"], reply["score"]["mean_logprob"], reply["before"]) == ("measured", -3.0, None)
 
 
 def test_without_eval_files_nothing_is_measured(made: Made) -> None:
     rig, client = made
     assert client.get("/v1/adapters/q@2/eval").status_code == 404
-    told = promote(client, 2, alias="free").json()
-    assert (told["gate"], told["score"]) == ("no_eval_file", None)
+    reply = promote(client, 2, alias="free").json()
+    assert (reply["gate"], reply["score"]) == ("no_eval_file", None)
     assert measured(rig) == 0
 
 
@@ -289,10 +289,10 @@ def test_i86_what_is_measured_is_in_the_ledger_under_its_caller(metered: Metered
         assert len(metered.rows("free", 2)) == 2, "what is remembered costs nothing"
     asked = [request for request in metered.rig.worker.seen if request.params.prompt_logprobs is not None]
     assert {request.tenant for request in asked} == {"free"}, "whose turn it is, is counted too"
-    told: Counter[str] = Counter()
+    tokens_of: Counter[str] = Counter()
     for request in asked:
-        told[request.id.rpartition("-")[0]] += len(request.prompt)
-    assert {row.id: row.prompt_tokens for row in rows} == dict(told) and sum(told.values()) == 2 * TOKENS
+        tokens_of[request.id.rpartition("-")[0]] += len(request.prompt)
+    assert {row.id: row.prompt_tokens for row in rows} == dict(tokens_of) and sum(tokens_of.values()) == 2 * TOKENS
     assert {row.id for row in rows} == {f"{reply.headers['x-request-id']}-eval-{number}" for number in (1, 2)}
     assert {(row.adapter, row.generated_tokens, row.cached_tokens, row.finish_reason) for row in rows} == {
         ("q@1", 0, 0, "length"), ("q@2", 0, 0, "length"),

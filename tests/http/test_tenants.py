@@ -76,7 +76,7 @@ def answering(http: httpx.Client, model: str) -> str:
     return reply.headers["x-rootstock-adapter"]
 
 
-def told(reply: httpx.Response) -> tuple[int, bytes, dict[str, str]]:
+def visible(reply: httpx.Response) -> tuple[int, bytes, dict[str, str]]:
     """All that a client sees, but for what is another one each time."""
     return reply.status_code, reply.content, dict(reply.headers) | {"x-request-id": "", "date": ""}
 
@@ -155,7 +155,7 @@ def test_h76_anothers_adapter_is_an_absent_one(
         (f"acme/{HIDDEN}", f"nobody/{ABSENT}"),
     ):
         for one, other in zip(everything(b, hidden), everything(b, absent), strict=True):
-            assert told(one) == told(other), one.request.url
+            assert visible(one) == visible(other), one.request.url
             assert one.status_code in (400, 404, 405, 409, 412), (one.request.method, one.request.url, one.status_code)
     for path in ("/v1/models", "/v1/adapters"):
         assert HIDDEN not in b.get(path).text
@@ -180,7 +180,7 @@ def test_h76_versions_in_practice_are_their_owners_alone(tenants: Tenants, a: ht
         ("acme%2Fpractised", f"acme%2F{ABSENT}"), ("acme/practised", f"acme/{ABSENT}"), ("practised", ABSENT),
     ):  # fmt: skip
         for one, other in zip(practice(b, hidden), practice(b, absent), strict=True):
-            assert told(one) == told(other), (one.request.method, one.request.url)
+            assert visible(one) == visible(other), (one.request.method, one.request.url)
             assert one.status_code in (404, 405, 409, 412), (one.request.method, one.request.url, one.text)
     assert state(a) == shown and len(tenants.rig.worker.seen) == before, "nothing was changed, and nothing measured"
 

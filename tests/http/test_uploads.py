@@ -15,7 +15,7 @@ from adapters.errors import UnknownUpload, UploadsFull
 from adapters.upload_files import UploadSpec
 from adapters.uploads import UploadLimits, Uploads
 from server.ports import Limits
-from tests.http.test_tenants import told
+from tests.http.test_tenants import visible
 from tests.support.http import LiveServer, eventually, serve
 from tests.support.keys import guarded_rig, headers_of
 from tests.support.reply_checks import check_after
@@ -322,7 +322,7 @@ def test_h76_anothers_upload_is_an_absent_one(tmp_path: Path) -> None:
         for piece in (weights[:0], weights[:50], weights[50:]):
             assert send(a, at, piece, offset(a, at)).status_code == 202
             hidden, absent = asked(b, at, weights), asked(b, f"{ROUTE}/{'0' * 32}", weights)
-            assert [told(reply) for reply in hidden] == [told(reply) for reply in absent]
+            assert [visible(reply) for reply in hidden] == [visible(reply) for reply in absent]
             assert {reply.status_code for reply in hidden} == {404}
         assert b.get(ROUTE).json()["data"] == []
         own = begun(b, weights, digest=digest)

@@ -115,10 +115,10 @@ def test_i86_what_it_got_is_noted_every_second(metered: MeteredServer) -> None:
 
 def handed(worker: FakeWorker) -> dict[str, int]:
     """What each HTTP request was given: a request of the engine is called after it, and numbered."""
-    told: Counter[str] = Counter()
+    tokens_of: Counter[str] = Counter()
     for id, tokens in worker.handed.items():
-        told[id.rpartition("-")[0]] += tokens
-    return dict(told)
+        tokens_of[id.rpartition("-")[0]] += tokens
+    return dict(tokens_of)
 
 
 def test_i86_a_retry_is_a_request_of_its_own_and_a_clients_id_is_no_key(metered: MeteredServer) -> None:

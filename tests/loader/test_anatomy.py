@@ -40,8 +40,8 @@ def test_it_counts_what_transformers_builds(arch: str) -> None:
         for path, module in linear_modules(model)
         if path != "lm_head"
     }
-    told = {linear.path: (linear.in_features, linear.out_features, linear.bias) for linear in anatomy.linears}
-    assert told == built
+    predicted = {linear.path: (linear.in_features, linear.out_features, linear.bias) for linear in anatomy.linears}
+    assert predicted == built
 
 
 @pytest.mark.parametrize("changes", [{"mlp_only_layers": [1]}, {"decoder_sparse_step": 2}, {"num_experts": 8}])

@@ -62,8 +62,8 @@ def test_it_is_remembered_until_a_file_changes(tmp_path: Path) -> None:
     folder, cache = base(tmp_path / "base", TENSORS), tmp_path / "data"
     first = fingerprint(folder, cache)
     note = next((cache / "fingerprints").iterdir())
-    told = json.loads(note.read_text())
-    note.write_text(json.dumps(told | {"fingerprint": f"sha256:{5:064x}"}))
+    content = json.loads(note.read_text())
+    note.write_text(json.dumps(content | {"fingerprint": f"sha256:{5:064x}"}))
     assert fingerprint(folder, cache) == f"sha256:{5:064x}", "the note was not used"
     os.utime(folder / "model.safetensors", ns=(1, 1))
     assert fingerprint(folder, cache) == first

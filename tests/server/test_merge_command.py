@@ -92,9 +92,9 @@ def test_heldout_reports_base_and_adapter_beside_both_ways(
     heldout.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
     data = furnished(tmp_path / "data")
     merge(adapter, out, base=str(model), way=Way.quantized, heldout=heldout, dtype="float32", data_dir=data)
-    told, beside = capfd.readouterr()
+    output, beside = capfd.readouterr()
     assert "it/s]" not in beside, "a library drew bars of its own"
-    losses = {name.strip(): float(loss) for name, loss in re.findall(r"^  (\S.*?)\s+([\d.]+)$", told, re.M)}
+    losses = {name.strip(): float(loss) for name, loss in re.findall(r"^  (\S.*?)\s+([\d.]+)$", output, re.M)}
     assert list(losses) == ["base + adapter", "merged, from quantized", "merged, from original"]
     assert losses["merged, from quantized"] == pytest.approx(losses["base + adapter"], abs=2e-3)
     assert abs(losses["merged, from original"] - losses["base + adapter"]) > 0.01

@@ -75,8 +75,8 @@ def test_the_base_alone_is_offered_too(
     known: Mapping[str | None, ReferenceLogprobs], model: Path, tmp_path: Path
 ) -> None:
     serving = OfflineEngine(str(model), furnished(tmp_path), "cpu")
-    served, told = serving.logprobs(None, ROWS, dtype="float32", quantization="nf4"), known["nf4"].base
-    assert told is not None and _largest(told, served) < 1e-3
+    served, trained = serving.logprobs(None, ROWS, dtype="float32", quantization="nf4"), known["nf4"].base
+    assert trained is not None and _largest(trained, served) < 1e-3
 
 
 def test_an_adapter_that_was_exported_otherwise_fails_the_gate(

@@ -192,13 +192,13 @@ def test_labels_of_canaries_that_ended_are_given_to_others() -> None:
         for adapter in (id_of(0), id_of(canary), id_of(canary + 1)):
             metrics.observe(finished(adapter))
         assert "other" not in (metrics.labels.label_for(id_of(canary)), metrics.labels.label_for(id_of(canary + 1)))
-    told = {sample.labels["adapter"] for sample in samples(metrics, "rootstock_requests_total")}
-    assert len(told) == MAX_ADAPTER_LABELS + 2
+    shown = {sample.labels["adapter"] for sample in samples(metrics, "rootstock_requests_total")}
+    assert len(shown) == MAX_ADAPTER_LABELS + 2
     metrics.compare(list)
     metrics.observe(finished(id_of(1000)))
     assert metrics.labels.label_for(id_of(1000)) == "other"
-    told = {sample.labels["adapter"] for sample in samples(metrics, "rootstock_requests_total")}
-    assert len(told) == MAX_ADAPTER_LABELS + 1
+    shown = {sample.labels["adapter"] for sample in samples(metrics, "rootstock_requests_total")}
+    assert len(shown) == MAX_ADAPTER_LABELS + 1
 
 
 def finished(adapter: AdapterId) -> Finished:

@@ -54,7 +54,7 @@ def plan(*arguments: str) -> Ended:
     return Ended(1, result.stdout, str(result.exception))
 
 
-def told(*arguments: str) -> Any:
+def planned(*arguments: str) -> Any:
     ended = plan(*arguments, "--json")
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)
@@ -72,7 +72,7 @@ def test_it_answers_within_two_seconds_and_imports_nothing_heavy() -> None:
 
 
 def test_json_has_every_part_and_what_would_fit() -> None:
-    made = told("--base", "llama-2-7b", "--method", "full", "--gpu", "80GB")
+    made = planned("--base", "llama-2-7b", "--method", "full", "--gpu", "80GB")
     assert made["total_bytes"] == sum(row["bytes"] for row in made["rows"]) > 80e9
     assert made["fits"] is False
     assert made["limit_bytes"] == 80 * 10**9
@@ -82,7 +82,7 @@ def test_json_has_every_part_and_what_would_fit() -> None:
 
 
 def test_the_serving_half() -> None:
-    made = told(
+    made = planned(
         "--base", "llama-2-7b", "--targets", "q_proj,k_proj,v_proj,o_proj", "--gpu", "24GB", "--sequence", "2048"
     )
     assert made["trainable"] == 16_777_216
@@ -93,7 +93,7 @@ def test_the_serving_half() -> None:
 
 
 def test_the_compute_is_told_beside_a_full_fine_tunes() -> None:
-    assert 0.78 < told("--base", "llama-2-7b")["share_of_full_flops"] < 0.80
+    assert 0.78 < planned("--base", "llama-2-7b")["share_of_full_flops"] < 0.80
     assert "80% of a full fine-tune's" in plan("--base", "llama-2-7b").stdout
     assert (
         "Compute: 49.7 GFLOP a token in products with weights\n"
@@ -119,11 +119,11 @@ def test_text_tells_the_parts_the_verdict_and_the_way_out() -> None:
 
 @pytest.mark.parametrize("objective", ["sft", "dpo", "reward", "grpo", "rloo"])
 def test_every_objective_has_a_plan(objective: str) -> None:
-    assert told("--objective", objective, "--method", "qdora")["total_bytes"] > 0
+    assert planned("--objective", objective, "--method", "qdora")["total_bytes"] > 0
 
 
 def test_the_embedded_base_is_the_default_and_the_cpu_has_no_pages() -> None:
-    made = told("--cpu", "--optimizer", "paged_adamw_8bit")
+    made = planned("--cpu", "--optimizer", "paged_adamw_8bit")
     assert (made["base"], made["pageable_bytes"]) == ("smollm2-135m-instruct", 0)
 
 

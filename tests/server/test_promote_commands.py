@@ -53,8 +53,8 @@ def test_a_version_is_given_rows_measured_refused_forced_and_taken_back(made: Ma
     better = said("adapters", "promote", "q", "1", "--alias", "next", made=(live, key))
     assert better.strip() == "q@next is now q@1: not measured, no eval file"
     said("adapters", "eval", "q@1", str(folder / "rows.jsonl"), made=(live, key))
-    told = said("adapters", "promote", "q", "1", "--alias", "next", made=(live, key))
-    assert "-1.000 nats per token, 100% exact; before -1.000 and 100%" in told
+    output = said("adapters", "promote", "q", "1", "--alias", "next", made=(live, key))
+    assert "-1.000 nats per token, 100% exact; before -1.000 and 100%" in output
     card = json.loads(said("adapters", "promote", "q", "1", "--alias", "next", "--json", made=(live, key)))
     assert (card["version"], card["before"]["mean_logprob"]) == (1, -1.0)
 

@@ -30,7 +30,7 @@ ONE = AdapterId(f"sha256:{1:064x}")
 
 
 @dataclass
-class Told:
+class Exported:
     """Traces into memory."""
 
     traces: Traces
@@ -49,11 +49,11 @@ class Told:
 
 
 @pytest.fixture
-def told() -> Iterator[Told]:
+def exported() -> Iterator[Exported]:
     exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     traces = Traces(provider)
-    yield Told(traces, exporter)
+    yield Exported(traces, exporter)
     traces.close()
 
 
@@ -67,21 +67,21 @@ def asked(*sequences: str, choices: int = 1) -> Asked:
     return Asked("chat", "pirate@prod", ONE, False, choices, 16, 0.5, 1.0, sequences)
 
 
-def answer(told: Told, asked: Asked, headers: dict[str, str] | None = None, status: int = 200) -> None:
+def answer(exported: Exported, asked: Asked, headers: dict[str, str] | None = None, status: int = 200) -> None:
     """Open and close one request around whatever happened to its sequences before."""
-    told.traces.begin("r", headers or {})
-    told.traces.asked("r", asked)
+    exported.traces.begin("r", headers or {})
+    exported.traces.asked("r", asked)
     for id in asked.sequences:
-        told.traces.observe(Admitted(id, ONE, "disk", 0.01, 0.02, 10, 4))
-        told.traces.observe(FirstToken(id, ONE, 0.05))
-        told.traces.observe(Finished(id, ONE, FinishReason.STOP, 7, 0.1))
-    told.traces.end("r", "POST", "/v1/chat/completions", status)
+        exported.traces.observe(Admitted(id, ONE, "disk", 0.01, 0.02, 10, 4))
+        exported.traces.observe(FirstToken(id, ONE, 0.05))
+        exported.traces.observe(Finished(id, ONE, FinishReason.STOP, 7, 0.1))
+    exported.traces.end("r", "POST", "/v1/chat/completions", status)
 
 
-def test_a_request_has_its_stages_in_order(told: Told) -> None:
-    answer(told, asked("r-0"))
-    root = told.one("POST /v1/chat/completions")
-    stages = [told.one(name) for name in ("adapter load", "queue", "prefill", "decode")]
+def test_a_request_has_its_stages_in_order(exported: Exported) -> None:
+    answer(exported, asked("r-0"))
+    root = exported.one("POST /v1/chat/completions")
+    stages = [exported.one(name) for name in ("adapter load", "queue", "prefill", "decode")]
     assert root.kind is SpanKind.SERVER
     for stage in stages:
         assert stage.parent is not None and stage.parent.span_id == context_of(root).span_id
@@ -93,9 +93,9 @@ def test_a_request_has_its_stages_in_order(told: Told) -> None:
     assert load.attributes == {"rootstock.adapter.id": ONE, "rootstock.adapter.tier": "disk"}
 
 
-def test_attributes_go_by_the_conventions(told: Told) -> None:
-    answer(told, asked("r-0", "r-1", choices=2))
-    attributes = dict(told.one("POST /v1/chat/completions").attributes or {})
+def test_attributes_go_by_the_conventions(exported: Exported) -> None:
+    answer(exported, asked("r-0", "r-1", choices=2))
+    attributes = dict(exported.one("POST /v1/chat/completions").attributes or {})
     assert attributes == {
         "http.request.method": "POST",
         "http.route": "/v1/chat/completions",
@@ -116,66 +116,66 @@ def test_attributes_go_by_the_conventions(told: Told) -> None:
     }
 
 
-def test_the_callers_trace_goes_on(told: Told) -> None:
-    answer(told, asked("r-0"), {"traceparent": PARENT})
-    root = told.one("POST /v1/chat/completions")
+def test_the_callers_trace_goes_on(exported: Exported) -> None:
+    answer(exported, asked("r-0"), {"traceparent": PARENT})
+    root = exported.one("POST /v1/chat/completions")
     assert format(context_of(root).trace_id, "032x") == PARENT.split("-")[1]
     assert root.parent is not None and format(root.parent.span_id, "016x") == PARENT.split("-")[2]
 
 
 @pytest.mark.parametrize("header", ["", "00-zz-zz-01", "0" * 5000, "00-" + "0" * 32 + "-" + "0" * 16 + "-01"])
-def test_an_odd_traceparent_begins_a_trace(header: str, told: Told) -> None:
-    answer(told, asked("r-0"), {"traceparent": header})
-    assert told.one("POST /v1/chat/completions").parent is None
+def test_an_odd_traceparent_begins_a_trace(header: str, exported: Exported) -> None:
+    answer(exported, asked("r-0"), {"traceparent": header})
+    assert exported.one("POST /v1/chat/completions").parent is None
 
 
-def test_a_caller_that_does_not_sample_is_not_sampled(told: Told) -> None:
-    answer(told, asked("r-0"), {"traceparent": PARENT[:-2] + "00"})
-    assert told.spans == []
+def test_a_caller_that_does_not_sample_is_not_sampled(exported: Exported) -> None:
+    answer(exported, asked("r-0"), {"traceparent": PARENT[:-2] + "00"})
+    assert exported.spans == []
 
 
-def test_a_request_that_leaves_the_queue_ends_there(told: Told) -> None:
-    told.traces.begin("r", {})
-    told.traces.asked("r", asked("r-0"))
-    told.traces.end("r", "POST", "/v1/completions", 499)
-    assert [span.name for span in told.spans] == ["queue", "POST /v1/completions"]
-    told.traces.observe(Finished("r-0", ONE, FinishReason.ABORT, 0, 0.1))  # the engine hears of it a step later
-    assert not told.traces._courses and not told.traces._open
+def test_a_request_that_leaves_the_queue_ends_there(exported: Exported) -> None:
+    exported.traces.begin("r", {})
+    exported.traces.asked("r", asked("r-0"))
+    exported.traces.end("r", "POST", "/v1/completions", 499)
+    assert [span.name for span in exported.spans] == ["queue", "POST /v1/completions"]
+    exported.traces.observe(Finished("r-0", ONE, FinishReason.ABORT, 0, 0.1))  # the engine hears of it a step later
+    assert not exported.traces._courses and not exported.traces._open
 
 
-def test_failures_and_preemptions_show(told: Told) -> None:
-    told.traces.begin("r", {})
-    told.traces.asked("r", asked("r-0"))
-    told.traces.observe(Admitted("r-0", ONE, "device", 0.0, 0.0, 10, 0))
-    told.traces.observe(Preempted("r-0", ONE))
-    told.traces.observe(Finished("r-0", ONE, FinishReason.ERROR, 0, 0.1))
-    told.traces.end("r", "POST", "/v1/completions", 500)
-    assert told.one("POST /v1/completions").status.status_code is StatusCode.ERROR
-    assert [event.name for event in told.one("prefill").events] == ["preempted"]
-    assert not told.named("adapter load") and not told.named("decode")
+def test_failures_and_preemptions_show(exported: Exported) -> None:
+    exported.traces.begin("r", {})
+    exported.traces.asked("r", asked("r-0"))
+    exported.traces.observe(Admitted("r-0", ONE, "device", 0.0, 0.0, 10, 0))
+    exported.traces.observe(Preempted("r-0", ONE))
+    exported.traces.observe(Finished("r-0", ONE, FinishReason.ERROR, 0, 0.1))
+    exported.traces.end("r", "POST", "/v1/completions", 500)
+    assert exported.one("POST /v1/completions").status.status_code is StatusCode.ERROR
+    assert [event.name for event in exported.one("prefill").events] == ["preempted"]
+    assert not exported.named("adapter load") and not exported.named("decode")
 
 
-def test_the_engines_own_events_make_a_trace(told: Told) -> None:
+def test_the_engines_own_events_make_a_trace(exported: Exported) -> None:
     """The real engine with an adapter on disk: what it tells is enough."""
     bench = Bench(adapters={"a": 10})
-    told.traces.begin("r", {})
-    told.traces.asked("r", asked("r-0"))
+    exported.traces.begin("r", {})
+    exported.traces.asked("r", asked("r-0"))
     bench.submit("r-0", adapter="a", max_tokens=3)
     bench.run()
     for event in bench.events:
-        told.traces.observe(event)
-    told.traces.end("r", "POST", "/v1/completions", 200)
-    assert [span.name for span in told.spans][-3:] == ["prefill", "decode", "POST /v1/completions"]
-    assert (told.one("POST /v1/completions").attributes or {})["gen_ai.usage.output_tokens"] == 3
+        exported.traces.observe(event)
+    exported.traces.end("r", "POST", "/v1/completions", 200)
+    assert [span.name for span in exported.spans][-3:] == ["prefill", "decode", "POST /v1/completions"]
+    assert (exported.one("POST /v1/completions").attributes or {})["gen_ai.usage.output_tokens"] == 3
 
 
-def roots_of(told: Told) -> list[ReadableSpan]:
-    return [span for span in told.spans if span.kind is SpanKind.SERVER]
+def roots_of(exported: Exported) -> list[ReadableSpan]:
+    return [span for span in exported.spans if span.kind is SpanKind.SERVER]
 
 
-def test_h81_traces_hold_no_key_and_no_prompt(told: Told, tmp_path: Path) -> None:
+def test_h81_traces_hold_no_key_and_no_prompt(exported: Exported, tmp_path: Path) -> None:
     """Over HTTP: every request is a trace but the probes', whatever comes of it, and none tells what was sent."""
-    rig = make_rig(tmp_path, traces=told.traces)
+    rig = make_rig(tmp_path, traces=exported.traces)
     headers = {"authorization": f"Bearer sk-{CANARY}", "traceparent": PARENT, "tracestate": "vendor=1"}
     body = {"model": BASE, "prompt": CANARY, "stop": [CANARY + "!"], "max_tokens": 3}
     with serve(rig.app) as live, live.client(**headers) as client:
@@ -184,15 +184,15 @@ def test_h81_traces_hold_no_key_and_no_prompt(told: Told, tmp_path: Path) -> Non
         client.post("/v1/completions", json=body | {"stream": True})
         client.post("/v1/completions", json=body | {"temperature": CANARY})
         client.get(f"/v1/models/{CANARY}")
-        eventually(lambda: len(roots_of(told)) == 4)
-        roots = roots_of(told)
+        eventually(lambda: len(roots_of(exported)) == 4)
+        roots = roots_of(exported)
         check_after(client, rig)
     rig.registry.close()
     # counted, because a stream may end after the request that follows it
     statuses = Counter((span.name, (span.attributes or {})["http.response.status_code"]) for span in roots)
     post, get = "POST /v1/completions", "GET /v1/models/{id:path}"
     assert statuses == {(post, 200): 2, (post, 400): 1, (get, 404): 1}
-    assert CANARY not in "".join(span.to_json() for span in told.spans)
+    assert CANARY not in "".join(span.to_json() for span in exported.spans)
 
 
 def test_without_the_extra_the_setting_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,5 +248,5 @@ def test_the_command_reads_a_data_directory(tmp_path: Path, capsys: pytest.Captu
     usage(data_dir=tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == ",".join(COLUMNS) and len(lines) == 3
-    told = run("usage", "--data-dir", str(tmp_path), "--tenant", "acme", "--format", "json", "--since", "1970-01-01")
-    assert json.loads(told.stdout) == [as_json(ROW)]
+    output = run("usage", "--data-dir", str(tmp_path), "--tenant", "acme", "--format", "json", "--since", "1970-01-01")
+    assert json.loads(output.stdout) == [as_json(ROW)]

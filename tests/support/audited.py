@@ -65,5 +65,5 @@ def audit_of_reading(shape: BaseShape, usual: Path, folders: Sequence[Path], at:
         env={"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
         check=True,
     )
-    told = json.loads(done.stdout)
-    return Audit(told["refused"], frozenset((event, first) for event, first in told["seen"]))
+    report = json.loads(done.stdout)
+    return Audit(report["refused"], frozenset((event, first) for event, first in report["seen"]))

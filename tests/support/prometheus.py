@@ -29,9 +29,9 @@ class Prometheus:
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """The samples that it gives now, each with its labels. Asserts that Prometheus takes the expression."""
-        told = self._client.get("/api/v1/query", params={"query": expression}).json()
-        assert told["status"] == "success", f"{expression}: {told['error']}"
-        samples: list[dict[str, Any]] = told["data"]["result"]
+        reply = self._client.get("/api/v1/query", params={"query": expression}).json()
+        assert reply["status"] == "success", f"{expression}: {reply['error']}"
+        samples: list[dict[str, Any]] = reply["data"]["result"]
         return samples
 
     def sick_rules(self) -> list[dict[str, Any]]:

@@ -82,8 +82,8 @@ class ServedWatch:
 
     def _held(self, http: httpx.Client) -> float:
         """Sequences that run or wait, blocks in use, and answers under way."""
-        told = http.get("/metrics").text
-        found = [sample for family in text_string_to_metric_families(told) for sample in family.samples]
+        text = http.get("/metrics").text
+        found = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
         held = [each.value for each in found if each.name in _HELD and each.labels.get("state") != "total"]
         assert len(held) == 4, "two states of sequences, the used blocks, and the answers"
         return sum(held)

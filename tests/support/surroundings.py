@@ -30,8 +30,8 @@ class Surroundings:
             folders[:] = [name for name in folders if Path(folder, name) not in self._inside]
             seen |= {os.path.join(folder, name): None for name in folders}
             for name in files:
-                told = os.lstat(os.path.join(folder, name))
-                seen[os.path.join(folder, name)] = told.st_size, told.st_mtime_ns
+                status = os.lstat(os.path.join(folder, name))
+                seen[os.path.join(folder, name)] = status.st_size, status.st_mtime_ns
         return seen
 
 

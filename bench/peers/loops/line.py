@@ -71,9 +71,9 @@ def serve(engine: Engine, out: int) -> None:
     with os.fdopen(out, "w") as stream:
         print(json.dumps({"ready": True}), file=stream, flush=True)
         for line in sys.stdin:
-            told = json.loads(line)
+            command = json.loads(line)
             try:
-                reply = answer(engine, [Ask(**ask) for ask in told["asks"]], told["clients"])
+                reply = answer(engine, [Ask(**ask) for ask in command["asks"]], command["clients"])
             except Exception as error:  # whatever the library raises is its answer
                 reply = {"error": f"{type(error).__name__}: {error}"}
             print(json.dumps(reply), file=stream, flush=True)
