@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     trusted_hosts: Annotated[
         tuple[str, ...],
         NoDecode,
-        Field(description="Without keys: names beside this machine's that Host or a web page's Origin may have."),
+        Field(description="Extra host names accepted in Host and Origin when no keys are asked for."),
     ] = ()
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000
     data_dir: Annotated[Path, Field(description="Where adapters, the registry and converted bases live.")] = (
@@ -111,7 +111,7 @@ class Settings(BaseSettings):
         int, Field(ge=1, description="Resumable uploads that all tenants together may have open; beyond it, 503.")
     ] = 256
     max_pending_bytes: Annotated[
-        ByteSize, Field(gt=0, description="What a tenant's uploads under way may come to, as declared.")
+        ByteSize, Field(gt=0, description="Declared bytes that one tenant's open uploads may total.")
     ] = ByteSize(8192 * _MIB)
     upload_expiry: Annotated[float, Field(gt=0, description="Seconds until a resumable upload is forgotten.")] = 86400.0
     max_body_bytes: Annotated[ByteSize, Field(gt=0, description="Largest JSON body.")] = ByteSize(4 * _MIB)
