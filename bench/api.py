@@ -1,6 +1,6 @@
-"""How servers spell one streaming completion: what is sent to them, and how tokens are counted in what comes back.
+"""The API dialects of servers: the body of a streaming completion, and how tokens are counted in its events.
 
-Owns the three dialects that differ. Sends nothing itself.
+Owns the three dialects. Sends nothing itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """One greedy completion: `model` shall put `output_tokens` tokens after the token ids in `prompt`."""
+class CompletionRequest:
+    """One greedy completion: `output_tokens` tokens of `model` after the token ids in `prompt`."""
 
     model: str
     prompt: tuple[int, ...]
@@ -19,7 +19,7 @@ class Ask:
 
 
 class Api(Protocol):
-    """`exact` says whether an answer must have as many tokens as were asked for."""
+    """A dialect. `exact`: an answer must have exactly as many tokens as were asked for."""
 
     @property
     def path(self) -> str: ...
@@ -28,32 +28,32 @@ class Api(Protocol):
     @property
     def exact(self) -> bool: ...
 
-    def body(self, ask: Ask) -> dict[str, Any]: ...
+    def body(self, request: CompletionRequest) -> dict[str, Any]: ...
 
     def tokens(self, event: Mapping[str, Any]) -> int:
-        """How many tokens this server-sent event brings."""
+        """The number of tokens in this server-sent event."""
         ...
 
     def ids(self, event: Mapping[str, Any]) -> Sequence[int]:
-        """Which tokens they are; none where the dialect does not tell."""
+        """The ids of the tokens in this event; empty where the dialect does not send ids."""
         ...
 
     def total(self, event: Mapping[str, Any]) -> int | None:
-        """How many tokens the whole answer has, where this event tells it."""
+        """The number of tokens of the whole answer, where this event has it."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class OpenAI:
-    """The completions API and nothing beyond it. An answer may end early; its usage says how many tokens came, and
-    each chunk counts as one when gaps are timed."""
+    """The plain completions API. An answer may end early: its usage has the number of tokens, and for the timing of
+    gaps each chunk counts as one token."""
 
     path: str = "/v1/completions"
     headers: Mapping[str, str] = field(default_factory=dict)
     exact: bool = False
 
-    def body(self, ask: Ask) -> dict[str, Any]:
-        return _completion(ask) | {"stream_options": {"include_usage": True}}
+    def body(self, request: CompletionRequest) -> dict[str, Any]:
+        return _completion(request) | {"stream_options": {"include_usage": True}}
 
     def tokens(self, event: Mapping[str, Any]) -> int:
         return sum(bool(choice.get("text")) for choice in event["choices"])
@@ -73,8 +73,8 @@ class Vllm:
     headers: Mapping[str, str] = field(default_factory=dict)
     exact: bool = True
 
-    def body(self, ask: Ask) -> dict[str, Any]:
-        return _completion(ask) | {"ignore_eos": True, "return_token_ids": True}
+    def body(self, request: CompletionRequest) -> dict[str, Any]:
+        return _completion(request) | {"ignore_eos": True, "return_token_ids": True}
 
     def tokens(self, event: Mapping[str, Any]) -> int:
         return len(self.ids(event))
@@ -88,10 +88,10 @@ class Vllm:
 
 @dataclass(frozen=True, slots=True)
 class LlamaCpp:
-    """llama.cpp's own route, whose adapters are numbers: `adapters` gives the number of each name.
+    """llama.cpp's own route. Its adapters are numbers: `adapters` maps each name to its number.
 
-    Every adapter is named in every request: one that is left out keeps the scale that the server started with, and
-    a connection that is kept alive holds its slot. A prompt is computed anew each time, as elsewhere.
+    Every request sets the scale of every adapter, since one that is left out keeps the scale that the server started
+    with. Connections are closed, since one that is kept alive holds its slot. Prompts are not cached, as elsewhere.
     """
 
     adapters: Mapping[str, int]
@@ -99,16 +99,16 @@ class LlamaCpp:
     headers: Mapping[str, str] = field(default_factory=lambda: {"connection": "close"})
     exact: bool = True
 
-    def body(self, ask: Ask) -> dict[str, Any]:
+    def body(self, request: CompletionRequest) -> dict[str, Any]:
         return {
-            "prompt": list(ask.prompt),
-            "n_predict": ask.output_tokens,
+            "prompt": list(request.prompt),
+            "n_predict": request.output_tokens,
             "temperature": 0,
             "ignore_eos": True,
             "cache_prompt": False,
             "return_tokens": True,
             "stream": True,
-            "lora": [{"id": id, "scale": float(name == ask.model)} for name, id in self.adapters.items()],
+            "lora": [{"id": id, "scale": float(name == request.model)} for name, id in self.adapters.items()],
         }
 
     def tokens(self, event: Mapping[str, Any]) -> int:
@@ -128,18 +128,18 @@ def _usage(event: Mapping[str, Any]) -> int | None:
 
 
 class Dialect(StrEnum):
-    """The names under which a command takes them."""
+    """The dialects' names on the command line."""
 
     OPENAI = "openai"
     VLLM = "vllm"
     LLAMA_CPP = "llama.cpp"
 
 
-def _completion(ask: Ask) -> dict[str, Any]:
+def _completion(request: CompletionRequest) -> dict[str, Any]:
     return {
-        "model": ask.model,
-        "prompt": list(ask.prompt),
-        "max_tokens": ask.output_tokens,
+        "model": request.model,
+        "prompt": list(request.prompt),
+        "max_tokens": request.output_tokens,
         "temperature": 0,
         "stream": True,
     }

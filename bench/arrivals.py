@@ -1,14 +1,14 @@
-"""When requests come, and how long they are.
+"""When requests arrive, and how long they are.
 
-closed     a number of clients, each of which asks again when it has its answer
-poisson    so many requests a second on average, whatever became of those before
-trace      as a file of JSON lines tells: {"at": seconds, "prompt_tokens": 120, "output_tokens": 40}
+closed     a number of clients, each of which sends its next request when the last is answered
+poisson    a mean number of requests per second, whether or not earlier ones are answered
+trace      the times and lengths in a file of JSON lines: {"at": seconds, "prompt_tokens": 120, "output_tokens": 40}
 
 Owns these three and the spans of lengths. Knows no server.
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -39,7 +39,9 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Closed:
+class ClosedLoop:
+    """`clients` that each send their next request when the last is answered."""
+
     clients: int
 
     def __str__(self) -> str:
@@ -61,7 +63,7 @@ class Poisson:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class TraceLine:
     """One request of a trace: when it comes, in seconds after the first, and its lengths in tokens."""
 
     at_s: float
@@ -71,26 +73,28 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
+    """The requests of a trace file, sent at the times that it gives."""
+
     name: str
-    lines: tuple[Line, ...]
+    lines: tuple[TraceLine, ...]
 
     def __str__(self) -> str:
         return self.name
 
     @classmethod
     def read(cls, file: Path) -> "Replay":
-        """Raises ValueError, with the line's number, where a line is not as the head of this file says."""
+        """Read a trace. Raises ValueError, with the line's number, for a line in another format than above."""
         lines = []
         for number, text in enumerate(file.read_bytes().splitlines(), start=1):
             try:
-                record = orjson.loads(text)
-                lines.append(Line(float(record["at"]), int(record["prompt_tokens"]), int(record["output_tokens"])))
+                line = orjson.loads(text)
+                lines.append(TraceLine(float(line["at"]), int(line["prompt_tokens"]), int(line["output_tokens"])))
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{file}, line {number}: {error}") from error
         if not lines:
             raise ValueError(f"{file} has no lines.")
-        first = min(line.at_s for line in lines)
-        return cls(file.stem, tuple(Line(line.at_s - first, line.prompt_tokens, line.output_tokens) for line in lines))
+        first = min(each.at_s for each in lines)
+        return cls(file.stem, tuple(replace(each, at_s=each.at_s - first) for each in lines))
 
 
-Arrivals = Closed | Poisson | Replay
+Arrivals = ClosedLoop | Poisson | Replay

@@ -20,7 +20,7 @@ VOCAB = 272  # the bytes, the end, and padding to a multiple of 16
 
 def write(directory: Path) -> Path:
     """Write the base to `directory`, the same one every time; returns `directory`."""
-    return make_base.write(make_base.SHAPES[make_base.Name.TINY], _like(directory / "tokenizer"), directory)
+    return make_base.write(make_base.SHAPES[make_base.ShapeName.TINY], _like(directory / "tokenizer"), directory)
 
 
 def _like(directory: Path) -> Path:

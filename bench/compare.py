@@ -12,15 +12,15 @@ from typing import Annotated
 
 import typer
 
-from bench import header, launch, make_adapters, options
-from bench.arrivals import Closed, Span
-from bench.conduct import Session, conduct
+from bench import launch, make_adapters, options, weight_shapes
+from bench.arrivals import ClosedLoop, Span
 from bench.measure import BASE, Cell
+from bench.session import Session, run_session
 from bench.terminal import terminal
 from bench.workload import Mix, Popularity
 
 
-def traffics(
+def comparison_cells(
     concurrency: Sequence[int], per_client: int, prompt: Span, output: Span, adapters: int, rank: int
 ) -> list[Cell]:
     """Base, one adapter and `adapters` in turn, for each number of clients, each of which asks `per_client` times."""
@@ -28,7 +28,7 @@ def traffics(
     one, several = Mix(Popularity.IDENTICAL), Mix(Popularity.DISTINCT)
     cells = []
     for clients in concurrency:
-        closed, requests = Closed(clients), clients * per_client
+        closed, requests = ClosedLoop(clients), clients * per_client
         cells += [
             Cell(BASE, closed, requests, prompt, output),
             Cell("1 adapter", closed, requests, prompt, output, names[:1], one, rank),
@@ -64,7 +64,7 @@ def main(
         base = _base_directory(servers)
         written = make_adapters.write(base, work_dir / "adapters", count=adapters, rank=rank)
         targets = [launch.target(name, server, written) for name, server in servers.items()]
-        cells = traffics(
+        cells = comparison_cells(
             concurrency or [8],
             per_client,
             Span(prompt_tokens, prompt_tokens),
@@ -76,8 +76,11 @@ def main(
             f"{targets[0].base_id}, {prompt_tokens} prompt and {output_tokens} output tokens, "
             f"adapters r={rank} on all linear layers"
         )
-        conduct(
-            terminal(), Session("compare", title, work_dir, rounds, header.vocab_size(base), minutes), targets, cells
+        run_session(
+            terminal(),
+            Session("compare", title, work_dir, rounds, weight_shapes.vocab_size(base), minutes),
+            targets,
+            cells,
         )
 
 

@@ -1,4 +1,4 @@
-"""`rootstock bench connections`: very many streams at once, their answers, the server's memory and its health.
+"""`rootstock bench connections`: very many streams at once: their answers, the server's memory and its health.
 
 Owns the clients and the verdict. Starts a server over a tiny base unless it is given one, and knows it by HTTP only.
 """
@@ -19,9 +19,9 @@ import typer
 from rich.console import Console
 
 from bench import bytes_base, launch, memory, options, report
-from bench.api import Ask
-from bench.load import TIMEOUT_S, VLLM, Shape, asks
-from bench.probe import Watch, probing
+from bench.api import CompletionRequest
+from bench.load import TIMEOUT_S, VLLM, RequestShape, make_requests
+from bench.probe import HealthLog, probe_health
 
 MIB = 1 << 20
 PROMPTS = 8
@@ -39,20 +39,20 @@ FLAGS = (
 
 
 @dataclass(slots=True)
-class Streams:
-    """Streams under way: how many are open, and how many were at most."""
+class OpenStreams:
+    """Counts the streams that are open now, and the most that were open at once."""
 
     open: int = 0
     most: int = 0
 
-    def enter(self) -> None:
+    def add(self) -> None:
         self.open += 1
         self.most = max(self.most, self.open)
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """One answer: its token ids, and seconds to the first of them."""
+    """One answer: its token ids, and the seconds to the first of them."""
 
     tokens: tuple[int, ...]
     ttft_s: float
@@ -78,31 +78,31 @@ class Result:
     resident_peak: int | None
 
 
-async def measure(url: str, model: str, connections: int, shape: Shape, pid: int | None) -> Result:
+async def measure(url: str, model: str, connections: int, shape: RequestShape, pid: int | None) -> Result:
     """Answer each prompt alone, then open all streams together. Raises RuntimeError for an answer that is refused."""
-    asked = asks([model] * PROMPTS, shape, seed=5)
+    asked = make_requests([model] * PROMPTS, shape, seed=5)
     connector = aiohttp.TCPConnector(limit=0, force_close=True)  # a kept one may be closed before it is used again
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as session:
-        alone = [await _stream(session, ask, Streams()) for ask in asked]
-        streams_open = Streams()
-        with probing(url, pid) as watch:
+        alone = [await _stream(session, request, OpenStreams()) for request in asked]
+        open_streams = OpenStreams()
+        with probe_health(url, pid) as health:
             began = time.perf_counter()
             streams = await asyncio.gather(
-                *(_stream(session, asked[number % PROMPTS], streams_open) for number in range(connections))
+                *(_stream(session, asked[number % PROMPTS], open_streams) for number in range(connections))
             )
             wall_s = time.perf_counter() - began
     wrong = sum(stream.tokens != alone[number % PROMPTS].tokens for number, stream in enumerate(streams))
-    return _result(streams, wrong, streams_open, wall_s, watch)
+    return _result(streams, wrong, open_streams, wall_s, health)
 
 
-async def _stream(session: aiohttp.ClientSession, ask: Ask, streams_open: Streams) -> Stream:
+async def _stream(session: aiohttp.ClientSession, request: CompletionRequest, open_streams: OpenStreams) -> Stream:
     """One streaming completion, to its end."""
     began, first, tokens = time.perf_counter(), 0.0, list[int]()
-    async with session.post(VLLM.path, json=VLLM.body(ask)) as reply:
+    async with session.post(VLLM.path, json=VLLM.body(request)) as reply:
         if reply.status != 200:
             raise RuntimeError(f"A stream answered {reply.status}: {await reply.text()}")
-        streams_open.enter()
+        open_streams.add()
         async for line in reply.content:
             if not line.startswith(b"data: {"):
                 continue
@@ -111,33 +111,35 @@ async def _stream(session: aiohttp.ClientSession, ask: Ask, streams_open: Stream
                 raise RuntimeError(f"A stream ended with an error: {event['error']}")
             tokens += [token for choice in event["choices"] for token in choice.get("token_ids") or ()]
             first = first or time.perf_counter() - began
-        streams_open.open -= 1
+        open_streams.open -= 1
     return Stream(tuple(tokens), first)
 
 
-def _result(streams: Sequence[Stream], wrong: int, streams_open: Streams, wall_s: float, watch: Watch) -> Result:
+def _result(
+    streams: Sequence[Stream], wrong: int, open_streams: OpenStreams, wall_s: float, health: HealthLog
+) -> Result:
     ttft_ms = [1e3 * stream.ttft_s for stream in streams]
-    health = watch.latencies_ms or [float("nan")]
+    health_ms = health.latencies_ms or [float("nan")]
     return Result(
         connections=len(streams),
-        most_open=streams_open.most,
+        most_open=open_streams.most,
         wrong=wrong,
         wall_s=wall_s,
         tokens_per_s=sum(len(stream.tokens) for stream in streams) / wall_s,
         ttft_p50_ms=float(np.percentile(ttft_ms, 50)),
         ttft_p99_ms=float(np.percentile(ttft_ms, 99)),
-        health_asked=len(watch.latencies_ms),
-        health_failures=watch.failures,
-        health_p50_ms=float(np.percentile(health, 50)),
-        health_p99_ms=float(np.percentile(health, 99)),
-        health_max_ms=max(health),
-        resident_before=min(watch.resident[:1], default=None),
-        resident_peak=max(watch.resident, default=None),
+        health_asked=len(health.latencies_ms),
+        health_failures=health.failures,
+        health_p50_ms=float(np.percentile(health_ms, 50)),
+        health_p99_ms=float(np.percentile(health_ms, 99)),
+        health_max_ms=max(health_ms),
+        resident_before=min(health.resident[:1], default=None),
+        resident_peak=max(health.resident, default=None),
     )
 
 
-def broken(result: Result, health_p99_ms: float, growth_mib: float) -> list[str]:
-    """What was promised and not kept, each in one sentence. Memory counts where the server's process is known."""
+def violations(result: Result, health_p99_ms: float, growth_mib: float) -> list[str]:
+    """Each limit that `result` violates, in one sentence. Memory is judged only where the server's process is known."""
     sentences = []
     if result.wrong:
         sentences.append(f"{result.wrong} of {result.connections} streams answered otherwise than when asked alone.")
@@ -173,15 +175,15 @@ def main(
     """Open very many streams together. Fails when one answers wrongly, when they were not open at once, and when the
     server's health or memory was beyond its limit meanwhile."""
     _raise_file_limit()
-    shape = Shape(vocab, prompt_tokens, output_tokens)
+    shape = RequestShape(vocab, prompt_tokens, output_tokens)
     setting = report.machine()
     with ExitStack() as stack:
         flags = f"{FLAGS.format(n=connections)} {serve_flags}"
         server = _given(url) if url else stack.enter_context(_ours(work_dir, flags))
         result = asyncio.run(measure(server.url, server.base_id, connections, shape, server.pid))
-    sentences = broken(result, health_p99_ms, growth_mib)
+    sentences = violations(result, health_p99_ms, growth_mib)
     document = {"setting": setting, "shape": asdict(shape), "result": asdict(result), "broken": sentences}
-    report.tell_json(Console(), work_dir / "connections.json", document)
+    report.print_and_save(Console(), work_dir / "connections.json", document)
     for sentence in sentences:
         typer.secho(sentence, err=True, fg="red")
     if sentences:

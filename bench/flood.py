@@ -21,10 +21,10 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from bench import header, launch, options, report
-from bench.api import Api, Ask, Vllm
+from bench import launch, options, report, weight_shapes
+from bench.api import Api, CompletionRequest, Vllm
 from bench.arrivals import Span
-from bench.load import Trace, complete, connected, random_prompt
+from bench.load import RequestTiming, complete, connected, random_prompt
 from bench.terminal import terminal
 
 QUIET, FLOOD = "quiet", "flood"
@@ -35,8 +35,11 @@ KINDS = ("idle", "flooded")
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What both send. Of the quiet one's pauses `pause_s` is the mean: it comes at any moment of a step. The flood has
-    `streams` in flight at any time, for `settle_s` before the quiet one asks."""
+    """What both tenants send.
+
+    `pause_s` is the mean of the quiet one's random pauses, by which its requests arrive at any moment of a step. The
+    flood keeps `streams` in flight, from `settle_s` before the quiet one starts.
+    """
 
     requests: int
     prompt: Span
@@ -49,8 +52,8 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
-    """A server, and how each tenant speaks to it; `vocab` bounds the prompts' token ids."""
+class FloodSetup:
+    """A server, each tenant's API with its key, and the traffic. Prompts' token ids are below `vocab`."""
 
     url: str
     base_id: str
@@ -62,8 +65,10 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What the quiet tenant saw, in milliseconds, and the other's output tokens a second meanwhile: 0 while it was
-    idle. `load` is the machine's load average when it ended."""
+    """The quiet tenant's latencies in milliseconds, and the flood's output tokens per second meanwhile (0 while idle).
+
+    `load` is the machine's load average at the end.
+    """
 
     round: int
     flooded: bool
@@ -75,8 +80,10 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`ratios` are the rounds' own: the median first token beside the flood over that of the idle server. Their median
-    is judged; `ratio_p95` is that of the 95th percentiles over all rounds."""
+    """`ratios` has one for each round: the median time to the first token beside the flood, over the idle server's.
+
+    Their median `ratio` must be at most `most`. `ratio_p95` is the ratio of the 95th percentiles over all rounds.
+    """
 
     ratios: tuple[float, ...]
     ratio: float
@@ -89,59 +96,59 @@ class Verdict:
 
 
 def judge(phases: Sequence[Phase], most: float) -> Verdict:
-    """Every round has a phase of both kinds."""
+    """The verdict on `phases`, of which every round has an idle and a flooded one."""
     idle, flooded = ([phase for phase in phases if phase.flooded is kind] for kind in (False, True))
     alone = {phase.round: median(phase.ttft_ms) for phase in idle}
     ratios = tuple(median(phase.ttft_ms) / alone[phase.round] for phase in flooded)
     return Verdict(ratios, median(ratios), _ttft(flooded, 95) / _ttft(idle, 95), most)
 
 
-def measure(setting: Setting, rounds: int) -> Iterator[Phase]:
+def measure(setup: FloodSetup, rounds: int) -> Iterator[Phase]:
     """Idle and flooded in turn, since a machine drifts; before them a request of each kind, to warm up."""
-    traffic, generator = setting.traffic, random.Random(0)
-    for api, prompt in ((setting.flood, traffic.flood_prompt), (setting.quiet, traffic.prompt)):
-        asyncio.run(_once(setting.url, api, _ask(setting, generator, prompt, Span(2, 2))))
+    traffic, generator = setup.traffic, random.Random(0)
+    for api, prompt in ((setup.flood, traffic.flood_prompt), (setup.quiet, traffic.prompt)):
+        asyncio.run(_once(setup.url, api, _make_request(setup, generator, prompt, Span(2, 2))))
     for round_ in range(1, rounds + 1):
         for flooded in (False, True):
-            yield asyncio.run(_phase(setting, round_, flooded))
+            yield asyncio.run(_phase(setup, round_, flooded))
 
 
-async def _once(url: str, api: Api, ask: Ask) -> None:
+async def _once(url: str, api: Api, request: CompletionRequest) -> None:
     async with connected(url, api, 1) as client:
-        await complete(client, ask, api)
+        await complete(client, request, api)
 
 
-async def _phase(setting: Setting, round_: int, flooded: bool) -> Phase:
-    streams = setting.traffic.streams if flooded else 0
-    async with _flooding(setting, streams, seed=round_) as flood:
+async def _phase(setup: FloodSetup, round_: int, flooded: bool) -> Phase:
+    streams = setup.traffic.streams if flooded else 0
+    async with _flooding(setup, streams, seed=round_) as flood:
         began, before = time.perf_counter(), flood.tokens
-        traces = await _ask_quietly(setting, seed=2 * round_ + flooded)  # the same prompts again would be cached
+        timings = await _quiet_requests(setup, seed=2 * round_ + flooded)  # the same prompts again would be cached
         tokens_per_s = (flood.tokens - before) / (time.perf_counter() - began)
     return Phase(
         round=round_,
         flooded=flooded,
-        ttft_ms=tuple(1e3 * trace.ttft_s for trace in traces),
-        itl_ms=tuple(1e3 * gap for trace in traces for gap in trace.gaps_s),
+        ttft_ms=tuple(1e3 * timing.ttft_s for timing in timings),
+        itl_ms=tuple(1e3 * gap for timing in timings for gap in timing.gaps_s),
         flood_tokens_per_s=tokens_per_s,
         load=os.getloadavg()[0],
     )
 
 
-async def _ask_quietly(setting: Setting, seed: int) -> list[Trace]:
-    """One request after the other. The first is not counted: it finds the end of what was there before."""
-    traffic, generator = setting.traffic, random.Random(seed)
-    traces = []
-    async with connected(setting.url, setting.quiet, 1) as client:
+async def _quiet_requests(setup: FloodSetup, seed: int) -> list[RequestTiming]:
+    """The timings of one request after the other. The first is left out: it meets the end of the previous phase."""
+    traffic, generator = setup.traffic, random.Random(seed)
+    timings = []
+    async with connected(setup.url, setup.quiet, 1) as client:
         for _ in range(traffic.requests + 1):
-            ask = _ask(setting, generator, traffic.prompt, traffic.output)
-            traces.append(await complete(client, ask, setting.quiet))
+            request = _make_request(setup, generator, traffic.prompt, traffic.output)
+            timings.append(await complete(client, request, setup.quiet))
             await asyncio.sleep(generator.expovariate(1 / traffic.pause_s))
-    return traces[1:]
+    return timings[1:]
 
 
 @dataclass(slots=True)
 class _Flood:
-    """What it has got so far."""
+    """The number of tokens that the flood has received."""
 
     tokens: int = 0
 
@@ -150,16 +157,16 @@ class _Flood:
 
 
 @asynccontextmanager
-async def _flooding(setting: Setting, streams: int, seed: int) -> AsyncIterator[_Flood]:
-    """So many streams until the block ends, which hang up then. Raises what ended one of them before."""
+async def _flooding(setup: FloodSetup, streams: int, seed: int) -> AsyncIterator[_Flood]:
+    """Keep `streams` requests in flight until the block ends, then cancel them. Raises what ended one before."""
     flood = _Flood()
-    async with connected(setting.url, setting.flood, max(streams, 1)) as client:
+    async with connected(setup.url, setup.flood, max(streams, 1)) as client:
         tasks = [
-            asyncio.create_task(_stream(client, setting, random.Random(f"{seed} {number}"), flood))
+            asyncio.create_task(_stream(client, setup, random.Random(f"{seed} {number}"), flood))
             for number in range(streams)
         ]
         try:
-            await _settle(tasks, setting.traffic.settle_s)
+            await _settle(tasks, setup.traffic.settle_s)
             yield flood
         finally:
             for task in tasks:
@@ -178,17 +185,17 @@ async def _settle(tasks: Sequence[asyncio.Task[None]], seconds: float) -> None:
             task.result()
 
 
-async def _stream(client: httpx.AsyncClient, setting: Setting, generator: random.Random, flood: _Flood) -> None:
+async def _stream(client: httpx.AsyncClient, setup: FloodSetup, generator: random.Random, flood: _Flood) -> None:
     """One answer after the other."""
-    traffic = setting.traffic
+    traffic = setup.traffic
     while True:
-        ask = _ask(setting, generator, traffic.flood_prompt, traffic.flood_output)
-        await complete(client, ask, setting.flood, flood.add)
+        request = _make_request(setup, generator, traffic.flood_prompt, traffic.flood_output)
+        await complete(client, request, setup.flood, flood.add)
 
 
-def _ask(setting: Setting, generator: random.Random, prompt: Span, output: Span) -> Ask:
-    tokens = random_prompt(generator, setting.vocab, prompt.draw(generator))
-    return Ask(setting.base_id, tokens, output.draw(generator))
+def _make_request(setup: FloodSetup, generator: random.Random, prompt: Span, output: Span) -> CompletionRequest:
+    tokens = random_prompt(generator, setup.vocab, prompt.draw(generator))
+    return CompletionRequest(setup.base_id, tokens, output.draw(generator))
 
 
 def _ttft(phases: Iterable[Phase], percent: float) -> float:
@@ -233,18 +240,18 @@ def main(
     """Measure a quiet tenant's first token beside another tenant's flood, against the idle server."""
     traffic = Traffic(
         requests=requests,
-        prompt=options.typed(Span.parse, prompt_tokens, "--prompt-tokens"),
-        output=options.typed(Span.parse, output_tokens, "--output-tokens"),
+        prompt=options.parse_option(Span.parse, prompt_tokens, "--prompt-tokens"),
+        output=options.parse_option(Span.parse, output_tokens, "--output-tokens"),
         pause_s=pause,
         streams=streams,
-        flood_prompt=options.typed(Span.parse, flood_prompt_tokens, "--flood-prompt-tokens"),
-        flood_output=options.typed(Span.parse, flood_output_tokens, "--flood-output-tokens"),
+        flood_prompt=options.parse_option(Span.parse, flood_prompt_tokens, "--flood-prompt-tokens"),
+        flood_output=options.parse_option(Span.parse, flood_output_tokens, "--flood-output-tokens"),
         settle_s=settle,
     )
     machine = report.machine() | {"base": base, "serve_flags": serve_flags}
     phases = list(_run(traffic, rounds, work_dir / "flood", launch.flags(base, f"--keys on {serve_flags}")))
     verdict = judge(phases, most)
-    _tell(traffic, phases, verdict, work_dir / "flood.json", machine)
+    _report_results(traffic, phases, verdict, work_dir / "flood.json", machine)
     if not verdict.holds:
         raise typer.Exit(1)
 
@@ -257,13 +264,15 @@ def _run(traffic: Traffic, rounds: int, data_dir: Path, flags: Sequence[str]) ->
     with launch.serve(data_dir, flags, headers=quiet.headers) as server:
         if server.base is None:
             raise typer.BadParameter("The base's directory is needed: prompts are drawn from its vocabulary.")
-        vocab = header.vocab_size(server.base)
-        for phase in measure(Setting(server.url, server.base_id, vocab, quiet, flood, traffic), rounds):
+        vocab = weight_shapes.vocab_size(server.base)
+        for phase in measure(FloodSetup(server.url, server.base_id, vocab, quiet, flood, traffic), rounds):
             typer.echo(f"round {phase.round} {KINDS[phase.flooded]:7} TTFT p50 {median(phase.ttft_ms):6.0f} ms")
             yield phase
 
 
-def _tell(traffic: Traffic, phases: Sequence[Phase], verdict: Verdict, file: Path, machine: dict[str, Any]) -> None:
+def _report_results(
+    traffic: Traffic, phases: Sequence[Phase], verdict: Verdict, file: Path, machine: dict[str, Any]
+) -> None:
     console = terminal()
     console.print(table(f"beside {traffic.streams} streams of another tenant", phases, verdict))
     console.print(f"{machine['processor']}, {machine['cores']} cores, load before {machine['load']:.2f}")

@@ -1,4 +1,4 @@
-"""A server of our own for the time of a measurement.
+"""Starts a `rootstock serve` for the time of a measurement.
 
 Owns the process and its log. Knows the `rootstock` command and the HTTP API, and imports nothing of either.
 """
@@ -28,8 +28,7 @@ NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that answers: where, under which base id, which directory holds its base (None if not known), and
-    which process it is (None if it is not ours)."""
+    """A running server. `base` is the directory of its base, if known; `pid` its process, if it is ours."""
 
     url: str
     base_id: str
@@ -43,8 +42,7 @@ def serve(
 ) -> Iterator[Server]:
     """Run `rootstock serve` on a free port of this machine until the block ends; its log is `data_dir/bench.log`.
 
-    `command` stands for `rootstock` where it is given; `headers` bear a key where the server asks for one.
-
+    `command`, if given, replaces `rootstock`; `headers` carry the key of a server that asks for one.
     Raises BenchError with the end of the log when the server does not become ready.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
@@ -73,11 +71,16 @@ def base_id(url: str, headers: Mapping[str, str] = NO_HEADERS) -> str:
 
 
 def target(name: str, server: Server, adapters: Sequence[Path] = ()) -> HttpTarget:
-    """Upload `adapters`, each under its directory's name; gives `server` as one that has them."""
-    for adapter in adapters:
-        upload(server.url, adapter.name, adapter)
+    """Upload `adapters` as `upload_all`, and return `server` as a target that has them."""
+    upload_all(server.url, adapters)
     names = frozenset(adapter.name for adapter in adapters)
     return HttpTarget(name, server.url, server.base_id, names, pid=server.pid)
+
+
+def upload_all(url: str, adapters: Sequence[Path]) -> None:
+    """Upload each of the directories under its own name. Raises BenchError."""
+    for adapter in adapters:
+        upload(url, adapter.name, adapter)
 
 
 def upload(url: str, name: str, directory: Path) -> None:
@@ -95,7 +98,7 @@ def upload(url: str, name: str, directory: Path) -> None:
 
 
 def make_key(data_dir: Path, tenant: str) -> str:
-    """The text of a new key of `tenant`, valid for a day, for a server on `data_dir`. Raises BenchError."""
+    """A new key of `tenant`, valid for a day, for a server on `data_dir`. Raises BenchError."""
     arguments = ["keys", "create", "--tenant", tenant, "--expires", "1d", "--data-dir", str(data_dir), "--json"]
     ended = subprocess.run([rootstock(), *arguments], capture_output=True, text=True)
     if ended.returncode:
@@ -104,9 +107,9 @@ def make_key(data_dir: Path, tenant: str) -> str:
 
 
 def rootstock() -> str:
-    """The command of this environment. Raises BenchError where it is not installed."""
-    beside = Path(sys.executable).with_name("rootstock")
-    found = str(beside) if beside.exists() else shutil.which("rootstock")
+    """The path of this environment's `rootstock` command. Raises BenchError where it is not installed."""
+    agreement_with = Path(sys.executable).with_name("rootstock")
+    found = str(agreement_with) if agreement_with.exists() else shutil.which("rootstock")
     if found is None:
         raise BenchError("The command `rootstock` is not installed. Run `make setup`.")
     return found
@@ -120,7 +123,10 @@ def free_port() -> int:
 
 
 def wait_ready(url: str, process: subprocess.Popen[bytes], log: Path, within_s: float = START_S) -> None:
-    """Until `url` answers with success. Raises BenchError with the end of `log` when the process ends before."""
+    """Wait until `url` answers with success.
+
+    Raises BenchError with the end of `log` if the process ends or `within_s` is over.
+    """
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline and process.poll() is None:
         try:

@@ -19,9 +19,9 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from bench import header, options, report
-from bench.header import Linear
+from bench import options, report, weight_shapes
 from bench.terminal import terminal
+from bench.weight_shapes import Linear
 
 BF16 = 2.0
 NF4 = 0.5 + 4 / 64
@@ -53,12 +53,12 @@ def kv_bytes_per_token(linears: Iterable[Linear]) -> float:
 def floor(directory: Path, rows: int, context: int, adapters: int, rank: int, weight_bytes: float = BF16) -> Floor:
     """Of a step of `rows` sequences with `context` tokens each and `adapters` distinct adapters of `rank`.
 
-    The head stays in bf16 when the layers are 4-bit. Raises as `bench.header` does.
+    The head stays in bf16 when the layers are 4-bit. Raises as `bench.weight_shapes` does.
     """
-    linears = header.linears(directory)
+    linears = weight_shapes.linears(directory)
     layers = sum(linear.in_features * linear.out_features for linear in linears)
     return Floor(
-        weights=weight_bytes * layers + BF16 * header.head_weights(directory),
+        weights=weight_bytes * layers + BF16 * weight_shapes.head_weights(directory),
         kv=rows * context * kv_bytes_per_token(linears),
         adapters=min(adapters, rows) * adapter_bytes(linears, rank),
     )

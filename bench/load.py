@@ -1,4 +1,4 @@
-"""Streaming completions, timed token by token: in a closed loop of clients, or sent when they are due.
+"""The load generator: streaming completions, timed token by token, in a closed or an open loop.
 
 Owns the clients and their clocks. Knows the API's dialects and nothing of what answers.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import orjson
 
-from bench.api import Api, Ask, Vllm
+from bench.api import Api, CompletionRequest, Vllm
 from bench.errors import BenchError
 
 TIMEOUT_S = 600.0
@@ -24,9 +24,11 @@ VLLM = Vllm()
 
 
 @dataclass(frozen=True, slots=True)
-class Trace:
-    """One request: seconds to its first token, seconds between tokens, how many tokens came, and which, where the
-    server tells that."""
+class RequestTiming:
+    """The timing of one request: seconds to its first token, and between tokens.
+
+    `tokens` is their number; `ids` are their ids where the server sends them.
+    """
 
     ttft_s: float
     gaps_s: tuple[float, ...]
@@ -35,15 +37,15 @@ class Trace:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """Some requests together: `wall_s` from the first one sent to the last token received."""
+class LoadResult:
+    """The timings of some requests. `wall_s` is from the first request sent to the last token received."""
 
     wall_s: float
-    traces: tuple[Trace, ...]
+    timings: tuple[RequestTiming, ...]
 
     @property
     def tokens(self) -> int:
-        return sum(trace.tokens for trace in self.traces)
+        return sum(timing.tokens for timing in self.timings)
 
     @property
     def tokens_per_s(self) -> float:
@@ -52,19 +54,20 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """What each request looks like: random prompt ids below `vocab`, and exactly `output_tokens` tokens back."""
+class RequestShape:
+    """The size of a request: `prompt_tokens` random ids below `vocab`, and exactly `output_tokens` tokens back."""
 
     vocab: int
     prompt_tokens: int = 128
     output_tokens: int = 64
 
 
-def asks(models: Sequence[str], shape: Shape, seed: int) -> list[Ask]:
+def make_requests(models: Sequence[str], shape: RequestShape, seed: int) -> list[CompletionRequest]:
     """One request for each entry of `models`; no two prompts share a prefix worth caching."""
     generator = random.Random(seed)
     return [
-        Ask(model, random_prompt(generator, shape.vocab, shape.prompt_tokens), shape.output_tokens) for model in models
+        CompletionRequest(model, random_prompt(generator, shape.vocab, shape.prompt_tokens), shape.output_tokens)
+        for model in models
     ]
 
 
@@ -73,33 +76,35 @@ def random_prompt(generator: random.Random, vocab: int, length: int) -> tuple[in
     return tuple(generator.randrange(lowest, vocab) for _ in range(length))
 
 
-async def closed_loop(url: str, requests: Sequence[Ask], concurrency: int, api: Api = VLLM) -> Run:
-    """Send `requests` from `concurrency` clients that start together and each wait for their answer.
+async def closed_loop(url: str, requests: Sequence[CompletionRequest], concurrency: int, api: Api = VLLM) -> LoadResult:
+    """Send `requests` from `concurrency` clients, each of which sends its next one when the last is answered.
 
-    Raises BenchError when an answer is not what was asked for: a wrong answer has no speed.
+    Raises BenchError when an answer is not what was asked for.
     """
     queue = iter(requests)
     async with connected(url, api, concurrency) as client:
         started = time.perf_counter()
         shares = await asyncio.gather(*(_client(client, queue, api) for _ in range(concurrency)))
         wall_s = time.perf_counter() - started
-    return Run(wall_s, tuple(trace for share in shares for trace in share))
+    return LoadResult(wall_s, tuple(timing for share in shares for timing in share))
 
 
-async def open_loop(url: str, requests: Sequence[Ask], due_s: Sequence[float], api: Api = VLLM) -> Run:
-    """Send each request when it is due, seconds from now, whatever became of those before it.
+async def open_loop(
+    url: str, requests: Sequence[CompletionRequest], due_s: Sequence[float], api: Api = VLLM
+) -> LoadResult:
+    """Send each request at its due time, in seconds from now, whether or not earlier ones are answered.
 
     Raises BenchError as `closed_loop` does.
     """
     async with connected(url, api, len(requests)) as client:
         started = time.perf_counter()
 
-        async def one(ask: Ask, due: float) -> Trace:
+        async def one(request: CompletionRequest, due: float) -> RequestTiming:
             await asyncio.sleep(started + due - time.perf_counter())
-            return await complete(client, ask, api)
+            return await complete(client, request, api)
 
-        traces = await asyncio.gather(*(one(ask, due) for ask, due in zip(requests, due_s, strict=True)))
-        return Run(time.perf_counter() - started, tuple(traces))
+        timings = await asyncio.gather(*(one(request, due) for request, due in zip(requests, due_s, strict=True)))
+        return LoadResult(time.perf_counter() - started, tuple(timings))
 
 
 def connected(url: str, api: Api, connections: int) -> httpx.AsyncClient:
@@ -107,45 +112,48 @@ def connected(url: str, api: Api, connections: int) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, limits=limits, headers=dict(api.headers))
 
 
-async def _client(client: httpx.AsyncClient, queue: Iterator[Ask], api: Api) -> list[Trace]:
+async def _client(client: httpx.AsyncClient, queue: Iterator[CompletionRequest], api: Api) -> list[RequestTiming]:
     """One client: takes the next request from the shared queue until there is none."""
-    return [await complete(client, ask, api) for ask in queue]
+    return [await complete(client, request, api) for request in queue]
 
 
 def _nothing(tokens: int) -> None:
     pass
 
 
-async def complete(client: httpx.AsyncClient, ask: Ask, api: Api, on_tokens: Callable[[int], None] = _nothing) -> Trace:
+async def complete(
+    client: httpx.AsyncClient, request: CompletionRequest, api: Api, on_tokens: Callable[[int], None] = _nothing
+) -> RequestTiming:
     """Send one completion and time its tokens. A chunk of several tokens spreads its gap over them.
 
-    `on_tokens` is called with how many came, as they come.
+    `on_tokens` is called with the number of tokens in each chunk as it arrives. Raises BenchError for an error status,
+    an error event, or a wrong number of tokens.
     """
     started = time.perf_counter()
     arrivals: list[tuple[float, int]] = []
     ids: list[int] = []
     total: int | None = None
-    async with client.stream("POST", api.path, json=api.body(ask)) as response:
+    async with client.stream("POST", api.path, json=api.body(request)) as response:
         if response.status_code != httpx.codes.OK:
             detail = (await response.aread()).decode(errors="replace")
-            raise BenchError(f"{ask.model} answered {response.status_code}: {detail}")
+            raise BenchError(f"{request.model} answered {response.status_code}: {detail}")
         async for event in _events(response):
             total = api.total(event) or total
             if count := api.tokens(event):
                 arrivals.append((time.perf_counter() - started, count))
                 ids += api.ids(event)
                 on_tokens(count)
-    if total and not arrivals:  # all of them ended within a character, and were told with the end
+    if total and not arrivals:  # all of them ended within a character, so that only the last event counts them
         arrivals.append((time.perf_counter() - started, total))
     tokens = total or sum(count for _, count in arrivals)
-    if not arrivals or (api.exact and tokens != ask.output_tokens):
-        raise BenchError(f"{ask.model} sent {tokens} tokens where {ask.output_tokens} were asked for.")
+    if not arrivals or (api.exact and tokens != request.output_tokens):
+        raise BenchError(f"{request.model} sent {tokens} tokens where {request.output_tokens} were asked for.")
     gaps = tuple((now - before) / count for (before, _), (now, count) in pairwise(arrivals) for _ in range(count))
-    return Trace(arrivals[0][0], gaps, tokens, tuple(ids))
+    return RequestTiming(arrivals[0][0], gaps, tokens, tuple(ids))
 
 
 async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    """The server-sent events of an answer. Raises BenchError at one that tells an error."""
+    """The server-sent events of an answer. Raises BenchError at an error event."""
     async for line in response.aiter_lines():
         if not line.startswith("data: ") or line == "data: [DONE]":
             continue

@@ -44,7 +44,7 @@ def start_tally(environment: Environment, **_: Any) -> None:
 
 
 @events.test_stop.add_listener
-def tell_tally(environment: Environment, **_: Any) -> None:
+def report_tally(environment: Environment, **_: Any) -> None:
     tally: Tally = environment.tally  # type: ignore[attr-defined]
     seconds = time.perf_counter() - tally.started
     print(f"Output tokens: {tally.tokens}, {tally.tokens / seconds:.1f} tokens/s over {seconds:.1f} s")

@@ -13,7 +13,7 @@ import typer
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from bench.header import Linear, linears
+from bench.weight_shapes import Linear, linears
 
 SCALE = 0.02
 """Standard deviation of `A` and `B`: small enough that logits stay finite, large enough that answers change."""

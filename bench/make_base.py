@@ -20,14 +20,14 @@ import typer
 from numpy.typing import NDArray
 from safetensors import TensorSpec, serialize_file
 
-from bench import header, launch, options
+from bench import launch, options, weight_shapes
 
 STD = 0.02
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelShape:
     hidden: int
     layers: int
     heads: int
@@ -36,7 +36,7 @@ class Shape:
     head: int = 64
 
 
-class Name(StrEnum):
+class ShapeName(StrEnum):
     """The widths and depth of Llama-3.1-8B, of Qwen2.5-0.5B and of SmolLM2-135M; tiny measures everything else."""
 
     EIGHT_B = "8b"
@@ -46,20 +46,20 @@ class Name(StrEnum):
 
 
 SHAPES = {
-    Name.EIGHT_B: Shape(hidden=4096, layers=32, heads=32, kv_heads=8, intermediate=14336, head=128),
-    Name.HALF_B: Shape(hidden=896, layers=24, heads=14, kv_heads=2, intermediate=4864),
-    Name.SMOL: Shape(hidden=576, layers=30, heads=9, kv_heads=3, intermediate=1536),
-    Name.TINY: Shape(hidden=64, layers=2, heads=1, kv_heads=1, intermediate=128),
+    ShapeName.EIGHT_B: ModelShape(hidden=4096, layers=32, heads=32, kv_heads=8, intermediate=14336, head=128),
+    ShapeName.HALF_B: ModelShape(hidden=896, layers=24, heads=14, kv_heads=2, intermediate=4864),
+    ShapeName.SMOL: ModelShape(hidden=576, layers=30, heads=9, kv_heads=3, intermediate=1536),
+    ShapeName.TINY: ModelShape(hidden=64, layers=2, heads=1, kv_heads=1, intermediate=128),
 }
 
 
-def write(shape: Shape, like: Path, target: Path, seed: int = 0) -> Path:
+def write(shape: ModelShape, like: Path, target: Path, seed: int = 0) -> Path:
     """Write a base of `shape` to `target`, with the tokenizer of the base in `like` and its vocabulary's size.
 
     The embedding is the head too. The same arguments write the same bytes. Raises FileNotFoundError where `like` is
     not a base.
     """
-    vocab = header.vocab_size(like)
+    vocab = weight_shapes.vocab_size(like)
     target.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER:
         if (like / name).exists():
@@ -80,7 +80,7 @@ def write(shape: Shape, like: Path, target: Path, seed: int = 0) -> Path:
     return target
 
 
-def _config(shape: Shape, vocab: int) -> dict[str, Any]:
+def _config(shape: ModelShape, vocab: int) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -100,7 +100,7 @@ def _config(shape: Shape, vocab: int) -> dict[str, Any]:
     }
 
 
-def _sizes(shape: Shape, vocab: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _sizes(shape: ModelShape, vocab: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     hidden, queries, keys = shape.hidden, shape.heads * shape.head, shape.kv_heads * shape.head
     yield "model.embed_tokens.weight", (vocab, hidden)
     yield "model.norm.weight", (hidden,)
@@ -128,7 +128,7 @@ def _bfloat16(seed: np.random.SeedSequence, size: tuple[int, ...]) -> NDArray[np
 
 
 def main(
-    shape: Annotated[Name, typer.Argument(help="Which widths and depth.")],
+    shape: Annotated[ShapeName, typer.Argument(help="Which widths and depth.")],
     target: Annotated[Path, typer.Argument(help="Where to write the base.")],
     like: Annotated[
         Path | None, typer.Option(help="The base whose tokenizer it gets; by default the embedded one.")

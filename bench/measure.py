@@ -1,6 +1,6 @@
-"""What is measured on whom, in which order: rounds are interleaved over traffic and targets, since a machine drifts.
+"""The order of measurements: each round measures all traffic on all targets, since a machine's speed drifts.
 
-Owns the order and the line that each measurement leaves. Knows what a target must answer, not what it is.
+Owns that order and the record of each measurement. Knows what a target must answer, not what it is.
 """
 
 import asyncio
@@ -15,23 +15,23 @@ import httpx
 import numpy as np
 
 from bench import memory
-from bench.api import Api, Ask
-from bench.arrivals import Arrivals, Closed, Replay, Span
+from bench.api import Api, CompletionRequest
+from bench.arrivals import Arrivals, ClosedLoop, Replay, Span
 from bench.errors import BenchError
-from bench.load import VLLM, Run, closed_loop, open_loop, random_prompt
+from bench.load import VLLM, LoadResult, closed_loop, open_loop, random_prompt
 from bench.workload import Mix, assign
 
-WARMING = Span(2, 2)
-"""Answers while warming up: as short as can be, since prompts and adapters are what has to be met once."""
+WARM_UP_OUTPUT = Span(2, 2)
+"""Output tokens while warming up. Short, since it is prompts and adapters that need a first time."""
 BASE = "base"
-"""How traffic without adapters is called; ratios are taken against it."""
+"""The name of traffic without adapters, the denominator of all ratios."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One kind of traffic. `models` are the adapters that requests draw from by `mix`; none means the base.
+    """One kind of traffic. Requests draw their adapter from `models` by `mix`; without `models` they ask the base.
 
-    `rank` only labels the adapters.
+    `requests` is their number. `rank` only labels the adapters.
     """
 
     traffic: str
@@ -43,11 +43,11 @@ class Cell:
     mix: Mix | None = None
     rank: int = 0
 
-    def asks(self, base_id: str, vocab: int, seed: int) -> list[Ask]:
-        """The requests of one measurement: the same for the same seed, and no two prompts the same."""
+    def make_requests(self, base_id: str, vocab: int, seed: int) -> list[CompletionRequest]:
+        """The requests of one measurement. The same seed makes the same ones; no two prompts are equal."""
         generator = random.Random(seed)
         return [
-            Ask(model, random_prompt(generator, vocab, prompt), output)
+            CompletionRequest(model, random_prompt(generator, vocab, prompt), output)
             for model, (prompt, output) in zip(self._drawn(base_id, seed), self._lengths(generator), strict=True)
         ]
 
@@ -65,7 +65,7 @@ class Cell:
 
 
 class Target(Protocol):
-    """Who is measured: a server, or a library in a process of its own. `pid` is the root of its processes."""
+    """What is measured: a server, or a library in a process of its own. `pid` is the root of its process tree."""
 
     @property
     def name(self) -> str: ...
@@ -76,7 +76,7 @@ class Target(Protocol):
     @property
     def pid(self) -> int | None: ...
 
-    def run(self, requests: Sequence[Ask], arrivals: Arrivals, seed: int) -> Run:
+    def run(self, requests: Sequence[CompletionRequest], arrivals: Arrivals, seed: int) -> LoadResult:
         """Answer all requests. Raises BenchError or httpx.HTTPError where one is not answered as asked."""
         ...
 
@@ -92,9 +92,9 @@ class HttpTarget:
     api: Api = VLLM
     pid: int | None = None
 
-    def run(self, requests: Sequence[Ask], arrivals: Arrivals, seed: int) -> Run:
+    def run(self, requests: Sequence[CompletionRequest], arrivals: Arrivals, seed: int) -> LoadResult:
         match arrivals:
-            case Closed():
+            case ClosedLoop():
                 return asyncio.run(closed_loop(self.url, requests, arrivals.clients, self.api))
             case Replay():
                 due = [line.at_s for line in arrivals.lines]
@@ -130,51 +130,55 @@ class Record:
 
 
 @dataclass
-class Course:
-    """All cells, to be measured again and again. A target that fails is told to `failed` and asked no more; after
-    `minutes` nothing more is begun."""
+class Schedule:
+    """The cells to measure in every round. `on_failure` is called when a target fails, which is then measured no more.
+
+    After `minutes` no measurement is begun. Prompts' token ids are below `vocab`.
+    """
 
     cells: Sequence[Cell]
     vocab: int
-    failed: Callable[[Target, Cell, Exception], None]
+    on_failure: Callable[[Target, Cell, Exception], None]
     minutes: float | None = None
     began: float = field(default_factory=time.monotonic)
-    fallen: set[str] = field(default_factory=set)
+    failed_targets: set[str] = field(default_factory=set)
 
     @property
-    def over(self) -> bool:
+    def out_of_time(self) -> bool:
         return self.minutes is not None and time.monotonic() - self.began > 60 * self.minutes
 
-    def lap(self, targets: Sequence[Target], round_: int) -> Iterator[Record]:
-        """Each cell on all of `targets` that have its adapters, as they end; round 0 has short answers, to warm up,
-        and leaves no record."""
+    def measure_round(self, targets: Sequence[Target], round_: int) -> Iterator[Record]:
+        """Measure each cell on all of `targets` that have its adapters; yields each record as it ends.
+
+        Round 0 warms up: its answers are short, and it yields nothing.
+        """
         for index, whole in enumerate(self.cells):
-            cell = whole if round_ > 0 else replace(whole, output=WARMING)
+            cell = whole if round_ > 0 else replace(whole, output=WARM_UP_OUTPUT)
             for target in targets:
-                if target.name in self.fallen or not target.adapters.issuperset(cell.models):
+                if target.name in self.failed_targets or not target.adapters.issuperset(cell.models):
                     continue
-                if self.over:
+                if self.out_of_time:
                     return
                 seed = 1000 * round_ + index
                 try:
-                    run = target.run(cell.asks(target.base_id, self.vocab, seed), cell.arrivals, seed)
+                    run = target.run(cell.make_requests(target.base_id, self.vocab, seed), cell.arrivals, seed)
                 except (BenchError, httpx.HTTPError) as error:
-                    self.fallen.add(target.name)
-                    self.failed(target, cell, error)
+                    self.failed_targets.add(target.name)
+                    self.on_failure(target, cell, error)
                     continue
                 if round_ > 0:
-                    yield record(target, cell, round_, run)
+                    yield to_record(target, cell, round_, run)
 
 
-def measure(targets: Sequence[Target], course: Course, rounds: int) -> Iterator[Record]:
-    """A round to warm up, then `rounds` rounds."""
+def measure(targets: Sequence[Target], schedule: Schedule, rounds: int) -> Iterator[Record]:
+    """The records of `rounds` rounds, after one to warm up."""
     for round_ in range(rounds + 1):
-        yield from course.lap(targets, round_)
+        yield from schedule.measure_round(targets, round_)
 
 
-def record(target: Target, cell: Cell, round_: int, run: Run) -> Record:
-    ttft_ms = [1e3 * trace.ttft_s for trace in run.traces]
-    gaps_ms = [1e3 * gap for trace in run.traces for gap in trace.gaps_s]
+def to_record(target: Target, cell: Cell, round_: int, run: LoadResult) -> Record:
+    ttft_ms = [1e3 * timing.ttft_s for timing in run.timings]
+    gaps_ms = [1e3 * gap for timing in run.timings for gap in timing.gaps_s]
     ttft = _percentiles(ttft_ms)
     itl = _percentiles(gaps_ms)
     return Record(
@@ -185,7 +189,7 @@ def record(target: Target, cell: Cell, round_: int, run: Run) -> Record:
         rank=cell.rank,
         mix=str(cell.mix or ""),
         arrivals=str(cell.arrivals),
-        requests=len(run.traces),
+        requests=len(run.timings),
         prompt_tokens=str(cell.prompt),
         output_tokens=str(cell.output),
         tokens_per_s=run.tokens_per_s,
@@ -202,6 +206,6 @@ def record(target: Target, cell: Cell, round_: int, run: Run) -> Record:
 
 
 def _percentiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """The 50th, 95th and 99th; nan where there is no value, as gaps of answers of one token."""
+    """The 50th, 95th and 99th percentile; nan without values, such as the gaps of one-token answers."""
     p50, p95, p99 = np.percentile(values, (50, 95, 99)) if values else (float("nan"),) * 3
     return float(p50), float(p95), float(p99)

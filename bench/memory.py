@@ -1,4 +1,4 @@
-"""What a server holds in memory: its process and all that came from it.
+"""The memory of a server: of its process and all descendants.
 
 Owns the sum over a process tree. Reads this machine's processes and measures nothing else.
 """

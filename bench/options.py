@@ -28,8 +28,8 @@ Adapters = Annotated[int, typer.Option(min=1)]
 Rank = Annotated[int, typer.Option(min=1, max=256)]
 
 
-def typed(parse: Callable[[str], T], text: str, option: str) -> T:
-    """What `text` means as a value of `option`. Raises typer.BadParameter where `parse` cannot read it."""
+def parse_option(parse: Callable[[str], T], text: str, option: str) -> T:
+    """`parse(text)`, the value of `option`. Raises typer.BadParameter where `parse` raises ValueError or OSError."""
     try:
         return parse(text)
     except (ValueError, OSError) as error:

@@ -18,9 +18,9 @@ import orjson
 import psutil
 import typer
 
-from bench import header, launch, options, report, scrape
+from bench import launch, options, report, scrape, weight_shapes
 from bench.errors import BenchError
-from bench.load import Shape, asks, closed_loop
+from bench.load import RequestShape, closed_loop, make_requests
 from bench.terminal import terminal
 
 PROMPT_TOKENS = 8
@@ -28,7 +28,7 @@ SUM, COUNT = "rootstock_step_seconds_sum", "rootstock_step_seconds_count"
 
 
 def over_http(
-    url: str, base_id: str, shape: Shape, concurrency: int, rounds: int, pid: int
+    url: str, base_id: str, shape: RequestShape, concurrency: int, rounds: int, pid: int
 ) -> Iterator[dict[str, float]]:
     """For each round the seconds inside steps, the number of steps and the wall time of one closed loop.
 
@@ -36,7 +36,7 @@ def over_http(
     """
     for round_ in range(rounds + 1):
         before, begun = {name: scrape.total(url, name) for name in (SUM, COUNT)}, processor_s(pid)
-        run = asyncio.run(closed_loop(url, asks([base_id] * concurrency, shape, seed=round_), concurrency))
+        run = asyncio.run(closed_loop(url, make_requests([base_id] * concurrency, shape, seed=round_), concurrency))
         used = {name: seconds - begun[name] for name, seconds in processor_s(pid).items()}
         seconds, steps = (scrape.total(url, name) - before[name] for name in (SUM, COUNT))
         if round_ > 0:
@@ -89,7 +89,9 @@ def main(
     with launch.serve(work_dir / "overhead", launch.flags(base, serve_flags)) as server:
         if server.base is None or server.pid is None:
             raise typer.BadParameter("The base's directory is needed: prompts are drawn from its vocabulary.")
-        shape = Shape(header.vocab_size(server.base), PROMPT_TOKENS, output_tokens)
+        shape = RequestShape(weight_shapes.vocab_size(server.base), PROMPT_TOKENS, output_tokens)
         rounds_ = list(over_http(server.url, server.base_id, shape, concurrency, rounds, server.pid))
     found = shares(rounds_, median((first, bare())))
-    report.tell_json(terminal(), work_dir / "overhead.json", {"setting": setting, "shares": found, "rounds": rounds_})
+    report.print_and_save(
+        terminal(), work_dir / "overhead.json", {"setting": setting, "shares": found, "rounds": rounds_}
+    )

@@ -1,7 +1,7 @@
-"""Somebody who asks after a server's health while others load it.
+"""Polls a server's health while others load it.
 
-Owns the process that asks, so that the load's own client cannot slow it down, and what it saw: how long each answer
-took, and how much memory the server had.
+Owns the polling process, which the load generator's own process cannot slow down, and its log: the latency of each
+answer, and the server's memory.
 """
 
 import http.client
@@ -21,8 +21,8 @@ TIMEOUT_S = 60.0
 
 
 @dataclass(slots=True)
-class Watch:
-    """Milliseconds that `/livez` took, and the server's resident bytes if known, in order; `failures` had no 200."""
+class HealthLog:
+    """Latencies of `/livez` in milliseconds and the server's resident bytes if known, in order. `failures`: no 200."""
 
     latencies_ms: list[float] = field(default_factory=list)
     resident: list[int] = field(default_factory=list)
@@ -30,38 +30,38 @@ class Watch:
 
 
 @contextmanager
-def probing(url: str, pid: int | None) -> Iterator[Watch]:
-    """Ask until the block ends, from a process of its own; the watch is filled in then. Memory is `pid`'s, if known."""
+def probe_health(url: str, pid: int | None) -> Iterator[HealthLog]:
+    """Poll until the block ends, from a process of its own; the log is filled then. Memory is that of `pid`, if any."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_probe, args=(url, pid, theirs), daemon=True)
     process.start()
-    watch = Watch()
+    health = HealthLog()
     ours.recv()  # it has begun
     try:
-        yield watch
+        yield health
     finally:
         ours.send(None)
-        seen: Watch = ours.recv()
-        watch.latencies_ms, watch.resident, watch.failures = seen.latencies_ms, seen.resident, seen.failures
+        seen: HealthLog = ours.recv()
+        health.latencies_ms, health.resident, health.failures = seen.latencies_ms, seen.resident, seen.failures
         process.join()
 
 
 def _probe(url: str, pid: int | None, parent: Connection) -> None:
-    watch = Watch(resident=[resident_bytes(pid)] if pid else [])
+    health = HealthLog(resident=[resident_bytes(pid)] if pid else [])
     parent.send(None)
     while not parent.poll(PERIOD_S):
         began = time.perf_counter()
         status = _status(url, "/livez")
-        watch.latencies_ms.append(1e3 * (time.perf_counter() - began))
-        watch.failures += status != http.HTTPStatus.OK
-        if pid and len(watch.latencies_ms) % MEMORY_EVERY == 0:
-            watch.resident.append(resident_bytes(pid))
-    parent.send(watch)
+        health.latencies_ms.append(1e3 * (time.perf_counter() - began))
+        health.failures += status != http.HTTPStatus.OK
+        if pid and len(health.latencies_ms) % MEMORY_EVERY == 0:
+            health.resident.append(resident_bytes(pid))
+    parent.send(health)
 
 
 def _status(url: str, path: str) -> int:
-    """One answer over a connection of its own, as an orchestrator asks."""
+    """The status of one GET over a new connection, as an orchestrator's probe makes it."""
     where = urlsplit(url)
     connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=TIMEOUT_S)
     try:

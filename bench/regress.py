@@ -15,13 +15,13 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from bench import header, launch, make_adapters, options
+from bench import launch, make_adapters, options, weight_shapes
 from bench.arrivals import Span
-from bench.compare import traffics
-from bench.conduct import Session, conduct
+from bench.compare import comparison_cells
 from bench.errors import BenchError
 from bench.measure import Record
 from bench.report import ratios
+from bench.session import Session, run_session
 from bench.terminal import terminal
 
 SERVE = "import sys; from server.cli import main; sys.argv[0] = 'rootstock'; main()"
@@ -72,9 +72,8 @@ def _git(repository: Path, *arguments: str) -> str:
     return ended.stdout.strip()
 
 
-def serving(sources: Path) -> list[str]:
-    """The command that stands for `rootstock` with the sources in that folder: what is beside it wins over what is
-    installed."""
+def serve_command(sources: Path) -> list[str]:
+    """A command that runs as `rootstock` with the sources in that folder, in preference to those that are installed."""
     return [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(sources)!r}); {SERVE}"]
 
 
@@ -116,7 +115,7 @@ def main(
             sources = stack.enter_context(worktree(repository, commits[side], work_dir.resolve() / f"regress-{side}"))
             flags = launch.flags(model, serve_flags)
             servers[side] = stack.enter_context(
-                launch.serve(work_dir.resolve() / f"{side}-data", flags, serving(sources))
+                launch.serve(work_dir.resolve() / f"{side}-data", flags, serve_command(sources))
             )
         directory = servers["head"].base
         if directory is None:
@@ -124,10 +123,10 @@ def main(
         written = make_adapters.write(directory, work_dir / "adapters", count=adapters, rank=rank)
         targets = [launch.target(side, server, written) for side, server in servers.items()]
         spans = Span(prompt_tokens, prompt_tokens), Span(output_tokens, output_tokens)
-        cells = traffics(concurrency or [1, 8], per_client, *spans, adapters, rank)
+        cells = comparison_cells(concurrency or [1, 8], per_client, *spans, adapters, rank)
         title = f"{commits['base']} against {commits['head']}, {prompt_tokens} prompt and {output_tokens} output tokens"
-        session = Session("regress", title, work_dir, rounds, header.vocab_size(directory))
-        found = verdicts(conduct(console, session, targets, cells))
+        session = Session("regress", title, work_dir, rounds, weight_shapes.vocab_size(directory))
+        found = verdicts(run_session(console, session, targets, cells))
     console.print(table(found, threshold))
     if any(one.median < threshold for one in found):
         raise typer.Exit(1)

@@ -161,7 +161,7 @@ def save_json(file: Path, document: dict[str, Any]) -> Path:
     return file
 
 
-def tell_json(console: Console, file: Path, document: dict[str, Any]) -> None:
+def print_and_save(console: Console, file: Path, document: dict[str, Any]) -> None:
     """Print `document` and write it to `file`."""
     console.print_json(save_json(file, document).read_text())
     console.print(f"Written: {file}")

@@ -12,20 +12,20 @@ from statistics import median
 import httpx
 import typer
 
-from bench import header, launch, make_adapters, options, report, scrape
-from bench.load import Run, Shape, asks, closed_loop
+from bench import launch, make_adapters, options, report, scrape, weight_shapes
+from bench.load import LoadResult, RequestShape, closed_loop, make_requests
 from bench.terminal import terminal
 
 LONG_PROMPT = 1000
 CACHED = "rootstock_cached_tokens_total"
 
 
-def merged(url: str, base_id: str, shape: Shape, rounds: int, concurrency: int) -> dict[str, float]:
+def merged(url: str, base_id: str, shape: RequestShape, rounds: int, concurrency: int) -> dict[str, float]:
     """Output tokens per second of the base, of an adapter, and of that adapter merged, in turn; medians."""
     rates: dict[str, list[float]] = {"base": [], "adapter": [], "merged": []}
     for round_ in range(rounds + 1):
         for kind, own in rates.items():
-            requests = asks([base_id if kind == "base" else "a0"] * concurrency, shape, seed=round_)
+            requests = make_requests([base_id if kind == "base" else "a0"] * concurrency, shape, seed=round_)
             with _merging(url, "a0") if kind == "merged" else nullcontext():
                 run = asyncio.run(closed_loop(url, requests, concurrency))
             if round_ > 0:
@@ -45,7 +45,7 @@ def shared(url: str, vocab: int, rounds: int) -> dict[str, float]:
         for kind, own in ttft.items():
             before = scrape.total(url, CACHED)
             model = "a1" if kind == "other_adapter" else "a0"
-            own.append(_one(url, model, Shape(vocab, LONG_PROMPT, 2), seed=100 + round_).traces[0].ttft_s)
+            own.append(_one(url, model, RequestShape(vocab, LONG_PROMPT, 2), seed=100 + round_).timings[0].ttft_s)
             cached[kind] += scrape.total(url, CACHED) - before
     ratios = [again / new for again, new in zip(ttft["again"], ttft["new"], strict=True)]
     return (
@@ -55,8 +55,8 @@ def shared(url: str, vocab: int, rounds: int) -> dict[str, float]:
     )
 
 
-def _one(url: str, model: str, shape: Shape, seed: int) -> Run:
-    return asyncio.run(closed_loop(url, asks([model], shape, seed), concurrency=1))
+def _one(url: str, model: str, shape: RequestShape, seed: int) -> LoadResult:
+    return asyncio.run(closed_loop(url, make_requests([model], shape, seed), concurrency=1))
 
 
 @contextmanager
@@ -81,13 +81,13 @@ def main(
     with launch.serve(work_dir / "reuse", launch.flags(base, serve_flags)) as server:
         if server.base is None:
             raise typer.BadParameter("The base's directory is needed: adapters are made to its shapes.")
-        vocab = header.vocab_size(server.base)
-        launch.target("ours", server, make_adapters.write(server.base, work_dir / "adapters", count=2, rank=16))
+        vocab = weight_shapes.vocab_size(server.base)
+        launch.upload_all(server.url, make_adapters.write(server.base, work_dir / "adapters", count=2, rank=16))
         for model in (server.base_id, "a0", "a1"):  # loads what is to be loaded
-            _one(server.url, model, Shape(vocab, 8, 2), seed=0)
+            _one(server.url, model, RequestShape(vocab, 8, 2), seed=0)
         found = {
             "setting": setting,
-            "merged": merged(server.url, server.base_id, Shape(vocab), rounds, concurrency),
+            "merged": merged(server.url, server.base_id, RequestShape(vocab), rounds, concurrency),
             "prefix": shared(server.url, vocab, rounds),
         }
-    report.tell_json(terminal(), work_dir / "reuse.json", found)
+    report.print_and_save(terminal(), work_dir / "reuse.json", found)

@@ -10,12 +10,12 @@ from typing import Annotated
 
 import typer
 
-from bench import header, launch, make_adapters, options
+from bench import launch, make_adapters, options, weight_shapes
 from bench.api import Dialect
-from bench.arrivals import Arrivals, Closed, Poisson, Replay, Span
-from bench.conduct import Session, conduct
-from bench.connect import connect
+from bench.arrivals import Arrivals, ClosedLoop, Poisson, Replay, Span
 from bench.measure import BASE, Cell, HttpTarget
+from bench.running_server import connect
+from bench.session import Session, run_session
 from bench.terminal import terminal
 from bench.workload import Mix
 
@@ -46,20 +46,23 @@ def main(
     work_dir: options.WorkDir = options.WORK_DIR,
 ) -> None:
     """Send a workload to servers by URL, and tell throughput, latencies and memory."""
-    counts, mixes = adapters or [8], [options.typed(Mix.parse, text, "--popularity") for text in popularity or ["zipf"]]
-    prompt = options.typed(Span.parse, prompt_tokens, "--prompt-tokens")
-    output = options.typed(Span.parse, output_tokens, "--output-tokens")
-    comings = [options.typed(parse_arrivals, text, "--arrivals") for text in arrivals or ["closed:8"]]
+    counts, mixes = (
+        adapters or [8],
+        [options.parse_option(Mix.parse, text, "--popularity") for text in popularity or ["zipf"]],
+    )
+    prompt = options.parse_option(Span.parse, prompt_tokens, "--prompt-tokens")
+    output = options.parse_option(Span.parse, output_tokens, "--output-tokens")
+    comings = [options.parse_option(parse_arrivals, text, "--arrivals") for text in arrivals or ["closed:8"]]
     targets = list(_targets(server, api or [Dialect.VLLM]))
     if base_dir:
         sets = {each: _uploaded(targets, base_dir, work_dir, each, max(counts)) for each in rank or [16]}
-        vocab = header.vocab_size(base_dir)
+        vocab = weight_shapes.vocab_size(base_dir)
         targets = [connect(target.name, target.url, Dialect.VLLM) for target in targets]
     else:
         sets = {LISTED: sorted(frozenset.intersection(*(target.adapters for target in targets)))}
     cells = list(_cells(sets, counts, mixes, comings, prompt, output, requests))
     title = f"{prompt_tokens} prompt and {output_tokens} output tokens"
-    conduct(terminal(), Session("run", title, work_dir, rounds, vocab, minutes), targets, cells)
+    run_session(terminal(), Session("run", title, work_dir, rounds, vocab, minutes), targets, cells)
 
 
 def parse_arrivals(text: str) -> Arrivals:
@@ -67,7 +70,7 @@ def parse_arrivals(text: str) -> Arrivals:
     kind, _, value = text.partition(":")
     match kind:
         case "closed":
-            return Closed(int(value or 8))
+            return ClosedLoop(int(value or 8))
         case "poisson":
             return Poisson(float(value))
     if not text.endswith(".jsonl"):
@@ -78,10 +81,10 @@ def parse_arrivals(text: str) -> Arrivals:
 def _targets(servers: Sequence[str], dialects: Sequence[Dialect]) -> Iterator[HttpTarget]:
     if len(dialects) not in (1, len(servers)):
         raise typer.BadParameter("Give one for all servers, or one for each.", param_hint="--api")
-    for index, typed in enumerate(servers):
-        name, equals, url = typed.partition("=")
+    for index, argument in enumerate(servers):
+        name, equals, url = argument.partition("=")
         if not equals:
-            name, url = typed.removeprefix("http://"), typed
+            name, url = argument.removeprefix("http://"), argument
         yield connect(name, url.rstrip("/"), dialects[index % len(dialects)])
 
 

@@ -16,9 +16,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from bench import header, launch, make_adapters, options, report, scrape
-from bench.api import Ask
-from bench.load import Run, Shape, asks, closed_loop
+from bench import launch, make_adapters, options, report, scrape, weight_shapes
+from bench.api import CompletionRequest
+from bench.load import LoadResult, RequestShape, closed_loop, make_requests
 from bench.terminal import terminal
 from bench.workload import Popularity, assign
 
@@ -33,12 +33,12 @@ SHORT = (8, 2)
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class ScaleSetup:
     """One server under measurement: `shape` of its requests, `count` adapters named a0, a1, …"""
 
     url: str
     base_id: str
-    shape: Shape
+    shape: RequestShape
     count: int
     concurrency: int
     rounds: int
@@ -48,58 +48,58 @@ class Setting:
         return [f"a{index}" for index in range(self.count)]
 
     @property
-    def short(self) -> Shape:
-        return Shape(self.shape.vocab, *SHORT)
+    def short(self) -> RequestShape:
+        return RequestShape(self.shape.vocab, *SHORT)
 
-    def send(self, models: Sequence[str], shape: Shape, seed: int, concurrency: int | None = None) -> Run:
-        return asyncio.run(closed_loop(self.url, asks(models, shape, seed), concurrency or self.concurrency))
+    def send(self, models: Sequence[str], shape: RequestShape, seed: int, concurrency: int | None = None) -> LoadResult:
+        return asyncio.run(closed_loop(self.url, make_requests(models, shape, seed), concurrency or self.concurrency))
 
 
-def resident(setting: Setting) -> dict[str, Any]:
+def resident(setup: ScaleSetup) -> dict[str, Any]:
     """Output tokens per second with few and with all adapters, by popularity, in turn; all adapters are in memory."""
     rates: dict[tuple[Popularity, int], list[float]] = {}
-    for round_ in range(setting.rounds + 1):
+    for round_ in range(setup.rounds + 1):
         for popularity in POPULARITIES:
-            for count in (FEW, setting.count):
-                drawn = assign(popularity, 2 * setting.concurrency, count, seed=round_)
-                run = setting.send([f"a{index}" for index in drawn], setting.shape, seed=round_)
+            for count in (FEW, setup.count):
+                drawn = assign(popularity, 2 * setup.concurrency, count, seed=round_)
+                run = setup.send([f"a{index}" for index in drawn], setup.shape, seed=round_)
                 if round_ > 0:
                     rates.setdefault((popularity, count), []).append(run.tokens_per_s)
     return {
         "tokens_per_s": {f"{popularity} {count}": median(own) for (popularity, count), own in rates.items()},
         "many_of_few": {
-            str(popularity): median(_ratios(rates[popularity, setting.count], rates[popularity, FEW]))
+            str(popularity): median(_ratios(rates[popularity, setup.count], rates[popularity, FEW]))
             for popularity in POPULARITIES
         },
     }
 
 
-def disturbed(setting: Setting) -> dict[str, Any]:
+def disturbed(setup: ScaleSetup) -> dict[str, Any]:
     """The 99th percentile of base requests' inter-token gaps beside short requests: for adapters that must be read
     from disk each time, and for one adapter that is there."""
     p99: dict[str, list[float]] = {"warm": [], "cold": []}
-    for round_ in range(setting.rounds):
+    for round_ in range(setup.rounds):
         for kind, own in p99.items():
-            names = ["a0"] * setting.count if kind == "warm" else setting.names
-            own.append(asyncio.run(_beside(setting, names, seed=round_)))
+            names = ["a0"] * setup.count if kind == "warm" else setup.names
+            own.append(asyncio.run(_beside(setup, names, seed=round_)))
     return {
         "itl_p99_s": {kind: median(own) for kind, own in p99.items()},
         "cold_of_warm": median(_ratios(p99["cold"], p99["warm"])),
     }
 
 
-async def _beside(setting: Setting, names: Sequence[str], seed: int) -> float:
+async def _beside(setup: ScaleSetup, names: Sequence[str], seed: int) -> float:
     """The 99th percentile of base requests' gaps, in seconds, while one client asks for `names` in turn."""
-    long = Shape(setting.shape.vocab, setting.shape.prompt_tokens, 4 * setting.shape.output_tokens)
-    requests = asks([setting.base_id] * setting.concurrency, long, seed)
-    steady = asyncio.create_task(closed_loop(setting.url, requests, setting.concurrency))
+    long = RequestShape(setup.shape.vocab, setup.shape.prompt_tokens, 4 * setup.shape.output_tokens)
+    requests = make_requests([setup.base_id] * setup.concurrency, long, seed)
+    steady = asyncio.create_task(closed_loop(setup.url, requests, setup.concurrency))
     async with asyncio.TaskGroup() as group:
-        group.create_task(_until(steady, setting.url, asks(names, setting.short, seed + 1)))
+        group.create_task(_until(steady, setup.url, make_requests(names, setup.short, seed + 1)))
         run = await steady
-    return float(np.percentile([gap for trace in run.traces for gap in trace.gaps_s], 99))
+    return float(np.percentile([gap for timing in run.timings for gap in timing.gaps_s], 99))
 
 
-async def _until(steady: "asyncio.Task[Run]", url: str, requests: Sequence[Ask]) -> None:
+async def _until(steady: "asyncio.Task[LoadResult]", url: str, requests: Sequence[CompletionRequest]) -> None:
     """Send requests one after the other, over and over, while the others run."""
     sent = 0
     while not steady.done():
@@ -107,7 +107,7 @@ async def _until(steady: "asyncio.Task[Run]", url: str, requests: Sequence[Ask])
         sent += 1
 
 
-def cold(setting: Setting, adapters: Sequence[Path], stored: Path) -> dict[str, Any]:
+def cold(setup: ScaleSetup, adapters: Sequence[Path], stored: Path) -> dict[str, Any]:
     """Seconds to the first token with an adapter that is on disk, and at once again, when it is in memory.
 
     Beside it the time to read as many bytes from the same disk. The system forgets the files under `stored`, and
@@ -118,8 +118,8 @@ def cold(setting: Setting, adapters: Sequence[Path], stored: Path) -> dict[str, 
         weights = path / "adapter_model.safetensors"
         forget((weights, *stored.rglob("*.safetensors")))
         _, first, second = (
-            setting.send([model], setting.short, seed=3 * index + turn, concurrency=1).traces[0].ttft_s
-            for turn, model in enumerate((setting.base_id, path.name, path.name))
+            setup.send([model], setup.short, seed=3 * index + turn, concurrency=1).timings[0].ttft_s
+            for turn, model in enumerate((setup.base_id, path.name, path.name))
         )
         extra.append(first - second)
         began = time.perf_counter()
@@ -171,21 +171,21 @@ def main(
         if server.base is None:
             raise typer.BadParameter("The base's directory is needed: adapters are made to its shapes.")
         adapters = make_adapters.write(server.base, work_dir / "many", count=count, rank=rank, modules=MODULES)
-        shape = Shape(header.vocab_size(server.base))
+        shape = RequestShape(weight_shapes.vocab_size(server.base))
         began = time.perf_counter()
-        launch.target("ours", server, adapters)
+        launch.upload_all(server.url, adapters)
         found["upload_s_each"] = (time.perf_counter() - began) / count
         if not only_cold:
-            setting = Setting(server.url, server.base_id, shape, count, concurrency, rounds)
-            setting.send(setting.names, setting.short, seed=0)  # brings all into memory
+            setup = ScaleSetup(server.url, server.base_id, shape, count, concurrency, rounds)
+            setup.send(setup.names, setup.short, seed=0)  # brings all into memory
             found["on_device"] = _on_device(server.url)
-            found["resident"] = resident(setting)
+            found["resident"] = resident(setup)
             console.print(found)
     small = str(FITTING * (adapters[0] / "adapter_model.safetensors").stat().st_size)
     tight = ["--adapter-device-memory", small, "--adapter-host-memory", small]
     with launch.serve(data_dir, [*flags, *tight]) as server:
-        setting = Setting(server.url, server.base_id, shape, min(count, CHURNING), concurrency, rounds)
+        setup = ScaleSetup(server.url, server.base_id, shape, min(count, CHURNING), concurrency, rounds)
         if not only_cold:
-            found["disturbed"] = disturbed(setting)
-        found["cold"] = cold(setting, adapters[:COLD], data_dir / "adapters")
-    report.tell_json(console, work_dir / "scale.json", found)
+            found["disturbed"] = disturbed(setup)
+        found["cold"] = cold(setup, adapters[:COLD], data_dir / "adapters")
+    report.print_and_save(console, work_dir / "scale.json", found)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bench.conduct import show
+from bench.session import show
 from bench.terminal import terminal
 
 

@@ -1,4 +1,4 @@
-"""`rootstock bench soak`: uploads, alias moves, deletions, streams and hang-ups at random, and what leaks of it.
+"""`rootstock bench soak`: random uploads, alias moves, deletions, streams and hang-ups, and what the server leaks.
 
 Owns the traffic and the verdict. Starts a server over a tiny base and knows it by HTTP, and by what the kernel says of
 its process. Every answer must be one that the traffic explains: a 5xx fails the run.
@@ -30,7 +30,7 @@ NAMES = tuple(f"soak-{number}" for number in range(6))
 CONTENTS = 12
 PERIOD_S = 1.0
 QUIET_S = 60.0
-"""How long the server may take to let go of everything once nobody asks any more."""
+"""Within this time of the last request the server must have released everything."""
 FILES_SLACK = 8
 """Open files more than an idle server had after the warm-up: each connection that a database's pool adds is two."""
 WARM_UP = 0.25
@@ -55,7 +55,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`held` is what an idle server still holds, by name; it should hold nothing."""
+    """The result. `held` is what the idle server still holds at the end, by name: everything should be 0."""
 
     minutes: float
     answers: dict[str, int]
@@ -146,7 +146,7 @@ class Soak:
 
 
 async def soak(server: launch.Server, adapters: Sequence[Path], minutes: float, clients: int, seed: int) -> Soak:
-    """The traffic, to its end, and then no adapter is left."""
+    """Run the clients for `minutes`, then delete every adapter."""
     limits = httpx.Limits(max_connections=clients)
     async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits, trust_env=False) as client:
         made = Soak(client, server.base_id, adapters, seed)
@@ -156,16 +156,16 @@ async def soak(server: launch.Server, adapters: Sequence[Path], minutes: float, 
     return made
 
 
-async def watch(pid: int, samples: Samples) -> None:
-    """Until cancelled."""
+async def sample_memory(pid: int, samples: Samples) -> None:
+    """Append to `samples` every PERIOD_S, until cancelled."""
     while True:
         samples.at.append(time.monotonic())
         samples.resident.append(memory.resident_bytes(pid))
         await asyncio.sleep(PERIOD_S)
 
 
-async def _watched(pid: int, samples: Samples, traffic: Awaitable[Soak]) -> Soak:
-    watching = asyncio.create_task(watch(pid, samples))
+async def _while_sampling(pid: int, samples: Samples, traffic: Awaitable[Soak]) -> Soak:
+    watching = asyncio.create_task(sample_memory(pid, samples))
     try:
         return await traffic
     finally:
@@ -173,7 +173,7 @@ async def _watched(pid: int, samples: Samples, traffic: Awaitable[Soak]) -> Soak
 
 
 def held(url: str) -> dict[str, float]:
-    """What the server holds for requests and adapters: all of it is 0 when it has been left alone."""
+    """What the server holds for requests and adapters, by its metrics: all of it is 0 when it has long been idle."""
     used = 'state="used"'
     return {
         "requests": total(url, "rootstock_sequences"),
@@ -185,7 +185,7 @@ def held(url: str) -> dict[str, float]:
 
 
 def on_disk(data: Path) -> dict[str, float]:
-    """What lies in the data directory of adapters and uploads: nothing, when every adapter has been deleted."""
+    """The number of files of adapters and uploads in the data directory: 0 once every adapter is deleted."""
     return {
         "blobs on disk": len(list(data.glob("adapters/sha256/??/*"))),
         "files of uploads": sum(path.is_file() for path in data.glob("uploads/**/*")),
@@ -195,7 +195,7 @@ def on_disk(data: Path) -> dict[str, float]:
 def settle(
     look: Callable[[], dict[str, float]], within_s: float = QUIET_S, every_s: float = PERIOD_S
 ) -> dict[str, float]:
-    """What `look` still finds after a while without traffic."""
+    """Poll `look` until all of its values are 0 or time is up; returns the last ones."""
     deadline = time.monotonic() + within_s
     while any((left := look()).values()) and time.monotonic() < deadline:
         time.sleep(every_s)
@@ -250,11 +250,11 @@ def main(
         files = []
         for part, its_seed in ((WARM_UP, seed), (1 - WARM_UP, seed + 1)):
             traffic = soak(server, adapters, part * minutes, clients, its_seed)
-            answers += asyncio.run(_watched(server.pid, samples, traffic)).answers
+            answers += asyncio.run(_while_sampling(server.pid, samples, traffic)).answers
             left = settle(lambda: held(server.url) | on_disk(data))
             files.append(psutil.Process(server.pid).num_fds())
     verdict = judge(answers, samples, (files[0], files[1]), minutes, left, growth)
-    report.tell_json(Console(), work_dir / "soak.json", {"setting": report.machine(), "verdict": asdict(verdict)})
+    report.print_and_save(Console(), work_dir / "soak.json", {"setting": report.machine(), "verdict": asdict(verdict)})
     if verdict.leaks:
         raise typer.Exit(1)
 

@@ -14,7 +14,7 @@ from bench import options
 from bench.terminal import terminal
 
 if TYPE_CHECKING:
-    from bench.inside import Setting
+    from bench.decode_steps import StepSetup
 
 
 def main(
@@ -33,22 +33,22 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
 ) -> None:
     """Time decode steps of the base, its bare products, steps with adapters, and with one that is merged, in turn."""
-    from bench.inside import Setting, measure
+    from bench.decode_steps import StepSetup, measure
 
-    setting = Setting(rows, context, adapters, rank)
-    found = measure(base, dtype, quantization, data_dir, setting, steps, rounds, kernels, graphs)
+    setup = StepSetup(rows, context, adapters, rank)
+    found = measure(base, dtype, quantization, data_dir, setup, steps, rounds, kernels, graphs)
     if as_json:
         typer.echo(orjson.dumps(found))
         return
     console = terminal()
-    for line in _lines(found, setting, quantization or dtype):
+    for line in _lines(found, setup, quantization or dtype):
         console.print(line)
 
 
-def _lines(found: Mapping[str, float], setting: "Setting", precision: str) -> list[str]:
+def _lines(found: Mapping[str, float], setup: "StepSetup", precision: str) -> list[str]:
     step, served = found["base"], found["served"]
     lines = [
-        f"{precision}, {setting.rows} requests at {setting.context} tokens and on; medians",
+        f"{precision}, {setup.rows} requests at {setup.context} tokens and on; medians",
         f"decode step of the base: {step:.1f} ms, {step / served:.2f} times its bare products ({served:.1f} ms)",
     ]
     if "torch" in found:
@@ -57,7 +57,7 @@ def _lines(found: Mapping[str, float], setting: "Setting", precision: str) -> li
         mixed, reading = found["mixed"], found["adapters"]
         extra = mixed - step
         lines += [
-            f"with {setting.adapters} adapters r={setting.rank}: {mixed:.1f} ms, {step / mixed:.2f} of"
+            f"with {setup.adapters} adapters r={setup.rank}: {mixed:.1f} ms, {step / mixed:.2f} of"
             f" the base's speed; {extra:.1f} ms more, {extra / reading:.2f} times reading them ({reading:.1f} ms)",
             f"with one that is merged: {found['merged']:.1f} ms, {step / found['merged']:.2f} of the base's speed",
         ]

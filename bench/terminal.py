@@ -1,4 +1,4 @@
-"""Where results are told: a terminal, or a file that is as wide as a table.
+"""The console for results: a terminal, or a file with lines wide enough for a table.
 
 Owns that choice.
 """

@@ -1,6 +1,6 @@
-"""What a comparison of trainings measured, as Markdown and as a picture.
+"""The results of `bench training` as Markdown and as a picture.
 
-Owns the arithmetic of spread and the drawing. Runs nothing. A result is a line of the raw file: group, label, seed,
+Owns the arithmetic over seeds and the drawing. Runs nothing. A result is a line of the raw file: group, label, seed,
 wall_s, cpu_s and the run's report.
 """
 
@@ -14,8 +14,8 @@ Result = Mapping[str, Any]
 
 METHOD = "method"
 DEFAULT = "LoRA"
-HELD = {"rank": "16", "targets": "all linear", "learning rate": "5e-4"}
-"""The point of each sweep at which the methods' LoRA runs stand."""
+DEFAULT_POINTS = {"rank": "16", "targets": "all linear", "learning rate": "5e-4"}
+"""The value in each sweep that the default LoRA runs have."""
 ORDER = {
     "rank": ("2", "16", "64"),
     "targets": ("q and v", "attention", "MLP", "all linear"),
@@ -29,7 +29,7 @@ class Figure:
     """One column: its heading, how it is read from a result, and how it is written."""
 
     title: str
-    of: Callable[[Result], float]
+    read: Callable[[Result], float]
     style: str
 
 
@@ -50,8 +50,8 @@ FIGURES = (
 
 
 def summary(result: Result) -> str:
-    """A result in a line."""
-    return ", ".join(f"{figure.title} {figure.style.format(figure.of(result))}" for figure in FIGURES)
+    """All figures of a result in one line."""
+    return ", ".join(f"{figure.title} {figure.style.format(figure.read(result))}" for figure in FIGURES)
 
 
 def points(results: Sequence[Result], group: str) -> dict[str, list[Result]]:
@@ -60,8 +60,8 @@ def points(results: Sequence[Result], group: str) -> dict[str, list[Result]]:
     for result in results:
         if result["group"] == group:
             found.setdefault(result["label"], []).append(result)
-        elif result["group"] == METHOD and result["label"] == DEFAULT and group in HELD:
-            found[HELD[group]].append(result)
+        elif result["group"] == METHOD and result["label"] == DEFAULT and group in DEFAULT_POINTS:
+            found[DEFAULT_POINTS[group]].append(result)
     return {label: own for label, own in found.items() if own}
 
 
@@ -111,7 +111,7 @@ def _table(group: str, rows: Mapping[str, Sequence[Result]]) -> list[str]:
     titles = [group, "seeds", *(figure.title for figure in FIGURES)]
     lines = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
     for label, own in rows.items():
-        cells = [_cell(figure, [figure.of(result) for result in own]) for figure in FIGURES]
+        cells = [_cell(figure, [figure.read(result) for result in own]) for figure in FIGURES]
         lines.append(f"| {label} | {len(own)} | {' | '.join(cells)} |")
     return lines
 
@@ -149,7 +149,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
 
 def _bars(axes: Any, rows: Mapping[str, Sequence[Result]], figure: Figure, *, title: bool = True) -> None:
     for place, own in enumerate(rows.values()):
-        values = [figure.of(result) for result in own]
+        values = [figure.read(result) for result in own]
         axes.bar(place, mean(values), 0.7, color=COLOR, alpha=0.35)
         axes.plot([place] * len(values), values, "o", color=COLOR, markersize=4)
     axes.set_xticks(range(len(rows)), [label.replace(" (", "\n(") for label in rows], fontsize=7)

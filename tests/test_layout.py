@@ -29,7 +29,7 @@ MAY_IMPORT_TORCH = {
     "adapters.op",
     "adapters.stage",
     "adapters.supply",
-    "bench.inside",
+    "bench.decode_steps",
     "engine.attention",
     "engine.batch",
     "engine.build",

@@ -1,6 +1,6 @@
 """`rootstock bench peers`: ours beside every peer that runs here, in one interleaved run.
 
-Owns the list of peers, and what the command is told.
+Owns the list of peers, and the command's options.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,16 +9,17 @@ from typing import Annotated
 
 import typer
 
-from bench import conduct, header, launch, make_adapters, options
+from bench import launch, make_adapters, options, weight_shapes
 from bench.arrivals import Span
-from bench.compare import traffics
-from bench.measure import Course, Record
+from bench.compare import comparison_cells
+from bench.measure import Record, Schedule
 from bench.peers.libraries import PEFT, TRANSFORMERS
 from bench.peers.llama_cpp import LlamaCpp
 from bench.peers.openvino import OpenVino
-from bench.peers.peer import Grafts, Peer
-from bench.peers.stage import Stage, install
+from bench.peers.peer import Peer, ServedModels
+from bench.peers.runner import PeerRunner, install
 from bench.peers.vllm import Vllm
+from bench.session import Session, record_session
 from bench.terminal import terminal
 
 PEERS: tuple[Peer, ...] = (
@@ -77,16 +78,16 @@ def main(
         if server.base is None:
             raise typer.BadParameter("The base's directory is needed: adapters are made to its shapes.")
         written = make_adapters.write(server.base, work_dir / "adapters", count=adapters, rank=rank)
-        vocab = header.vocab_size(server.base)
-        stage = Stage(directory, Grafts(server.base, tuple(written), rank), vocab, console)
-        ours = stage.examined(launch.target(OURS, server, written), "this checkout")
-        measuring = stage.in_turn if in_turn else stage.together
+        vocab = weight_shapes.vocab_size(server.base)
+        runner = PeerRunner(directory, ServedModels(server.base, tuple(written), rank), vocab, console)
+        ours = runner.checked_target(launch.target(OURS, server, written), "this checkout")
+        measuring = runner.in_turn if in_turn else runner.together
 
-        def measured(course: Course) -> Iterator[Record]:
-            return measuring(ours, peers, course, rounds)
+        def measured(schedule: Schedule) -> Iterator[Record]:
+            return measuring(ours, peers, schedule, rounds)
 
         spans = Span(prompt_tokens, prompt_tokens), Span(output_tokens, output_tokens)
-        cells = traffics(concurrency or [1, 8, 16], per_client, *spans, adapters, rank)
+        cells = comparison_cells(concurrency or [1, 8, 16], per_client, *spans, adapters, rank)
         title = f"{server.base.name}, {prompt_tokens} prompt and {output_tokens} output tokens, adapters r={rank}"
-        session = conduct.Session("peers", title, work_dir, rounds, vocab, minutes)
-        conduct.run(console, session, cells, measured, stage.notes)
+        session = Session("peers", title, work_dir, rounds, vocab, minutes)
+        record_session(console, session, cells, measured, runner.notes)

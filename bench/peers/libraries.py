@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.peers.peer import Environment, Grafts
-from bench.peers.pipe import PipeTarget, looping
+from bench.peers.library_target import PipeTarget, library_target
+from bench.peers.peer import Environment, ServedModels
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class Library:
     def version(self, directory: Path) -> str:
         return f"{self.name} {self.environment(directory).version(self.name)}"
 
-    def start(self, directory: Path, grafts: Grafts) -> AbstractContextManager[PipeTarget]:
+    def start(self, directory: Path, models: ServedModels) -> AbstractContextManager[PipeTarget]:
         environment = self.environment(directory)
-        return looping(self.name, f"bench.peers.loops.{self.loop}", environment, grafts, directory / "serve.log")
+        return library_target(self.name, f"bench.peers.loops.{self.loop}", environment, models, directory / "serve.log")
 
 
 PEFT = Library("peft", "peft_loop", ("torch", "transformers", "peft"), ("torch", "transformers", "peft"))

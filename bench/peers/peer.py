@@ -1,6 +1,6 @@
-"""What a peer is: someone else's server or library, in an environment of its own, measured by the same client.
+"""A peer: another project's server or library, in an environment of its own, measured by the same client.
 
-Owns the contract, the environment, and the way in which a peer says that it cannot be measured here.
+Owns the protocol, the environment, and the error by which a peer says that it cannot be measured here.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ class Unavailable(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Grafts:
-    """What everybody serves: the directory of the base, and those of the adapters, each of which is its name."""
+class ServedModels:
+    """What every peer serves: the directories of the base and of the adapters. A directory's name is its adapter's."""
 
     base: Path
     adapters: tuple[Path, ...]
@@ -37,13 +37,13 @@ class Grafts:
         return frozenset(path.name for path in self.adapters)
 
 
-def cores() -> dict[str, str]:
-    """Settings that let a peer compute on all cores, whatever number of threads was set for ourselves."""
+def all_cores() -> dict[str, str]:
+    """Environment variables that let a peer use all cores, whatever number of threads was set for this process."""
     return {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
 
 
-def contents(directory: Path) -> str:
-    """A short name for what the model or adapter in `directory` holds: what was converted from it is kept under it."""
+def content_key(directory: Path) -> str:
+    """A short name with a digest of the model or adapter in `directory`, under which its conversions are kept."""
     digest = hashlib.sha256()
     for file in sorted([*directory.glob("*config.json"), *directory.glob("*.safetensors")]):
         digest.update(file.name.encode())
@@ -52,8 +52,8 @@ def contents(directory: Path) -> str:
     return f"{directory.name}-{digest.hexdigest()[:12]}"
 
 
-def aside(target: Path) -> Path:
-    """Where `target` is written until it is whole, so that what was broken off is never taken for it."""
+def partial_path(target: Path) -> Path:
+    """Where `target` is written until it is complete, so that half of it is never taken for the whole."""
     return target.with_name(f"{target.name}.partial")
 
 
@@ -118,6 +118,6 @@ class Peer(Protocol):
         """Which package is in `directory`, and its version."""
         ...
 
-    def start(self, directory: Path, grafts: Grafts) -> AbstractContextManager[Target]:
-        """Serve `grafts` until the block ends. The target names the adapters that it really has."""
+    def start(self, directory: Path, models: ServedModels) -> AbstractContextManager[Target]:
+        """Serve `models` until the block ends. The target names the adapters that it really has."""
         ...

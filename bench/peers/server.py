@@ -14,29 +14,29 @@ import psutil
 
 from bench import launch
 from bench.api import Dialect
-from bench.connect import connect
 from bench.errors import BenchError
 from bench.measure import HttpTarget
 from bench.peers.peer import Unavailable
+from bench.running_server import connect
 
 STOP_S = 10.0
 START_S = 1800.0
 """Some compile the model at their first start, which takes minutes on a quiet machine."""
 
 
-def nothing(url: str) -> None:
+def no_preparation(url: str) -> None:
     """What most servers need between their start and the first request."""
 
 
 @contextmanager
-def serving(
+def running_peer(
     name: str,
     command: Sequence[str],
     port: int,
     dialect: Dialect,
     log: Path,
     settings: Mapping[str, str],
-    prepare: Callable[[str], None] = nothing,
+    prepare: Callable[[str], None] = no_preparation,
 ) -> Iterator[HttpTarget]:
     """Run `command`, which listens at `port`, until the block ends; `prepare` gets its URL once it is ready.
 

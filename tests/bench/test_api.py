@@ -1,8 +1,8 @@
 """The dialects: what each sends for the same request, and what it counts."""
 
-from bench.api import Ask, LlamaCpp, OpenAI, Vllm
+from bench.api import CompletionRequest, LlamaCpp, OpenAI, Vllm
 
-ASK = Ask("a1", (5, 6, 7), 9)
+ASK = CompletionRequest("a1", (5, 6, 7), 9)
 
 
 def test_vllm_fixes_the_length_and_asks_for_ids() -> None:
@@ -22,7 +22,7 @@ def test_plain_openai_has_no_extension() -> None:
 def test_llama_cpp_names_every_adapter_in_every_request() -> None:
     api = LlamaCpp({"a0": 0, "a1": 1})
     assert api.body(ASK)["lora"] == [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 1.0}]
-    assert api.body(Ask("", (5,), 9))["lora"] == [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 0.0}]
+    assert api.body(CompletionRequest("", (5,), 9))["lora"] == [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 0.0}]
     assert api.body(ASK)["cache_prompt"] is False
     assert api.tokens({"tokens": [4], "stop": False}) == 1
     assert api.tokens({"tokens": [4, 5], "stop": True}) == 0, "the last event repeats what came"

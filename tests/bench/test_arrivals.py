@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from bench.arrivals import Closed, Line, Poisson, Replay, Span
+from bench.arrivals import ClosedLoop, Poisson, Replay, Span, TraceLine
 from bench.run import parse_arrivals
 
 
@@ -34,7 +34,7 @@ def test_a_trace_begins_with_its_first_line(tmp_path: Path) -> None:
         '{"at": 7, "prompt_tokens": 3, "output_tokens": 2}\n{"at": 9.5, "prompt_tokens": 4, "output_tokens": 5}\n'
     )
     replay = Replay.read(file)
-    assert replay.lines == (Line(0.0, 3, 2), Line(2.5, 4, 5))
+    assert replay.lines == (TraceLine(0.0, 3, 2), TraceLine(2.5, 4, 5))
     assert str(replay) == "morning"
 
 
@@ -46,7 +46,7 @@ def test_other_traces_are_refused_with_the_place(tmp_path: Path, text: str) -> N
 
 
 def test_arrivals_as_they_are_typed() -> None:
-    assert parse_arrivals("closed:3") == Closed(3)
+    assert parse_arrivals("closed:3") == ClosedLoop(3)
     assert parse_arrivals("poisson:0.5") == Poisson(0.5)
     for wrong in ("open", "poisson:", "closed:x"):
         with pytest.raises(ValueError):

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import header, limits, make_base
+from bench import limits, make_base, weight_shapes
 from tests.support import tiny_base
 
-SHAPE = make_base.Shape(hidden=64, layers=2, heads=2, kv_heads=1, intermediate=96)
+SHAPE = make_base.ModelShape(hidden=64, layers=2, heads=2, kv_heads=1, intermediate=96)
 
 
 @pytest.fixture
@@ -21,12 +21,12 @@ def like(tmp_path: Path) -> Path:
 
 def test_a_base_has_the_shape_and_another_ones_tokenizer(tmp_path: Path, like: Path) -> None:
     base = make_base.write(SHAPE, like, tmp_path / "base")
-    found = {linear.path: (linear.out_features, linear.in_features) for linear in header.linears(base)}
+    found = {linear.path: (linear.out_features, linear.in_features) for linear in weight_shapes.linears(base)}
     assert len(found) == 7 * 2
     assert found["model.layers.1.self_attn.q_proj"] == (128, 64)
     assert found["model.layers.1.self_attn.k_proj"] == (64, 64)
     assert found["model.layers.0.mlp.down_proj"] == (64, 96)
-    assert header.vocab_size(base) == tiny_base.VOCAB
+    assert weight_shapes.vocab_size(base) == tiny_base.VOCAB
     config = json.loads((base / "config.json").read_text())
     assert (config["hidden_size"], config["eos_token_id"], config["tie_word_embeddings"]) == (64, 2, True)
     assert (base / "tokenizer.json").read_text() == "{}"
@@ -49,9 +49,9 @@ def test_its_weights_are_bfloat16_of_the_seed(tmp_path: Path, like: Path) -> Non
 
 
 def test_every_known_shape_is_whole() -> None:
-    assert set(make_base.SHAPES) == set(make_base.Name)
+    assert set(make_base.SHAPES) == set(make_base.ShapeName)
     assert all(shape.heads * shape.head == shape.hidden for shape in make_base.SHAPES.values())
-    assert make_base.SHAPES[make_base.Name.HALF_B].hidden == 896
+    assert make_base.SHAPES[make_base.ShapeName.HALF_B].hidden == 896
 
 
 def test_the_floor_is_a_sum_of_bytes(tmp_path: Path, like: Path) -> None:

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from bench.connections import GROWTH_MIB, HEALTH_P99_MS, MIB, PROMPTS, Result, broken, measure
-from bench.load import Shape
+from bench.connections import GROWTH_MIB, HEALTH_P99_MS, MIB, PROMPTS, Result, measure, violations
+from bench.load import RequestShape
 from engine.sequence import Output, Request
 from server.connections import raise_file_limit
 from tests.support.engine import FakeStream, FakeWorker
 from tests.support.http import eventually, serve
 from tests.support.server_rig import BASE, make_rig
 
-SHAPE = Shape(vocab=256, prompt_tokens=16, output_tokens=12)
+SHAPE = RequestShape(vocab=256, prompt_tokens=16, output_tokens=12)
 CROWD = 1000
 FILES = 2 * CROWD + 200
 """Both ends of every connection are this process's, and it has other files."""
@@ -120,9 +120,9 @@ def test_a_refusal_is_told_with_its_reason(tmp_path: Path) -> None:
 
 
 def test_what_is_within_its_limits_is_kept() -> None:
-    assert broken(KEPT, HEALTH_P99_MS, GROWTH_MIB) == []
+    assert violations(KEPT, HEALTH_P99_MS, GROWTH_MIB) == []
     elsewhere = replace(KEPT, resident_before=None, resident_peak=None)
-    assert broken(elsewhere, HEALTH_P99_MS, 0) == [], "memory of a server that runs elsewhere is not known"
+    assert violations(elsewhere, HEALTH_P99_MS, 0) == [], "memory of a server that runs elsewhere is not known"
 
 
 @pytest.mark.parametrize(
@@ -137,9 +137,9 @@ def test_what_is_within_its_limits_is_kept() -> None:
     ],
 )
 def test_what_is_not_kept_is_told_in_one_sentence(change: dict[str, float], sentence: str) -> None:
-    sentences = broken(replace(KEPT, **change), HEALTH_P99_MS, GROWTH_MIB)  # type: ignore[arg-type]
+    sentences = violations(replace(KEPT, **change), HEALTH_P99_MS, GROWTH_MIB)  # type: ignore[arg-type]
     assert len(sentences) == 1 and sentence in sentences[0]
 
 
 def test_the_limits_are_the_callers() -> None:
-    assert len(broken(KEPT, HEALTH_P99_MS / 2, GROWTH_MIB / 2)) == 2
+    assert len(violations(KEPT, HEALTH_P99_MS / 2, GROWTH_MIB / 2)) == 2

@@ -10,7 +10,7 @@ from rich.console import Console
 from bench.api import Vllm
 from bench.arrivals import Span
 from bench.errors import BenchError
-from bench.flood import Phase, Setting, Traffic, judge, measure, table
+from bench.flood import FloodSetup, Phase, Traffic, judge, measure, table
 from server.principal import Scope
 from tests.support.engine import FakeWorker
 from tests.support.http import eventually, serve
@@ -41,8 +41,8 @@ def test_both_tenants_are_served_under_their_own_names(tmp_path: Path) -> None:
     worker = FakeWorker()
     with guarded_rig(tmp_path, worker=worker) as (rig, store), serve(rig.app) as live:
         quiet, flood = (Vllm(headers=headers_of(store, name, Scope.INFER)) for name in ("quiet", "flood"))
-        setting = Setting(live.url, BASE, 256, quiet, flood, TRAFFIC)
-        phases = list(measure(setting, rounds=2))
+        setup = FloodSetup(live.url, BASE, 256, quiet, flood, TRAFFIC)
+        phases = list(measure(setup, rounds=2))
         eventually(lambda: not worker.running)
     asked = {name: [each for each in worker.seen if each.tenant == name] for name in ("quiet", "flood")}
     assert len(asked["quiet"]) == 1 + 4 * (TRAFFIC.requests + 1), "one to warm up, and one in each phase"
@@ -58,7 +58,7 @@ def test_a_flood_that_is_refused_is_told(tmp_path: Path) -> None:
     with guarded_rig(tmp_path) as (rig, store), serve(rig.app) as live:
         quiet, flood = Vllm(headers=headers_of(store, "quiet")), Vllm(headers=headers_of(store, "flood", Scope.READ))
         with pytest.raises(BenchError, match="403.*scope_missing"):
-            list(measure(Setting(live.url, BASE, 256, quiet, flood, replace(TRAFFIC, settle_s=5)), rounds=1))
+            list(measure(FloodSetup(live.url, BASE, 256, quiet, flood, replace(TRAFFIC, settle_s=5)), rounds=1))
 
 
 def test_it_is_told_in_a_table() -> None:

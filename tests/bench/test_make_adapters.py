@@ -6,22 +6,22 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from bench import header, make_adapters
+from bench import make_adapters, weight_shapes
 from tests.support import tiny_base
 
 
 def test_only_the_linears_of_the_layers_are_found(tmp_path: Path) -> None:
-    found = header.linears(tiny_base.write(tmp_path))
+    found = weight_shapes.linears(tiny_base.write(tmp_path))
     assert [linear.path.rsplit(".", 1)[-1] for linear in found].count("up_proj") == tiny_base.LAYERS
     assert len(found) == 3 * tiny_base.LAYERS
     up = next(linear for linear in found if linear.path == "model.layers.0.mlp.up_proj")
     assert (up.in_features, up.out_features) == (tiny_base.HIDDEN, tiny_base.INTERMEDIATE)
-    assert header.vocab_size(tmp_path) == tiny_base.VOCAB
+    assert weight_shapes.vocab_size(tmp_path) == tiny_base.VOCAB
 
 
 def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="safetensors"):
-        header.linears(tmp_path)
+        weight_shapes.linears(tmp_path)
 
 
 def test_adapters_fit_every_linear(tmp_path: Path) -> None:

@@ -8,20 +8,20 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench.api import Ask
-from bench.arrivals import Closed
+from bench.api import CompletionRequest
+from bench.arrivals import ClosedLoop
 from bench.errors import BenchError
-from bench.measure import BASE, Cell, Course, Target
-from bench.peers.effect import Effect, ask
-from bench.peers.peer import Grafts, Unavailable
-from bench.peers.stage import Stage, install
+from bench.measure import BASE, Cell, Schedule, Target
+from bench.peers.adapter_effect import Effect, measure_effect
+from bench.peers.peer import ServedModels, Unavailable
+from bench.peers.runner import PeerRunner, install
 from bench.workload import Mix
 from tests.support.fake_target import FakeTarget
 
 NAMES = ["a0", "a1", "a2"]
 HAS = frozenset(NAMES)
-GRAFTS = Grafts(Path("base"), tuple(Path(name) for name in NAMES), rank=4)
-CELLS = [Cell(BASE, Closed(1), 1), Cell("1 adapter", Closed(1), 1, models=("a0",), mix=Mix.parse("identical"))]
+GRAFTS = ServedModels(Path("base"), tuple(Path(name) for name in NAMES), rank=4)
+CELLS = [Cell(BASE, ClosedLoop(1), 1), Cell("1 adapter", ClosedLoop(1), 1, models=("a0",), mix=Mix.parse("identical"))]
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ CELLS = [Cell(BASE, Closed(1), 1), Cell("1 adapter", Closed(1), 1, models=("a0",
 )
 def test_adapters_act_where_all_answers_differ(answers: dict[str, list[int]], fault: str) -> None:
     target = FakeTarget("theirs", HAS, answers=answers)
-    assert ask(target, NAMES, vocab=1000).fault == fault
+    assert measure_effect(target, NAMES, vocab=1000).fault == fault
     assert target.asked == ["base", "a0", "a1", "base"], "two adapters are enough, and the base once more"
 
 
@@ -54,24 +54,24 @@ def test_what_differs_by_chance_is_no_effect() -> None:
 
 def test_without_adapters_only_the_base_is_asked() -> None:
     target = FakeTarget("theirs")
-    effect = ask(target, NAMES, vocab=1000)
+    effect = measure_effect(target, NAMES, vocab=1000)
     assert target.asked == ["base"] and not effect.adapters and not effect.fault
 
 
 def test_answers_are_told_beside_those_of_another() -> None:
     ours = Effect([(1, 2), (3, 4)], [[(5, 6), (7, 8)], [(9, 9), (9, 9)]])
     theirs = Effect([(1, 2), (3, 4)], [[(5, 6), (0, 8)], [(0, 9), (9, 0)]])
-    assert theirs.beside(ours) == "4 of 4, 2 of 4, 1 of 4"
-    assert Effect([(1, 0), (3, 4)]).beside(ours) == "3 of 4", "a base alone"
+    assert theirs.agreement_with(ours) == "4 of 4, 2 of 4, 1 of 4"
+    assert Effect([(1, 0), (3, 4)]).agreement_with(ours) == "3 of 4", "a base alone"
 
 
 def test_who_does_not_tell_its_tokens_is_not_believed() -> None:
     class Mute(FakeTarget):
-        def ids(self, ask: Ask) -> tuple[int, ...]:
+        def ids(self, measure_effect: CompletionRequest) -> tuple[int, ...]:
             return ()
 
     with pytest.raises(BenchError, match="theirs does not tell which tokens"):
-        ask(Mute("theirs", HAS), NAMES, vocab=1000)
+        measure_effect(Mute("theirs", HAS), NAMES, vocab=1000)
 
 
 @dataclass
@@ -95,7 +95,7 @@ class FakePeer:
         return f"{self.name} 1.0"
 
     @contextmanager
-    def start(self, directory: Path, grafts: Grafts) -> Iterator[Target]:
+    def start(self, directory: Path, models: ServedModels) -> Iterator[Target]:
         if self.not_started:
             raise Unavailable(self.not_started)
         self.log.append(f"+{self.name}")
@@ -107,29 +107,29 @@ def no_failure(target: Target, cell: Cell, error: Exception) -> None:
     raise AssertionError(f"{target.name} failed at {cell.traffic}: {error}")
 
 
-def staged(tmp_path: Path) -> tuple[Stage, Console]:
+def staged(tmp_path: Path) -> tuple[PeerRunner, Console]:
     console = Console(record=True, width=300)
-    return Stage(tmp_path, GRAFTS, 1000, console), console
+    return PeerRunner(tmp_path, GRAFTS, 1000, console), console
 
 
 def test_who_answers_as_without_adapters_has_figures_for_its_base_alone(tmp_path: Path) -> None:
-    stage, console = staged(tmp_path)
-    ours = stage.examined(FakeTarget("ours", HAS), "this checkout")
+    runner, console = staged(tmp_path)
+    ours = runner.checked_target(FakeTarget("ours", HAS), "this checkout")
     deaf = FakePeer(FakeTarget("deaf", HAS, answers={"a0": [ord(letter) for letter in "base"]}))
-    records = list(stage.together(ours, [deaf], Course(CELLS, 1000, no_failure), rounds=1))
+    records = list(runner.together(ours, [deaf], Schedule(CELLS, 1000, no_failure), rounds=1))
     assert [(one.server, one.traffic) for one in records] == [("ours", "base"), ("deaf", "base"), ("ours", "1 adapter")]
-    assert stage.notes["ours"] == "ours (this checkout): adapters change its answers"
+    assert runner.notes["ours"] == "ours (this checkout): adapters change its answers"
     verdict = "an adapter answers as the base does, so only its base is measured; tokens before they part from ours's: "
-    assert stage.notes["deaf"] == f"deaf (deaf 1.0): {verdict}48 of 48, 0 of 48, 48 of 48"
-    assert stage.notes["deaf"] in console.export_text()
+    assert runner.notes["deaf"] == f"deaf (deaf 1.0): {verdict}48 of 48, 0 of 48, 48 of 48"
+    assert runner.notes["deaf"] in console.export_text()
 
 
 def test_in_turn_one_peer_runs_at_a_time_and_ours_opens_each_round(tmp_path: Path) -> None:
-    stage, _ = staged(tmp_path)
+    runner, _ = staged(tmp_path)
     log: list[str] = []
     peers = [FakePeer(FakeTarget(name, HAS, log=log), log) for name in ("b", "c")]
     ours = FakeTarget("ours", HAS, log=log)
-    records = list(stage.in_turn(ours, peers, Course(CELLS, 1000, no_failure), rounds=2))
+    records = list(runner.in_turn(ours, peers, Schedule(CELLS, 1000, no_failure), rounds=2))
     assert [(one.server, one.round) for one in records[::2]] == [(who, r) for r in (1, 2) for who in ("ours", "b", "c")]
     assert [entry for entry in log if entry[0] in "+-"] == ["+b", "-b", "+c", "-c"] * 2
     assert log.count("ours") == 6, "warmed up once, in two rounds of two cells"
@@ -137,21 +137,21 @@ def test_in_turn_one_peer_runs_at_a_time_and_ours_opens_each_round(tmp_path: Pat
 
 
 def test_in_turn_who_fails_or_does_not_start_is_not_started_again(tmp_path: Path) -> None:
-    stage, console = staged(tmp_path)
+    runner, console = staged(tmp_path)
     failures: list[str] = []
     failing = FakePeer(FakeTarget("failing", HAS | {"a9"}, fails_at="a9"))
     absent = FakePeer(FakeTarget("absent"), not_started="its port is taken")
-    cells = [Cell("1 adapter", Closed(1), 1, models=("a9",), mix=Mix.parse("identical"))]
-    course = Course(cells, 1000, lambda target, cell, error: failures.append(f"{target.name}: {error}"))
-    assert not list(stage.in_turn(FakeTarget("ours", HAS), [failing, absent], course, rounds=3))
+    cells = [Cell("1 adapter", ClosedLoop(1), 1, models=("a9",), mix=Mix.parse("identical"))]
+    schedule = Schedule(cells, 1000, lambda target, cell, error: failures.append(f"{target.name}: {error}"))
+    assert not list(runner.in_turn(FakeTarget("ours", HAS), [failing, absent], schedule, rounds=3))
     assert failures == ["failing: out of memory"] and failing.log == ["+failing", "-failing"]
     assert console.export_text().count("absent is left out: its port is taken") == 1
 
 
 def test_in_turn_nothing_is_started_after_the_time(tmp_path: Path) -> None:
-    stage, _ = staged(tmp_path)
+    runner, _ = staged(tmp_path)
     late = FakePeer(FakeTarget("late", HAS))
-    assert not list(stage.in_turn(FakeTarget("ours", HAS), [late], Course(CELLS, 1000, no_failure, minutes=-1), 1))
+    assert not list(runner.in_turn(FakeTarget("ours", HAS), [late], Schedule(CELLS, 1000, no_failure, minutes=-1), 1))
     assert not late.log
 
 

@@ -10,10 +10,10 @@ import pytest
 
 from bench import launch
 from bench.api import Dialect, LlamaCpp
-from bench.peers import llama_cpp, preload, vllm
+from bench.peers import llama_cpp, preloaded_libraries, vllm
 from bench.peers.loops.openvino_loop import scale
-from bench.peers.peer import Unavailable, aside, contents, cores
-from bench.peers.server import serving
+from bench.peers.peer import Unavailable, all_cores, content_key, partial_path
+from bench.peers.server import running_peer
 
 
 def command(port: int, *more: str) -> list[str]:
@@ -23,7 +23,9 @@ def command(port: int, *more: str) -> list[str]:
 def test_a_server_gets_its_settings_is_prepared_and_ends_with_its_children(tmp_path: Path) -> None:
     port = launch.free_port()
     settings = {"PEER_SETTING": "all cores"}
-    with serving("p", command(port), port, Dialect.LLAMA_CPP, tmp_path / "log", settings, llama_cpp.zero) as target:
+    with running_peer(
+        "p", command(port), port, Dialect.LLAMA_CPP, tmp_path / "log", settings, llama_cpp.zero_adapter_scales
+    ) as target:
         health = httpx.get(f"{target.url}/health").json()
         scales = [adapter["scale"] for adapter in httpx.get(f"{target.url}/lora-adapters").json()]
         assert health["told"] == "all cores"
@@ -34,29 +36,32 @@ def test_a_server_gets_its_settings_is_prepared_and_ends_with_its_children(tmp_p
 
 def test_a_server_that_does_not_start_is_told_with_its_own_words(tmp_path: Path) -> None:
     port = launch.free_port()
-    served = serving("p", command(port, "no AVX512 here"), port, Dialect.VLLM, tmp_path / "log", {})
+    served = running_peer("p", command(port, "no AVX512 here"), port, Dialect.VLLM, tmp_path / "log", {})
     with pytest.raises(Unavailable, match="no AVX512 here"), served:
         pass
 
 
 def test_vllm_computes_on_all_cores_with_both_libraries(tmp_path: Path) -> None:
-    openmp, allocator = tmp_path / "lib" / preload.INTEL_OPENMP, tmp_path / "debian/usr/lib/some" / preload.TCMALLOC
+    openmp, allocator = (
+        tmp_path / "lib" / preloaded_libraries.INTEL_OPENMP,
+        tmp_path / "debian/usr/lib/some" / preloaded_libraries.TCMALLOC,
+    )
     for library in (openmp, allocator):
         library.parent.mkdir(parents=True)
         library.touch()
     settings = vllm.settings(tmp_path)
     assert settings["LD_PRELOAD"].startswith(f"{allocator}:") or "/usr/" in settings["LD_PRELOAD"]
     assert settings["LD_PRELOAD"].endswith(f":{openmp}")
-    assert settings["VLLM_CPU_OMP_THREADS_BIND"] == f"0-{int(cores()['OMP_NUM_THREADS']) - 1}"
+    assert settings["VLLM_CPU_OMP_THREADS_BIND"] == f"0-{int(all_cores()['OMP_NUM_THREADS']) - 1}"
 
 
 def test_vllm_is_not_measured_without_what_makes_it_fast(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match=r"libiomp5\.so is missing"):
-        preload.libraries(tmp_path)
+        preloaded_libraries.libraries(tmp_path)
     (tmp_path / "lib").mkdir()
-    (tmp_path / "lib" / preload.INTEL_OPENMP).touch()
+    (tmp_path / "lib" / preloaded_libraries.INTEL_OPENMP).touch()
     with pytest.raises(Unavailable, match="install libtcmalloc-minimal4"):
-        preload.libraries(tmp_path, system=())
+        preloaded_libraries.libraries(tmp_path, system=())
 
 
 def archive(directory: Path, names: tuple[str, ...]) -> Path:
@@ -76,7 +81,7 @@ def test_a_source_package_is_unpacked_whole_or_not_at_all(tmp_path: Path) -> Non
         llama_cpp.extract(archive(tmp_path, converters[:1]), target)
     assert not target.exists()
     llama_cpp.extract(archive(tmp_path, (*converters, "setup.py")), target)
-    assert (target / "setup.py").exists() and not aside(target).exists()
+    assert (target / "setup.py").exists() and not partial_path(target).exists()
 
 
 def test_conversions_are_kept_under_what_they_were_made_from(tmp_path: Path) -> None:
@@ -84,10 +89,10 @@ def test_conversions_are_kept_under_what_they_were_made_from(tmp_path: Path) -> 
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text('{"r": 16, "lora_alpha": 32}')
     (adapter / "adapter_model.safetensors").write_bytes(b"one")
-    first = contents(adapter)
-    assert first.startswith("a0-") and first == contents(adapter)
+    first = content_key(adapter)
+    assert first.startswith("a0-") and first == content_key(adapter)
     (adapter / "adapter_model.safetensors").write_bytes(b"two")
-    assert contents(adapter) != first
+    assert content_key(adapter) != first
 
 
 def test_openvino_is_told_the_scale_that_it_does_not_read(tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import typer
 
-from bench.api import Ask
-from bench.arrivals import Closed, Poisson
+from bench.api import CompletionRequest
+from bench.arrivals import ClosedLoop, Poisson
 from bench.errors import BenchError
 from bench.peers.command import PEERS, chosen
-from bench.peers.loops import line
-from bench.peers.peer import Environment, Grafts, Unavailable
-from bench.peers.pipe import PipeTarget, looping
+from bench.peers.library_target import PipeTarget, library_target
+from bench.peers.loops import protocol
+from bench.peers.peer import Environment, ServedModels, Unavailable
 from bench.peers.vllm import Vllm
 from tests.support.fake_loop import Instant
 
@@ -24,42 +24,51 @@ HERE = Environment(None)
 
 @contextmanager
 def piped(tmp_path: Path) -> Iterator[PipeTarget]:
-    grafts = Grafts(tmp_path, (tmp_path / "a0",), rank=4)
-    with looping("lib", LOOP, HERE, grafts, tmp_path / "log") as target:
+    models = ServedModels(tmp_path, (tmp_path / "a0",), rank=4)
+    with library_target("lib", LOOP, HERE, models, tmp_path / "log") as target:
         yield target
 
 
 def test_a_library_is_measured_through_its_pipe(tmp_path: Path) -> None:
     with piped(tmp_path) as target:
         assert target.adapters == {"a0"}
-        run = target.run([Ask("", (1, 2), 3), Ask("a0", (1, 2), 3), Ask("", (3,), 3)], Closed(2), seed=0)
-        assert [trace.ids for trace in run.traces] == [(0, 0, 0), (2, 2, 2), (0, 0, 0)]
-        assert all(gap > 0 for trace in run.traces for gap in trace.gaps_s)
+        run = target.run(
+            [CompletionRequest("", (1, 2), 3), CompletionRequest("a0", (1, 2), 3), CompletionRequest("", (3,), 3)],
+            ClosedLoop(2),
+            seed=0,
+        )
+        assert [timing.ids for timing in run.timings] == [(0, 0, 0), (2, 2, 2), (0, 0, 0)]
+        assert all(gap > 0 for timing in run.timings for gap in timing.gaps_s)
         with pytest.raises(BenchError, match="lib: MemoryError: no room"):
-            target.run([Ask("bad", (1,), 2)], Closed(1), seed=0)
+            target.run([CompletionRequest("bad", (1,), 2)], ClosedLoop(1), seed=0)
         with pytest.raises(BenchError, match="1 tokens where 2"):
-            target.run([Ask("short", (1,), 2)], Closed(1), seed=0)
+            target.run([CompletionRequest("short", (1,), 2)], ClosedLoop(1), seed=0)
         with pytest.raises(BenchError, match="closed loop only"):
-            target.run([Ask("", (1,), 2)], Poisson(1), seed=0)
+            target.run([CompletionRequest("", (1,), 2)], Poisson(1), seed=0)
     assert target.process.poll() is not None, "it ends with the block"
 
 
 def test_a_library_that_does_not_start_is_told_with_its_own_words(tmp_path: Path) -> None:
-    grafts = Grafts(tmp_path / "nowhere", (), rank=4)
-    with pytest.raises(Unavailable, match="nowhere is no base"), looping("lib", LOOP, HERE, grafts, tmp_path / "log"):
+    models = ServedModels(tmp_path / "nowhere", (), rank=4)
+    with (
+        pytest.raises(Unavailable, match="nowhere is no base"),
+        library_target("lib", LOOP, HERE, models, tmp_path / "log"),
+    ):
         pass
 
 
 def test_what_cannot_mix_is_called_once_for_each_model() -> None:
     models = ("a1", "", "a1", "a0")
-    assert line.calls(models, mixes=False) == [[0, 2], [1], [3]]
-    assert line.calls(models, mixes=True) == [[0, 1, 2, 3]]
+    assert protocol.calls(models, mixes=False) == [[0, 2], [1], [3]]
+    assert protocol.calls(models, mixes=True) == [[0, 1, 2, 3]]
 
 
 def test_timings_stay_with_their_requests() -> None:
     """Answered model by model, told in the order of requests."""
-    asks = [line.Ask(model, [1], tokens) for model, tokens in (("a1", 2), ("", 1), ("a1", 3), ("a0", 4), ("", 5))]
-    reply = line.answer(Instant(), asks, clients=4)
+    requests = [
+        protocol.Request(model, [1], tokens) for model, tokens in (("a1", 2), ("", 1), ("a1", 3), ("a0", 4), ("", 5))
+    ]
+    reply = protocol.answer(Instant(), requests, clients=4)
     arrivals = reply["arrivals_s"]
     assert isinstance(arrivals, list)
     assert [len(one) for one in arrivals] == [2, 1, 3, 4, 5]
@@ -73,8 +82,8 @@ def test_peers_are_chosen_by_name() -> None:
 
 
 def test_vllm_gets_adapters_only_where_it_is_asked_to() -> None:
-    grafts = Grafts(Path("base"), (Path("adapters/a0"), Path("adapters/a1")), rank=16)
-    with_them, without = Vllm("vllm", True).flags(grafts), Vllm("vllm-base", False).flags(grafts)
+    models = ServedModels(Path("base"), (Path("adapters/a0"), Path("adapters/a1")), rank=16)
+    with_them, without = Vllm("vllm", True).flags(models), Vllm("vllm-base", False).flags(models)
     assert with_them[-2:] == [f"a0={Path('adapters/a0').resolve()}", f"a1={Path('adapters/a1').resolve()}"]
     assert "--enable-lora" not in without
 

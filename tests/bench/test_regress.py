@@ -5,18 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from bench.arrivals import Closed
+from bench.arrivals import ClosedLoop
 from bench.errors import BenchError
-from bench.load import Run, Trace
-from bench.measure import Cell, Record, record
-from bench.regress import serving, verdicts, worktree
+from bench.load import LoadResult, RequestTiming
+from bench.measure import Cell, Record, to_record
+from bench.regress import serve_command, verdicts, worktree
 from tests.support.fake_target import FakeTarget
 
 
 def as_records(side: str, traffic: str, rates: tuple[float, ...]) -> list[Record]:
-    runs = [Run(10 / rate, (Trace(0.1, (0.1,), 10),)) for rate in rates]
-    target, cell = FakeTarget(side), Cell(traffic, Closed(1), 1)
-    return [record(target, cell, round_, run) for round_, run in enumerate(runs, start=1)]
+    runs = [LoadResult(10 / rate, (RequestTiming(0.1, (0.1,), 10),)) for rate in rates]
+    target, cell = FakeTarget(side), Cell(traffic, ClosedLoop(1), 1)
+    return [to_record(target, cell, round_, run) for round_, run in enumerate(runs, start=1)]
 
 
 def test_a_verdict_is_the_median_of_the_rounds_own_ratios() -> None:
@@ -52,5 +52,5 @@ def test_the_sources_of_a_commit_win_over_those_that_are_installed(tmp_path: Pat
     (tmp_path / "server").mkdir()
     (tmp_path / "server" / "__init__.py").touch()
     (tmp_path / "server" / "cli.py").write_text("def main():\n    print('the commit', sys.argv[1:])\nimport sys\n")
-    ended = subprocess.run([*serving(tmp_path), "serve", "--port", "1"], capture_output=True, text=True)
+    ended = subprocess.run([*serve_command(tmp_path), "serve", "--port", "1"], capture_output=True, text=True)
     assert ended.stdout == "the commit ['serve', '--port', '1']\n", ended.stderr

@@ -8,21 +8,21 @@ import pytest
 from rich.console import Console
 
 from bench import plots, report
-from bench.arrivals import Closed
-from bench.conduct import show
-from bench.load import Run, Trace
-from bench.measure import BASE, Cell, Record, record
+from bench.arrivals import ClosedLoop
+from bench.load import LoadResult, RequestTiming
+from bench.measure import BASE, Cell, Record, to_record
+from bench.session import show
 from bench.workload import Mix
 from tests.support.fake_target import FakeTarget
 
 TARGET = FakeTarget("ours")
-BASE_CELL = Cell(BASE, Closed(8), 8)
-MIXED = Cell("8 adapters", Closed(8), 8, models=("a0",) * 8, mix=Mix.parse("distinct"), rank=16)
+BASE_CELL = Cell(BASE, ClosedLoop(8), 8)
+MIXED = Cell("8 adapters", ClosedLoop(8), 8, models=("a0",) * 8, mix=Mix.parse("distinct"), rank=16)
 
 
 def as_record(cell: Cell, round_: int, rate: float, rss: int | None = None) -> Record:
-    run = Run(wall_s=10 / rate, traces=(Trace(ttft_s=0.5, gaps_s=(0.01, 0.03), tokens=10),))
-    return replace(record(TARGET, cell, round_, run), rss_bytes=rss)
+    run = LoadResult(wall_s=10 / rate, timings=(RequestTiming(ttft_s=0.5, gaps_s=(0.01, 0.03), tokens=10),))
+    return replace(to_record(TARGET, cell, round_, run), rss_bytes=rss)
 
 
 def measured() -> list[Record]:
@@ -47,8 +47,8 @@ def test_without_a_base_there_is_no_ratio() -> None:
 
 def test_a_journal_holds_what_was_added(tmp_path: Path) -> None:
     journal = report.Journal(tmp_path / "new" / "run.jsonl", {"title": "t"})
-    alone = Run(1.0, (Trace(0.1, (), 1),))
-    written = [as_record(BASE_CELL, 1, 5, None), record(TARGET, MIXED, 1, alone)]
+    alone = LoadResult(1.0, (RequestTiming(0.1, (), 1),))
+    written = [as_record(BASE_CELL, 1, 5, None), to_record(TARGET, MIXED, 1, alone)]
     for one in written:
         journal.add(one)
     setting, records = report.read(journal.file)

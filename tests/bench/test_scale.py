@@ -8,11 +8,11 @@ import orjson
 import pytest
 
 from bench import make_adapters, overhead, reuse, scale, scrape
-from bench.load import Shape
+from bench.load import RequestShape
 from tests.support import tiny_base
 from tests.support.fake_openai import FakeServer, running
 
-SHAPE = Shape(vocab=1000, prompt_tokens=4, output_tokens=3)
+SHAPE = RequestShape(vocab=1000, prompt_tokens=4, output_tokens=3)
 
 
 def fake(adapters: int) -> FakeServer:
@@ -20,14 +20,14 @@ def fake(adapters: int) -> FakeServer:
     return FakeServer([{"id": "base", "parent": None}, *own])
 
 
-def setting(url: str, count: int) -> scale.Setting:
-    return scale.Setting(url, "base", SHAPE, count, concurrency=2, rounds=2)
+def setup(url: str, count: int) -> scale.ScaleSetup:
+    return scale.ScaleSetup(url, "base", SHAPE, count, concurrency=2, rounds=2)
 
 
 def test_few_and_many_are_asked_for_in_turn() -> None:
     server = fake(40)
     with running(server) as url:
-        found = scale.resident(setting(url, 40))
+        found = scale.resident(setup(url, 40))
     assert orjson.dumps(found), "it ends in a file"
     assert set(found["tokens_per_s"]) == {"zipf 5", "zipf 40", "uniform 5", "uniform 40"}
     assert all(ratio > 0 for ratio in found["many_of_few"].values())
@@ -39,7 +39,7 @@ def test_few_and_many_are_asked_for_in_turn() -> None:
 def test_others_are_asked_for_while_base_requests_run() -> None:
     server = fake(6)
     with running(server) as url:
-        found = scale.disturbed(setting(url, 6))
+        found = scale.disturbed(setup(url, 6))
     asked = Counter(request["model"] for request in server.requests)
     assert asked["base"] == 2 * 2 * 2
     assert asked["a0"] >= 2, "the warm one, in each round"
@@ -50,7 +50,7 @@ def test_a_cold_adapter_is_asked_for_twice_after_the_base(tmp_path: Path) -> Non
     adapters = make_adapters.write(tiny_base.write(tmp_path / "base"), tmp_path / "stored", count=3, rank=2)
     server = fake(3)
     with running(server) as url:
-        found = scale.cold(setting(url, 3), adapters, tmp_path / "stored")
+        found = scale.cold(setup(url, 3), adapters, tmp_path / "stored")
     asked = " ".join(request["model"] for request in server.requests)
     assert asked == "base a0 a0 base a1 a1 base a2 a2"
     assert found["bytes"] == (adapters[0] / "adapter_model.safetensors").stat().st_size

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.inside import Setting, measure
+from bench.decode_steps import StepSetup, measure
 from bench.overhead import bare_step_s
 from bench.step import _lines
 from tests.support.models import tiny_model_dir
@@ -12,8 +12,8 @@ from tests.support.models import tiny_model_dir
 
 @pytest.mark.parametrize("quantization", [None, "nf4"])
 def test_every_kind_of_step_is_measured(quantization: str | None, tmp_path: Path) -> None:
-    model, setting = tiny_model_dir("llama", tmp_path), Setting(rows=3, context=8, adapters=2, rank=4)
-    found = measure(str(model), "bfloat16", quantization, tmp_path, setting, steps=4, rounds=2, kernels=False)
+    model, setup = tiny_model_dir("llama", tmp_path), StepSetup(rows=3, context=8, adapters=2, rank=4)
+    found = measure(str(model), "bfloat16", quantization, tmp_path, setup, steps=4, rounds=2, kernels=False)
     assert set(found) == {"base", "served", "mixed", "merged", "adapters"} | (
         {"torch"} if quantization is None else set()
     )
@@ -22,13 +22,13 @@ def test_every_kind_of_step_is_measured(quantization: str | None, tmp_path: Path
 
 def test_it_is_told_in_words() -> None:
     found = {"base": 20.0, "served": 16.0, "torch": 40.0, "mixed": 25.0, "merged": 20.0, "adapters": 4.0}
-    said = "\n".join(_lines(found, Setting(8, 128, 8, 16), "bfloat16"))
+    said = "\n".join(_lines(found, StepSetup(8, 128, 8, 16), "bfloat16"))
     assert "20.0 ms, 1.25 times its bare products (16.0 ms)" in said
     assert "0.80 of the base's speed; 5.0 ms more, 1.25 times reading them (4.0 ms)" in said
 
 
 def test_a_base_alone_says_nothing_of_adapters() -> None:
-    assert "adapters" not in "\n".join(_lines({"base": 2.0, "served": 1.0}, Setting(8, 128, 0, 16), "nf4"))
+    assert "adapters" not in "\n".join(_lines({"base": 2.0, "served": 1.0}, StepSetup(8, 128, 0, 16), "nf4"))
 
 
 def test_whoever_wants_the_bare_step_can_read_what_it_prints(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_the_labels_of_the_sweeps_have_their_place_in_the_page() -> None:
     for variant in SWEEPS:
         assert variant.label in training_report.ORDER[variant.group]
     assert training_report.DEFAULT in {variant.label for variant in METHODS}
-    for group, label in training_report.HELD.items():
+    for group, label in training_report.DEFAULT_POINTS.items():
         assert label in training_report.ORDER[group]
 
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.peers.loops.line import Answer, Ask, claim_output, serve
+from bench.peers.loops.protocol import Answer, Request, claim_output, serve
 
 
 class Instant:
@@ -14,14 +14,14 @@ class Instant:
 
     mixes = False
 
-    def generate(self, asks: Sequence[Ask]) -> list[Answer]:
-        if asks[0].model == "bad":
+    def generate(self, requests: Sequence[Request]) -> list[Answer]:
+        if requests[0].model == "bad":
             raise MemoryError("no room")
         now = time.perf_counter()
-        tokens = [ask.output_tokens - (ask.model == "short") for ask in asks]
+        tokens = [request.output_tokens - (request.model == "short") for request in requests]
         return [
-            Answer([now + 1e-6 * token for token in range(count)], [len(ask.model)] * count)
-            for ask, count in zip(asks, tokens, strict=True)
+            Answer([now + 1e-6 * token for token in range(count)], [len(request.model)] * count)
+            for request, count in zip(requests, tokens, strict=True)
         ]
 
 

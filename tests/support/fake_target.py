@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bench.api import Ask
+from bench.api import CompletionRequest
 from bench.arrivals import Arrivals
 from bench.errors import BenchError
-from bench.load import Run, Trace
+from bench.load import LoadResult, RequestTiming
 
 
 @dataclass
@@ -26,15 +26,17 @@ class FakeTarget:
     asked: list[str] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
 
-    def run(self, requests: Sequence[Ask], arrivals: Arrivals, seed: int) -> Run:
+    def run(self, requests: Sequence[CompletionRequest], arrivals: Arrivals, seed: int) -> LoadResult:
         self.log.append(self.name)
-        if self.fails_at in {ask.model for ask in requests}:
+        if self.fails_at in {request.model for request in requests}:
             raise BenchError("out of memory")
         rate = self.rates[len(self.asked) % len(self.rates)]
         self.asked.append(requests[0].model)
-        traces = (Trace(ttft_s=0.5, gaps_s=(0.01, 0.03), tokens=10, ids=self.ids(ask)) for ask in requests)
-        return Run(10 * len(requests) / rate, tuple(traces))
+        timings = (
+            RequestTiming(ttft_s=0.5, gaps_s=(0.01, 0.03), tokens=10, ids=self.ids(request)) for request in requests
+        )
+        return LoadResult(10 * len(requests) / rate, tuple(timings))
 
-    def ids(self, ask: Ask) -> tuple[int, ...]:
-        answer = self.answers.get(ask.model, [ord(letter) for letter in ask.model])
-        return tuple(answer[place % len(answer)] for place in range(ask.output_tokens))
+    def ids(self, request: CompletionRequest) -> tuple[int, ...]:
+        answer = self.answers.get(request.model, [ord(letter) for letter in request.model])
+        return tuple(answer[place % len(answer)] for place in range(request.output_tokens))

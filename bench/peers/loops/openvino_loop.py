@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.peers.loops.line import Answer, Ask, claim_output, serve
+from bench.peers.loops.protocol import Answer, Request, claim_output, serve
 
 CACHE_GB = 2
 WEIGHTS = "adapter_model.safetensors"
@@ -31,19 +31,21 @@ class OpenVino:
         grafted = {"adapters": self._config(*self._adapters)} if adapters else {}
         self._pipeline: Any = self._genai.ContinuousBatchingPipeline(str(base), scheduler, "CPU", grafted)
 
-    def generate(self, asks: Sequence[Ask]) -> list[Answer]:
+    def generate(self, requests: Sequence[Request]) -> list[Answer]:
         """Its clock of tokens is Python's `perf_counter`, in milliseconds."""
-        prompts = [self._openvino.Tensor(self._numpy.array([ask.prompt], self._numpy.int64)) for ask in asks]
-        results = self._pipeline.generate(prompts, [self._generation(ask) for ask in asks])
+        prompts = [
+            self._openvino.Tensor(self._numpy.array([request.prompt], self._numpy.int64)) for request in requests
+        ]
+        results = self._pipeline.generate(prompts, [self._generation(request) for request in requests])
         return [
             _answer(list(one.m_generation_ids[0]), one.perf_metrics.raw_metrics.m_new_token_times) for one in results
         ]
 
-    def _generation(self, ask: Ask) -> Any:
+    def _generation(self, request: Request) -> Any:
         config = self._genai.GenerationConfig()
-        config.max_new_tokens, config.ignore_eos, config.do_sample = ask.output_tokens, True, False
+        config.max_new_tokens, config.ignore_eos, config.do_sample = request.output_tokens, True, False
         if self._adapters:
-            config.adapters = self._config(ask.model) if ask.model else self._config()
+            config.adapters = self._config(request.model) if request.model else self._config()
         return config
 
     def _config(self, *names: str) -> Any:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from bench.peers.loops.line import Answer, Ask, claim_output, serve
+from bench.peers.loops.protocol import Answer, Request, claim_output, serve
 
 BASE_ROW = "__base__"
 
@@ -37,20 +37,20 @@ class Peft:
         self._has_adapters = bool(adapters)
         self._torch = torch
 
-    def generate(self, asks: Sequence[Ask]) -> list[Answer]:
+    def generate(self, requests: Sequence[Request]) -> list[Answer]:
         came: list[float] = []
 
         def clock(ids: Any, scores: Any, **_: Any) -> Any:
             came.append(time.perf_counter())
-            return self._torch.zeros(len(asks), dtype=self._torch.bool, device=self._device)
+            return self._torch.zeros(len(requests), dtype=self._torch.bool, device=self._device)
 
-        ids = self._torch.tensor([ask.prompt for ask in asks], device=self._device)
-        grafted, names = self._grafted([ask.model for ask in asks])
+        ids = self._torch.tensor([request.prompt for request in requests], device=self._device)
+        grafted, names = self._grafted([request.model for request in requests])
         with self._torch.inference_mode(), grafted:
             rows = self._model.generate(
                 input_ids=ids,
                 attention_mask=self._torch.ones_like(ids),
-                max_new_tokens=asks[0].output_tokens,
+                max_new_tokens=requests[0].output_tokens,
                 do_sample=False,
                 pad_token_id=0,
                 stopping_criteria=[clock],

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.peers.loops.line import Answer, Ask, claim_output, serve
+from bench.peers.loops.protocol import Answer, Request, claim_output, serve
 
 TIMEOUT_S = 600.0
 
@@ -33,13 +33,13 @@ class ContinuousBatching:
         )
         self._manager.start()
 
-    def generate(self, asks: Sequence[Ask]) -> list[Answer]:
-        self._switch(asks[0].model)
+    def generate(self, requests: Sequence[Request]) -> list[Answer]:
+        self._switch(requests[0].model)
         ids = [
             self._manager.add_request(
-                ask.prompt, max_new_tokens=ask.output_tokens, record_timestamps=True, eos_token_id=-1
+                request.prompt, max_new_tokens=request.output_tokens, record_timestamps=True, eos_token_id=-1
             )
-            for ask in asks
+            for request in requests
         ]
         answers: dict[str, Answer] = {}
         while len(answers) < len(ids):

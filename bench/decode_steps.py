@@ -1,4 +1,4 @@
-"""Decode steps against their bare matrix products, and with adapters against the same without, in one process.
+"""Times an engine's decode steps against their bare matrix products, and with adapters against without, in process.
 
 Owns that one comparison. The only benchmark that imports the engine: it drives it directly, since HTTP
 would be measured with it otherwise.
@@ -34,8 +34,8 @@ Product = Callable[[Tensor, torch.nn.Module], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
-    """`rows` requests of `context` prompt tokens each; `adapters` of `rank` on all linears, taken in turn."""
+class StepSetup:
+    """The batch: `rows` requests of `context` prompt tokens, which take `adapters` of `rank` on all linears in turn."""
 
     rows: int
     context: int
@@ -43,22 +43,22 @@ class Setting:
     rank: int
 
 
-def as_torch(x: Tensor, layer: torch.nn.Module) -> Tensor:
+def multiply_with_torch(x: Tensor, layer: torch.nn.Module) -> Tensor:
     weight = layer.weight
     assert isinstance(weight, Tensor)
     return functional.linear(x, weight)
 
 
-def as_served(x: Tensor, layer: torch.nn.Module) -> Tensor:
+def multiply_as_served(x: Tensor, layer: torch.nn.Module) -> Tensor:
     product: Tensor = layer(x)
     return product
 
 
 class Products:
-    """Every linear layer of the base, head included, once, on `rows` rows of activations."""
+    """The matrix products of one step: every linear layer of the base, head included, on `rows` rows of activations."""
 
     def __init__(self, base: Base, rows: int, multiply: Product, graph: bool) -> None:
-        """With `graph` they are recorded and replayed, as decode steps are on a GPU: launching each takes longer."""
+        """With `graph` they are replayed from a CUDA graph, as decode steps are: launching each would take longer."""
         self._base, self._multiply = base, multiply
         self._layers = list(base.linears.values())
         self._inputs = [
@@ -78,27 +78,27 @@ class Products:
 
 
 class Decoding:
-    """An engine whose requests are all decoding whenever a step of it is timed."""
+    """An engine whose requests are all decoding whenever a step is timed."""
 
-    def __init__(self, base: Base, store: BlobStore, setting: Setting, steps: int, graphs: bool) -> None:
-        self._base, self._setting, self._steps = base, setting, steps
-        length = setting.context + steps + 2
+    def __init__(self, base: Base, store: BlobStore, setup: StepSetup, steps: int, graphs: bool) -> None:
+        self._base, self._setting, self._steps = base, setup, steps
+        length = setup.context + steps + 2
         on_cuda = base.device.type == "cuda"
         block = default_block_size(on_cuda)
         config = EngineConfig(
-            num_blocks=setting.rows * (length // block + 1),
+            num_blocks=setup.rows * (length // block + 1),
             max_model_len=length,
             adapter_device_bytes=ADAPTER_BYTES,
             adapter_host_bytes=ADAPTER_BYTES,
             block_size=block,
             max_batch_tokens=default_batch_tokens(on_cuda),
-            max_sequences=setting.rows,
+            max_sequences=setup.rows,
         )
         self._engine: Engine = build(base, store, config, recorder=cuda_graphs(base) if graphs else None)
         self._asked = 0
 
-    def steps_s(self, adapters: Sequence[AdapterId | None]) -> list[float]:
-        """Seconds of decode steps whose rows take `adapters` in turn."""
+    def step_seconds(self, adapters: Sequence[AdapterId | None]) -> list[float]:
+        """The seconds of each timed decode step, with rows that take `adapters` in turn; None is the base."""
         params = SamplingParams(max_tokens=self._steps + 2, temperature=0.0, ignore_eos=True)
         for row in range(self._setting.rows):
             prompt = tuple(int(token) for token in torch.randint(256, 4096, (self._setting.context,)))
@@ -140,7 +140,7 @@ def measure(
     dtype: str,
     quantization: str | None,
     data_dir: Path,
-    setting: Setting,
+    setup: StepSetup,
     steps: int,
     rounds: int,
     kernels: bool,
@@ -157,24 +157,26 @@ def measure(
         source, dtype=dtype, quantization=quantization, kernels=kernels_for("auto", data_dir) if kernels else None
     )
     graphs = graphs and base.device.type == "cuda"
-    ways = {"served": as_served} if quantization else {"served": as_served, "torch": as_torch}
+    ways = (
+        {"served": multiply_as_served} if quantization else {"served": multiply_as_served, "torch": multiply_with_torch}
+    )
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as root, torch.inference_mode():
         store = BlobStore(Path(root) / "store")
-        written = make_adapters.write(source.path, Path(root) / "made", count=setting.adapters, rank=setting.rank)
+        written = make_adapters.write(source.path, Path(root) / "made", count=setup.adapters, rank=setup.rank)
         adapters: list[AdapterId | None] = [store.put(read_directory(path, base.shape)) for path in written]
-        decoding = Decoding(base, store, setting, steps, graphs)
-        products = {key: Products(base, setting.rows, way, graphs) for key, way in ways.items()}
+        decoding = Decoding(base, store, setup, steps, graphs)
+        products = {key: Products(base, setup.rows, way, graphs) for key, way in ways.items()}
         for _ in range(rounds):
-            found.setdefault("base", []).extend(decoding.steps_s([None]))
+            found.setdefault("base", []).extend(decoding.step_seconds([None]))
             for key, product in products.items():
                 found.setdefault(key, []).extend(product.seconds() for _ in range(steps))
             if adapters:
-                found.setdefault("mixed", []).extend(decoding.steps_s(adapters))
+                found.setdefault("mixed", []).extend(decoding.step_seconds(adapters))
                 decoding.merge(_one(adapters))
-                found.setdefault("merged", []).extend(decoding.steps_s(adapters[:1]))
+                found.setdefault("merged", []).extend(decoding.step_seconds(adapters[:1]))
                 decoding.unmerge()
-                found.setdefault("adapters", []).append(_reading_s(base, setting, source.path))
+                found.setdefault("adapters", []).append(_reading_s(base, setup, source.path))
         decoding.close()
     return {key: 1e3 * median(times) for key, times in found.items()}
 
@@ -184,9 +186,9 @@ def _one(adapters: Sequence[AdapterId | None]) -> AdapterId:
     return adapters[0]
 
 
-def _reading_s(base: Base, setting: Setting, path: Path) -> float:
-    in_batch = min(setting.adapters, setting.rows)
-    floor = limits.floor(path, setting.rows, setting.context, in_batch, setting.rank)
+def _reading_s(base: Base, setup: StepSetup, path: Path) -> float:
+    in_batch = min(setup.adapters, setup.rows)
+    floor = limits.floor(path, setup.rows, setup.context, in_batch, setup.rank)
     return floor.adapters / (_device_bandwidth(base) if base.device.type == "cuda" else limits.read_bandwidth())
 
 

@@ -1,6 +1,6 @@
-"""A run from its first measurement to its table: what every command that compares targets does.
+"""A measuring session, from the first measurement to the table: what every command that compares targets does.
 
-Owns what is told on the terminal and which files are left. Knows neither how targets are started nor what they are.
+Owns the terminal's output and the files. Knows neither how targets are started nor what they are.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,15 +12,18 @@ import typer
 from rich.console import Console
 
 from bench import plots, report
-from bench.measure import Cell, Course, Record, Target, measure
+from bench.measure import Cell, Record, Schedule, Target, measure
 
 NO_NOTES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """`name` is the files' and `title` the table's and the pictures'; `vocab` bounds the prompts' token ids; after
-    `minutes` no measurement is begun."""
+    """What a session is called and how long it lasts.
+
+    `name` begins the files' names; `title` heads the table and the pictures. Prompts' token ids are below `vocab`.
+    After `minutes` no measurement is begun.
+    """
 
     name: str
     title: str
@@ -30,24 +33,24 @@ class Session:
     minutes: float | None = None
 
 
-def conduct(console: Console, session: Session, targets: Sequence[Target], cells: Sequence[Cell]) -> list[Record]:
-    """Measure all cells on all targets in turn; print each measurement, and leave a journal, a table and pictures.
+def run_session(console: Console, session: Session, targets: Sequence[Target], cells: Sequence[Cell]) -> list[Record]:
+    """Measure all cells on all targets in turn. Prints each measurement; writes a journal, a table and pictures.
 
-    Raises typer.Exit with code 1 when a target failed, after everything else was told.
+    Raises typer.Exit with code 1 at the end when a target failed.
     """
-    for left_out in unable(targets, cells):
+    for left_out in missing_adapters(targets, cells):
         console.print(left_out, style="yellow", markup=False)
-    return run(console, session, cells, lambda course: measure(targets, course, session.rounds))
+    return record_session(console, session, cells, lambda schedule: measure(targets, schedule, session.rounds))
 
 
-def run(
+def record_session(
     console: Console,
     session: Session,
     cells: Sequence[Cell],
-    measuring: Callable[[Course], Iterator[Record]],
+    measuring: Callable[[Schedule], Iterator[Record]],
     notes: Mapping[str, str] = NO_NOTES,
 ) -> list[Record]:
-    """As `conduct`, whatever order `measuring` takes. The values of `notes` at the end are told with the table."""
+    """As `run_session`, in the order of `measuring`. The table ends with what `notes` holds then."""
     journal = report.Journal(session.work_dir / f"{session.name}.jsonl", report.machine() | {"title": session.title})
     records: list[Record] = []
     failures: list[str] = []
@@ -56,9 +59,9 @@ def run(
         failures.append(f"{target.name} failed at {cell.traffic}, {cell.arrivals}: {type(error).__name__}: {error}")
         console.print(failures[-1], style="red", markup=False)
 
-    course = Course(cells, session.vocab, failed, session.minutes)
+    schedule = Schedule(cells, session.vocab, failed, session.minutes)
     with console.status("warming up"):
-        for record in measuring(course):
+        for record in measuring(schedule):
             journal.add(record)
             records.append(record)
             console.print(
@@ -66,14 +69,14 @@ def run(
             )
     for note in notes.values():
         journal.note(note)
-    tell(console, session.title, records, journal.file, list(notes.values()))
+    print_results(console, session.title, records, journal.file, list(notes.values()))
     if failures:
         raise typer.Exit(1)
     return records
 
 
-def unable(targets: Sequence[Target], cells: Sequence[Cell]) -> list[str]:
-    """What will not be measured, because a target lacks adapters."""
+def missing_adapters(targets: Sequence[Target], cells: Sequence[Cell]) -> list[str]:
+    """A sentence for each cell that will not be measured on a target, because it lacks the cell's adapters."""
     return [
         f"{target.name} does not have the adapters of {cell.traffic}: left out"
         for target in targets
@@ -82,7 +85,9 @@ def unable(targets: Sequence[Target], cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def tell(console: Console, title: str, records: Sequence[Record], journal: Path, notes: Sequence[str] = ()) -> None:
+def print_results(
+    console: Console, title: str, records: Sequence[Record], journal: Path, notes: Sequence[str] = ()
+) -> None:
     """Print the table with `notes` under it, and draw the pictures beside `journal`."""
     rows = report.rows(records)
     console.print(report.table(title, rows))
@@ -99,4 +104,4 @@ def show(console: Console, journals: Sequence[Path]) -> None:
     read = [report.read(journal) for journal in journals]
     title = " + ".join(dict.fromkeys(str(setting["title"]) for setting, _ in read))
     notes = [note for setting, _ in read for note in setting.get("notes", ())]
-    tell(console, title, [record for _, records in read for record in records], journals[0], notes)
+    print_results(console, title, [record for _, records in read for record in records], journals[0], notes)

@@ -1,4 +1,4 @@
-"""A server that runs already: what it is called, which adapters it has, and who listens there.
+"""Discovers a running server: the id of its base, its adapters, and its process.
 
 Owns the two ways in which servers list their models. Starts nothing.
 """

@@ -44,7 +44,7 @@ def vocab_size(directory: Path) -> int:
 
 
 def head_weights(directory: Path) -> int:
-    """How many weights the head has: as many as the embedding, whether it is that or not. Raises as `vocab_size`."""
+    """The number of the head's weights: that of the embedding, whether or not they are tied. Raises as `vocab_size`."""
     rows, width = _embedding(directory)
     return rows * width
 

@@ -1,4 +1,4 @@
-"""A library that has no server, as a target: its loop runs in a process of its own, and is asked through a pipe.
+"""A library without a server, as a target: it runs in a process of its own, which gets requests through a pipe.
 
 Owns our side of that pipe; `loops/line.py` says what goes through it. Closed loops only: a library takes calls, not
 arrivals.
@@ -16,11 +16,11 @@ from typing import IO, Any
 import orjson
 
 from bench import launch
-from bench.api import Ask
-from bench.arrivals import Arrivals, Closed
+from bench.api import CompletionRequest
+from bench.arrivals import Arrivals, ClosedLoop
 from bench.errors import BenchError
-from bench.load import Run, Trace
-from bench.peers.peer import ROOT, Environment, Grafts, Unavailable, cores
+from bench.load import LoadResult, RequestTiming
+from bench.peers.peer import ROOT, Environment, ServedModels, Unavailable, all_cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +35,22 @@ class PipeTarget:
     def pid(self) -> int:
         return self.process.pid
 
-    def run(self, requests: Sequence[Ask], arrivals: Arrivals, seed: int) -> Run:
+    def run(self, requests: Sequence[CompletionRequest], arrivals: Arrivals, seed: int) -> LoadResult:
         """Raises BenchError where the library fails, or answers with another number of tokens."""
-        if not isinstance(arrivals, Closed):
+        if not isinstance(arrivals, ClosedLoop):
             raise BenchError(f"{self.name} is a library: it can be measured in a closed loop only.")
-        asks = [{"model": ask.model, "prompt": ask.prompt, "output_tokens": ask.output_tokens} for ask in requests]
+        asks = [
+            {"model": request.model, "prompt": request.prompt, "output_tokens": request.output_tokens}
+            for request in requests
+        ]
         stdin = _stream(self.process.stdin)
         stdin.write(orjson.dumps({"clients": arrivals.clients, "asks": asks}) + b"\n")
         stdin.flush()
         reply = self.reply()
-        for ask, arrived, ids in zip(requests, reply["arrivals_s"], reply["ids"], strict=True):
-            if not len(arrived) == len(ids) == ask.output_tokens:
-                raise BenchError(f"{self.name} made {len(ids)} tokens where {ask.output_tokens} were asked for.")
-        return Run(reply["wall_s"], tuple(map(_trace, reply["arrivals_s"], reply["ids"])))
+        for request, arrived, ids in zip(requests, reply["arrivals_s"], reply["ids"], strict=True):
+            if not len(arrived) == len(ids) == request.output_tokens:
+                raise BenchError(f"{self.name} made {len(ids)} tokens where {request.output_tokens} were asked for.")
+        return LoadResult(reply["wall_s"], tuple(map(_trace, reply["arrivals_s"], reply["ids"])))
 
     def reply(self) -> dict[str, Any]:
         line = _stream(self.process.stdout).readline()
@@ -57,9 +60,9 @@ class PipeTarget:
         return reply
 
 
-def _trace(arrived: Sequence[float], ids: Sequence[int]) -> Trace:
+def _trace(arrived: Sequence[float], ids: Sequence[int]) -> RequestTiming:
     gaps = tuple(after - before for before, after in pairwise(arrived))
-    return Trace(arrived[0], gaps, len(arrived), tuple(ids))
+    return RequestTiming(arrived[0], gaps, len(arrived), tuple(ids))
 
 
 def _stream(stream: IO[bytes] | None) -> IO[bytes]:
@@ -68,10 +71,12 @@ def _stream(stream: IO[bytes] | None) -> IO[bytes]:
 
 
 @contextmanager
-def looping(name: str, module: str, environment: Environment, grafts: Grafts, log: Path) -> Iterator[PipeTarget]:
+def library_target(
+    name: str, module: str, environment: Environment, models: ServedModels, log: Path
+) -> Iterator[PipeTarget]:
     """Run `module` in `environment` until the block ends. Raises Unavailable where it does not become ready."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    directories = [str(path.resolve()) for path in (grafts.base, *grafts.adapters)]
+    directories = [str(path.resolve()) for path in (models.base, *models.adapters)]
     with log.open("wb") as errors:
         process = subprocess.Popen(
             [str(environment.python), "-m", module, *directories],
@@ -79,10 +84,10 @@ def looping(name: str, module: str, environment: Environment, grafts: Grafts, lo
             stdout=subprocess.PIPE,
             stderr=errors,
             cwd=ROOT,
-            env=os.environ | cores(),
+            env=os.environ | all_cores(),
         )
     with process:
-        target = PipeTarget(name, grafts.names, process, log)
+        target = PipeTarget(name, models.names, process, log)
         try:
             try:
                 target.reply()

@@ -25,7 +25,7 @@ def libraries(directory: Path, system: tuple[Path, ...] = SYSTEM) -> list[Path]:
     return [allocator, openmp]
 
 
-def bring_tcmalloc(directory: Path, log: Path) -> None:
+def unpack_tcmalloc(directory: Path, log: Path) -> None:
     """Unpack Debian's package under `directory`, unless the system has the library. Raises Unavailable."""
     unpacked = directory.resolve() / "debian"
     if _tcmalloc((unpacked, *SYSTEM)):

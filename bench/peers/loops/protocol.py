@@ -17,7 +17,7 @@ from typing import Protocol
 
 
 @dataclass(frozen=True)
-class Ask:
+class Request:
     """`model` is an adapter's name, or empty for the base."""
 
     model: str
@@ -38,21 +38,21 @@ class Engine(Protocol):
 
     mixes: bool
 
-    def generate(self, asks: Sequence[Ask]) -> list[Answer]:
-        """Answer all of `asks` together."""
+    def generate(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answer all of `requests` together."""
         ...
 
 
-def answer(engine: Engine, asks: Sequence[Ask], clients: int) -> dict[str, object]:
+def answer(engine: Engine, requests: Sequence[Request], clients: int) -> dict[str, object]:
     """Seconds of each token since its client asked. What cannot mix answers one model after the other."""
     started = time.perf_counter()
-    arrivals: list[list[float]] = [[] for _ in asks]
-    ids: list[list[int]] = [[] for _ in asks]
-    for first in range(0, len(asks), clients):
+    arrivals: list[list[float]] = [[] for _ in requests]
+    ids: list[list[int]] = [[] for _ in requests]
+    for first in range(0, len(requests), clients):
         asked = time.perf_counter()
-        together = range(first, min(first + clients, len(asks)))
-        for call in calls([asks[index].model for index in together], engine.mixes):
-            answered = engine.generate([asks[first + place] for place in call])
+        together = range(first, min(first + clients, len(requests)))
+        for call in calls([requests[index].model for index in together], engine.mixes):
+            answered = engine.generate([requests[first + place] for place in call])
             for place, own in zip(call, answered, strict=True):
                 arrivals[first + place] = [token - asked for token in own.came]
                 ids[first + place] = own.ids
@@ -73,7 +73,7 @@ def serve(engine: Engine, out: int) -> None:
         for line in sys.stdin:
             command = json.loads(line)
             try:
-                reply = answer(engine, [Ask(**ask) for ask in command["asks"]], command["clients"])
+                reply = answer(engine, [Request(**request) for request in command["asks"]], command["clients"])
             except Exception as error:  # whatever the library raises is its answer
                 reply = {"error": f"{type(error).__name__}: {error}"}
             print(json.dumps(reply), file=stream, flush=True)
