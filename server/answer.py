@@ -19,7 +19,7 @@ from server.errors import BadRequest, GenerationFailed, api_error, internal
 from server.fields import GenerationBody
 from server.generation import Generation, Indexed
 from server.meter import Claim, MeteredRequest
-from server.ports import Asked, Services
+from server.ports import Services, TracedRequest
 from server.principal import Principal
 from server.resolve import Target
 from server.stream import EventStream
@@ -75,7 +75,7 @@ async def answer(http: HttpRequest, services: Services, caller: Principal, targe
     claim = Claim(http.state.request_id, target.version, job.prompt_tokens, most)
     metered = services.meter.admit(caller, claim)
     if services.traces is not None:
-        services.traces.asked(http.state.request_id, _asked(target, job))
+        services.traces.describe(http.state.request_id, _traced(target, job))
     turn = _Turn(services, target, job, metered)
     try:
         if not job.body.stream:
@@ -88,8 +88,8 @@ async def answer(http: HttpRequest, services: Services, caller: Principal, targe
     return EventStream(turn.chunks(), turn.aclose, turn.headers())
 
 
-def _asked(target: Target, job: Job) -> Asked:
-    return Asked(
+def _traced(target: Target, job: Job) -> TracedRequest:
+    return TracedRequest(
         operation="chat" if job.prompt_field == "messages" else "text_completion",
         model=target.model,
         adapter=target.adapter,

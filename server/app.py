@@ -15,6 +15,7 @@ from server.errors import TABLE, ApiError, ClientGone, api_error
 from server.gauges import CatalogCollector, EngineCollector, Names, ServerCollector
 from server.middleware import RequestLog
 from server.openapi import ERRORS
+from server.pacing import PacingMiddleware
 from server.ports import Services
 from server.routes import (
     adapters,
@@ -32,7 +33,6 @@ from server.routes import (
     usage,
     vllm,
 )
-from server.turns import Paced
 from server.validation import bad_request
 from server.version import version
 
@@ -58,7 +58,7 @@ def create_app(services: Services) -> FastAPI:
     for kind, _ in TABLE:
         app.add_exception_handler(kind, _known_error)
     app.add_middleware(RequestLog, metrics=services.metrics, traces=services.traces)
-    app.add_middleware(Paced, unpaced=frozenset(path.decode() for path in PROBES))
+    app.add_middleware(PacingMiddleware, unpaced=frozenset(path.decode() for path in PROBES))
     return app
 
 

@@ -40,13 +40,13 @@ from loader.plan import Available, Budgets, ServingMemoryPlan, kv_bytes_per_toke
 from loader.progress import Progress
 from loader.source import Source, resolve
 from server.datadir import DataDir
+from server.host_check import HostCheck
 from server.meter import Meter
 from server.metrics import Metrics
-from server.ports import Callers, Limits, Services, Traces
+from server.ports import Authenticator, Limits, Services, Traces
 from server.routes.uploads import RESERVED
 from server.settings import Settings, SettingsError
 from server.tokens import HubTokenizer
-from server.visitors import Visitors
 
 _log = structlog.get_logger(__name__)
 
@@ -63,8 +63,8 @@ class Runtime:
 def assemble(
     settings: Settings,
     data: DataDir,
-    callers: Callers,
-    visitors: Visitors,
+    authenticator: Authenticator,
+    host_check: HostCheck,
     meter: Meter,
     progress: Progress,
     console: Console,
@@ -110,8 +110,8 @@ def assemble(
         form_dir=data.uploads,
         uploads=Uploads(data.uploads / "resumable", _upload_limits(settings)),
         adapter_root=settings.adapter_root,
-        callers=callers,
-        visitors=visitors,
+        authenticator=authenticator,
+        host_check=host_check,
         traces=traces,
         meter=meter,
     )

@@ -27,18 +27,18 @@ _SCHEME = HTTPBearer(auto_error=False, description="A key of `rootstock keys cre
 
 
 async def principal(request: Request, _: Annotated[object, Security(_SCHEME)] = None) -> Principal:
-    """Who calls, found out once a request. Raises Unauthorized, and Refused for a web page without a key."""
+    """Who calls, found out once a request. Raises Unauthorized, and HostRefused for a web page without a key."""
     known: Principal | None = getattr(request.state, "principal", None)
     if known is not None:
         return known
     services: Services = request.app.state.services
-    found = await services.callers.who(request.headers.getlist("authorization"))
+    found = await services.authenticator.authenticate(request.headers.getlist("authorization"))
     if found is None:
         raise Unauthorized()
     if found.key:
         structlog.contextvars.bind_contextvars(tenant=found.tenant, key=found.key)
     else:
-        services.visitors.check(request.headers.get("host", ""), request.headers.get("origin"))
+        services.host_check.check(request.headers.get("host", ""), request.headers.get("origin"))
     request.state.principal = found
     return found
 
@@ -88,7 +88,7 @@ async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
     return await anyio.to_thread.run_sync(lambda: work(*args, **kwargs))
 
 
-async def judging(services: Services, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def in_upload_thread(services: Services, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """`work(*args)` in one of the few threads for uploads, so that many of them leave the others to the requests."""
     return await anyio.to_thread.run_sync(lambda: work(*args, **kwargs), limiter=services.upload_limiter)
 

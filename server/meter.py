@@ -10,7 +10,7 @@ from math import floor
 from time import monotonic, time
 
 from server.principal import Principal
-from server.quotas.tenant_quotas import Pass, Quotas
+from server.quotas.tenant_quotas import Quotas, RequestGrant
 from server.usage.ledger import Begun, Ledger
 from server.usage.writer import LedgerWriter
 
@@ -47,19 +47,19 @@ class Meter:
 class MeteredRequest:
     """One request and what it costs. It ends once: refused by the engine, or with what it used."""
 
-    def __init__(self, meter: Meter, caller: Principal, claim: Claim, let_in: Pass) -> None:
-        self._writer, self._pass, self._began = meter.writer, let_in, monotonic()
+    def __init__(self, meter: Meter, caller: Principal, claim: Claim, grant: RequestGrant) -> None:
+        self._writer, self._grant, self._began = meter.writer, grant, monotonic()
         self._timer: TimerHandle | None = None
         self._begun = Begun(
             claim.id, caller.tenant, caller.project, caller.key, claim.adapter, claim.prompt_tokens, started=time()
         )
 
     def headers(self) -> dict[str, str]:
-        return self._pass.headers()
+        return self._grant.headers()
 
     def refuse(self) -> None:
         """The engine did not take it."""
-        self._pass.cancel()
+        self._grant.cancel()
 
     def accepted(self, prompt_tokens: int | None = None) -> None:
         """The engine took it, or so far only `prompt_tokens` of the claim's: told again when it has taken more.
@@ -93,7 +93,7 @@ class MeteredRequest:
         """It was accepted, and has ended one way or another."""
         if self._timer is not None:
             self._timer.cancel()
-        self._pass.close(self._begun.prompt_tokens + generated_tokens)
+        self._grant.close(self._begun.prompt_tokens + generated_tokens)
         if self._writer is not None:
             ended = self._begun.started + monotonic() - self._began  # a clock set meanwhile does not change its length
             self._writer.record(self._begun.ended(cached_tokens, generated_tokens, finish_reason, ended))

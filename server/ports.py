@@ -20,13 +20,13 @@ from adapters.uploads import Uploads
 from engine.events import Event
 from engine.sequence import Output, Request
 from engine.snapshot import EngineStats, Resident
+from server.host_check import HostCheck
 from server.keys.ring import NoKeys
 from server.lifecycle import Lifecycle, Phase
 from server.merges import Merges
 from server.meter import Meter
 from server.metrics import Metrics
 from server.principal import Principal
-from server.visitors import Visitors
 
 
 class OutputStream(Protocol):
@@ -119,19 +119,19 @@ class Tokenizer(Protocol):
         ...
 
 
-class Callers(Protocol):
-    """Who may call; `server/keys/ring.py` has both kinds. `asked_for` is whether they must show a key."""
+class Authenticator(Protocol):
+    """Who may call; `server/keys/ring.py` has both kinds. `required` is whether they must show a key."""
 
     @property
-    def asked_for(self) -> bool: ...
+    def required(self) -> bool: ...
 
-    async def who(self, authorization: Sequence[str], /) -> Principal | None:
+    async def authenticate(self, authorization: Sequence[str], /) -> Principal | None:
         """The owner of the key in these Authorization headers, or None, whatever is wrong with it."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class TracedRequest:
     """What one HTTP request wants of the engine. `sequences` are its ids there, `choices` of them to a prompt."""
 
     operation: Literal["chat", "text_completion"]
@@ -152,7 +152,7 @@ class Traces(Protocol):
         """A request has come in; the id of its trace."""
         ...
 
-    def asked(self, request_id: str, asked: Asked) -> None: ...
+    def describe(self, request_id: str, request: TracedRequest) -> None: ...
 
     def observe(self, event: Event) -> None: ...
 
@@ -193,8 +193,8 @@ class Services:
     form_dir: Path
     uploads: Uploads
     adapter_root: Path | None = None
-    callers: Callers = field(default_factory=NoKeys)
-    visitors: Visitors = Visitors(any_host=True)
+    authenticator: Authenticator = field(default_factory=NoKeys)
+    host_check: HostCheck = HostCheck(any_host=True)
     traces: Traces | None = None
     meter: Meter = field(default_factory=Meter)
     merges: Merges = field(default_factory=Merges)

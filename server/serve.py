@@ -21,19 +21,20 @@ from rich.console import Console
 from server import logs
 from server.app import create_app
 from server.assembly import Runtime, assemble, open_catalog
-from server.chores import Chore, repeat
 from server.connections import Bounds, affordable, bounded, raise_file_limit
 from server.datadir import DataDir
 from server.deps import in_thread
 from server.garbage import Garbage
+from server.host_check import HostCheck
 from server.keys.errors import Unguarded
 from server.keys.opening import open_keys
 from server.keys.ring import KeyRing, NoKeys
 from server.listen import bind, is_reachable_by_others
 from server.loop_lag import watch_loop_lag
 from server.meter import Meter
+from server.periodic import PeriodicTask, repeat
 from server.pins import restore_pins
-from server.ports import Callers, Services
+from server.ports import Authenticator, Services
 from server.quotas.tenant_quotas import Quotas
 from server.screen import loading
 from server.settings import Settings
@@ -41,8 +42,7 @@ from server.shutdown import Server, Shutdown, Signals
 from server.usage.ledger import Ledger
 from server.usage.writer import LedgerWriter
 from server.version import version
-from server.visitors import Visitors
-from server.warm import ResidentMemory
+from server.warm_start import ResidentRecorder
 
 _log = structlog.get_logger(__name__)
 _GRACE_S = 5  # for connections that still hold unread bytes after their answers were made
@@ -73,13 +73,13 @@ def _serve(settings: Settings, signals: Signals) -> int:
         data.clear_uploads()
         with (
             bind(settings.host, settings.port) as sock,
-            _callers(settings, data) as callers,
+            _authenticator(settings, data) as authenticator,
             _meter(settings, data) as meter,
         ):
-            _check_guarded(sock, settings, callers)
+            _check_guarded(sock, settings, authenticator)
             with loading(console) as progress:
-                visitors = Visitors(settings.host, settings.trusted_hosts, any_host=is_reachable_by_others(sock))
-                runtime = assemble(settings, data, callers, visitors, meter, progress, console)
+                host_check = HostCheck(settings.host, settings.trusted_hosts, any_host=is_reachable_by_others(sock))
+                runtime = assemble(settings, data, authenticator, host_check, meter, progress, console)
             with contextlib.closing(runtime.registry), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 return runner.run(_run(settings, runtime, sock, console, signals))
     finally:
@@ -87,7 +87,7 @@ def _serve(settings: Settings, signals: Signals) -> int:
 
 
 @contextlib.contextmanager
-def _callers(settings: Settings, data: DataDir) -> Iterator[Callers]:
+def _authenticator(settings: Settings, data: DataDir) -> Iterator[Authenticator]:
     """With `--keys off` the data directory's keys are not even opened. Raises PepperUnusable, DatabaseUnusable."""
     if settings.keys == "off":
         yield NoKeys()
@@ -117,9 +117,9 @@ def _meter(settings: Settings, data: DataDir) -> Iterator[Meter]:
         yield Meter(quotas, writer)
 
 
-def _check_guarded(sock: socket.socket, settings: Settings, callers: Callers) -> None:
+def _check_guarded(sock: socket.socket, settings: Settings, authenticator: Authenticator) -> None:
     """Raises Unguarded for an address that other machines reach while nobody is asked for a key, unless told to."""
-    if settings.keys == "off" or callers.asked_for or not is_reachable_by_others(sock):
+    if settings.keys == "off" or authenticator.required or not is_reachable_by_others(sock):
         return
     raise Unguarded(
         f"--host {settings.host} lets other machines in, and this server would ask nobody for a key. Make one with "
@@ -166,21 +166,21 @@ async def _run(settings: Settings, runtime: Runtime, sock: socket.socket, consol
 
 
 async def _until_stopped(serving: asyncio.Task[None], services: Services, garbage: Garbage) -> None:
-    """Serve; meanwhile do the chores. At the end, remember what is resident."""
-    memory = ResidentMemory(services.worker, services.server_catalog)
-    keeping = asyncio.create_task(repeat(chores(services, memory, garbage)))
+    """Serve; meanwhile run the periodic tasks. At the end, remember what is resident."""
+    residents = ResidentRecorder(services.worker, services.server_catalog)
+    keeping = asyncio.create_task(repeat(periodic_tasks(services, residents, garbage)))
     try:
         await serving
     finally:
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
-        await memory.note()
+        await residents.save()
 
 
-def chores(services: Services, memory: ResidentMemory, garbage: Garbage) -> dict[str, Chore]:
+def periodic_tasks(services: Services, residents: ResidentRecorder, garbage: Garbage) -> dict[str, PeriodicTask]:
     """What is done now and then: remember what is resident, forget uploads that have expired, look for garbage."""
     return {
-        "residents_not_remembered": memory.note,
+        "residents_not_remembered": residents.save,
         "uploads_not_collected": partial(in_thread, services.uploads.collect),
         "garbage_not_collected": garbage.collect,
     }

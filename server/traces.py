@@ -17,7 +17,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from engine.events import Admitted, Event, Finished, FirstToken, Preempted
-from server.ports import Asked
+from server.ports import TracedRequest
 from server.version import version
 
 Value = str | int | float | bool | Sequence[str]
@@ -42,7 +42,7 @@ class _Open:
 
     span: Span
     context: Context
-    asked: Asked | None = None
+    request: TracedRequest | None = None
     courses: dict[str, _Course] = field(default_factory=dict)
 
 
@@ -62,13 +62,13 @@ class Traces:
         self._open[request_id] = _Open(span, set_span_in_context(span))
         return format(span.get_span_context().trace_id, "032x")
 
-    def asked(self, request_id: str, asked: Asked) -> None:
+    def describe(self, request_id: str, request: TracedRequest) -> None:
         """What a request is about to hand to the engine."""
         one = self._open.get(request_id)
         if one is None:
             return
-        one.asked = asked
-        one.courses = {id: _Course(time.time_ns()) for id in asked.sequences}
+        one.request = request
+        one.courses = {id: _Course(time.time_ns()) for id in request.sequences}
         self._courses |= one.courses
 
     def observe(self, event: Event) -> None:
@@ -98,8 +98,8 @@ class Traces:
         span = one.span
         span.update_name(f"{method} {route}")
         span.set_attributes({"http.request.method": method, "http.route": route, "http.response.status_code": status})
-        if one.asked is not None:
-            span.set_attributes(_generation(one.asked, [*one.courses.values()]))
+        if one.request is not None:
+            span.set_attributes(_generation(one.request, [*one.courses.values()]))
         if status >= 500:
             span.set_attribute("error.type", str(status))
             span.set_status(StatusCode.ERROR)
@@ -147,24 +147,24 @@ def _ns(seconds: float) -> int:
     return int(seconds * 1e9)
 
 
-def _generation(asked: Asked, courses: Sequence[_Course]) -> dict[str, Value]:
+def _generation(request: TracedRequest, courses: Sequence[_Course]) -> dict[str, Value]:
     """The request in the names of OpenTelemetry's conventions for generative AI."""
     attributes: dict[str, Value] = {
-        "gen_ai.operation.name": asked.operation,
+        "gen_ai.operation.name": request.operation,
         "gen_ai.provider.name": "rootstock",
-        "gen_ai.request.model": asked.model,
-        "gen_ai.request.stream": asked.stream,
-        "gen_ai.request.choice.count": asked.choices,
-        "gen_ai.request.max_tokens": asked.max_tokens,
-        "gen_ai.request.temperature": asked.temperature,
-        "gen_ai.request.top_p": asked.top_p,
-        "gen_ai.response.model": asked.adapter or "base",
+        "gen_ai.request.model": request.model,
+        "gen_ai.request.stream": request.stream,
+        "gen_ai.request.choice.count": request.choices,
+        "gen_ai.request.max_tokens": request.max_tokens,
+        "gen_ai.request.temperature": request.temperature,
+        "gen_ai.request.top_p": request.top_p,
+        "gen_ai.response.model": request.adapter or "base",
     }
     finished = [course.finished for course in courses if course.finished is not None]
     if finished:
         attributes["gen_ai.response.finish_reasons"] = [one.reason.value for one in finished]
         attributes["gen_ai.usage.output_tokens"] = sum(one.generated_tokens for one in finished)
-    admitted = [course.admitted for course in courses[:: asked.choices] if course.admitted is not None]
+    admitted = [course.admitted for course in courses[:: request.choices] if course.admitted is not None]
     if admitted:  # a prompt counts once, however many answers it has
         attributes["gen_ai.usage.input_tokens"] = sum(one.prompt_tokens for one in admitted)
         attributes["gen_ai.usage.cache_read.input_tokens"] = sum(one.cached_tokens for one in admitted)

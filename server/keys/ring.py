@@ -41,10 +41,10 @@ class KeyRing:
         self._seen, self._keys = self._read()
 
     @property
-    def asked_for(self) -> bool:
+    def required(self) -> bool:
         return self._mode == "on" or (self._mode == "auto" and bool(self._keys))
 
-    async def who(self, authorization: Sequence[str]) -> Principal | None:
+    async def authenticate(self, authorization: Sequence[str]) -> Principal | None:
         """The caller who sent these Authorization headers; None when no live key is among them.
 
         The database is asked whether it has changed, which reads shared memory, and is read only if it has. So a
@@ -52,7 +52,7 @@ class KeyRing:
         """
         if self._changes() != self._seen:
             await anyio.to_thread.run_sync(self._reload)
-        if not self.asked_for:
+        if not self.required:
             return ANYONE
         return self._owner(_bearer(authorization), self._now())
 
@@ -80,9 +80,9 @@ class KeyRing:
 class NoKeys:
     """A server whose callers are all anyone."""
 
-    asked_for = False
+    required = False
 
-    async def who(self, authorization: Sequence[str]) -> Principal | None:
+    async def authenticate(self, authorization: Sequence[str]) -> Principal | None:
         return ANYONE
 
 

@@ -37,7 +37,7 @@ class _Account:
 
 
 @dataclass(slots=True)
-class Pass:
+class RequestGrant:
     """One request that was let in. Close it once."""
 
     _account: _Account
@@ -122,7 +122,7 @@ class Quotas:
         """The most that one request of the tenant's can ever be granted; None where there is no limit."""
         return self._quota(tenant).tokens_per_minute
 
-    def admit(self, tenant: str, tokens: int) -> Pass:
+    def admit(self, tenant: str, tokens: int) -> RequestGrant:
         """Count one request that may use up to `tokens` tokens. Raises RateLimited, and then nothing was counted."""
         account = self._account(tenant)
         most = account.quota.concurrent_requests
@@ -131,7 +131,7 @@ class Quotas:
             raise RateLimited(message, 1, _headers(account))
         self.take(account, {"requests": 1, "tokens": tokens})
         account.running += 1
-        return Pass(account, tokens)
+        return RequestGrant(account, tokens)
 
     def holds_storage(self, tenant: str) -> bool:
         """Whether what the tenant has stored matters, and `upload` asks for it."""

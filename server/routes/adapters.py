@@ -16,7 +16,7 @@ from loader.digests import DIGEST
 from server.audit import note_upload
 from server.cards import adapter_card, adapter_cards, listing
 from server.deletion import delete_adapter
-from server.deps import PrincipalDep, RequireScope, ServicesDep, accepting, in_thread, judging
+from server.deps import PrincipalDep, RequireScope, ServicesDep, accepting, in_thread, in_upload_thread
 from server.etag import condition, etag
 from server.evaluation import read_eval
 from server.openapi import IN_USE, STORED
@@ -68,7 +68,9 @@ async def _store(
     if upload.eval is not None:
         await in_thread(read_eval, upload.eval, services.tokenizer, services.limits.max_model_len)
     add = services.tenant_catalog.add
-    return await judging(services, add, upload.name, upload.config, upload.weights, upload.alias, asked, upload.eval)
+    return await in_upload_thread(
+        services, add, upload.name, upload.config, upload.weights, upload.alias, asked, upload.eval
+    )
 
 
 @router.get("/v1/adapters", dependencies=[Depends(RequireScope(Scope.READ))])

@@ -20,7 +20,7 @@ from server.audit import note_upload
 from server.body import StrictRoute, check_declared, check_encoding
 from server.cards import adapter_card, listing
 from server.chunk import appending, declared_offset, pour
-from server.deps import PrincipalDep, RequireScope, ServicesDep, accepting, in_thread, judging
+from server.deps import PrincipalDep, RequireScope, ServicesDep, accepting, in_thread, in_upload_thread
 from server.errors import BadRequest, TooLarge, offset_headers
 from server.etag import condition, etag
 from server.evaluation import read_eval
@@ -136,7 +136,7 @@ async def finish_upload(
         async with upload_quota(session.size, services, caller) as quota:
             if session.open and there == session.size:  # else nothing will be judged
                 await quota.end(session.name)
-            version, created = await judging(services, services.uploads.finish, caller.tenant, id, digest, add)
+            version, created = await in_upload_thread(services, services.uploads.finish, caller.tenant, id, digest, add)
         await follow_pins_if_possible(services)
     note_upload(version, created)
     return JSONResponse(

@@ -16,7 +16,7 @@ from adapters.header import FILE
 from server.audit import note_upload
 from server.body import StrictRoute
 from server.deletion import delete_adapter
-from server.deps import PrincipalDep, RequireScope, ServicesDep, accepting, in_thread, judging
+from server.deps import PrincipalDep, RequireScope, ServicesDep, accepting, in_thread, in_upload_thread
 from server.errors import ApiError, api_error
 from server.fields import Strict
 from server.pins import follow_pins_if_possible
@@ -66,7 +66,7 @@ async def load_lora_adapter(body: LoadBody, services: ServicesDep, caller: Princ
     async with upload_quota(await in_thread(_weights_bytes, path), services, caller) as quota:
         await quota.begin()
         await quota.end(body.lora_name)
-        version, created = await judging(services, services.tenant_catalog.add_directory, body.lora_name, path)
+        version, created = await in_upload_thread(services, services.tenant_catalog.add_directory, body.lora_name, path)
     await follow_pins_if_possible(services)
     note_upload(version, created)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")

@@ -92,14 +92,14 @@ async def test_g74_a_key_that_expired_does_not_live_again_when_the_clock_is_set_
         key, text = store.create("acme", "p", [Scope.INFER], timedelta(minutes=30))
         hands = Hands(key.created.timestamp())
         ring, headers = KeyRing(store, "on", now=hands.clock.latest), [f"Bearer {text}"]
-        assert await ring.who(headers) == key.principal
+        assert await ring.authenticate(headers) == key.principal
         hands.wall -= HOUR_S
         hands.wait(1700)
-        assert await ring.who(headers) == key.principal, "nor does it live longer or shorter"
+        assert await ring.authenticate(headers) == key.principal, "nor does it live longer or shorter"
         hands.wait(200)
-        assert await ring.who(headers) is None
+        assert await ring.authenticate(headers) is None
         hands.wall -= HOUR_S
-        assert await ring.who(headers) is None
+        assert await ring.authenticate(headers) is None
 
 
 @pytest.mark.anyio
@@ -109,6 +109,6 @@ async def test_g74_a_clock_that_was_behind_at_the_start_is_believed_once_it_is_p
         key, text = store.create("acme", "p", [Scope.INFER], timedelta(minutes=30))
         hands = Hands(key.created.timestamp() - HOUR_S)
         ring, headers = KeyRing(store, "on", now=hands.clock.latest), [f"Bearer {text}"]
-        assert await ring.who(headers) == key.principal
+        assert await ring.authenticate(headers) == key.principal
         hands.wall += 2 * HOUR_S
-        assert await ring.who(headers) is None
+        assert await ring.authenticate(headers) is None

@@ -158,7 +158,7 @@ def test_g69_uploads_keys_and_usage_are_as_before_or_as_asked_wherever_the_disk_
                     RECORD_CHANGES[change](kept)
             done = len(disk.calls) <= at
             disk.arm(None)
-            kept.uploads.collect()  # as a chore of the server does; it notes what could not be noted
+            kept.uploads.collect()  # as a periodic task of the server does; it notes what could not be noted
             wanted = kept.facts() if wanted is None else wanted
             assert kept.facts() == wanted != old
         with closing(server_records.ServerRecords(root)) as again:

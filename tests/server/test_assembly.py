@@ -11,10 +11,10 @@ from engine.sequence import Request, SamplingParams
 from loader.progress import ignore
 from server.assembly import assemble
 from server.datadir import DataDir
+from server.host_check import HostCheck
 from server.keys.ring import NoKeys
 from server.meter import Meter
 from server.settings import Settings
-from server.visitors import Visitors
 from tests.support.models import tiny_model_dir
 from tests.support.recorder import Again
 
@@ -26,7 +26,7 @@ async def replays(settings: Settings, recorder: Again) -> int:
     """How many steps of one answer are replayed."""
     data = DataDir(settings.data_dir)
     quiet = Console(quiet=True)
-    runtime = assemble(settings, data, NoKeys(), Visitors(), Meter(), ignore, quiet, lambda base: recorder)
+    runtime = assemble(settings, data, NoKeys(), HostCheck(), Meter(), ignore, quiet, lambda base: recorder)
     try:
         runtime.worker.start()
         stream = await runtime.worker.submit(Request("one", (1, 2, 3), ASK))

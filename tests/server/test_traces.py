@@ -16,7 +16,7 @@ from adapters.manifest import AdapterId
 from engine.events import Admitted, Finished, FirstToken, Preempted
 from engine.sequence import FinishReason
 from server.assembly import traces_of
-from server.ports import Asked
+from server.ports import TracedRequest
 from server.settings import SettingsError, read_settings
 from server.traces import Traces
 from tests.support.engine_fakes import Bench
@@ -63,14 +63,14 @@ def context_of(span: ReadableSpan) -> SpanContext:
     return context
 
 
-def asked(*sequences: str, choices: int = 1) -> Asked:
-    return Asked("chat", "pirate@prod", ONE, False, choices, 16, 0.5, 1.0, sequences)
+def asked(*sequences: str, choices: int = 1) -> TracedRequest:
+    return TracedRequest("chat", "pirate@prod", ONE, False, choices, 16, 0.5, 1.0, sequences)
 
 
-def answer(exported: Exported, asked: Asked, headers: dict[str, str] | None = None, status: int = 200) -> None:
+def answer(exported: Exported, asked: TracedRequest, headers: dict[str, str] | None = None, status: int = 200) -> None:
     """Open and close one request around whatever happened to its sequences before."""
     exported.traces.begin("r", headers or {})
-    exported.traces.asked("r", asked)
+    exported.traces.describe("r", asked)
     for id in asked.sequences:
         exported.traces.observe(Admitted(id, ONE, "disk", 0.01, 0.02, 10, 4))
         exported.traces.observe(FirstToken(id, ONE, 0.05))
@@ -136,7 +136,7 @@ def test_a_caller_that_does_not_sample_is_not_sampled(exported: Exported) -> Non
 
 def test_a_request_that_leaves_the_queue_ends_there(exported: Exported) -> None:
     exported.traces.begin("r", {})
-    exported.traces.asked("r", asked("r-0"))
+    exported.traces.describe("r", asked("r-0"))
     exported.traces.end("r", "POST", "/v1/completions", 499)
     assert [span.name for span in exported.spans] == ["queue", "POST /v1/completions"]
     exported.traces.observe(Finished("r-0", ONE, FinishReason.ABORT, 0, 0.1))  # the engine hears of it a step later
@@ -145,7 +145,7 @@ def test_a_request_that_leaves_the_queue_ends_there(exported: Exported) -> None:
 
 def test_failures_and_preemptions_show(exported: Exported) -> None:
     exported.traces.begin("r", {})
-    exported.traces.asked("r", asked("r-0"))
+    exported.traces.describe("r", asked("r-0"))
     exported.traces.observe(Admitted("r-0", ONE, "device", 0.0, 0.0, 10, 0))
     exported.traces.observe(Preempted("r-0", ONE))
     exported.traces.observe(Finished("r-0", ONE, FinishReason.ERROR, 0, 0.1))
@@ -159,7 +159,7 @@ def test_the_engines_own_events_make_a_trace(exported: Exported) -> None:
     """The real engine with an adapter on disk: what it tells is enough."""
     bench = Bench(adapters={"a": 10})
     exported.traces.begin("r", {})
-    exported.traces.asked("r", asked("r-0"))
+    exported.traces.describe("r", asked("r-0"))
     bench.submit("r-0", adapter="a", max_tokens=3)
     bench.run()
     for event in bench.events:

@@ -5,12 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from server.datadir import DataDir
+from server.host_check import HostCheck
 from server.keys.opening import open_keys
 from server.keys.ring import KeyRing
 from server.keys.store import KeyStore
 from server.meter import Meter
 from server.principal import Scope
-from server.visitors import Visitors
 from tests.support.engine import FakeWorker
 from tests.support.server_rig import ServerRig, make_rig
 
@@ -28,11 +28,11 @@ def stored_keys(folder: Path) -> Iterator[KeyStore]:
 
 @contextmanager
 def guarded_rig(
-    folder: Path, meter: Meter | None = None, worker: FakeWorker | None = None, visitors: Visitors | None = None
+    folder: Path, meter: Meter | None = None, worker: FakeWorker | None = None, host_check: HostCheck | None = None
 ) -> Iterator[tuple[ServerRig, KeyStore]]:
     """A server whose callers need keys, and the store to make them with, as another process would have it open."""
     with stored_keys(folder / "keys") as own, stored_keys(folder / "keys") as others:
-        made = make_rig(folder, worker, callers=KeyRing(own, "on"), visitors=visitors, meter=meter)
+        made = make_rig(folder, worker, authenticator=KeyRing(own, "on"), host_check=host_check, meter=meter)
         try:
             yield made, others
         finally:

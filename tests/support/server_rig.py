@@ -19,12 +19,12 @@ from adapters.tenant_catalog import TenantCatalog
 from adapters.uploads import UploadLimits, Uploads
 from loader.shape import BaseShape, LinearShape
 from server.app import create_app
+from server.host_check import HostCheck
 from server.keys.ring import NoKeys
 from server.meter import Meter
 from server.metrics import Metrics
-from server.ports import Callers, Limits, Services, Tokenizer, Traces
+from server.ports import Authenticator, Limits, Services, Tokenizer, Traces
 from server.routes.uploads import RESERVED
-from server.visitors import Visitors
 from tests.support.engine import FakeWorker
 from tests.support.tokenizer import ByteTokenizer
 
@@ -59,8 +59,8 @@ def make_rig(
     worker: FakeWorker | None = None,
     limits: Limits | None = None,
     base: ServedBase | None = None,
-    callers: Callers | None = None,
-    visitors: Visitors | None = None,
+    authenticator: Authenticator | None = None,
+    host_check: HostCheck | None = None,
     traces: Traces | None = None,
     disk: Disk | None = None,
     uploads: UploadLimits | None = None,
@@ -89,8 +89,8 @@ def make_rig(
         form_dir=folder / "uploads",
         uploads=Uploads(folder / "uploads" / "resumable", uploads or UploadLimits(), disk=disk, free_bytes=free_bytes),
         adapter_root=root,
-        callers=callers if callers is not None else NoKeys(),
-        visitors=visitors if visitors is not None else Visitors(any_host=True),
+        authenticator=authenticator if authenticator is not None else NoKeys(),
+        host_check=host_check if host_check is not None else HostCheck(any_host=True),
         traces=traces,
         meter=meter if meter is not None else Meter(),
     )

@@ -26,7 +26,7 @@ async def test_a_key_is_its_owners(tmp_path: Path) -> None:
         key, text = store.create("acme", "lab", [Scope.INFER])
         ring = KeyRing(store, "on")
         for spelled in (f"Bearer {text}", f"bearer  {text}", f"BEARER {text} "):
-            assert await ring.who([spelled]) == key.principal
+            assert await ring.authenticate([spelled]) == key.principal
         odd: tuple[list[str], ...] = (
             [],
             [""],
@@ -37,35 +37,35 @@ async def test_a_key_is_its_owners(tmp_path: Path) -> None:
             ["Bearer é\ud800"],
         )
         for headers in odd:
-            assert await ring.who(headers) is None
+            assert await ring.authenticate(headers) is None
 
 
 async def test_h75_what_another_process_does_holds_at_once(tmp_path: Path) -> None:
     with stored_keys(tmp_path) as own, stored_keys(tmp_path) as other:
         ring = KeyRing(own, "on")
         key, text = other.create("acme", "default", [Scope.INFER])
-        assert await ring.who([f"Bearer {text}"]) == key.principal
+        assert await ring.authenticate([f"Bearer {text}"]) == key.principal
         other.revoke(key.id)
-        assert await ring.who([f"Bearer {text}"]) is None
+        assert await ring.authenticate([f"Bearer {text}"]) is None
         gone, late = other.create("acme", "default", [Scope.INFER], -timedelta(hours=3))
-        assert await ring.who([f"Bearer {late}"]) is None, f"{gone.id} expired before it was made"
+        assert await ring.authenticate([f"Bearer {late}"]) is None, f"{gone.id} expired before it was made"
         mine, text = own.create("acme", "default", [Scope.INFER])
-        assert await ring.who([f"Bearer {text}"]) == mine.principal, "and so does what this process does"
+        assert await ring.authenticate([f"Bearer {text}"]) == mine.principal, "and so does what this process does"
 
 
 async def test_with_auto_keys_are_asked_for_once_there_was_one(tmp_path: Path) -> None:
     with stored_keys(tmp_path) as store:
         ring = KeyRing(store, "auto")
-        assert await ring.who([]) == ANYONE and not ring.asked_for
+        assert await ring.authenticate([]) == ANYONE and not ring.required
         key, _ = store.create("acme", "default", [Scope.INFER])
-        assert await ring.who([]) is None and ring.asked_for
+        assert await ring.authenticate([]) is None and ring.required
         store.revoke(key.id)
-        assert await ring.who([]) is None, "to revoke the last key lets nobody in"
-        assert await KeyRing(store, "on").who([]) is None
+        assert await ring.authenticate([]) is None, "to revoke the last key lets nobody in"
+        assert await KeyRing(store, "on").authenticate([]) is None
 
 
 async def test_without_keys_anyone_may_do_anything() -> None:
-    assert await NoKeys().who(["Bearer unused"]) == ANYONE
+    assert await NoKeys().authenticate(["Bearer unused"]) == ANYONE
 
 
 async def test_h79_every_key_costs_one_digest_and_one_comparison(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ async def test_h79_every_key_costs_one_digest_and_one_comparison(tmp_path: Path)
         ring = KeyRing(store, "on", same)
         asked = (text, text[:-2] + "AA", f"sk-{key.id[::-1]}_{'A' * 43}", dead, late, "nonsense", "")
         for presented in asked:
-            await ring.who([f"Bearer {presented}"])
+            await ring.authenticate([f"Bearer {presented}"])
         assert same.compared == [digest(store.pepper, presented) for presented in asked]
     assert inspect.signature(KeyRing).parameters["same"].default is compare_digest, "which takes the same time for all"
 

@@ -16,7 +16,7 @@ _PORTS = {"http": "80", "https": "443"}
 _KEYS = "make keys and send one (`rootstock keys create`)"
 
 
-class Refused(ApiError):
+class HostRefused(ApiError):
     """What was sent is not repeated; the operator knows the name that was meant."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -24,7 +24,7 @@ class Refused(ApiError):
 
 
 @dataclass(frozen=True, slots=True)
-class Visitors:
+class HostCheck:
     """`host` is what the server was told to listen on. Requests to the `trusted` names are let in, and pages of them.
 
     With `any_host`, the operator has opened the server to other machines, which know it by names of their own.
@@ -37,13 +37,13 @@ class Visitors:
     def check(self, host: str, origin: str | None) -> None:
         """Raises Refused, given these headers' values. Whatever is no browser sends no Origin and is left alone."""
         if not self.any_host and not self._ours(_split(host)[0]):
-            raise Refused(
+            raise HostRefused(
                 "host_refused",
                 "This server asks for no keys, and answers to names of its own machine only, such as localhost. Use "
                 f"one of them, {_KEYS}, or start it with --trusted-host and the name that you use.",
             )
         if origin is not None and not self._same(_split(host), origin):
-            raise Refused(
+            raise HostRefused(
                 "origin_refused",
                 "This server asks for no keys, and lets no web pages of other origins in. Start it with --trusted-host "
                 f"and the name of the page's host, or {_KEYS}.",

@@ -7,10 +7,10 @@ import pytest
 
 from adapters.upload_files import UploadSpec
 from adapters.uploads import UploadLimits
-from server.chores import repeat
 from server.garbage import Garbage
-from server.serve import chores
-from server.warm import ResidentMemory
+from server.periodic import repeat
+from server.serve import periodic_tasks
+from server.warm_start import ResidentRecorder
 from tests.support.server_rig import make_rig
 
 pytestmark = pytest.mark.anyio
@@ -39,7 +39,7 @@ async def test_a_server_that_nobody_asks_anything_forgets_expired_uploads(tmp_pa
     services, folder = rig.services, tmp_path / "uploads" / "resumable"
     services.uploads.begin(UploadSpec("", "x", None, b"{}", 5))
     assert list(folder.iterdir())
-    todo = chores(services, ResidentMemory(services.worker, services.server_catalog), Garbage(lambda: False))
+    todo = periodic_tasks(services, ResidentRecorder(services.worker, services.server_catalog), Garbage(lambda: False))
     doing = asyncio.create_task(repeat(todo, 0.01))
     async with asyncio.timeout(10):
         while list(folder.iterdir()):

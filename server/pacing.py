@@ -9,14 +9,14 @@ from collections import deque
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-A_ROUND = 8
+STARTS_PER_ROUND = 8
 """So many requests begin before the loop looks at its sockets again; reading and checking one takes a millisecond."""
 
 
-class Turns:
+class Pacer:
     """Lets `most` pass in each round of the loop. Everything here runs on the loop."""
 
-    def __init__(self, most: int = A_ROUND) -> None:
+    def __init__(self, most: int = STARTS_PER_ROUND) -> None:
         self._most, self._left = most, most
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._counting = False
@@ -46,14 +46,14 @@ class Turns:
             asyncio.get_running_loop().call_soon(self._next_round)
 
 
-class Paced:
-    """The application behind, in turns; for `unpaced` paths at once."""
+class PacingMiddleware:
+    """The application behind it, at the pacer's pace; `unpaced` paths do not wait."""
 
     def __init__(self, app: ASGIApp, unpaced: frozenset[str]) -> None:
         self._app, self._unpaced = app, unpaced
-        self._turns = Turns()
+        self._pacer = Pacer()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in self._unpaced:
-            await self._turns.wait()
+            await self._pacer.wait()
         await self._app(scope, receive, send)

@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.visitors import Visitors
+from server.host_check import HostCheck
 from tests.support.http import LiveServer, serve
 from tests.support.keys import guarded_rig, headers_of
 from tests.support.server_rig import BASE, form, make_rig
@@ -17,8 +17,8 @@ EVIL = "https://evil.example"
 
 @pytest.fixture(scope="module")
 def keyless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    visitors = Visitors("myhost", ("llm.example.org",))
-    made = make_rig(tmp_path_factory.mktemp("keyless"), visitors=visitors)
+    host_check = HostCheck("myhost", ("llm.example.org",))
+    made = make_rig(tmp_path_factory.mktemp("keyless"), host_check=host_check)
     with serve(made.app) as live:
         yield live
     made.registry.close()
@@ -97,7 +97,7 @@ def test_pages_of_the_servers_own_and_of_trusted_names_are_let_in(host: str, ori
 
 
 def test_whoever_opened_the_server_to_others_is_called_by_any_name_and_by_no_foreign_page(tmp_path: Path) -> None:
-    made = make_rig(tmp_path, visitors=Visitors("0.0.0.0", any_host=True))
+    made = make_rig(tmp_path, host_check=HostCheck("0.0.0.0", any_host=True))
     with serve(made.app) as live, live.client(host="rootstock:8000") as http:
         assert http.get("/metrics").status_code == 200
         assert code(http.get("/v1/models", headers={"origin": EVIL})) == "403 origin_refused"
@@ -106,7 +106,7 @@ def test_whoever_opened_the_server_to_others_is_called_by_any_name_and_by_no_for
 
 def test_a_key_lets_any_page_in_by_any_name(tmp_path: Path) -> None:
     with (
-        guarded_rig(tmp_path, visitors=Visitors()) as (rig, keys),
+        guarded_rig(tmp_path, host_check=HostCheck()) as (rig, keys),
         serve(rig.app) as live,
         live.client(host="rootstock:8000", origin=EVIL) as http,
     ):

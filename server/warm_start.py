@@ -10,14 +10,14 @@ from server.deps import in_thread
 from server.ports import Worker
 
 
-class ResidentMemory:
+class ResidentRecorder:
     """Writes the resident set down when it has changed."""
 
     def __init__(self, worker: Worker, catalog: Catalog) -> None:
         self._worker, self._catalog = worker, catalog
         self._known: list[AdapterId] | None = None
 
-    async def note(self) -> None:
+    async def save(self) -> None:
         residents = list(dict.fromkeys(resident.id for resident in self._worker.residents()))
         if residents != self._known:
             await in_thread(self._catalog.remember_residents, residents)
