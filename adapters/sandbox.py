@@ -37,12 +37,11 @@ class SandboxedReader:
     def __call__(self, config: bytes, weights: Path, shape: BaseShape) -> Checkpoint:
         try:
             ended = subprocess.run(
-                [sys.executable, "-P", "-m", "adapters.sandbox_child", str(self.memory), str(int(self.seconds) + 1)],
+                [sys.executable, "-P", "-S", "-m", "adapters.sandbox_child", str(self.memory), str(int(self.seconds) + 1)],
                 input=request_to_json(config, weights.absolute(), shape),
                 capture_output=True,
                 timeout=self.seconds,
-                # One thread: a BLAS that prepares for many takes gigabytes of address space.
-                env={"PYTHONPATH": str(_ROOT), "OPENBLAS_NUM_THREADS": "1"},
+                env={"PYTHONPATH": str(_ROOT)},
                 check=False,
             )
         except subprocess.TimeoutExpired:

@@ -1,7 +1,7 @@
 """The process that reads one upload and ends: `python -m adapters.sandbox_child MEMORY SECONDS`, from stdin to stdout.
 
 Owns its own limits, which it sets before it sees a byte of the upload: address space, processor time, and no file
-written. Imports no torch; it is ready in the time that numpy takes.
+written. Imports nothing but this package and the standard library: what is installed beside it is not even on its path.
 """
 
 import resource

@@ -60,10 +60,11 @@ def test_time_is_limited(tmp_path: Path) -> None:
 
 def test_memory_is_limited(tmp_path: Path) -> None:
     """A config that is legal in length, and takes far more memory as objects."""
-    write_adapter(tmp_path, SHAPE)
+    folder, reader = write_adapter(tmp_path, SHAPE), SandboxedReader(memory=36 * MIB)
+    assert read_directory(folder, SHAPE, reader) == read_directory(folder, SHAPE), "an ordinary one fits"
     config = b'{"x": [' + b"{}," * 300_000 + b"{}]}"
-    with pytest.raises(InvalidAdapter, match="limit of 120 MiB of memory"):
-        SandboxedReader(memory=120 * MIB)(config, tmp_path / "adapter_model.safetensors", SHAPE)
+    with pytest.raises(InvalidAdapter, match="limit of 36 MiB of memory"):
+        reader(config, tmp_path / "adapter_model.safetensors", SHAPE)
 
 
 def test_the_reader_needs_no_torch_and_writes_no_file(tmp_path: Path) -> None:
