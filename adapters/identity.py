@@ -15,6 +15,8 @@ Not part of it: the base's name, dropout and other training settings, file metad
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor, Future
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
 
 from adapters.errors import AdapterCorrupt, InvalidAdapter
@@ -23,19 +25,28 @@ from adapters.manifest import AdapterId, Graft, Kind, Manifest
 
 Inspect = Callable[[str, TensorSpec, bytes], None]
 
+BLOCK_BYTES = 1 << 20
+"""What is hashed at once: so much that handing it to another thread costs little beside it."""
+
 
 def ignore(name: str, spec: TensorSpec, chunk: bytes) -> None:
     """The inspection that sees nothing."""
 
 
 def digest(
-    kind: Kind, grafts: Iterable[Graft], weights: Path, tensors: Mapping[str, TensorSpec], inspect: Inspect = ignore
+    kind: Kind,
+    grafts: Iterable[Graft],
+    weights: Path,
+    tensors: Mapping[str, TensorSpec],
+    inspect: Inspect = ignore,
+    beside: Executor | None = None,
 ) -> AdapterId:
     """The id, from one pass over the file. `inspect` sees every chunk that is hashed, so that both see the same bytes.
 
-    Chunks are whole numbers of elements. Raises InvalidAdapter when the file shrinks meanwhile, OSError as it comes.
+    Chunks are whole numbers of elements. With `beside`, which has one thread, one block is hashed there while the next
+    is read and inspected. Raises InvalidAdapter when the file shrinks meanwhile, OSError as it comes.
     """
-    sha = hashlib.sha256()
+    sha = _Sha(beside)
     described = [
         [graft.path, graft.in_features, graft.out_features, graft.rank, graft.scaling, graft.dora]
         for graft in sorted(grafts, key=lambda graft: graft.path)
@@ -51,10 +62,16 @@ def digest(
     return AdapterId(f"sha256:{sha.hexdigest()}")
 
 
-def confirm(manifest: Manifest, weights: Path, tensors: Mapping[str, TensorSpec], inspect: Inspect = ignore) -> None:
-    """Raises AdapterCorrupt unless the file holds what the manifest's id stands for. `inspect` is `digest`'s."""
+def confirm(
+    manifest: Manifest,
+    weights: Path,
+    tensors: Mapping[str, TensorSpec],
+    inspect: Inspect = ignore,
+    beside: Executor | None = None,
+) -> None:
+    """Raises AdapterCorrupt unless the file holds what the manifest's id stands for; the rest is `digest`'s."""
     try:
-        found = digest(manifest.kind, manifest.grafts, weights, tensors, inspect)
+        found = digest(manifest.kind, manifest.grafts, weights, tensors, inspect, beside)
     except InvalidAdapter as error:
         raise damaged(manifest.id) from error
     if found != manifest.id:
@@ -65,6 +82,35 @@ def damaged(id: AdapterId) -> AdapterCorrupt:
     return AdapterCorrupt(f"The stored adapter {id} is damaged. Upload it again to repair it.")
 
 
+class _Sha:
+    """SHA-256 of what it is given, a block at a time. Not more than one block waits to be hashed."""
+
+    def __init__(self, beside: Executor | None) -> None:
+        self._sha, self._beside = hashlib.sha256(), beside
+        self._held: list[bytes] = []
+        self._size = 0
+        self._pending: Future[None] | None = None
+
+    def update(self, content: bytes) -> None:
+        self._held.append(content)
+        self._size += len(content)
+        if self._size >= BLOCK_BYTES:
+            self._flush(self._beside)
+
+    def hexdigest(self) -> str:
+        self._flush(None)
+        return self._sha.hexdigest()
+
+    def _flush(self, beside: Executor | None) -> None:
+        block, self._held, self._size = b"".join(self._held), [], 0
+        if self._pending is not None:
+            self._pending.result()
+        if beside is None:
+            self._sha.update(block)
+        else:
+            self._pending = beside.submit(self._sha.update, block)
+
+
 def _record(value: Mapping[str, object]) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
 
@@ -72,4 +118,4 @@ def _record(value: Mapping[str, object]) -> bytes:
 def _tensor_record(name: str, spec: TensorSpec) -> bytes:
     """As `_record` writes it, without its detours: an adapter has hundreds, and a request waits for them."""
     shape = ",".join(map(str, spec.shape))
-    return f'{{"dtype":"{spec.dtype}","name":{json.dumps(name)},"shape":[{shape}]}}\n'.encode("ascii")
+    return f'{{"dtype":"{spec.dtype}","name":{encode_basestring_ascii(name)},"shape":[{shape}]}}\n'.encode("ascii")

@@ -5,6 +5,7 @@ Owns that layout and the conversion to the base's dtype. Whether the bytes are t
 """
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
 
 import torch
@@ -33,7 +34,8 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype, base_weight: Callable[[str]
     infinity in one adapter would turn every row of its batch into NaN.
     """
     manifest, packing = checkpoint.manifest, _Packing(checkpoint.tensors, dtype, pin)
-    confirm(manifest, checkpoint.weights, checkpoint.tensors, packing)
+    with ThreadPoolExecutor(1) as beside:  # it starts no thread for what is less than a block
+        confirm(manifest, checkpoint.weights, checkpoint.tensors, packing, beside)
     if not packing.finite:
         problem = f"some elements are too large for {dtype}, in which this base is served"
         raise InvalidAdapter([Fault(str(checkpoint.weights.name), problem, "Serve the base in bfloat16 or float32")])
@@ -77,6 +79,7 @@ class _Packing:
                 begun += size
             self.tensors.update(zip(names, pile_NX.unbind(), strict=True))
             self._piles.update(dict.fromkeys(names, _Pile(as_filed, _DTYPES[stored])))
+        self._overflows = any(torch.finfo(_DTYPES[key[0]]).max > torch.finfo(dtype).max for key in alike)
 
     def __call__(self, name: str, spec: TensorSpec, chunk: bytes) -> None:
         self._piles[name].add(chunk)
@@ -84,7 +87,7 @@ class _Packing:
     @property
     def finite(self) -> bool:
         """Whether no number has become infinite. The extremes tell it, at a twentieth of what `isfinite` takes."""
-        return all(bool(extreme.isfinite()) for extreme in self.flat.aminmax())
+        return not self._overflows or all(bool(extreme.isfinite()) for extreme in self.flat.aminmax())
 
 
 class _Pile:
@@ -92,7 +95,7 @@ class _Pile:
 
     def __init__(self, as_filed: Tensor, stored: torch.dtype) -> None:
         self._as_filed, self._stored = as_filed, stored
-        self._each = as_filed[0].numel() * stored.itemsize
+        self._count, self._each = len(as_filed), as_filed[0].numel() * stored.itemsize
         self._done = 0
         self._held: list[bytes] = []
         self._size = 0
@@ -101,7 +104,7 @@ class _Pile:
         self._held.append(chunk)
         self._size += len(chunk)
         whole, torn = divmod(self._size, self._each)
-        if not torn and (self._size >= PILE_BYTES or self._done + whole == len(self._as_filed)):
+        if not torn and (self._size >= PILE_BYTES or self._done + whole == self._count):
             self._convert(whole)
 
     def _convert(self, count: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters import header, loading
+from adapters import header, identity, loading
 from adapters.checkpoint import Checkpoint, read_directory
 from adapters.errors import AdapterCorrupt, InvalidAdapter
 from adapters.loading import load
@@ -46,13 +46,17 @@ def mixed(tensors: Tensors) -> Tensors:
     return {name: values.astype(np.float16) if "q_proj" in name else values for name, values in tensors.items()}
 
 
-@pytest.mark.parametrize(("chunk", "pile"), [(4 << 20, 1 << 20), (4 << 20, 1), (64, 100), (64, 1 << 20)])
+@pytest.mark.parametrize(
+    ("chunk", "pile", "block"), [(4 << 20, 1 << 20, 1 << 20), (4 << 20, 1, 1), (64, 100, 1000), (64, 1 << 20, 1)]
+)
 def test_pieces_of_any_size_make_the_same_adapter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, pile: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, pile: int, block: int
 ) -> None:
-    """Tensors come in several chunks when they are large, and are converted together when they are small."""
+    """Tensors come in several chunks when they are large, and are converted together when they are small; what is more
+    than a block is hashed in another thread."""
     monkeypatch.setattr(header, "CHUNK_BYTES", chunk)
     monkeypatch.setattr(loading, "PILE_BYTES", pile)
+    monkeypatch.setattr(identity, "BLOCK_BYTES", block)
     read = checkpoint(tmp_path, rank=4, ranks={"v_proj": 7}, seed=3, kind="dora", change=mixed)
     assert {spec.dtype for spec in read.tensors.values()} == {"F16", "F32"}
     loaded = load(read, torch.bfloat16, base_weight)
@@ -62,10 +66,15 @@ def test_pieces_of_any_size_make_the_same_adapter(
         assert torch.equal(part.low.a_RI, a.bfloat16()) and torch.equal(part.low.b_RO, b.bfloat16().t())
 
 
-def test_bytes_that_changed_are_not_given_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [1 << 20, 100])
+@pytest.mark.parametrize("which", [-1, -200])
+def test_bytes_that_changed_are_not_given_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, which: int
+) -> None:
+    monkeypatch.setattr(identity, "BLOCK_BYTES", block)
     read = checkpoint(tmp_path)
     content = bytearray(read.weights.read_bytes())
-    content[-1] ^= 1
+    content[which] ^= 1
     read.weights.write_bytes(content)
     with pytest.raises(AdapterCorrupt, match="Upload it again"):
         load(read, torch.float32, no_weight)
