@@ -5,6 +5,7 @@ Owns the plan, and the arithmetic of room under a byte budget. Who may leave for
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
 from adapters.device_quotas import AdapterUse, DeviceQuotas
 from adapters.manifest import AdapterId
@@ -61,7 +62,9 @@ class Room:
         the others; None if that is not enough."""
         missing = self.used + size - self.budget - sum(self.sizes[adapter] for adapter in first)
         leaving = list(first)
-        for adapter, size_there in sorted(self.sizes.items(), key=lambda item: item[0] in last):
+        before = (item for item in self.sizes.items() if item[0] not in last)
+        after = (item for item in self.sizes.items() if item[0] in last)
+        for adapter, size_there in chain(before, after):  # there may be thousands, and the first few are enough
             if missing <= 0:
                 break
             if not stays(adapter) and adapter not in first:

@@ -3,6 +3,7 @@
 Knows the engine; knows no thread.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from adapters.manifest import AdapterId
@@ -57,9 +58,14 @@ def stats_of(engine: Engine) -> EngineStats:
     )
 
 
-def residents_of(engine: Engine) -> tuple[Resident, ...]:
-    residency = engine.tiers.residency
-    return tuple(
-        Resident(adapter, "merged" if adapter == engine.merged else tier.value, size, adapter in residency.pinned)
-        for adapter, tier, size in residency.residents()
+def residents_of(engine: Engine) -> Callable[[], tuple[Resident, ...]]:
+    """What lists every adapter that is above disk now, most recently used first, whenever it is called.
+
+    Listing thousands takes milliseconds, for which no step should wait.
+    """
+    residency, merged = engine.tiers.residency, engine.merged
+    above, pinned = tuple(residency.residents()), residency.pinned
+    return lambda: tuple(
+        Resident(adapter, "merged" if adapter == merged else tier.value, size, adapter in pinned)
+        for adapter, tier, size in above
     )

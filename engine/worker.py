@@ -66,7 +66,7 @@ class EngineWorker:
         self._inbox_lock = Lock()
         self._ticked = monotonic()
         self._stats = EngineStats()
-        self._residents: tuple[Resident, ...] = ()
+        self._residents: Callable[[], tuple[Resident, ...]] = tuple
         self._device_quotas_used: tuple[float, ...] = ()
         self._snapshot_key: object = None
         self._pins: frozenset[AdapterId] = frozenset()
@@ -112,7 +112,7 @@ class EngineWorker:
 
     def residents(self) -> tuple[Resident, ...]:
         """Every adapter above disk, most recently used first."""
-        return self._residents
+        return self._residents()
 
     def device_quotas_used(self) -> tuple[float, ...]:
         """What fraction of their device quotas the tenants use, the fullest first."""
@@ -244,7 +244,7 @@ class EngineWorker:
         self._restarts.note()
         self._engine.cancel_merge(EngineRestarting(_RESTARTING))
         self._engine.tiers.close()
-        pins, residents = self._pins, [resident.id for resident in self._residents]
+        pins, residents = self._pins, [resident.id for resident in self._residents()]
         self._engine = self._make_engine()
         self._engine.tiers.wake = self._wake
         self._engine.tiers.restore(pins, residents)
