@@ -37,7 +37,15 @@ class SandboxedReader:
     def __call__(self, config: bytes, weights: Path, shape: BaseShape) -> Checkpoint:
         try:
             ended = subprocess.run(
-                [sys.executable, "-P", "-S", "-m", "adapters.sandbox_child", str(self.memory), str(int(self.seconds) + 1)],
+                [
+                    sys.executable,
+                    "-P",
+                    "-S",
+                    "-m",
+                    "adapters.sandbox_child",
+                    str(self.memory),
+                    str(int(self.seconds) + 1),
+                ],
                 input=request_to_json(config, weights.absolute(), shape),
                 capture_output=True,
                 timeout=self.seconds,

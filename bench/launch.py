@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from bench.measure import HttpTarget
 
 START_S = 600.0
 STOP_S = 30.0
+UPLOADS = 4
+"""At once: each waits for the disk several times, and for a process that reads it."""
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -71,27 +74,27 @@ def base_id(url: str, headers: Mapping[str, str] = NO_HEADERS) -> str:
 
 
 def target(name: str, server: Server, adapters: Sequence[Path] = ()) -> HttpTarget:
-    """Upload `adapters` as `upload_all`, and return `server` as a target that has them."""
-    upload_all(server.url, adapters)
+    """Upload `adapters`, each under its directory's name; gives `server` as one that has them."""
+    upload_all(server.url, {adapter.name: adapter for adapter in adapters})
     names = frozenset(adapter.name for adapter in adapters)
     return HttpTarget(name, server.url, server.base_id, names, pid=server.pid)
 
 
-def upload_all(url: str, adapters: Sequence[Path]) -> None:
-    """Upload each of the directories under its own name. Raises BenchError."""
-    for adapter in adapters:
-        upload(url, adapter.name, adapter)
+def upload_all(url: str, adapters: Mapping[str, Path], progress: Callable[[int], None] = lambda _: None) -> None:
+    """Upload directories by name, a few at a time; `progress` is called with how many are done. Raises as `upload`."""
+    with httpx.Client(base_url=url, timeout=START_S) as client, ThreadPoolExecutor(UPLOADS) as threads:
+        for done, _ in enumerate(threads.map(lambda named: upload(client, *named), adapters.items())):
+            progress(done + 1)
 
 
-def upload(url: str, name: str, directory: Path) -> None:
+def upload(client: httpx.Client, name: str, directory: Path) -> None:
     """Upload the adapter in `directory` as `name`. Raises BenchError with the server's reason when it is refused."""
     config, weights = directory / "adapter_config.json", directory / "adapter_model.safetensors"
     with config.open("rb") as config_file, weights.open("rb") as weights_file:
-        reply = httpx.post(
-            f"{url}/v1/adapters",
+        reply = client.post(
+            "/v1/adapters",
             data={"name": name},
             files={"config": (config.name, config_file), "weights": (weights.name, weights_file)},
-            timeout=START_S,
         )
     if reply.is_error:
         raise BenchError(f"Uploading {name} answered {reply.status_code}: {reply.text}")

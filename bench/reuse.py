@@ -82,7 +82,8 @@ def main(
         if server.base is None:
             raise typer.BadParameter("The base's directory is needed: adapters are made to its shapes.")
         vocab = weight_shapes.vocab_size(server.base)
-        launch.upload_all(server.url, make_adapters.write(server.base, work_dir / "adapters", count=2, rank=16))
+        written = make_adapters.write(server.base, work_dir / "adapters", count=2, rank=16)
+        launch.upload_all(server.url, {adapter.name: adapter for adapter in written})
         for model in (server.base_id, "a0", "a1"):  # loads what is to be loaded
             _one(server.url, model, RequestShape(vocab, 8, 2), seed=0)
         found = {

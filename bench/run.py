@@ -91,11 +91,10 @@ def _targets(servers: Sequence[str], dialects: Sequence[Dialect]) -> Iterator[Ht
 def _uploaded(targets: Sequence[HttpTarget], base: Path, work_dir: Path, rank: int, count: int) -> list[str]:
     """The names of `count` new adapters of `rank`, which every target has now."""
     written = make_adapters.write(base, work_dir / "adapters" / f"r{rank}", count=count, rank=rank)
-    names = [f"r{rank}-{path.name}" for path in written]
+    named = {f"r{rank}-{path.name}": path for path in written}
     for target in targets:
-        for name, path in zip(names, written, strict=True):
-            launch.upload(target.url, name, path)
-    return names
+        launch.upload_all(target.url, named)
+    return list(named)
 
 
 def _cells(

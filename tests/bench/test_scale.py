@@ -25,25 +25,36 @@ def setup(url: str, count: int) -> scale.ScaleSetup:
 
 
 def test_few_and_many_are_asked_for_in_turn() -> None:
-    server = fake(40)
+    server, lines = fake(40), list[str]()
     with running(server) as url:
-        found = scale.resident(setup(url, 40))
+        found = scale.resident(setup(url, 40), lines.append)
     assert orjson.dumps(found), "it ends in a file"
     assert set(found["tokens_per_s"]) == {"zipf 5", "zipf 40", "uniform 5", "uniform 40"}
     assert all(ratio > 0 for ratio in found["many_of_few"].values())
     uniform_few = [request["model"] for request in server.requests[8:12]]
     assert set(uniform_few) <= {f"a{index}" for index in range(scale.FEW)}
     assert len(server.requests) == 3 * 4 * 4, "three rounds, the first to warm up"
+    assert len(lines) == 3 and lines[0].endswith("to warm up")
 
 
 def test_others_are_asked_for_while_base_requests_run() -> None:
-    server = fake(6)
+    server, lines = fake(6), list[str]()
     with running(server) as url:
-        found = scale.disturbed(setup(url, 6))
+        found = scale.disturbed(setup(url, 6), lines.append)
     asked = Counter(request["model"] for request in server.requests)
     assert asked["base"] == 2 * 2 * 2
     assert asked["a0"] >= 2, "the warm one, in each round"
     assert found["cold_of_warm"] > 0
+    assert len(lines) == 2 * 2
+
+
+def test_each_adapter_is_asked_for_once_to_bring_it_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale, "PROGRESS_EVERY", 3)
+    server, lines = fake(7), list[str]()
+    with running(server) as url:
+        scale.bring_in(setup(url, 7), lines.append)
+    assert sorted(request["model"] for request in server.requests) == [f"a{index}" for index in range(7)]
+    assert [line.split(": ")[1] for line in lines] == ["0 of 7", "3 of 7", "6 of 7"]
 
 
 def test_a_cold_adapter_is_asked_for_twice_after_the_base(tmp_path: Path) -> None:
