@@ -16,14 +16,14 @@ ROOT = Path(__file__).parents[2]
 _SCRIPT = """
 import atexit, sys, time
 from pathlib import Path
-from adapters import reading
+from adapters import sandbox_child
 
 def tell():
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     print(time.process_time(), peak.split()[1], file=sys.stderr)
 
 atexit.register(tell)
-reading.main(int(sys.argv[1]), int(sys.argv[2]))
+sandbox_child.main(int(sys.argv[1]), int(sys.argv[2]))
 """
 
 
@@ -40,7 +40,7 @@ def cost_of_reading(config: bytes, weights: Path, shape: BaseShape) -> Cost:
     """Under the limits that the server has unless it is told others."""
     limits = SandboxedReader()
     done = subprocess.run(
-        [sys.executable, "-P", "-c", _SCRIPT, str(limits.memory), str(int(limits.seconds))],
+        [sys.executable, "-P", "-S", "-c", _SCRIPT, str(limits.memory), str(int(limits.seconds))],
         input=request_to_json(config, weights, shape),
         capture_output=True,
         env={"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
