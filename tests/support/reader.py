@@ -43,7 +43,7 @@ def cost_of_reading(config: bytes, weights: Path, shape: BaseShape) -> Cost:
         [sys.executable, "-P", "-S", "-c", _SCRIPT, str(limits.memory), str(int(limits.seconds))],
         input=request_to_json(config, weights, shape),
         capture_output=True,
-        env={"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
+        env={"PYTHONPATH": str(ROOT)},
         check=True,
     )
     cpu_s, kibibytes = done.stderr.split()
