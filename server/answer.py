@@ -76,7 +76,7 @@ async def answer(http: HttpRequest, services: Services, caller: Principal, targe
     metered = services.meter.admit(caller, claim)
     if services.traces is not None:
         services.traces.describe(http.state.request_id, _traced(target, job))
-    turn = _Turn(services, target, job, metered)
+    turn = _Answer(services, target, job, metered)
     try:
         if not job.body.stream:
             body, headers = await while_connected(http, turn.whole())
@@ -102,7 +102,7 @@ def _traced(target: Target, job: Job) -> TracedRequest:
     )
 
 
-class _Turn:
+class _Answer:
     """One answer in the making."""
 
     def __init__(self, services: Services, target: Target, job: Job, metered: MeteredRequest) -> None:

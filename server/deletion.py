@@ -24,7 +24,7 @@ async def delete_adapter(services: Services, name: str, asked: Condition | None 
         raise ApiError(409, f"This adapter is merged. DELETE {path} first.", code="merged", headers=NO_RETRY)
     if number is None:
         in_use = await in_thread(services.tenant_catalog.delete, whole, asked)
-        await services.merges.let_go(services.worker, versions[0].full_name)  # if a merge ended while it was deleted
+        await services.merges.release(services.worker, versions[0].full_name)  # if a merge ended while it was deleted
     else:
         in_use = await in_thread(services.tenant_catalog.delete_version, whole, number, asked)
     note("adapter_deleted", name=name)

@@ -37,7 +37,7 @@ class Merges:
         await worker.merge(version.id)
         self._names.add(version.full_name)
 
-    async def let_go(self, worker: "Worker", name: str) -> None:
+    async def release(self, worker: "Worker", name: str) -> None:
         """The registry's `name` asks for it no more; with the last one the merged weights go."""
         if name not in self._names:
             return

@@ -11,7 +11,7 @@ from time import monotonic, time
 
 from server.principal import Principal
 from server.quotas.tenant_quotas import Quotas, RequestGrant
-from server.usage.ledger import Begun, Ledger
+from server.usage.ledger import Ledger, UsageStart
 from server.usage.writer import LedgerWriter
 
 
@@ -50,7 +50,7 @@ class MeteredRequest:
     def __init__(self, meter: Meter, caller: Principal, claim: Claim, grant: RequestGrant) -> None:
         self._writer, self._grant, self._began = meter.writer, grant, monotonic()
         self._timer: TimerHandle | None = None
-        self._begun = Begun(
+        self._begun = UsageStart(
             claim.id, caller.tenant, caller.project, caller.key, claim.adapter, claim.prompt_tokens, started=time()
         )
 

@@ -24,7 +24,7 @@ Value = str | int | float | bool | Sequence[str]
 
 
 @dataclass(slots=True)
-class _Course:
+class _SequenceTimes:
     """How far one sequence came, in nanoseconds since 1970; the engine's thread writes, the loop reads at the end."""
 
     submitted: int
@@ -37,13 +37,13 @@ class _Course:
 
 
 @dataclass(slots=True)
-class _Open:
+class _OpenRequest:
     """A request's span while it is answered, and what it asked of the engine."""
 
     span: Span
     context: Context
     request: TracedRequest | None = None
-    courses: dict[str, _Course] = field(default_factory=dict)
+    times: dict[str, _SequenceTimes] = field(default_factory=dict)
 
 
 class Traces:
@@ -52,14 +52,14 @@ class Traces:
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
         self._tracer = provider.get_tracer("rootstock", version())
-        self._open: dict[str, _Open] = {}
-        self._courses: dict[str, _Course] = {}
+        self._open: dict[str, _OpenRequest] = {}
+        self._times: dict[str, _SequenceTimes] = {}
 
     def begin(self, request_id: str, headers: Mapping[str, str]) -> str:
         """Open the span of one HTTP request, a child of the caller's `traceparent`; gives its trace's id."""
         parent = TraceContextTextMapPropagator().extract(headers)
         span = self._tracer.start_span("request", context=parent, kind=SpanKind.SERVER)
-        self._open[request_id] = _Open(span, set_span_in_context(span))
+        self._open[request_id] = _OpenRequest(span, set_span_in_context(span))
         return format(span.get_span_context().trace_id, "032x")
 
     def describe(self, request_id: str, request: TracedRequest) -> None:
@@ -68,38 +68,38 @@ class Traces:
         if one is None:
             return
         one.request = request
-        one.courses = {id: _Course(time.time_ns()) for id in request.sequences}
-        self._courses |= one.courses
+        one.times = {id: _SequenceTimes(time.time_ns()) for id in request.sequences}
+        self._times |= one.times
 
     def observe(self, event: Event) -> None:
         """An engine observer: note when things happened to the sequences that are traced."""
         if not isinstance(event, Admitted | FirstToken | Preempted | Finished):
             return
-        course = self._courses.get(event.request)
-        if course is None:
+        sequence = self._times.get(event.request)
+        if sequence is None:
             return
         now = time.time_ns()
         match event:
             case Admitted():
-                course.admitted, course.admitted_at = event, now
+                sequence.admitted, sequence.admitted_at = event, now
             case FirstToken():
-                course.first_token_at = now
+                sequence.first_token_at = now
             case Preempted():
-                course.preempted_at.append(now)
+                sequence.preempted_at.append(now)
             case Finished():
-                course.finished, course.finished_at = event, now
+                sequence.finished, sequence.finished_at = event, now
 
     def end(self, request_id: str, method: str, route: str, status: int) -> None:
         """The answer is complete, or nobody waits for it: close the request's span, and make its children."""
         one, now = self._open.pop(request_id), time.time_ns()
-        for id, course in one.courses.items():
-            del self._courses[id]
-            self._stages(one.context, course, now)
+        for id, sequence in one.times.items():
+            del self._times[id]
+            self._stages(one.context, sequence, now)
         span = one.span
         span.update_name(f"{method} {route}")
         span.set_attributes({"http.request.method": method, "http.route": route, "http.response.status_code": status})
         if one.request is not None:
-            span.set_attributes(_generation(one.request, [*one.courses.values()]))
+            span.set_attributes(_generation(one.request, [*one.times.values()]))
         if status >= 500:
             span.set_attribute("error.type", str(status))
             span.set_status(StatusCode.ERROR)
@@ -109,24 +109,24 @@ class Traces:
         """Send what is left. Waits for the collector, so it is called off the loop."""
         self._provider.shutdown()
 
-    def _stages(self, parent: Context, course: _Course, now: int) -> None:
+    def _stages(self, parent: Context, sequence: _SequenceTimes, now: int) -> None:
         """The children of one sequence; a stage that an abort or an error cut short ends where the sequence did."""
-        end = course.finished_at or now
-        if course.admitted is None:
-            self._stage("queue", parent, course.submitted, end)
+        end = sequence.finished_at or now
+        if sequence.admitted is None:
+            self._stage("queue", parent, sequence.submitted, end)
             return
-        admitted = course.admitted
-        began = course.admitted_at - _ns(admitted.queue_s)
+        admitted = sequence.admitted
+        began = sequence.admitted_at - _ns(admitted.queue_s)
         if admitted.load_s:
             where = {"rootstock.adapter.id": admitted.adapter or "", "rootstock.adapter.tier": admitted.tier}
             self._stage("adapter load", parent, began - _ns(admitted.load_s), began, where)
-        self._stage("queue", parent, began, course.admitted_at)
+        self._stage("queue", parent, began, sequence.admitted_at)
         about = {"rootstock.prompt_tokens": admitted.prompt_tokens, "rootstock.cached_tokens": admitted.cached_tokens}
-        if course.first_token_at is None:
-            self._stage("prefill", parent, course.admitted_at, end, about, course.preempted_at)
+        if sequence.first_token_at is None:
+            self._stage("prefill", parent, sequence.admitted_at, end, about, sequence.preempted_at)
             return
-        self._stage("prefill", parent, course.admitted_at, course.first_token_at, about)
-        self._stage("decode", parent, course.first_token_at, end, preempted=course.preempted_at)
+        self._stage("prefill", parent, sequence.admitted_at, sequence.first_token_at, about)
+        self._stage("decode", parent, sequence.first_token_at, end, preempted=sequence.preempted_at)
 
     def _stage(
         self,
@@ -147,7 +147,7 @@ def _ns(seconds: float) -> int:
     return int(seconds * 1e9)
 
 
-def _generation(request: TracedRequest, courses: Sequence[_Course]) -> dict[str, Value]:
+def _generation(request: TracedRequest, times: Sequence[_SequenceTimes]) -> dict[str, Value]:
     """The request in the names of OpenTelemetry's conventions for generative AI."""
     attributes: dict[str, Value] = {
         "gen_ai.operation.name": request.operation,
@@ -160,11 +160,11 @@ def _generation(request: TracedRequest, courses: Sequence[_Course]) -> dict[str,
         "gen_ai.request.top_p": request.top_p,
         "gen_ai.response.model": request.adapter or "base",
     }
-    finished = [course.finished for course in courses if course.finished is not None]
+    finished = [sequence.finished for sequence in times if sequence.finished is not None]
     if finished:
         attributes["gen_ai.response.finish_reasons"] = [one.reason.value for one in finished]
         attributes["gen_ai.usage.output_tokens"] = sum(one.generated_tokens for one in finished)
-    admitted = [course.admitted for course in courses[:: request.choices] if course.admitted is not None]
+    admitted = [sequence.admitted for sequence in times[:: request.choices] if sequence.admitted is not None]
     if admitted:  # a prompt counts once, however many answers it has
         attributes["gen_ai.usage.input_tokens"] = sum(one.prompt_tokens for one in admitted)
         attributes["gen_ai.usage.cache_read.input_tokens"] = sum(one.cached_tokens for one in admitted)

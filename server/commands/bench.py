@@ -1,4 +1,4 @@
-"""`rootstock bench`: the way to the bench, which imports nothing of the server.
+"""`rootstock bench`: runs the bench, which imports nothing of the server.
 
 Owns the hand-over. Knows where the bench lies, and imports nothing of it: it measures this server as it measures
 others, so it runs as a program of its own.

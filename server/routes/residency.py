@@ -69,7 +69,7 @@ async def _keep_if_named(services: Services, version: Version) -> None:
     try:
         await in_thread(services.server_catalog.versions, version.full_name)
     except UnknownAdapter:
-        await services.merges.let_go(services.worker, version.full_name)
+        await services.merges.release(services.worker, version.full_name)
         raise
 
 
@@ -80,5 +80,5 @@ async def unmerge(name: str, services: ServicesDep) -> dict[str, Any]:
     found = next((version for version in versions if services.merges.has(services.worker, version)), None)
     if found is None:
         raise ApiError(409, "This adapter is not merged.", code="not_merged", headers=NO_RETRY)
-    await services.merges.let_go(services.worker, found.full_name)
+    await services.merges.release(services.worker, found.full_name)
     return await adapter_card(services, found)

@@ -45,7 +45,7 @@ COLUMNS = tuple(field.name for field in fields(Usage))
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class UsageStart:
     """What is known of a request once it has been accepted; `generated_tokens` is what was noted of its answer."""
 
     id: str
@@ -84,7 +84,7 @@ class Ledger:
     def close(self) -> None:
         self._database.close()
 
-    def append(self, ended: Sequence[Usage], begun: Sequence[Begun] = ()) -> None:
+    def append(self, ended: Sequence[Usage], begun: Sequence[UsageStart] = ()) -> None:
         """Write in one transaction what has ended, and what has begun and not ended. Raises OSError.
 
         A request that has its row already keeps that one; one that was begun before is now as it is told.
@@ -98,11 +98,11 @@ class Ledger:
                 session.execute(insert(UsageRow).on_conflict_do_nothing(), [asdict(row) for row in ended])
                 session.connection().execute(_FORGET, [{"ended": row.id} for row in ended])
 
-    def under_way(self) -> list[Begun]:
+    def under_way(self) -> list[UsageStart]:
         """What has begun, and has not ended as far as the disk knows."""
         with self._database.reading() as session:
             return [
-                Begun(*(getattr(row, field.name) for field in fields(Begun)))
+                UsageStart(*(getattr(row, field.name) for field in fields(UsageStart)))
                 for row in session.scalars(select(UnderWayRow).order_by(UnderWayRow.started, UnderWayRow.id))
             ]
 

@@ -13,7 +13,7 @@ from time import monotonic
 
 import structlog
 
-from server.usage.ledger import Begun, Ledger, Usage
+from server.usage.ledger import Ledger, Usage, UsageStart
 
 _log = structlog.get_logger(__name__)
 _RETRY_S = 1.0
@@ -25,9 +25,9 @@ class _Batch:
     """What is written together. What has both begun and ended has ended."""
 
     ended: list[Usage] = field(default_factory=list)
-    begun: dict[str, Begun] = field(default_factory=dict)
+    begun: dict[str, UsageStart] = field(default_factory=dict)
 
-    def add(self, item: Begun | Usage) -> None:
+    def add(self, item: UsageStart | Usage) -> None:
         if isinstance(item, Usage):
             self.begun.pop(item.id, None)
             self.ended.append(item)
@@ -43,12 +43,12 @@ class LedgerWriter:
 
     def __init__(self, ledger: Ledger, retry_s: float = _RETRY_S) -> None:
         self.ledger, self._retry_s = ledger, retry_s
-        self._queue: SimpleQueue[Begun | Usage | None] = SimpleQueue()
+        self._queue: SimpleQueue[UsageStart | Usage | None] = SimpleQueue()
         self._closing = Event()
         self._thread = Thread(target=self._run, name="usage-ledger", daemon=True)
         self._thread.start()
 
-    def record(self, item: Begun | Usage) -> None:
+    def record(self, item: UsageStart | Usage) -> None:
         """That a request has begun, or what it used now that it has ended. Never blocks. Safe to call from any thread.
 
         One that has begun again has more tokens than before; all of it is told before its end.

@@ -22,7 +22,7 @@ from adapters.manifest import AdapterId
 from adapters.registry import Registry
 from loader.base import load
 from loader.source import resolve
-from server.usage.ledger import Begun, Ledger
+from server.usage.ledger import Ledger, UsageStart
 from tests.support.adapters import write_adapter
 from tests.support.http import eventually
 from tests.support.invariants import check_error
@@ -181,7 +181,7 @@ def _begun(http: httpx.Client, model: str) -> Iterator[str]:
         yield reply.headers["x-request-id"]
 
 
-def _under_way(data: Path) -> list[Begun]:
+def _under_way(data: Path) -> list[UsageStart]:
     ledger = Ledger(f"sqlite:///{data / 'usage.sqlite'}")
     try:
         return ledger.under_way()

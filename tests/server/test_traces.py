@@ -140,7 +140,7 @@ def test_a_request_that_leaves_the_queue_ends_there(exported: Exported) -> None:
     exported.traces.end("r", "POST", "/v1/completions", 499)
     assert [span.name for span in exported.spans] == ["queue", "POST /v1/completions"]
     exported.traces.observe(Finished("r-0", ONE, FinishReason.ABORT, 0, 0.1))  # the engine hears of it a step later
-    assert not exported.traces._courses and not exported.traces._open
+    assert not exported.traces._times and not exported.traces._open
 
 
 def test_failures_and_preemptions_show(exported: Exported) -> None:

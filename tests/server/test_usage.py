@@ -23,14 +23,14 @@ from server.commands.usage import usage
 from server.generation import Generation
 from server.meter import Claim, Meter
 from server.principal import ANYONE
-from server.usage.ledger import COLUMNS, Begun, Ledger, Usage, UsageFilter
+from server.usage.ledger import COLUMNS, Ledger, Usage, UsageFilter, UsageStart
 from server.usage.table import as_json, read_time, write_csv
 from server.usage.writer import LedgerWriter
 from tests.support.engine_fakes import Bench, named
 from tests.support.http import eventually
 from tests.support.served import run
 
-BEGUN = Begun("r0", "acme", "web", "k1", "sql@3", 10, 1000.0)
+BEGUN = UsageStart("r0", "acme", "web", "k1", "sql@3", 10, 1000.0)
 ROW = Usage("r0", "acme", "web", "k1", "sql@3", 10, 4, 7, "stop", 1000.0, 1001.5)
 LOST = replace(ROW, cached_tokens=0, generated_tokens=0, finish_reason="lost", ended=2000.0)
 EVERY = UsageFilter()
@@ -129,7 +129,7 @@ class Counting(Ledger):
         super().__init__(url(path))
         self.written: list[tuple[int, int]] = []
 
-    def append(self, ended: Sequence[Usage], begun: Sequence[Begun] = ()) -> None:
+    def append(self, ended: Sequence[Usage], begun: Sequence[UsageStart] = ()) -> None:
         self.written.append((len(ended), len(begun)))
         super().append(ended, begun)
 
@@ -153,7 +153,7 @@ class FullDisk(Ledger):
         super().__init__(url(path))
         self.refusals = refusals
 
-    def append(self, ended: Sequence[Usage], begun: Sequence[Begun] = ()) -> None:
+    def append(self, ended: Sequence[Usage], begun: Sequence[UsageStart] = ()) -> None:
         if self.refusals:
             self.refusals -= 1
             raise OSError(28, "no space left on device")

@@ -19,13 +19,13 @@ from server.datadir import DataDir
 from server.keys.opening import open_keys
 from server.keys.store import Key, KeyStore
 from server.principal import Scope
-from server.usage.ledger import Begun, Ledger, Usage, UsageFilter
+from server.usage.ledger import Ledger, Usage, UsageFilter, UsageStart
 
 WEIGHTS = bytes(range(256)) * 64
 HALF = len(WEIGHTS) // 2
 DIGEST = f"sha256:{hashlib.sha256(WEIGHTS).hexdigest()}"
 BEFORE = Usage("before", "acme", "p", "k", "", 1, 0, 1, "stop", 1.0, 2.0)
-BEGUN = Begun("begun", "acme", "p", "k", "", 5, 1.5)
+BEGUN = UsageStart("begun", "acme", "p", "k", "", 5, 1.5)
 
 
 class ServerRecords:
