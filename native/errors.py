@@ -1,4 +1,4 @@
-"""Why there may be no compiled kernels. Knows nothing else."""
+"""The errors of a machine without compiled kernels. Knows nothing else."""
 
 
 class Unavailable(Exception):

@@ -1,7 +1,7 @@
-"""The compiled CPU kernels, as functions of tensors.
+"""The compiled CPU kernels as functions of tensors.
 
-Owns the contract between Python and `cpp/`: every call's shapes, and which tensors it can take. Each has a plain torch
-path beside it where it is used, which is its oracle and its fallback. Knows nothing of models or adapters.
+Owns the contract between Python and `cpp/`: the shapes of every call, and the tensors it supports. Wherever a kernel is
+used there is also a plain torch path, its oracle and fallback. Knows nothing of models or adapters.
 
 Shape suffixes: T rows, I inputs, O outputs, H query heads, K key/value heads, D head width.
 """
@@ -39,7 +39,7 @@ _Pointer = ctypes.c_void_p
 
 
 class Kernels:
-    """One compiled library."""
+    """The functions of one compiled library."""
 
     def __init__(self, library: Path) -> None:
         """Raises Unavailable where the library does not load, such as under a torch without OpenMP."""
@@ -47,7 +47,7 @@ class Kernels:
             self._library = ctypes.CDLL(str(library))
         except OSError as error:
             raise Unavailable(f"the compiled kernels do not load: {error}") from error
-        if not self._library.may_multiply():
+        if not self._library.tiles_usable():
             raise NoTiles("the operating system does not let this process use the processor's tiles")
         signatures: Mapping[str, Sequence[Any]] = {
             "product_bf16": [_Pointer] * 5 + [_Int],
@@ -66,11 +66,11 @@ class Kernels:
 
     @staticmethod
     def takes(*tensors: Tensor) -> bool:
-        """Whether these tensors are in the kernels' precision and memory."""
+        """Whether these tensors are in the kernels' dtype and on the CPU."""
         return all([tensor.dtype is DTYPE and tensor.is_cpu for tensor in tensors])  # asked hundreds of times a step
 
     def release_threads(self) -> None:
-        """End the pool of threads that the calling thread has computed with, because another will compute from now on.
+        """End the calling thread's OpenMP pool, because another thread will compute from now on.
 
         torch's and the kernels' pools are the same. Where all pools together have more threads than there are
         processors, every wait of one thread for the others becomes a sleep, several hundred times a step.
@@ -78,7 +78,7 @@ class Kernels:
         self._library.release_threads()
 
     def work_alone(self) -> None:
-        """Let the calling thread compute without a pool of its own."""
+        """Let the calling thread compute alone from now on, without a pool of its own."""
         self._library.work_alone()
 
     def linear(
@@ -97,7 +97,7 @@ class Kernels:
         self._library.product_bf16(
             x.data_ptr(),
             ctypes.addressof(table.entry),
-            _added(plus_TO, rows, outputs),
+            _plus_address(plus_TO, rows, outputs),
             gain_table(gains, rows),
             y.data_ptr(),
             rows,
@@ -122,6 +122,7 @@ class Kernels:
 
     @staticmethod
     def can_attend(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor) -> bool:
+        """Whether `attend` supports these tensors: their dtype, strides, heads and widths."""
         heads, _, width = query_HTD.shape
         strided = all(tensor.stride(-1) == 1 for tensor in (query_HTD, key_KTD, value_KTD))
         even = Kernels.can_take(heads, key_KTD.shape[0], width) and value_KTD.shape[-1] == width
@@ -129,7 +130,7 @@ class Kernels:
 
     @staticmethod
     def can_take(heads: int, kv_heads: int, width: int) -> bool:
-        """Whether attention takes heads of this number and width."""
+        """Whether `attend` supports this number and width of heads."""
         return width % WIDEST_VECTOR == 0 and heads // kv_heads <= MOST_GROUPS
 
     def attend(
@@ -142,9 +143,9 @@ class Kernels:
         scaling: float,
         window: int | None,
     ) -> Tensor:
-        """Write the tokens' keys and values to the cache `[slots, K, D]`, and attend: `[T, H, D]`.
+        """Write the tokens' keys and values to the cache `[slots, K, D]`, and return their attention `[T, H, D]`.
 
-        A query sees its own position and those before it, `window` in all if given.
+        A query sees its own position and those before it; with `window`, that many in all.
         """
         heads, tokens, width = query_HTD.shape
         out = torch.empty(tokens, heads, width, dtype=DTYPE)
@@ -185,7 +186,7 @@ class Kernels:
         return y
 
     def silu_product_(self, gate: Tensor, up: Tensor) -> Tensor:
-        """`silu(gate) * up`, in the place of `gate`."""
+        """`silu(gate) * up`, written to `gate` and returned."""
         assert gate.is_contiguous() and gate.shape == up.shape
         up = up.contiguous()
         self._library.silu_product_bf16(gate.data_ptr(), up.data_ptr(), gate.data_ptr(), gate.numel())
@@ -218,7 +219,7 @@ def _rows(heads_TD: Tensor) -> Rows:
     return Rows(heads_TD.data_ptr(), heads_TD.stride(1), heads_TD.stride(0))
 
 
-def _added(plus_TO: Tensor | None, rows: int, outputs: int) -> int | None:
+def _plus_address(plus_TO: Tensor | None, rows: int, outputs: int) -> int | None:
     if plus_TO is None:
         return None
     assert plus_TO.shape == (rows, outputs) and plus_TO.dtype == torch.float32 and plus_TO.is_contiguous()

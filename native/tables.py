@@ -1,7 +1,7 @@
-"""What the compiled kernels read: C's structures, and the tables that hold them with the tensors they point at.
+"""The C structures that the compiled kernels read, in tables with the tensors that they point at.
 
-Owns the memory layout that `cpp/` and Python share. A table keeps its tensors alive; whoever calls a kernel keeps the
-table. Knows nothing of models or adapters.
+Owns the memory layout that `cpp/` and Python share: each ctypes Structure here has its twin there. A table keeps its
+tensors alive; the caller of a kernel must keep the table alive. Knows nothing of models or adapters.
 
 Shape suffixes: T rows, I inputs, O outputs, R ranks, K key/value heads, D head width.
 """
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 DTYPE = torch.bfloat16
-"""What activations, weights, adapters and the cache are in; the kernels' sums are float32."""
+"""The dtype of activations, weights, adapters and the cache. The kernels' sums are float32."""
 
 Gains = Sequence[tuple[slice, Tensor]]
-"""Rows, and the float32 vector `[out]` that their products are multiplied with."""
+"""Ranges of rows, each with the float32 vector `[out]` that its products are multiplied with."""
 
 _Int = ctypes.c_int64
 _Pointer = ctypes.c_void_p
@@ -140,7 +140,7 @@ class PartTable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TermTable:
-    """Which rows belong to which adapter; at most one covers a row."""
+    """The row ranges of a batch, each with its adapter's parts. At most one range covers a row."""
 
     num_rows: int
     tables: tuple[PartTable, ...]
@@ -151,7 +151,7 @@ class TermTable:
 class SpanTable:
     """A step's sequences, as attention reads them."""
 
-    held: tuple[Tensor, ...]
+    kept_alive: tuple[Tensor, ...]
     entry: Batch
 
 
@@ -170,12 +170,12 @@ class Heads:
 class LayerTable:
     """A decoder layer's linears, norms and cache."""
 
-    held: tuple[object, ...]
+    kept_alive: tuple[object, ...]
     entry: Layer
 
 
 def linear_table(weight: Tensor | FourBitWeight, bias: Tensor | None, number: int = 0) -> LinearTable:
-    """`number` is the layer's place in the tables of adapters' parts."""
+    """The table of a weight `[out, in]` and a bias `[out]`. `number`: the layer's index in the adapters' PartTables."""
     if isinstance(weight, FourBitWeight):
         parts = (weight.codes, weight.values, weight.scale_codes, weight.scale_values, weight.scale_scales)
         codes, halves = Codes(*(part.data_ptr() for part in parts), weight.offset), None
@@ -186,7 +186,7 @@ def linear_table(weight: Tensor | FourBitWeight, bias: Tensor | None, number: in
 
 
 def part_table(parts: Mapping[int, LowRankPart], layers: int) -> PartTable:
-    """One adapter's parts, by the number of the layer, below `layers`."""
+    """The table of one adapter's parts by the number of the linear layer, of which there are `layers`."""
     entries = (Part * layers)()
     for layer, part in parts.items():
         assert all(one.is_contiguous() and one.dtype is DTYPE and one.is_cpu for one in (part.a_RI, part.b_RO))
@@ -198,15 +198,19 @@ def part_table(parts: Mapping[int, LowRankPart], layers: int) -> PartTable:
 
 
 def term_table(terms: Sequence[tuple[int, int, PartTable]], num_rows: int) -> TermTable:
-    """Rows `[start, stop)` of `num_rows` and the adapter they belong to."""
+    """The table of (start, stop, parts): rows `[start, stop)` of the batch's `num_rows` belong to that adapter."""
     entries = (Term * len(terms))(*(Term(start, stop, ctypes.addressof(table.entries)) for start, stop, table in terms))
     return TermTable(num_rows, tuple(table for _, _, table in terms), entries)
 
 
 def span_table(slots_T: Tensor, starts: Tensor, counts: Tensor, contexts: Tensor, slots_NL: Tensor) -> SpanTable:
-    """Where each token is written, and each sequence's first row, rows, positions and slots; all int64."""
-    held = (slots_T, starts, counts, contexts, slots_NL)
-    assert all(tensor.dtype == torch.int64 and tensor.is_contiguous() for tensor in held)
+    """The table of a step's N sequences; all tensors are int64 and contiguous.
+
+    `slots_T`: the cache slot of each token. `starts`, `counts`, `contexts` `[N]`: each sequence's first row, number of
+    rows, and number of positions with those rows. `slots_NL`: the slots of each sequence's positions.
+    """
+    tensors = (slots_T, starts, counts, contexts, slots_NL)
+    assert all(tensor.dtype == torch.int64 and tensor.is_contiguous() for tensor in tensors)
     entry = Batch(
         slots_T.numel(),
         slots_T.data_ptr(),
@@ -217,11 +221,11 @@ def span_table(slots_T: Tensor, starts: Tensor, counts: Tensor, contexts: Tensor
         slots_NL.data_ptr(),
         slots_NL.shape[1],
     )
-    return SpanTable(held, entry)
+    return SpanTable(tensors, entry)
 
 
 def cache_entry(cache: tuple[Tensor, Tensor], heads: Heads) -> Cache:
-    """Keys and values `[slots, K, D]`."""
+    """The structure of a layer's `cache`, keys and values `[slots, K, D]`, and of how it attends."""
     keys, values = cache
     return Cache(
         keys.data_ptr(),
@@ -253,7 +257,7 @@ def layer_table(
 
 
 def gain_table(gains: Gains, rows: int) -> "ctypes.Array[ctypes.c_void_p] | None":
-    """For each row the address of its gain, or null."""
+    """An array with the address of each row's gain, or null; None where there are no gains."""
     if not gains:
         return None
     table = (_Pointer * rows)()
@@ -264,4 +268,5 @@ def gain_table(gains: Gains, rows: int) -> "ctypes.Array[ctypes.c_void_p] | None
 
 
 def address(tensor: Tensor | None) -> int | None:
+    """The tensor's data pointer; None, a null pointer in ctypes, where there is no tensor."""
     return None if tensor is None else tensor.data_ptr()

@@ -5,26 +5,26 @@
 #include "tiles.h"
 
 #if defined(BF16_TILES)
-constexpr Int GROUP = SIDE;         // rows of activations that lie together
-constexpr Int TOGETHER = 2 * SIDE;  // and that are multiplied with one reading of the weights
-constexpr Int UNIT = 2;             // numbers of a row that lie together: the first pair of each row, then the next
+constexpr Int GROUP = TILE_ROWS;  // rows of activations that lie together
+constexpr Int ROWS_AT_ONCE = 2 * TILE_ROWS;  // and that are multiplied with one reading of the weights
+constexpr Int UNIT = 2;  // numbers of a row that lie together: the first pair of each row, then the next
 
 // A vector's pairs, each `step` numbers behind the last.
-struct InPairs {
+struct InterleavedPairs {
     static Number* put(Operand vector, Number* to, Int step) {
-        uint32_t pairs[SIDE];
+        uint32_t pairs[TILE_ROWS];
         memcpy(pairs, &vector, sizeof pairs);
         for (uint32_t pair : pairs) memcpy(to, &pair, sizeof pair), to += step;
         return to;
     }
 };
-using Placed = InPairs;
+using ActivationLayout = InterleavedPairs;
 constexpr Int PAST = READ_PAST;
 #else
 constexpr Int GROUP = 8;
-constexpr Int TOGETHER = GROUP;
-constexpr Int UNIT = WIDE;
-using Placed = Apart;
+constexpr Int ROWS_AT_ONCE = GROUP;
+constexpr Int UNIT = PER_VECTOR;
+using ActivationLayout = Strided;
 constexpr Int PAST = 0;
 #endif
 
@@ -40,13 +40,13 @@ struct Activations {
     Number* at(Int row, Int input = 0) const {
         return data + row / GROUP * GROUP * stride + row % GROUP * UNIT + input / UNIT * step(row);
     }
-    void put(Int row, const BFloat16* from, Int count) const { lay<Placed>(from, at(row), step(row), count, stride); }
+    void put(Int row, const BFloat16* from, Int count) const { pack<ActivationLayout>(from, at(row), step(row), count, stride); }
 };
 
 #if defined(BF16_TILES)
 // As they are loaded, from a row to the end of its group.
 inline ActivationTiles tiles_of(const Activations& x, Int row) {
     const Int step = x.step(row);
-    return {x.at(row), step * Int(sizeof(Number)), step * DEEP / UNIT};
+    return {x.at(row), step * Int(sizeof(Number)), step * TILE_DEPTH / UNIT};
 }
 #endif

@@ -5,12 +5,12 @@
 #include "activations.h"
 
 #if defined(BF16_TILES)
-constexpr Int KEYS = 2 * DEEP;  // keys taken together
+constexpr Int KEYS = 2 * TILE_DEPTH;  // keys taken together
 #else
 constexpr Int KEYS = 48;
 #endif
-constexpr Int LINES = 32;  // at most so many query rows share a tile: the query heads of a KV head, times positions
-constexpr Int FEW = 8;     // up to so many, values are widened in registers
+constexpr Int MAX_LINES = 32;  // at most so many query rows share a tile: the query heads of a KV head, times positions
+constexpr Int FEW = 8;  // up to so many, values are widened in registers
 
 struct Batch {
     Int tokens;
@@ -45,28 +45,28 @@ struct AttentionTask {
 struct AttentionScratch {
     Buffer<float> q, v, p, out, maxima, weights;
     Buffer<Vec> sums;
-    Buffer<BFloat16> keys, shares;  // a tile's keys that do not lie together; p, rounded
+    Buffer<BFloat16> keys, rounded_weights;  // a tile's keys that do not lie together; p, rounded
 
     // `room` is for so many lines of each head.
     void fit(Int lines, Int room, Int heads, Int width) {
         q.fit(heads * lines * width + PAST), out.fit(heads * room * width);
         v.fit(KEYS * width), p.fit(room * KEYS), sums.fit(lines * KEYS);
         maxima.fit(heads * lines), weights.fit(heads * lines);
-        keys.fit(KEYS * width), shares.fit(room * KEYS);
+        keys.fit(KEYS * width), rounded_weights.fit(room * KEYS);
     }
 };
 
-// A tile's keys, where they lie in the cache, and those that the next tile reads.
-struct Places {
+// Offsets into the cache of a tile's keys, and of the next tile's.
+struct KeyOffsets {
     Int now[KEYS], later[KEYS];
 };
 
-// What a task reads: from the tile with the oldest position that its first row sees, to its last row's own.
-struct Course {
+// The keys that a task reads: from the tile of the oldest position that its first row sees, to its last row's own.
+struct KeyRange {
     const Int* slots;
     Int position, first, stop, size, start;
 
-    Course(const AttentionTask& task, const Batch& batch, const Cache& layer) {
+    KeyRange(const AttentionTask& task, const Batch& batch, const Cache& layer) {
         slots = batch.slots_NL + task.span * batch.slots_stride;
         position = batch.contexts[task.span] - batch.counts[task.span] + task.first;
         stop = position + task.count;
@@ -85,12 +85,12 @@ struct Course {
 struct Scattered {
     using X = float;
     static constexpr int ROWS = LANES == 16 ? 8 : 4;
-    static constexpr int WIDE = LANES;
+    static constexpr int PER_VECTOR = LANES;
     const BFloat16* data;
-    const Places& at;
+    const KeyOffsets& at;
 
-    using Some = Floats::Some;
-    Some some(Int n, Int k) const {
+    using Piece = Floats::Piece;
+    Piece piece(Int n, Int k) const {
         fetch(data + at.later[n] + k);
         return {load(data + at.now[n] + k)};
     }
@@ -101,14 +101,14 @@ struct Scattered {
 struct ScatteredHalves {
     using X = Number;
     static constexpr int ROWS = 8;
-    static constexpr int WIDE = ::WIDE;
+    static constexpr int PER_VECTOR = ::PER_VECTOR;
     const BFloat16* data;
-    const Places& at;
+    const KeyOffsets& at;
 
-    using Some = Halves::Some;
-    Some some(Int n, Int k) const {
+    using Piece = Halves::Piece;
+    Piece piece(Int n, Int k) const {
         fetch(data + at.later[n] + k);
-        return {Laid(data + at.now[n] + k)};
+        return {PackedPair(data + at.now[n] + k)};
     }
 };
 #endif
@@ -120,7 +120,7 @@ inline void add_values(const float* p, const Values& v, Int keys, Int width, Int
     each<M, N>([&](int m, int n) { acc[m][n] = load(out + m * width + d + n * LANES); });
     for (Int j = 0; j < keys; ++j) {
         Vec value[N];
-        for (int n = 0; n < N; ++n) value[n] = v.some(j, d + n * LANES).template vector<0>();
+        for (int n = 0; n < N; ++n) value[n] = v.piece(j, d + n * LANES).template vector<0>();
         each<M, N>([&](int m, int n) { acc[m][n] += p[m * KEYS + j] * value[n]; });
     }
     each<M, N>([&](int m, int n) { store(out + m * width + d + n * LANES, acc[m][n]); });
@@ -133,8 +133,8 @@ inline void add_values(const float* p, const Values& v, Int keys, Int width, flo
     for (; d < width; d += LANES) add_values<M, 1>(p, v, keys, width, d, out);
 }
 
-// The scores of one line, in p, become weights; its maximum, its sum and its output move on.
-inline void weigh(float scaling, Int seen_from, Int seen_to, Int width, float* p, float& maximum, float& weight, float* out) {
+// One step of the online softmax: the scores in p become weights; the line's maximum, sum and output are rescaled.
+inline void softmax(float scaling, Int seen_from, Int seen_to, Int width, float* p, float& maximum, float& weight, float* out) {
     const Int keys = padded(seen_to, LANES);
     for (Int j = 0; j < keys; j += LANES) store(p + j, load(p + j) * scaling);
     if (seen_from > 0) std::fill(p, p + seen_from, -INFINITY);
@@ -149,37 +149,37 @@ inline void weigh(float scaling, Int seen_from, Int seen_to, Int width, float* p
         store(p + j, e);
         sum += e;
     }
-    const float faded = exp_of(Vec{} + (maximum - most))[0];
+    const float decay = exp_of(Vec{} + (maximum - most))[0];
     maximum = most;
-    weight = weight * faded + total(sum);
-    for (Int d = 0; d < width; d += LANES) store(out + d, load(out + d) * faded);
+    weight = weight * decay + total(sum);
+    for (Int d = 0; d < width; d += LANES) store(out + d, load(out + d) * decay);
 }
 
 // One task's work: its lines, query heads times positions, against one tile of keys after the other.
 class Attention {
   public:
     Attention(const AttentionTask& task, const Batch& batch, const Rows& query, const Cache& layer, AttentionScratch& s)
-        : task(task), layer(layer), course(task, batch, layer), s(s), groups(layer.heads / layer.kv_heads), width(layer.width),
+        : task(task), layer(layer), range(task, batch, layer), s(s), groups(layer.heads / layer.kv_heads), width(layer.width),
           lines(task.count * groups), room(padded(lines, GROUP)), row(batch.starts[task.span] + task.first) {
         s.fit(lines, room, task.heads, width);
         std::fill(s.maxima.data(), s.maxima.data() + task.heads * lines, -INFINITY);
         std::fill(s.weights.data(), s.weights.data() + task.heads * lines, 0.0f);
         std::fill(s.out.data(), s.out.data() + task.heads * room * width, 0.0f);
         for (Int head = 0; head < task.heads; ++head)
-            for (Int line = 0; line < lines; ++line) lay_query(query, head, line);
+            for (Int line = 0; line < lines; ++line) pack_query(query, head, line);
     }
 
     // `next` is what this thread does after it, or null.
-    void run(const Course* next, BFloat16* out) {
-        Places at;
-        course.find(course.first, at.later);
-        for (Int from = course.first; from < course.stop; from += KEYS) {
+    void run(const KeyRange* next, BFloat16* out) {
+        KeyOffsets at;
+        range.find(range.first, at.later);
+        for (Int from = range.first; from < range.stop; from += KEYS) {
             std::copy(at.later, at.later + KEYS, at.now);
-            if (from + KEYS < course.stop)
-                course.find(from + KEYS, at.later);
+            if (from + KEYS < range.stop)
+                range.find(from + KEYS, at.later);
             else if (next)
                 next->find(next->first, at.later);
-            for (Int head = 0; head < task.heads; ++head) take_tile(head, at, from);
+            for (Int head = 0; head < task.heads; ++head) process_tile(head, at, from);
         }
         for (Int head = 0; head < task.heads; ++head)
             for (Int line = 0; line < lines; ++line) {
@@ -191,53 +191,54 @@ class Attention {
 
   private:
     Int query_head(Int head, Int line) const { return (task.head + head) * groups + line % groups; }
-    bool dots() const { return LAID == 1 && width % PAIR == 0; }
+    bool dots() const { return PAIR_VECTORS == 1 && width % PAIR == 0; }
 
     // One head's lines lie as `multiply` reads them.
-    void lay_query(const Rows& query, Int head, Int line) {
+    void pack_query(const Rows& query, Int head, Int line) {
         const BFloat16* from = query.data + (row + line / groups) * query.token + query_head(head, line) * query.head;
         float* lines_of_head = s.q.data() + head * lines * width;
 #if defined(BF16_TILES)
         if (dots()) return queries(head).put(line, from, width);
 #endif
-        if (dots()) return lay(from, reinterpret_cast<Number*>(lines_of_head) + line * WIDE, lines * WIDE, width, width);
+        if (dots()) return pack(from, reinterpret_cast<Number*>(lines_of_head) + line * PER_VECTOR, lines * PER_VECTOR, width, width);
         for (Int d = 0; d < width; d += LANES) store(lines_of_head + d * lines + line * LANES, load(from + d));
     }
 
     // Positions [from, from + KEYS), as far as there are such.
-    void take_tile(Int head, const Places& at, Int from) {
-        const Int keys = std::min(KEYS, course.stop - from);
+    void process_tile(Int head, const KeyOffsets& at, Int from) {
+        const Int keys = std::min(KEYS, range.stop - from);
         const float* q = s.q.data() + head * lines * width;
         const BFloat16 *k = layer.keys + head * width, *v = layer.values + head * width;
 #if defined(BF16_TILES)
-        if (dots()) return take_in_tiles(head, at, from, keys);
+        if (dots()) return process_in_amx_tiles(head, at, from, keys);
 #endif
         for (Int j = keys; j < KEYS; ++j)
             for (Int d = 0; d < width; d += LINE) fetch(k + at.later[j] + d), fetch(v + at.later[j] + d);
 #if defined(BF16_DOTS)
         if (dots())
-            multiply(reinterpret_cast<const Number*>(q), lines * WIDE, lines, ScatteredHalves{k, at}, keys, 0, width, s.sums.data(), KEYS);
+            multiply(reinterpret_cast<const Number*>(q), lines * PER_VECTOR, lines, ScatteredHalves{k, at}, keys, 0, width,
+                     s.sums.data(), KEYS);
         else
 #endif
             multiply(q, lines * LANES, lines, Scattered{k, at}, keys, 0, width, s.sums.data(), KEYS);
         for (Int line = 0; line < lines; ++line) {
             for (Int j = 0; j < keys; j += LANES) store(s.p.data() + line * KEYS + j, totals(s.sums.data() + line * KEYS + j));
-            weigh_line(head, line, from, keys);
+            softmax_line(head, line, from, keys);
         }
         float* out = s.out.data() + head * room * width;
         if (lines <= FEW) return add_all(Scattered{v, at}, keys, out);
         for (Int j = 0; j < keys; ++j)
-            for (Int d = 0; d < width; d += LANES) store(s.v.data() + j * width + d, Scattered{v, at}.some(j, d).value);
+            for (Int d = 0; d < width; d += LANES) store(s.v.data() + j * width + d, Scattered{v, at}.piece(j, d).value);
         add_all(Floats{s.v.data(), width}, keys, out);
     }
 
-    void weigh_line(Int head, Int line, Int from, Int keys) {
-        const Int at = course.position + line / groups, oldest = layer.window ? at - layer.window + 1 : 0;
+    void softmax_line(Int head, Int line, Int from, Int keys) {
+        const Int at = range.position + line / groups, oldest = layer.window ? at - layer.window + 1 : 0;
         const Int seen_from = std::max<Int>(0, oldest - from), seen_to = std::min(keys, at - from + 1);
         float* p = s.p.data() + line * KEYS;
         if (seen_from >= seen_to) return std::fill(p, p + KEYS, 0.0f);
         const Int i = head * lines + line;
-        weigh(layer.scaling, seen_from, seen_to, width, p, s.maxima[i], s.weights[i],
+        softmax(layer.scaling, seen_from, seen_to, width, p, s.maxima[i], s.weights[i],
               s.out.data() + (head * room + line) * width);
     }
 
@@ -247,31 +248,31 @@ class Attention {
         return {reinterpret_cast<Number*>(s.q.data() + head * lines * width), lines, width};
     }
 
-    // As `take_tile`. Weights are rounded to bf16 before values are multiplied with them, their sum is not.
-    void take_in_tiles(Int head, const Places& at, Int from, Int keys) {
+    // As `process_tile`. Weights are rounded to bf16 before values are multiplied with them, their sum is not.
+    void process_in_amx_tiles(Int head, const KeyOffsets& at, Int from, Int keys) {
         const BFloat16 *k = layer.keys + head * width, *v = layer.values + head * width;
         for (Int j = 0; j < KEYS; ++j)
             for (Int d = 0; d < width; d += LINE) fetch(k + at.later[j] + d), fetch(v + at.later[j] + d);
-        for (Int j = 0; j < KEYS; j += SIDE) score(head, j, tile_of_keys(k, at.now + j));
+        for (Int j = 0; j < KEYS; j += TILE_ROWS) score(head, j, tile_of_keys(k, at.now + j));
         for (Int line = 0; line < lines; ++line) {
-            weigh_line(head, line, from, keys);
+            softmax_line(head, line, from, keys);
             float* p = s.p.data() + line * KEYS;
-            for (Int j = 0; j < KEYS; j += LANES) store(s.shares.data() + line * KEYS + j, load(p + j));
+            for (Int j = 0; j < KEYS; j += LANES) store(s.rounded_weights.data() + line * KEYS + j, load(p + j));
         }
         pair_values(v, at.now);
         float* out = s.out.data() + head * room * width;
-        for (Int line = 0; line < lines; line += SIDE)
-            for (Int d = 0; d < width; d += SIDE) add_shares(line, d, out + line * width + d);
+        for (Int line = 0; line < lines; line += TILE_ROWS)
+            for (Int d = 0; d < width; d += TILE_ROWS) add_weighted_values(line, d, out + line * width + d);
     }
 
     // 16 keys where they lie if that is one behind the other, as in a block of the cache; else copied together.
     WeightTiles tile_of_keys(const BFloat16* k, const Int* at) const {
         const Int apart = at[1] - at[0];
         bool even = apart > 0;
-        for (Int j = 1; j < SIDE; ++j) even &= at[j] - at[j - 1] == apart;
-        if (even) return {k + at[0], apart * 2, 0, DEEP, nullptr};
-        for (Int j = 0; j < SIDE; ++j) std::copy_n(k + at[j], width, s.keys.data() + j * width);
-        return {s.keys.data(), width * 2, 0, DEEP, nullptr};
+        for (Int j = 1; j < TILE_ROWS; ++j) even &= at[j] - at[j - 1] == apart;
+        if (even) return {k + at[0], apart * 2, 0, TILE_DEPTH, nullptr};
+        for (Int j = 0; j < TILE_ROWS; ++j) std::copy_n(k + at[j], width, s.keys.data() + j * width);
+        return {s.keys.data(), width * 2, 0, TILE_DEPTH, nullptr};
     }
 
     // p[line][first + j] = q[line] . k[j] for 16 keys and all lines
@@ -280,7 +281,7 @@ class Attention {
         for (Int line = 0; line < lines; line += GROUP) {
             clear_tiles<1>();
             add_tiles<1, 1>(keys, {tiles_of(q, line)}, 0, width);
-            alignas(LINE_BYTES) float found[FOUND];
+            alignas(LINE_BYTES) float found[TILE_SUMS];
             store_tile<0>(found);
             put_sums(found, q.group(line), s.p.data() + line * KEYS + first, KEYS);
         }
@@ -299,11 +300,12 @@ class Attention {
     }
 
     // out[line][d] += p[line] . v[d] for 16 of each
-    void add_shares(Int line, Int d, float* out) const {
-        const BFloat16 *shares = s.shares.data() + line * KEYS, *values = reinterpret_cast<BFloat16*>(s.v.data()) + d * 2;
+    void add_weighted_values(Int line, Int d, float* out) const {
+        const BFloat16* rounded_weights = s.rounded_weights.data() + line * KEYS;
+        const BFloat16* values = reinterpret_cast<BFloat16*>(s.v.data()) + d * 2;
         load_tile<0>(out, width * 4);
-        for (Int j = 0; j < KEYS; j += DEEP) {
-            load_tile<6>(shares + j, KEYS * 2), load_tile<4>(values + j * width, width * 4);
+        for (Int j = 0; j < KEYS; j += TILE_DEPTH) {
+            load_tile<6>(rounded_weights + j, KEYS * 2), load_tile<4>(values + j * width, width * 4);
             multiply_tiles<0, 6, 4>();
         }
         store_tile<0>(out, width * 4);
@@ -328,7 +330,7 @@ class Attention {
 
     const AttentionTask& task;
     const Cache& layer;
-    const Course course;
+    const KeyRange range;
     AttentionScratch& s;
     const Int groups, width, lines, room, row;
 };
@@ -338,14 +340,14 @@ inline void attend(const std::vector<AttentionTask>& tasks, size_t i, const Batc
                    AttentionScratch& s, BFloat16* out) {
     Attention attention(tasks[i], batch, query, layer, s);
     if (i + 1 == tasks.size()) return attention.run(nullptr, out);
-    const Course next(tasks[i + 1], batch, layer);
+    const KeyRange next(tasks[i + 1], batch, layer);
     attention.run(&next, out);
 }
 
 // One task for each sequence and so many of its rows as share a reading of the keys. A single row takes several heads,
 // whose keys lie side by side in memory, as long as every thread has something to do.
 inline void append_tasks(const Batch& batch, const Cache& cache, Int threads, std::vector<AttentionTask>& tasks) {
-    const Int positions = std::max<Int>(1, LINES / (cache.heads / cache.kv_heads));
+    const Int positions = std::max<Int>(1, MAX_LINES / (cache.heads / cache.kv_heads));
     for (Int span = 0; span < batch.spans; ++span)
         for (Int first = 0; first < batch.counts[span]; first += positions) {
             const Int count = std::min(positions, batch.counts[span] - first);

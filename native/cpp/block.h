@@ -15,18 +15,18 @@ class Block {
         : linear(linear), out(out), outs(outs), scratch(scratch) {
         scratch.sums.fit(GROUP * BLOCK);
         const Int inputs = linear.inputs;
-        direct = inputs % (linear.halves ? PAIR : SCALED) == 0 && (rows <= DIRECT || (linear.halves && LAID == 1));
+        direct = inputs % (linear.halves ? PAIR : CODE_BLOCK) == 0 && (rows <= DIRECT || (linear.halves && PAIR_VECTORS == 1));
 #if !defined(__AVX512F__)
         direct &= linear.halves != nullptr;
 #endif
-        if (!linear.halves && inputs % SCALED == 0) {
-            const Int count = inputs / SCALED;
+        if (!linear.halves && inputs % CODE_BLOCK == 0) {
+            const Int count = inputs / CODE_BLOCK;
             scratch.scales.fit(outs * count);
             linear.codes.scales(out * count, outs * count, scratch.scale_table, scratch.scales.data());
         }
         if (direct) return;
         scratch.weights.fit(outs * linear.stride());
-        for (Int n = 0; n < outs; ++n) lay_row(n, scratch.weights.data() + n * linear.stride());
+        for (Int n = 0; n < outs; ++n) pack_row(n, scratch.weights.data() + n * linear.stride());
     }
 
     // y[m][n] = x[m] . w[n] for a group of rows from `row`; y has BLOCK columns. Returns how many they are.
@@ -35,7 +35,7 @@ class Block {
         const Int rows = x.group(row);
         Vec* sums = scratch.sums.data();
         const Int end = direct ? linear.inputs : linear.stride();
-        const Int parts = (end + DEPTH - 1) / DEPTH, depth = padded((end + parts - 1) / parts, SCALED);
+        const Int parts = (end + DEPTH - 1) / DEPTH, depth = padded((end + parts - 1) / parts, CODE_BLOCK);
         for (Int from = 0; from < end; from += depth) add(x.at(row), x.step(row), rows, from, std::min(from + depth, end), sums);
         for (Int m = 0; m < rows; ++m) {
             Int n = 0;
@@ -54,31 +54,32 @@ class Block {
             multiply(x, step, rows, Halves{linear.halves + out * inputs, inputs}, outs, from, to, sums, BLOCK);
         } else {
 #if defined(__AVX512F__)
-            const CodeRows rows_of{linear.codes.data + out * inputs / 2, scratch.scales.data(), load(linear.codes.values), size_t(inputs / SCALED)};
+            const CodeRows rows_of{linear.codes.data + out * inputs / 2, scratch.scales.data(), load(linear.codes.values),
+                                   size_t(inputs / CODE_BLOCK)};
             multiply(x, step, rows, rows_of, outs, from, to, sums, BLOCK);
 #endif
         }
     }
 
-    void lay_row(Int n, Number* to) const {
+    void pack_row(Int n, Number* to) const {
         const Int inputs = linear.inputs, at = (out + n) * inputs;
         if (linear.halves)
-            lay(linear.halves + at, to, WIDE, inputs, linear.stride());
-        else if (inputs % SCALED)
-            lay_codes(at, to);
+            pack(linear.halves + at, to, PER_VECTOR, inputs, linear.stride());
+        else if (inputs % CODE_BLOCK)
+            pack_codes(at, to);
         else
-            lay_code_blocks(at, scratch.scales.data() + n * (inputs / SCALED), to);
+            pack_code_blocks(at, scratch.scales.data() + n * (inputs / CODE_BLOCK), to);
     }
 
     // A row that begins within a block.
-    void lay_codes(Int at, Number* to) const {
+    void pack_codes(Int at, Number* to) const {
         std::fill(to, to + linear.stride(), Number{});
         for (Int i = 0; i < linear.inputs; ++i) to[place_beside_codes(i)] = number(linear.codes.weight(at + i));
     }
 
-    void lay_code_blocks(Int at, const float* scales, Number* to) const {
+    void pack_code_blocks(Int at, const float* scales, Number* to) const {
         const CodeTable table(linear.codes.values);
-        for (Int i = 0; i < linear.inputs; i += SCALED) table.lay(linear.codes.data + (at + i) / 2, scales[i / SCALED], to + i);
+        for (Int i = 0; i < linear.inputs; i += CODE_BLOCK) table.pack(linear.codes.data + (at + i) / 2, scales[i / CODE_BLOCK], to + i);
     }
 
     const Linear& linear;

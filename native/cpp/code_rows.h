@@ -6,7 +6,7 @@
 // One block of 64 codes as operands.
 #if defined(BF16_DOTS)
 struct CodeBlock {
-    static constexpr int VECTORS = SCALED / WIDE;
+    static constexpr int VECTORS = CODE_BLOCK / PER_VECTOR;
     Operand table;  // rounded, as a weight that is dequantized to bf16; twice, so that an index's fifth bit is free
     Operand bytes;  // each in a half word
 
@@ -24,7 +24,7 @@ struct CodeBlock {
 };
 #elif defined(__AVX512F__)
 struct CodeBlock {
-    static constexpr int VECTORS = SCALED / LANES;
+    static constexpr int VECTORS = CODE_BLOCK / LANES;
     Vec table;
     __m512i first, second;  // a byte in each word, whose lower code is found by its last four bits
 
@@ -50,7 +50,7 @@ struct CodeBlock {
 struct CodeRows {
     using X = Number;
     static constexpr int ROWS = 8;
-    static constexpr int WIDE = ::WIDE;
+    static constexpr int PER_VECTOR = ::PER_VECTOR;
     // Bytes, in whole rows, by which memory is asked before it is read: at least what a tile reads meanwhile.
     static constexpr size_t AHEAD = 6144, TILED = 4;
     const uint8_t* data;
@@ -58,7 +58,7 @@ struct CodeRows {
     Vec values;
     size_t blocks;
 
-    using Some = CodeBlock;
+    using Piece = CodeBlock;
     // One block of each of a tile's columns. Moves by addition: whatever else finds its place costs more than it does.
     struct Cursor {
         const uint8_t* data;
@@ -66,18 +66,18 @@ struct CodeRows {
         Vec values;
         size_t bytes, blocks, ahead;
 
-        __attribute__((always_inline)) CodeBlock some(size_t n) const {
+        __attribute__((always_inline)) CodeBlock piece(size_t n) const {
             const uint8_t* at = data + n * bytes;
             fetch(at + ahead);
             return {at, values, scales[n * blocks]};
         }
 
-        void move(size_t by) { data += by * (SCALED / 2), scales += by; }
+        void move(size_t by) { data += by * (CODE_BLOCK / 2), scales += by; }
     };
 
     Cursor at(Int column, Int k) const {
-        const size_t block = size_t(column) * blocks + size_t(k) / SCALED, bytes = blocks * (SCALED / 2);
-        return {data + block * (SCALED / 2), scales + block, values, bytes, blocks, std::max(AHEAD / bytes, TILED) * bytes};
+        const size_t block = size_t(column) * blocks + size_t(k) / CODE_BLOCK, bytes = blocks * (CODE_BLOCK / 2);
+        return {data + block * (CODE_BLOCK / 2), scales + block, values, bytes, blocks, std::max(AHEAD / bytes, TILED) * bytes};
     }
 };
 
@@ -91,25 +91,25 @@ constexpr int columns_beside<CodeRows>(int rows) {
 // the next vector is looked up between multiplications, for which the processor has other ports. In the end `some`
 // and `b` are of the next block, `by` from this one.
 template <int V, int M, int N>
-__attribute__((always_inline)) inline void add_codes(const Number* x, Int step, CodeRows::Cursor& w, size_t by, CodeBlock (&some)[N],
+__attribute__((always_inline)) inline void add_codes(const Number* x, Int step, CodeRows::Cursor& w, size_t by, CodeBlock (&pieces)[N],
                                                      Operand (&b)[N], Vec (&acc)[M][N]) {
     constexpr int LAST = CodeBlock::VECTORS - 1;
     if constexpr (V == LAST - 1) w.move(by);
     Operand next[N];
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-        const auto a = once(operand(x + m * WIDE));
+        const auto a = in_register(operand(x + m * PER_VECTOR));
 #pragma GCC unroll 8
         for (int n = 0; n < N; ++n) {
             if (m == n * (M / 2) / N) {
-                next[n] = once(some[n].template vector<V == LAST ? 0 : V + 1>());
-                if constexpr (V == LAST - 1) some[n] = w.some(size_t(n));
+                next[n] = in_register(pieces[n].template vector<V == LAST ? 0 : V + 1>());
+                if constexpr (V == LAST - 1) pieces[n] = w.piece(size_t(n));
             }
             acc[m][n] = add_product(acc[m][n], a, b[n]);
         }
     }
     for (int n = 0; n < N; ++n) b[n] = next[n];
-    if constexpr (V < LAST) add_codes<V + 1>(x + step, step, w, by, some, b, acc);
+    if constexpr (V < LAST) add_codes<V + 1>(x + step, step, w, by, pieces, b, acc);
 }
 
 // As the general one.
@@ -119,12 +119,12 @@ inline void tile(const Number* x, Int step, const CodeRows& source, Int column, 
     each<M, N>([&](int m, int n) { acc[m][n] = Vec{}; });
     if (from) each<M, N>([&](int m, int n) { acc[m][n] = sums[m * stride + n]; });
     CodeRows::Cursor w = source.at(column, from);
-    CodeBlock some[N];
+    CodeBlock pieces[N];
     Operand b[N];
-    for (int n = 0; n < N; ++n) some[n] = w.some(size_t(n)), b[n] = some[n].template vector<0>();
-    x += from / WIDE * step;
-    for (Int k = from; k < to; k += SCALED, x += CodeBlock::VECTORS * step)
-        add_codes<0>(x, step, w, k + SCALED < to, some, b, acc);  // behind the last block, it again
+    for (int n = 0; n < N; ++n) pieces[n] = w.piece(size_t(n)), b[n] = pieces[n].template vector<0>();
+    x += from / PER_VECTOR * step;
+    for (Int k = from; k < to; k += CODE_BLOCK, x += CodeBlock::VECTORS * step)
+        add_codes<0>(x, step, w, k + CODE_BLOCK < to, pieces, b, acc);  // behind the last block, it again
     each<M, N>([&](int m, int n) { sums[m * stride + n] = acc[m][n]; });
 }
 
@@ -134,14 +134,14 @@ struct CodeTable {
     explicit CodeTable(const float* values) : values(load(values)) {}
 
     // Vectors are `step` numbers apart.
-    void lay(const uint8_t* from, float scale, Number* to, Int step = WIDE) const {
+    void pack(const uint8_t* from, float scale, Number* to, Int step = PER_VECTOR) const {
         put<0>(CodeBlock(from, values, scale), to, step);
     }
 
   private:
     template <int V>
     static void put(const CodeBlock& block, Number* to, Int step) {
-        to = Apart::put(block.vector<V>(), to, step);
+        to = Strided::put(block.vector<V>(), to, step);
         if constexpr (V + 1 < CodeBlock::VECTORS) put<V + 1>(block, to, step);
     }
 };
@@ -159,7 +159,7 @@ struct CodeTable {
         memcpy(&lower, bytes[0], sizeof lower), memcpy(&upper, bytes[1], sizeof upper);
     }
 
-    void lay(const uint8_t* from, float scale, Number* to) const {
+    void pack(const uint8_t* from, float scale, Number* to) const {
         __m256i both;
         memcpy(&both, from, sizeof both);
         // Unpacking works on halves of a register: words are put so that eight bytes in a row end up in one vector.
@@ -184,8 +184,8 @@ struct CodeTable {
 
     explicit CodeTable(const float* values) : values(values) {}
 
-    void lay(const uint8_t* from, float scale, Number* to) const {
-        for (Int i = 0; i < SCALED; ++i) to[place(i)] = values[i % 2 ? from[i / 2] & 15 : from[i / 2] >> 4] * scale;
+    void pack(const uint8_t* from, float scale, Number* to) const {
+        for (Int i = 0; i < CODE_BLOCK; ++i) to[place(i)] = values[i % 2 ? from[i / 2] & 15 : from[i / 2] >> 4] * scale;
     }
 };
 #endif

@@ -4,8 +4,8 @@
 
 #include "activations.h"
 
-constexpr Int SCALED = 64;   // codes that share a scale, and
-constexpr Int NESTED = 256;  // scales that share one of theirs
+constexpr Int CODE_BLOCK = 64;  // codes that share a scale, and
+constexpr Int SCALE_BLOCK = 256;  // scales that share one of theirs
 
 // What the 256 codes of scales stand for.
 #if defined(BF16_DOTS)
@@ -66,7 +66,7 @@ class ScaleTable {
 
     void find(const uint8_t* codes, Int count, float* to) const {
 #pragma GCC unroll 8
-        for (Int i = 0; i < count; ++i) to[i] = once(values[codes[i]]);  // one by one: a gather is slower
+        for (Int i = 0; i < count; ++i) to[i] = in_register(values[codes[i]]);  // one by one: a gather is slower
     }
 
   private:
@@ -84,23 +84,23 @@ struct Codes {
     const float* scale_scales;
     float offset;
 
-    float scale(Int block) const { return scale_values[scale_codes[block]] * scale_scales[block / NESTED] + offset; }
+    float scale(Int block) const { return scale_values[scale_codes[block]] * scale_scales[block / SCALE_BLOCK] + offset; }
 
     // The scales of `count` blocks from `block`.
     void scales(Int block, Int count, ScaleTable& table, float* to) const {
         for (Int i = 0; i < count; i += LINE_BYTES) fetch(scale_codes + block + count + i);
         table.fit(scale_values);
         for (Int i = 0, stop; i < count; i = stop) {
-            stop = std::min(count, padded(block + i + 1, NESTED) - block);
+            stop = std::min(count, padded(block + i + 1, SCALE_BLOCK) - block);
             table.find(scale_codes + block + i, stop - i, to + i);
-            const float by = scale_scales[(block + i) / NESTED];
+            const float by = scale_scales[(block + i) / SCALE_BLOCK];
             for (Int j = i; j < stop; ++j) to[j] = to[j] * by + offset;
         }
     }
 
     float weight(Int at) const {
         const uint8_t both = data[at / 2];
-        return values[at % 2 ? both & 15 : both >> 4] * scale(at / SCALED);
+        return values[at % 2 ? both & 15 : both >> 4] * scale(at / CODE_BLOCK);
     }
 };
 
@@ -109,22 +109,22 @@ struct Codes {
 // those with odd ones. So a byte's halves need no bringing together.
 constexpr bool CODES_IN_OWN_ORDER = true;
 
-inline Int place_beside_codes(Int i) { return i / SCALED * SCALED + i % 2 * WIDE + i % SCALED / 2; }
+inline Int place_beside_codes(Int i) { return i / CODE_BLOCK * CODE_BLOCK + i % 2 * PER_VECTOR + i % CODE_BLOCK / 2; }
 
 // As `lay`.
-inline void lay_beside_codes(const BFloat16* from, Number* to, Int step, Int count, Int stride) {
-    alignas(sizeof(Operand)) uint16_t evens[WIDE], odds[WIDE];
-    for (int i = 0; i < WIDE; ++i) evens[i] = uint16_t(2 * i), odds[i] = uint16_t(2 * i + 1);
+inline void pack_beside_codes(const BFloat16* from, Number* to, Int step, Int count, Int stride) {
+    alignas(sizeof(Operand)) uint16_t evens[PER_VECTOR], odds[PER_VECTOR];
+    for (int i = 0; i < PER_VECTOR; ++i) evens[i] = uint16_t(2 * i), odds[i] = uint16_t(2 * i + 1);
     const auto put = [&](const BFloat16* some) {
-        const Operand a = operand(some), b = operand(some + WIDE);
+        const Operand a = operand(some), b = operand(some + PER_VECTOR);
         for (const uint16_t* which : {evens, odds}) {
-            to = Placed::put(_mm512_permutex2var_epi16(a, _mm512_load_si512(which), b), to, step);
+            to = ActivationLayout::put(_mm512_permutex2var_epi16(a, _mm512_load_si512(which), b), to, step);
         }
     };
     Int i = 0;
-    for (; i + SCALED <= count; i += SCALED) put(from + i);
-    for (; i < stride; i += SCALED) {
-        BFloat16 rest[SCALED] = {};
+    for (; i + CODE_BLOCK <= count; i += CODE_BLOCK) put(from + i);
+    for (; i < stride; i += CODE_BLOCK) {
+        BFloat16 rest[CODE_BLOCK] = {};
         if (i < count) std::copy(from + i, from + count, rest);
         put(rest);
     }
@@ -132,7 +132,7 @@ inline void lay_beside_codes(const BFloat16* from, Number* to, Int step, Int cou
 #else
 constexpr bool CODES_IN_OWN_ORDER = false;
 inline Int place_beside_codes(Int i) { return place(i); }
-inline void lay_beside_codes(const BFloat16* from, Number* to, Int step, Int count, Int stride) {
-    lay<Placed>(from, to, step, count, stride);
+inline void pack_beside_codes(const BFloat16* from, Number* to, Int step, Int count, Int stride) {
+    pack<ActivationLayout>(from, to, step, count, stride);
 }
 #endif

@@ -24,7 +24,7 @@ constexpr int LANES = 4;
 
 using Int = int64_t;
 constexpr Int LINE_BYTES = 64;  // of a cache line
-constexpr Int LINE = 32;        // bf16 numbers in it
+constexpr Int LINE = 32;  // bf16 numbers in it
 typedef float Vec __attribute__((vector_size(LANES * 4)));
 typedef int32_t IntVec __attribute__((vector_size(LANES * 4)));
 typedef uint32_t BitVec __attribute__((vector_size(LANES * 4)));

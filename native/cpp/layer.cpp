@@ -4,7 +4,7 @@
 //   a = x + O(attend(rotate(norm(Q n)), rotate(norm(K n)), V n)),  n = norm(x)
 //   y = a + D(silu(G m) * U m),                                    m = norm(a)
 #include "attention.h"
-#include "deal.h"
+#include "task_sharing.h"
 #include "low_rank.h"
 #include "pointwise.h"
 #include "product.h"
@@ -16,7 +16,7 @@ struct Norm {
     float epsilon;
 };
 
-struct Turn {  // of each token's heads: [tokens, width]
+struct Rotation {  // of each token's heads: [tokens, width]
     const BFloat16* cos;
     const BFloat16* sin;
 };
@@ -27,13 +27,13 @@ struct DecoderLayer {
     Cache cache;
 };
 
-// Activations of all rows as they are multiplied, and what the adapters make of them at up to three linears.
-struct Wide {
+// The input of up to three linears that share it: all rows' activations, packed, and the adapters' terms on them.
+struct LinearInput {
     Inputs x;
     Buffer<float> h[3], plus[3];
-    Shrinking terms[3];
+    LayerTerms terms[3];
     std::vector<Shrink> shrinks;
-    Deal shrinking, multiplying;
+    TaskSharing shrink_tasks, product_tasks;
 
     // Makes room for the input of `linears`, which share it, and lists what adapters shrink. Where every thread has an
     // adapter's few rows to itself, it expands them at once.
@@ -54,146 +54,147 @@ struct Wide {
             terms[i].append(adapters, x.plain(), shrinks);
             ++i;
         }
-        shrinking.set(shrinks.size());
+        shrink_tasks.set(shrinks.size());
     }
 };
 
-// Kept between calls by the thread that calls; the team reads and writes them.
-struct Room {
-    Wide attention, out, mlp, down;
+// Buffers that the calling thread keeps between calls; the whole team reads and writes them.
+struct CallBuffers {
+    LinearInput attention, out, mlp, down;
     Buffer<BFloat16> q, k, v, attended, normed, gated;
     std::vector<AttentionTask> tasks;
-    Deal attending;
+    TaskSharing attention_tasks;
 };
 
-struct Own {  // what each thread keeps
+struct ThreadState {  // buffers that each thread keeps for itself
     Scratch scratch[2];
     AttentionScratch attention;
     Buffer<Number> block;
 };
 
-class Pass {
+class LayerPass {
   public:
-    Pass(const DecoderLayer& layer, const Batch& batch, const Terms& terms, const Turn& turn, const BFloat16* x, BFloat16* y,
-         Room& room)
-        : layer(layer), batch(batch), terms(terms), turn(turn), x(x), y(y), rows(batch.tokens), room(room) {
-        room.attention.fit(rows, terms, {&layer.q, &layer.k, &layer.v});
-        room.out.fit(rows, terms, {&layer.o});
-        room.mlp.fit(rows, terms, {&layer.gate, &layer.up});
-        room.down.fit(rows, terms, {&layer.down});
-        room.q.fit(rows * layer.q.outputs), room.k.fit(rows * layer.k.outputs);
-        room.v.fit(rows * layer.v.outputs), room.attended.fit(rows * layer.o.inputs);
-        room.normed.fit(rows * layer.q.inputs), room.gated.fit(rows * layer.gate.outputs);
-        room.tasks.clear();
-        append_tasks(batch, layer.cache, omp_get_max_threads(), room.tasks);
-        room.attending.set(room.tasks.size());
+    LayerPass(const DecoderLayer& layer, const Batch& batch, const Terms& terms, const Rotation& rotation, const BFloat16* x, BFloat16* y,
+         CallBuffers& buffers)
+        : layer(layer), batch(batch), terms(terms), rotation(rotation), x(x), y(y), rows(batch.tokens), buffers(buffers) {
+        buffers.attention.fit(rows, terms, {&layer.q, &layer.k, &layer.v});
+        buffers.out.fit(rows, terms, {&layer.o});
+        buffers.mlp.fit(rows, terms, {&layer.gate, &layer.up});
+        buffers.down.fit(rows, terms, {&layer.down});
+        buffers.q.fit(rows * layer.q.outputs), buffers.k.fit(rows * layer.k.outputs);
+        buffers.v.fit(rows * layer.v.outputs), buffers.attended.fit(rows * layer.o.inputs);
+        buffers.normed.fit(rows * layer.q.inputs), buffers.gated.fit(rows * layer.gate.outputs);
+        buffers.tasks.clear();
+        append_tasks(batch, layer.cache, omp_get_max_threads(), buffers.tasks);
+        buffers.attention_tasks.set(buffers.tasks.size());
         const Linear* projections[] = {&layer.q, &layer.k, &layer.v};
         project_width = width_for(layer.q.outputs + 2 * layer.k.outputs);
         for (int i = 0; i < 3; ++i) starts[i + 1] = starts[i] + blocks_of(projections[i]->outputs, project_width);
-        room.attention.multiplying.set(parts_of(layer.q) * starts[3]);
-        for (auto [linear, wide] : {std::pair{&layer.o, &room.out}, {&layer.gate, &room.mlp}, {&layer.down, &room.down}})
-            wide->multiplying.set(parts_of(*linear) * blocks_of(linear->outputs, width_for(linear->outputs)));
+        buffers.attention.product_tasks.set(parts_of(layer.q) * starts[3]);
+        for (auto [linear, input] : {std::pair{&layer.o, &buffers.out}, {&layer.gate, &buffers.mlp}, {&layer.down, &buffers.down}})
+            input->product_tasks.set(parts_of(*linear) * blocks_of(linear->outputs, width_for(linear->outputs)));
     }
 
     // Every thread of the team calls this once.
-    void run(Own& own) {
-        normalise(x, layer.before_attention, room.attention);
-        shrink(room.attention, own);
-        project(own);
-        attend_all(own);
-        room.out.x.put(room.attended.data(), layer.o.inputs);
-        shrink(room.out, own);
-        add_product(layer.o, room.out, x, own);
-        normalise(y, layer.before_mlp, room.mlp);
-        shrink(room.mlp, own);
-        gate_and_up(own);
-        room.down.x.put(room.gated.data(), layer.down.inputs);
-        shrink(room.down, own);
-        add_product(layer.down, room.down, y, own);
+    void run(ThreadState& thread) {
+        normalise(x, layer.before_attention, buffers.attention);
+        shrink(buffers.attention, thread);
+        project(thread);
+        attend_all(thread);
+        buffers.out.x.put(buffers.attended.data(), layer.o.inputs);
+        shrink(buffers.out, thread);
+        add_product(layer.o, buffers.out, x, thread);
+        normalise(y, layer.before_mlp, buffers.mlp);
+        shrink(buffers.mlp, thread);
+        gate_and_up(thread);
+        buffers.down.x.put(buffers.gated.data(), layer.down.inputs);
+        shrink(buffers.down, thread);
+        add_product(layer.down, buffers.down, y, thread);
     }
 
   private:
     // Each of these ends when all threads are through with it.
-    void normalise(const BFloat16* from, const Norm& norm, Wide& wide) {
+    void normalise(const BFloat16* from, const Norm& norm, LinearInput& input) {
         const Int width = layer.q.inputs;
 #pragma omp for
         for (Int row = 0; row < rows; ++row) {
-            rms_norm(from + row * width, norm.weight, room.normed.data() + row * width, width, norm.epsilon);
+            rms_norm(from + row * width, norm.weight, buffers.normed.data() + row * width, width, norm.epsilon);
         }
-        wide.x.put(room.normed.data(), width);
+        input.x.put(buffers.normed.data(), width);
     }
 
-    void shrink(Wide& wide, Own& own) {
-        if (wide.shrinks.empty()) return;
-        wide.shrinking.run([&](Int task) {
-            const Shrink* shrink = &wide.shrinks[task];
-            shrink->run(own.block, task + 1 < Int(wide.shrinks.size()) ? shrink + 1 : nullptr);
+    void shrink(LinearInput& input, ThreadState& thread) {
+        if (input.shrinks.empty()) return;
+        input.shrink_tasks.run([&](Int task) {
+            const Shrink* shrink = &input.shrinks[task];
+            shrink->run(thread.block, task + 1 < Int(input.shrinks.size()) ? shrink + 1 : nullptr);
         });
     }
 
-    void project(Own& own) {
+    void project(ThreadState& thread) {
         const Linear* linears[] = {&layer.q, &layer.k, &layer.v};
-        BFloat16* results[] = {room.q.data(), room.k.data(), room.v.data()};
-        room.attention.multiplying.run([&](Int task) {
+        BFloat16* results[] = {buffers.q.data(), buffers.k.data(), buffers.v.data()};
+        buffers.attention.product_tasks.run([&](Int task) {
             const Int block = task % starts[3];
             const int which = block >= starts[2] ? 2 : block >= starts[1] ? 1 : 0;
             const Linear& linear = *linears[which];
             const Int out = (block - starts[which]) * project_width, outs = std::min(project_width, linear.outputs - out);
             const Range range = part(layer.q, task / starts[3]);
             BFloat16* to = results[which] + out;
-            products(linear, room.attention, which, range, out, outs, own.scratch[0], [&](Int row, Int count, const float* sums) {
+            products(linear, buffers.attention, which, range, out, outs, thread.scratch[0], [&](Int row, Int count, const float* sums) {
                 for (Int m = 0; m < count; ++m) round_row(sums + m * BLOCK, to + (row + m) * linear.outputs, outs);
             });
         });
     }
 
-    void attend_all(Own& own) {
+    void attend_all(ThreadState& thread) {
         const Cache& cache = layer.cache;
         const Int width = cache.width;
-        const Rows query{room.q.data(), cache.heads * width, width};
-        const Rows key{room.k.data(), cache.kv_heads * width, width}, value{room.v.data(), cache.kv_heads * width, width};
+        const Rows query{buffers.q.data(), cache.heads * width, width};
+        const Rows key{buffers.k.data(), cache.kv_heads * width, width}, value{buffers.v.data(), cache.kv_heads * width, width};
 #pragma omp for
         for (Int row = 0; row < rows; ++row) {
-            turn_heads(room.q.data() + row * query.token, cache.heads, layer.of_queries, row);
-            turn_heads(room.k.data() + row * key.token, cache.kv_heads, layer.of_keys, row);
+            rotate_heads(buffers.q.data() + row * query.token, cache.heads, layer.of_queries, row);
+            rotate_heads(buffers.k.data() + row * key.token, cache.kv_heads, layer.of_keys, row);
             write_slot(batch, row, key, value, cache);
         }
-        room.attending.run(
-            [&](Int task) { attend(room.tasks, task, batch, query, cache, own.attention, room.attended.data()); });
+        buffers.attention_tasks.run(
+            [&](Int task) { attend(buffers.tasks, task, batch, query, cache, thread.attention, buffers.attended.data()); });
     }
 
-    void turn_heads(BFloat16* heads, Int count, const Norm& norm, Int row) {
+    void rotate_heads(BFloat16* heads, Int count, const Norm& norm, Int row) {
         const Int width = layer.cache.width;
         for (BFloat16* head = heads; head < heads + count * width; head += width) {
             if (norm.weight) rms_norm(head, norm.weight, head, width, norm.epsilon);
-            rotate(head, turn.cos + row * width, turn.sin + row * width, width);
+            rotate(head, rotation.cos + row * width, rotation.sin + row * width, width);
         }
     }
 
-    void gate_and_up(Own& own) {
+    void gate_and_up(ThreadState& thread) {
         const Int outputs = layer.gate.outputs, width = width_for(outputs), blocks = blocks_of(outputs, width);
-        room.mlp.multiplying.run([&](Int task) {
+        buffers.mlp.product_tasks.run([&](Int task) {
             const Int out = task % blocks * width, outs = std::min(width, outputs - out);
             const Range range = part(layer.gate, task / blocks);
-            Block up(layer.up, out, outs, range.count(), own.scratch[1]);
-            products(layer.gate, room.mlp, 0, range, out, outs, own.scratch[0], [&](Int row, Int count, const float* gates) {
-                float ups[TOGETHER * BLOCK];
-                finish(up, layer.up, room.mlp, 1, row, out, outs, ups);
+            Block up(layer.up, out, outs, range.count(), thread.scratch[1]);
+            products(layer.gate, buffers.mlp, 0, range, out, outs, thread.scratch[0], [&](Int row, Int count, const float* gates) {
+                float ups[ROWS_AT_ONCE * BLOCK];
+                group_products(up, layer.up, buffers.mlp, 1, row, out, outs, ups);
                 for (Int m = 0; m < count; ++m) {
                     BFloat16 gate[BLOCK], other[BLOCK];
                     round_row(gates + m * BLOCK, gate, outs), round_row(ups + m * BLOCK, other, outs);
-                    silu_product(gate, other, room.gated.data() + (row + m) * outputs + out, outs);
+                    silu_product(gate, other, buffers.gated.data() + (row + m) * outputs + out, outs);
                 }
             });
         });
     }
 
     // y = before + W x
-    void add_product(const Linear& linear, Wide& wide, const BFloat16* before, Own& own) {
+    void add_product(const Linear& linear, LinearInput& input, const BFloat16* before, ThreadState& thread) {
         const Int outputs = linear.outputs, width = width_for(outputs), blocks = blocks_of(outputs, width);
-        wide.multiplying.run([&](Int task) {
+        input.product_tasks.run([&](Int task) {
             const Int out = task % blocks * width, outs = std::min(width, outputs - out);
-            products(linear, wide, 0, part(linear, task / blocks), out, outs, own.scratch[0], [&](Int row, Int count, const float* sums) {
+            const Range range = part(linear, task / blocks);
+            products(linear, input, 0, range, out, outs, thread.scratch[0], [&](Int row, Int count, const float* sums) {
                 for (Int m = 0; m < count; ++m) {
                     const Int at = (row + m) * outputs + out;
                     add_row(before + at, sums + m * BLOCK, y + at, outs);
@@ -220,21 +221,22 @@ class Pass {
 
     // Sums of W x + s B (A x), times the gain, plus bias, for outputs [out, out + outs) of some rows, a group at a time.
     template <class Emit>
-    void products(const Linear& linear, Wide& wide, int which, Range range, Int out, Int outs, Scratch& scratch, Emit emit) {
+    void products(const Linear& linear, LinearInput& input, int which, Range range, Int out, Int outs, Scratch& scratch, Emit emit) {
         Block block(linear, out, outs, range.count(), scratch);
-        for (Int row = range.first; row < range.stop; row += TOGETHER) {
-            float sums[TOGETHER * BLOCK];
-            const Int count = finish(block, linear, wide, which, row, out, outs, sums);
+        for (Int row = range.first; row < range.stop; row += ROWS_AT_ONCE) {
+            float sums[ROWS_AT_ONCE * BLOCK];
+            const Int count = group_products(block, linear, input, which, row, out, outs, sums);
             emit(row, count, sums);
         }
     }
 
     // The same for one group; returns its rows.
-    Int finish(Block& block, const Linear& linear, const Wide& wide, int which, Int row, Int out, Int outs, float* sums) {
-        const Shrinking& changes = wide.terms[which];
+    Int group_products(Block& block, const Linear& linear, const LinearInput& input, int which, Int row, Int out, Int outs,
+                       float* sums) {
+        const LayerTerms& changes = input.terms[which];
         if (changes.h_stride && rows <= DIRECT) changes.fetch_expansion(terms, out, outs);
-        const Int count = block.products(wide.x, row, sums);
-        if (changes.h_stride) changes.change_rows(terms, row, count, out, outs, sums, BLOCK);
+        const Int count = block.products(input.x, row, sums);
+        if (changes.h_stride) changes.apply_to_rows(terms, row, count, out, outs, sums, BLOCK);
         if (linear.bias)
             for (Int m = 0; m < count; ++m)
                 for (Int n = 0; n < outs; ++n) sums[m * BLOCK + n] += linear.bias[out + n];
@@ -250,12 +252,12 @@ class Pass {
     const DecoderLayer& layer;
     const Batch& batch;
     const Terms& terms;
-    const Turn turn;
+    const Rotation rotation;
     const BFloat16* x;
     BFloat16* y;
     const Int rows;
-    Room& room;
-    Int project_width, starts[4] = {};  // the projections' blocks: how wide, and where each one's begin
+    CallBuffers& buffers;
+    Int project_width, starts[4] = {};  // the projections' blocks: their width, and where each projection's begin
 };
 
 }  // namespace
@@ -263,13 +265,13 @@ class Pass {
 // y [tokens, hidden] of x; y is not x.
 extern "C" void decoder_layer_bf16(const DecoderLayer* layer, const Batch* batch, const Term* data, Int count,
                                    const BFloat16* cos, const BFloat16* sin, const BFloat16* x, BFloat16* y) {
-    static thread_local Room room;
+    static thread_local CallBuffers buffers;
     const Terms terms{data, count};
-    Pass pass(*layer, *batch, terms, {cos, sin}, x, y, room);
+    LayerPass pass(*layer, *batch, terms, {cos, sin}, x, y, buffers);
 #pragma omp parallel
     {
-        static thread_local Own own;
+        static thread_local ThreadState thread;
         const TileUse tiles;
-        pass.run(own);
+        pass.run(thread);
     }
 }

@@ -4,7 +4,7 @@
 
 #include "code_rows.h"
 
-constexpr Int DIRECT = 16;   // up to so many rows in all, weights become operands in registers, each time anew
+constexpr Int DIRECT = 16;  // up to so many rows in all, weights become operands in registers, each time anew
 
 // A weight [outputs, inputs], in bf16 at `halves` or else in 4 bits, and a bias that may be null. `number` is the
 // layer's place in an adapter's table.
@@ -14,7 +14,7 @@ struct Linear {
     const BFloat16* bias;
     Int outputs, inputs, number;
 
-    Int stride() const { return padded(inputs, SCALED); }  // of its activations as they are multiplied
+    Int stride() const { return padded(inputs, CODE_BLOCK); }  // of its activations as they are multiplied
     bool beside_codes() const { return CODES_IN_OWN_ORDER && !halves; }  // how they lie
 };
 
@@ -42,14 +42,14 @@ class Inputs {
     const Activations& of(const Linear& linear) const { return orders[linear.beside_codes()]; }
 
   private:
-    static constexpr Int SPAN = 2 * SCALED;
+    static constexpr Int SPAN = 2 * CODE_BLOCK;
 
     // Up to SPAN numbers of a row, from the first on.
     void put_span(Int row, const BFloat16* from, Int count, Int first) const {
         const Activations &plain = orders[0], &other = orders[1];
         const Int past = std::min(first + SPAN, plain.stride) - first, there = std::min(count - first, past);
-        if (plain.data) lay<Placed>(from + first, plain.at(row, first), plain.step(row), there, past);
-        if (other.data) lay_beside_codes(from + first, other.at(row, first), other.step(row), there, past);
+        if (plain.data) pack<ActivationLayout>(from + first, plain.at(row, first), plain.step(row), there, past);
+        if (other.data) pack_beside_codes(from + first, other.at(row, first), other.step(row), there, past);
     }
 
     Buffer<Number> rooms[2];

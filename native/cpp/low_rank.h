@@ -125,7 +125,7 @@ struct Shrink {
     }
 
   private:
-    static constexpr Int TOGETHER = 4;  // ranks of B
+    static constexpr Int RANKS_AT_ONCE = 4;  // ranks of B
 
     const BFloat16* inputs_of(Int rank) const { return part->a + rank * inputs; }
 
@@ -143,16 +143,16 @@ struct Shrink {
         const BFloat16* a = inputs_of(from);
         const ActivationTiles at[] = {tiles_of(*x, start)};
         clear_tiles<1>();
-        if (ranks == SIDE && inputs % DEEP == 0) {
-            add_tiles<1, 1>({a, inputs * 2, 0, DEEP, after}, at, 0, inputs);
+        if (ranks == TILE_ROWS && inputs % TILE_DEPTH == 0) {
+            add_tiles<1, 1>({a, inputs * 2, 0, TILE_DEPTH, after}, at, 0, inputs);
         } else {
-            const Int wide = padded(inputs, DEEP);
-            block.fit(SIDE * wide);
-            std::fill(block.data(), block.data() + SIDE * wide, Number{});
+            const Int wide = padded(inputs, TILE_DEPTH);
+            block.fit(TILE_ROWS * wide);
+            std::fill(block.data(), block.data() + TILE_ROWS * wide, Number{});
             for (Int r = 0; r < ranks; ++r) std::copy_n(a + r * inputs, inputs, block.data() + r * wide);
-            add_tiles<1, 1>({block.data(), wide * 2, 0, DEEP, nullptr}, at, 0, wide);
+            add_tiles<1, 1>({block.data(), wide * 2, 0, TILE_DEPTH, nullptr}, at, 0, wide);
         }
-        alignas(LINE_BYTES) float found[FOUND];
+        alignas(LINE_BYTES) float found[TILE_SUMS];
         store_tile<0>(found);
         put_sums(found, stop - start, sums, RANKS);
     }
@@ -170,7 +170,7 @@ struct Shrink {
         } else {
             const Int wide = padded(inputs, PAIR);
             block.fit(ranks * wide);
-            for (Int r = 0; r < ranks; ++r) lay(a + r * inputs, block.data() + r * wide, WIDE, inputs, wide);
+            for (Int r = 0; r < ranks; ++r) pack(a + r * inputs, block.data() + r * wide, PER_VECTOR, inputs, wide);
             multiply(x->at(start), step, rows, Numbers{block.data(), wide}, ranks, 0, wide, vectors, RANKS);
         }
         for (Int t = 0; t < rows; ++t) {
@@ -185,18 +185,19 @@ struct Shrink {
     // plus[t] = B h[t], a few ranks and two rows at a time. The order of additions is that of `expand`.
     void expand_at_once(const BFloat16* after) const {
         for (Int r = 0, ranks; r < part->rank; r += ranks) {
-            const bool some = r + TOGETHER <= part->rank;
-            ranks = some ? TOGETHER : 1;
+            const bool some = r + RANKS_AT_ONCE <= part->rank;
+            ranks = some ? RANKS_AT_ONCE : 1;
             const BFloat16 *b = part->b + r * outputs, *next = r + ranks < part->rank ? b + ranks * outputs : after;
-            const auto two = some ? add_ranks<TOGETHER, 2> : add_ranks<1, 2>, one = some ? add_ranks<TOGETHER, 1> : add_ranks<1, 1>;
+            const auto two = some ? add_ranks<RANKS_AT_ONCE, 2> : add_ranks<1, 2>;
+            const auto one = some ? add_ranks<RANKS_AT_ONCE, 1> : add_ranks<1, 1>;
             for (Int t = start; t < stop; t += 2)
                 (t + 2 <= stop ? two : one)(h + t * h_stride + r, h_stride, b, outputs, r == 0, plus + t * outputs, next);
         }
     }
 };
 
-// What one layer's adapters shrink: those of all rows to h, and if `plus` is not null, expanded at once.
-struct Shrinking {
+// The adapters' terms at one layer: h = s A x of all rows, and, if `plus` is not null, B h as well.
+struct LayerTerms {
     Int layer, inputs, outputs;
     float* h;
     Int h_stride;
@@ -216,7 +217,7 @@ struct Shrinking {
     }
 
     // The layer's terms on rows [row, row + count), added to y, whose row 0 is `row`; then their gains.
-    void change_rows(const Terms& terms, Int row, Int count, Int out, Int outs, float* y, Int y_stride) const {
+    void apply_to_rows(const Terms& terms, Int row, Int count, Int out, Int outs, float* y, Int y_stride) const {
         for (const Term& term : terms) {
             const Part& part = term.parts[layer];
             const Int start = std::max(row, term.start), stop = std::min(row + count, term.stop);
@@ -238,7 +239,7 @@ struct Shrinking {
         for (; n < count; ++n) values[n] = how(values[n], by[n]);
     }
 
-    // Asks for the bytes of B that `change_rows` will read: each rank's is a row of its own, far from the last one's.
+    // Asks for the bytes of B that `apply_to_rows` will read: each rank's is a row of its own, far from the last one's.
     void fetch_expansion(const Terms& terms, Int out, Int outs) const {
         if (plus) return;
         for (const Term& term : terms) {

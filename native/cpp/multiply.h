@@ -8,17 +8,17 @@
 
 #include "operand.h"
 
-// A source gives `VECTORS` vectors of one row of w at a time, of `WIDE` numbers each, in the order of x.
+// A source gives `VECTORS` vectors of one row of w at a time, of `PER_VECTOR` numbers each, in the order of x.
 
 // Floats; in whatever order x is.
 struct Floats {
     using X = float;
     static constexpr int ROWS = LANES == 16 ? 8 : 4;  // rows of x whose sums fit the registers beside three of w
-    static constexpr int WIDE = LANES;
+    static constexpr int PER_VECTOR = LANES;
     const float* data;
     Int stride;
 
-    struct Some {
+    struct Piece {
         static constexpr int VECTORS = 1;
         Vec value;
 
@@ -28,14 +28,14 @@ struct Floats {
         }
     };
 
-    Some some(Int n, Int k) const { return {load(data + n * stride + k)}; }
+    Piece piece(Int n, Int k) const { return {load(data + n * stride + k)}; }
 };
 
 // bf16 as it lies in memory.
 struct Halves {
     using X = Number;
     static constexpr int ROWS = 8;
-    static constexpr int WIDE = ::WIDE;
+    static constexpr int PER_VECTOR = ::PER_VECTOR;
     static constexpr Int AHEAD = 8;  // rows of w by which memory is asked before it is read
     const BFloat16* data;
     Int stride;
@@ -44,9 +44,9 @@ struct Halves {
     Halves(const BFloat16* data, Int stride) : Halves(data, stride, data + AHEAD * stride) {}
     Halves(const BFloat16* data, Int stride, const BFloat16* next) : data(data), stride(stride), next(next) {}
 
-    struct Some {
-        static constexpr int VECTORS = LAID;
-        Laid laid;
+    struct Piece {
+        static constexpr int VECTORS = PAIR_VECTORS;
+        PackedPair laid;
 
         template <int V>
         Operand vector() const {
@@ -54,10 +54,10 @@ struct Halves {
         }
     };
 
-    Some some(Int n, Int k) const {
+    Piece piece(Int n, Int k) const {
         // Rows are short, and the processor's own prefetching stops at each row's end.
         fetch(next + n * stride + k);
-        return {Laid(data + n * stride + k)};
+        return {PackedPair(data + n * stride + k)};
     }
 };
 
@@ -86,14 +86,14 @@ constexpr int columns_beside(int rows) {
 
 // acc[m][n] += x[m] * w[n] for vectors V and on of those that a source gives at a time.
 template <int V, class Source, int M, int N>
-inline void add_vectors(const typename Source::X* x, Int step, const typename Source::Some (&some)[N], Vec (&acc)[M][N]) {
-    decltype(some[0].template vector<V>()) b[N];
-    for (int n = 0; n < N; ++n) b[n] = some[n].template vector<V>();
+inline void add_vectors(const typename Source::X* x, Int step, const typename Source::Piece (&pieces)[N], Vec (&acc)[M][N]) {
+    decltype(pieces[0].template vector<V>()) b[N];
+    for (int n = 0; n < N; ++n) b[n] = pieces[n].template vector<V>();
     for (int m = 0; m < M; ++m) {
-        const auto a = once(operand(x + m * Source::WIDE));
+        const auto a = in_register(operand(x + m * Source::PER_VECTOR));
         for (int n = 0; n < N; ++n) acc[m][n] = add_product(acc[m][n], a, b[n]);
     }
-    if constexpr (V + 1 < Source::Some::VECTORS) add_vectors<V + 1, Source>(x + step, step, some, acc);
+    if constexpr (V + 1 < Source::Piece::VECTORS) add_vectors<V + 1, Source>(x + step, step, pieces, acc);
 }
 
 // sums[m][n] += x[m] . w[n] over inputs [from, to), lane by lane; from input 0 on, whatever was in sums counts as zero.
@@ -101,15 +101,15 @@ inline void add_vectors(const typename Source::X* x, Int step, const typename So
 // on its neighbours.
 template <int M, int N, class Source>
 inline void tile(const typename Source::X* x, Int step, const Source& w, Int column, Int from, Int to, Vec* sums, Int stride) {
-    using Some = typename Source::Some;
+    using Piece = typename Source::Piece;
     Vec acc[M][N];
     each<M, N>([&](int m, int n) { acc[m][n] = Vec{}; });
     if (from) each<M, N>([&](int m, int n) { acc[m][n] = sums[m * stride + n]; });
-    x += from / Source::WIDE * step;
-    for (Int k = from; k < to; k += Some::VECTORS * Source::WIDE, x += Some::VECTORS * step) {
-        Some some[N];
-        for (int n = 0; n < N; ++n) some[n] = w.some(column + n, k);
-        add_vectors<0, Source>(x, step, some, acc);
+    x += from / Source::PER_VECTOR * step;
+    for (Int k = from; k < to; k += Piece::VECTORS * Source::PER_VECTOR, x += Piece::VECTORS * step) {
+        Piece pieces[N];
+        for (int n = 0; n < N; ++n) pieces[n] = w.piece(column + n, k);
+        add_vectors<0, Source>(x, step, pieces, acc);
     }
     each<M, N>([&](int m, int n) { sums[m * stride + n] = acc[m][n]; });
 }
@@ -129,7 +129,7 @@ template <class Source>
 inline void multiply(const typename Source::X* x, Int step, Int rows, const Source& w, Int columns, Int from, Int to, Vec* sums,
                      Int stride) {
     constexpr int MOST = Source::ROWS;
-    for (; rows >= MOST; rows -= MOST, x += MOST * Source::WIDE, sums += MOST * stride)
+    for (; rows >= MOST; rows -= MOST, x += MOST * Source::PER_VECTOR, sums += MOST * stride)
         some_rows<MOST>(x, step, w, columns, from, to, sums, stride);
     switch (rows) {
         case 7: return some_rows<7>(x, step, w, columns, from, to, sums, stride);

@@ -29,27 +29,27 @@ inline Number number(float value) { return value; }
 #endif
 
 constexpr Int PAIR = 2 * LANES;  // numbers of a row that are laid together
-constexpr Int WIDE = sizeof(Vec) / sizeof(Number);  // numbers in a vector
-constexpr int LAID = PAIR / WIDE;  // vectors they make
+constexpr Int PER_VECTOR = sizeof(Vec) / sizeof(Number);  // numbers in a vector
+constexpr int PAIR_VECTORS = PAIR / PER_VECTOR;  // vectors they make
 
 inline Vec operand(const float* from) { return load(from); }
 inline Vec add_product(Vec sum, Vec a, Vec b) { return sum + a * b; }
 
-// A value that is read from memory once, not anew by every multiplication.
+// Keeps a value in a register, so that the compiler does not read it from memory again for every multiplication.
 template <class Value>
-inline Value once(Value value) {
+inline Value in_register(Value value) {
 #if defined(__AVX__)
     asm("" : "+v"(value));
 #endif
     return value;
 }
 
-// PAIR numbers of bf16 as operands.
-struct Laid {
-    Operand vectors[LAID];
+// PAIR numbers of bf16, unpacked to operands.
+struct PackedPair {
+    Operand vectors[PAIR_VECTORS];
 
-    Laid() = default;
-    explicit Laid(const BFloat16* from) {
+    PackedPair() = default;
+    explicit PackedPair(const BFloat16* from) {
 #if defined(BF16_DOTS)
         vectors[0] = operand(from);
 #else
@@ -62,19 +62,19 @@ struct Laid {
 };
 
 // Where the vectors of a row go: each whole, `step` numbers behind the last.
-struct Apart {
+struct Strided {
     static Number* put(Operand vector, Number* to, Int step) {
         memcpy(to, &vector, sizeof vector);
         return to + step;
     }
 };
 
-// `count` numbers as they are multiplied, and zeros up to `stride`.
-template <class How = Apart>
-inline void lay(const BFloat16* from, Number* to, Int step, Int count, Int stride) {
+// Writes `count` numbers in the form in which they are multiplied, and zeros up to `stride`.
+template <class How = Strided>
+inline void pack(const BFloat16* from, Number* to, Int step, Int count, Int stride) {
     const auto put = [&](const BFloat16* some) {
-        const Laid laid(some);
-        for (int v = 0; v < LAID; ++v) to = How::put(laid.vectors[v], to, step);
+        const PackedPair laid(some);
+        for (int v = 0; v < PAIR_VECTORS; ++v) to = How::put(laid.vectors[v], to, step);
     };
     Int i = 0;
     for (; i + PAIR <= count; i += PAIR) put(from + i);

@@ -1,12 +1,12 @@
 // y = g * (x W^T + plus) + bias for a whole batch. Sums are floats, rounded once.
-#include "deal.h"
+#include "task_sharing.h"
 #include "pointwise.h"
 #include "product.h"
 
 namespace {
 
-// What becomes of sums before they are rounded. Each may be null; `gains` has an address for each row, null for none.
-struct Ending {
+// What is applied to sums before they are rounded. Each may be null; `gains` has one pointer per row, null for none.
+struct Epilogue {
     const BFloat16* bias;
     const float* plus;
     const float* const* gains;
@@ -33,23 +33,23 @@ extern "C" void product_bf16(const BFloat16* x, const Linear* linear, const floa
     const Int inputs = linear->inputs, outputs = linear->outputs;
     kept.fit(rows, linear->stride(), !linear->beside_codes(), linear->beside_codes());
     const Inputs& wide = kept;  // the caller's, for the whole team
-    const Ending ending{linear->bias, plus, gains, outputs};
+    const Epilogue epilogue{linear->bias, plus, gains, outputs};
     const Int width = block_width(outputs, omp_get_max_threads());
-    static thread_local Deal kept_deal;
-    Deal& deal = kept_deal;
-    deal.set((outputs + width - 1) / width);
+    static thread_local TaskSharing kept_sharing;
+    TaskSharing& sharing = kept_sharing;
+    sharing.set((outputs + width - 1) / width);
 #pragma omp parallel
     {
         static thread_local Scratch scratch;
         const TileUse tiles;
         wide.put(x, inputs);
-        deal.run([&](Int task) {
+        sharing.run([&](Int task) {
             const Int out = task * width, outs = std::min(width, outputs - out);
             Block block(*linear, out, outs, rows, scratch);
-            for (Int row = 0; row < rows; row += TOGETHER) {
-                float sums[TOGETHER * BLOCK];
+            for (Int row = 0; row < rows; row += ROWS_AT_ONCE) {
+                float sums[ROWS_AT_ONCE * BLOCK];
                 const Int count = block.products(wide, row, sums);
-                for (Int m = 0; m < count; ++m) ending.write(sums + m * BLOCK, row + m, out, outs, y);
+                for (Int m = 0; m < count; ++m) epilogue.write(sums + m * BLOCK, row + m, out, outs, y);
             }
         });
     }

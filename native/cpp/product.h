@@ -12,7 +12,7 @@ constexpr Int CACHED = 512 * 1024;  // bytes of activations that stay in the sec
 
 // Rows of activations that are multiplied with one block after the other: so many as stay in the second-level cache.
 inline Int rows_at_once(const Linear& linear) {
-    const Int fitting = CACHED / (linear.stride() * Int(sizeof(Number))) / TOGETHER * TOGETHER;
+    const Int fitting = CACHED / (linear.stride() * Int(sizeof(Number))) / ROWS_AT_ONCE * ROWS_AT_ONCE;
     return std::max<Int>(4 * GROUP, fitting);
 }
 

@@ -3,29 +3,29 @@
 
 #include "linear.h"
 
-constexpr Int BLOCK = 4 * SIDE;  // outputs that a thread takes at most at a time
-constexpr Int DEPTH = SCALED;    // inputs whose weights are laid out before they are multiplied: so few that both overlap
+constexpr Int BLOCK = 4 * TILE_ROWS;  // outputs that a thread takes at most at a time
+constexpr Int DEPTH = CODE_BLOCK;  // inputs whose weights are laid out before they are multiplied: so few that both overlap
 
 // Rows [out, out + outs) of a weight. In memory's order where a tile can be loaded from there; laid out as tiles where
 // not: all at once for many rows of activations, a few inputs after the other for those that are read once.
 class Block {
   public:
     Block(const Linear& linear, Int out, Int outs, Int rows, Scratch& scratch)
-        : linear(linear), out(out), outs(outs), tiles((outs + SIDE - 1) / SIDE), end(linear.stride()), scratch(scratch) {
-        direct = linear.halves && linear.inputs % DEEP == 0 && outs % SIDE == 0;
+        : linear(linear), out(out), outs(outs), tiles((outs + TILE_ROWS - 1) / TILE_ROWS), end(linear.stride()), scratch(scratch) {
+        direct = linear.halves && linear.inputs % TILE_DEPTH == 0 && outs % TILE_ROWS == 0;
         if (direct) end = linear.inputs;
         depth = direct || rows > GROUP ? end : std::min(end, DEPTH);
-        if (!linear.halves && linear.inputs % SCALED == 0) {
-            const Int count = linear.inputs / SCALED;
+        if (!linear.halves && linear.inputs % CODE_BLOCK == 0) {
+            const Int count = linear.inputs / CODE_BLOCK;
             scratch.scales.fit(outs * count);
             linear.codes.scales(out * count, outs * count, scratch.scale_table, scratch.scales.data());
         }
         if (direct) return;
-        scratch.weights.fit(tiles * SIDE * depth);
+        scratch.weights.fit(tiles * TILE_ROWS * depth);
         if (depth == end) fill(0, end);
     }
 
-    // y[m][n] = x[m] . w[n] for up to TOGETHER rows from `row`; y has BLOCK columns. Returns how many they are.
+    // y[m][n] = x[m] . w[n] for up to ROWS_AT_ONCE rows from `row`; y has BLOCK columns. Returns how many they are.
     Int products(const Inputs& inputs, Int row, float* y) {
         const Activations& x = inputs.of(linear);
         const bool both = row + GROUP < x.rows && depth == end;
@@ -36,7 +36,7 @@ class Block {
         } else {
             take_all<4>(x, row, y);
         }
-        asked = true;
+        prefetched = true;
         return x.group(row) + (both ? x.group(row + GROUP) : 0);
     }
 
@@ -59,63 +59,64 @@ class Block {
             if (depth < end) fill(from, to);
             add_tiles<W, U>(weights(n, W), at, from, to);
         }
-        alignas(LINE_BYTES) float sums[W * U * FOUND];
+        alignas(LINE_BYTES) float sums[W * U * TILE_SUMS];
         store_tiles<W * U>(sums);
         for (Int w = 0; w < W; ++w)
             for (Int u = 0; u < U; ++u)
-                put_sums(sums + (w * U + u) * FOUND, x.group(row + u * GROUP), y + u * GROUP * BLOCK + (n + w) * SIDE, BLOCK);
+                put_sums(sums + (w * U + u) * TILE_SUMS, x.group(row + u * GROUP), y + u * GROUP * BLOCK + (n + w) * TILE_ROWS, BLOCK);
     }
 
     WeightTiles weights(Int n, Int count) const {
-        if (!direct) return {scratch.weights.data() + n * depth * SIDE, LINE_BYTES, depth * SIDE, TILE, nullptr};
+        if (!direct) return {scratch.weights.data() + n * depth * TILE_ROWS, LINE_BYTES, depth * TILE_ROWS, TILE_NUMBERS, nullptr};
         const Int inputs = linear.inputs;
-        const BFloat16* data = linear.halves + (out + n * SIDE) * inputs;
-        return {data, inputs * 2, SIDE * inputs, DEEP, asked ? nullptr : data + count * SIDE * inputs};
+        const BFloat16* data = linear.halves + (out + n * TILE_ROWS) * inputs;
+        return {data, inputs * 2, TILE_ROWS * inputs, TILE_DEPTH, prefetched ? nullptr : data + count * TILE_ROWS * inputs};
     }
 
     // Lays inputs [from, to) of all outputs out, at most `depth`: the tiles of 16 outputs one after the other.
     void fill(Int from, Int to) const {
-        if (!linear.halves && linear.inputs % SCALED == 0) return fill_code_blocks(from, to);
+        if (!linear.halves && linear.inputs % CODE_BLOCK == 0) return fill_code_blocks(from, to);
         for (Int n = 0; n < outs; ++n)
-            for (Int i = from; i < to; i += SCALED) {
+            for (Int i = from; i < to; i += CODE_BLOCK) {
                 const Int at = (out + n) * linear.inputs + i, left = linear.inputs - i;
                 if (!linear.halves)
                     fill_codes(at, left, place(n, i));
                 else
-                    lay(linear.halves + at, place(n, i), TILE, std::min(left, SCALED), SCALED);
+                    pack(linear.halves + at, place(n, i), TILE_NUMBERS, std::min(left, CODE_BLOCK), CODE_BLOCK);
             }
         clear_rest(from, to);
     }
 
     // Where output n's numbers from an input on lie: 32 there, and 32 in the next tile.
     Number* place(Int n, Int i) const {
-        return scratch.weights.data() + n / SIDE * SIDE * depth + n % SIDE * DEEP + i % depth / DEEP * TILE;
+        return scratch.weights.data() + n / TILE_ROWS * TILE_ROWS * depth + n % TILE_ROWS * TILE_DEPTH +
+               i % depth / TILE_DEPTH * TILE_NUMBERS;
     }
 
     // A block of numbers, of which only `left` are there; they may begin within a block of codes.
     void fill_codes(Int at, Int left, Number* to) const {
-        for (Int j = 0; j < SCALED; ++j) {
+        for (Int j = 0; j < CODE_BLOCK; ++j) {
             const Int i = place_beside_codes(j);
-            to[i / DEEP * TILE + i % DEEP] = j < left ? number(linear.codes.weight(at + j)) : Number{};
+            to[i / TILE_DEPTH * TILE_NUMBERS + i % TILE_DEPTH] = j < left ? number(linear.codes.weight(at + j)) : Number{};
         }
     }
 
     // Asks for the next outputs' codes in the order of memory, as many as it reads, and brings near what each of its own has
     // next: 64 rows are read at a time, too many streams for the processor to foresee.
     void fill_code_blocks(Int from, Int to) const {
-        const Int row = linear.inputs / 2, blocks = linear.inputs / SCALED;
+        const Int row = linear.inputs / 2, blocks = linear.inputs / CODE_BLOCK;
         const CodeTable table(linear.codes.values);
         const uint8_t *all = linear.codes.data + out * row, *next = all + outs * row + from * outs / 2;
-        for (Int i = from; i < to; i += SCALED) {
+        for (Int i = from; i < to; i += CODE_BLOCK) {
             const uint8_t* codes = all + i / 2;
-            const float* scale = scratch.scales.data() + i / SCALED;
-            for (Int first = 0; first < outs; first += SIDE) {
+            const float* scale = scratch.scales.data() + i / CODE_BLOCK;
+            for (Int first = 0; first < outs; first += TILE_ROWS) {
                 Number* at = place(first, i);
-                for (Int n = std::min(SIDE, outs - first); n; --n) {
+                for (Int n = std::min(TILE_ROWS, outs - first); n; --n) {
                     if (n % 2) fetch(next);  // two rows' are a line
                     fetch_near(codes + LINE_BYTES);
-                    table.lay(codes, *scale, at, TILE);
-                    next += SCALED / 2, codes += row, scale += blocks, at += DEEP;
+                    table.pack(codes, *scale, at, TILE_NUMBERS);
+                    next += CODE_BLOCK / 2, codes += row, scale += blocks, at += TILE_DEPTH;
                 }
             }
         }
@@ -124,13 +125,13 @@ class Block {
 
     // Outputs that a tile has room for and the block does not have.
     void clear_rest(Int from, Int to) const {
-        for (Int n = outs; n < tiles * SIDE; ++n)
-            for (Int i = from; i < to; i += DEEP) std::fill_n(place(n, i), DEEP, Number{});
+        for (Int n = outs; n < tiles * TILE_ROWS; ++n)
+            for (Int i = from; i < to; i += TILE_DEPTH) std::fill_n(place(n, i), TILE_DEPTH, Number{});
     }
 
     const Linear& linear;
     const Int out, outs, tiles;
     Int end, depth;
     Scratch& scratch;
-    bool direct, asked = false;  // for what comes next in memory
+    bool direct, prefetched = false;  // for what comes next in memory
 };

@@ -6,11 +6,11 @@
 #include "operand.h"
 
 #if defined(BF16_TILES)
-constexpr Int SIDE = 16;                // rows of a tile
-constexpr Int DEEP = 32;                // bf16 numbers in a row
-constexpr Int TILE = SIDE * DEEP;       // in a whole tile of them
-constexpr Int FOUND = SIDE * SIDE;      // sums in a tile
-constexpr Int READ_PAST = 2 * SIDE;     // numbers behind the last activation that a tile's load may touch
+constexpr Int TILE_ROWS = 16;  // rows of a tile
+constexpr Int TILE_DEPTH = 32;  // bf16 numbers in a row
+constexpr Int TILE_NUMBERS = TILE_ROWS * TILE_DEPTH;  // in a whole tile of them
+constexpr Int TILE_SUMS = TILE_ROWS * TILE_ROWS;  // sums in a tile
+constexpr Int READ_PAST = 2 * TILE_ROWS;  // numbers behind the last activation that a tile's load may touch
 
 #if defined(__AMX_BF16__)
 #include <sys/syscall.h>
@@ -25,7 +25,7 @@ class TileUse {
             uint16_t bytes[16] = {};
             uint8_t rows[16] = {};
         } all;
-        for (int t = 0; t < 8; ++t) all.bytes[t] = LINE_BYTES, all.rows[t] = SIDE;
+        for (int t = 0; t < 8; ++t) all.bytes[t] = LINE_BYTES, all.rows[t] = TILE_ROWS;
         asm volatile("ldtilecfg %0" ::"m"(all));
     }
     TileUse(const TileUse&) = delete;
@@ -65,34 +65,34 @@ struct TileUse {
     ~TileUse() {}
 };
 
-inline float (&tile_of(int t))[FOUND] {
-    static thread_local float tiles[8][FOUND];
+inline float (&tile_of(int t))[TILE_SUMS] {
+    static thread_local float tiles[8][TILE_SUMS];
     return tiles[t];
 }
 
 template <int T>
 inline void clear_tile() {
-    std::fill(tile_of(T), tile_of(T) + FOUND, 0.0f);
+    std::fill(tile_of(T), tile_of(T) + TILE_SUMS, 0.0f);
 }
 
 template <int T>
 inline void load_tile(const void* from, Int bytes) {
-    for (Int i = 0; i < SIDE; ++i) memcpy(tile_of(T) + i * SIDE, static_cast<const char*>(from) + i * bytes, LINE_BYTES);
+    for (Int i = 0; i < TILE_ROWS; ++i) memcpy(tile_of(T) + i * TILE_ROWS, static_cast<const char*>(from) + i * bytes, LINE_BYTES);
 }
 
 template <int T>
 inline void store_tile(float* to, Int bytes = LINE_BYTES) {
-    for (Int i = 0; i < SIDE; ++i) memcpy(reinterpret_cast<char*>(to) + i * bytes, tile_of(T) + i * SIDE, LINE_BYTES);
+    for (Int i = 0; i < TILE_ROWS; ++i) memcpy(reinterpret_cast<char*>(to) + i * bytes, tile_of(T) + i * TILE_ROWS, LINE_BYTES);
 }
 
 template <int SUMS, int W, int X>
 inline void multiply_tiles() {
-    BFloat16 w[SIDE][SIDE][2], x[SIDE][SIDE][2];
+    BFloat16 w[TILE_ROWS][TILE_ROWS][2], x[TILE_ROWS][TILE_ROWS][2];
     memcpy(w, tile_of(W), sizeof w), memcpy(x, tile_of(X), sizeof x);
-    for (Int n = 0; n < SIDE; ++n)
-        for (Int pair = 0; pair < SIDE; ++pair)
-            for (Int m = 0; m < SIDE; ++m)
-                for (int i = 0; i < 2; ++i) tile_of(SUMS)[n * SIDE + m] += float(w[n][pair][i]) * float(x[pair][m][i]);
+    for (Int n = 0; n < TILE_ROWS; ++n)
+        for (Int pair = 0; pair < TILE_ROWS; ++pair)
+            for (Int m = 0; m < TILE_ROWS; ++m)
+                for (int i = 0; i < 2; ++i) tile_of(SUMS)[n * TILE_ROWS + m] += float(w[n][pair][i]) * float(x[pair][m][i]);
 }
 
 inline bool tiles_allowed() { return true; }
@@ -118,7 +118,7 @@ inline void clear_tiles() {
 
 template <int N, int FROM = 0>
 inline void store_tiles(float* to) {
-    store_tile<FROM>(to + FROM * FOUND);
+    store_tile<FROM>(to + FROM * TILE_SUMS);
     if constexpr (FROM + 1 < N) store_tiles<N, FROM + 1>(to);
 }
 
@@ -127,49 +127,49 @@ template <int W, int U, int FROM = 0>
 inline void add_tiles(const WeightTiles& w, const BFloat16* at, const BFloat16* next) {
     constexpr int MINE = 6 + FROM % 2;
     if (next)
-        for (Int i = 0; i < TILE; i += LINE) fetch(next + i);
+        for (Int i = 0; i < TILE_NUMBERS; i += LINE) fetch(next + i);
     load_tile<MINE>(at, w.row_bytes);
     multiply_tiles<FROM * U, MINE, 4>();
     if constexpr (U == 2) multiply_tiles<FROM * U + 1, MINE, 5>();
-    if constexpr (FROM + 1 < W) add_tiles<W, U, FROM + 1>(w, at + w.step, next ? next + TILE : nullptr);
+    if constexpr (FROM + 1 < W) add_tiles<W, U, FROM + 1>(w, at + w.step, next ? next + TILE_NUMBERS : nullptr);
 }
 
-// The first W * U tiles += W tiles of w . U of x over inputs [from, to) of x, which w begins with. The order of additions of one sum does
-// not depend on what else is in a tile, so a request's result does not depend on its neighbours.
+// The first W * U tiles += W tiles of w . U of x over inputs [from, to) of x, which w begins with. The order of additions
+// of one sum does not depend on what else is in a tile, so a request's result does not depend on its neighbours.
 template <int W, int U>
 inline void add_tiles(const WeightTiles& w, const ActivationTiles (&x)[U], Int from, Int to) {
     static_assert(W * U <= 4);
     const BFloat16 *at = w.data, *next = w.next;
-    for (Int k = from; k < to; k += DEEP, at += w.deeper) {
-        load_tile<4>(x[0].data + k / DEEP * x[0].deeper, x[0].row_bytes);
-        if constexpr (U == 2) load_tile<5>(x[1].data + k / DEEP * x[1].deeper, x[1].row_bytes);
+    for (Int k = from; k < to; k += TILE_DEPTH, at += w.deeper) {
+        load_tile<4>(x[0].data + k / TILE_DEPTH * x[0].deeper, x[0].row_bytes);
+        if constexpr (U == 2) load_tile<5>(x[1].data + k / TILE_DEPTH * x[1].deeper, x[1].row_bytes);
         add_tiles<W, U>(w, at, next);
-        if (next) next += W * TILE;
+        if (next) next += W * TILE_NUMBERS;
     }
 }
 
 #if defined(__GNUC__) && !defined(__clang__)
-// Turns 16 rows of 16 sums over.
-template <int BIT = SIDE / 2>
-inline void turn_over(Vec* rows) {
+// Transposes 16 rows of 16 sums.
+template <int BIT = TILE_ROWS / 2>
+inline void transpose(Vec* rows) {
     IntVec low, high;
     for (int lane = 0; lane < LANES; ++lane) {
         low[lane] = lane & BIT ? LANES + (lane ^ BIT) : lane;
         high[lane] = lane & BIT ? LANES + lane : lane ^ BIT;
     }
-    for (int i = 0; i < SIDE; ++i) {
+    for (int i = 0; i < TILE_ROWS; ++i) {
         if (i & BIT) continue;
         const Vec a = rows[i], b = rows[i | BIT];
         rows[i] = __builtin_shuffle(a, b, low), rows[i | BIT] = __builtin_shuffle(a, b, high);
     }
-    if constexpr (BIT > 1) turn_over<BIT / 2>(rows);
+    if constexpr (BIT > 1) transpose<BIT / 2>(rows);
 }
 #else
-inline void turn_over(Vec* rows) {
-    Vec turned[SIDE];
-    for (int i = 0; i < SIDE; ++i)
-        for (int j = 0; j < SIDE; ++j) turned[j][i] = rows[i][j];
-    std::copy(turned, turned + SIDE, rows);
+inline void transpose(Vec* rows) {
+    Vec turned[TILE_ROWS];
+    for (int i = 0; i < TILE_ROWS; ++i)
+        for (int j = 0; j < TILE_ROWS; ++j) turned[j][i] = rows[i][j];
+    std::copy(turned, turned + TILE_ROWS, rows);
 }
 #endif
 
@@ -178,12 +178,12 @@ inline void put_sums(const float* sums, Int rows, float* y, Int stride) {
     constexpr Int FEW = 4;
     if (rows <= FEW) {
         for (Int m = 0; m < rows; ++m)
-            for (Int n = 0; n < SIDE; ++n) y[m * stride + n] = sums[n * SIDE + m];
+            for (Int n = 0; n < TILE_ROWS; ++n) y[m * stride + n] = sums[n * TILE_ROWS + m];
         return;
     }
-    Vec all[SIDE];
-    for (Int n = 0; n < SIDE; ++n) all[n] = load(sums + n * SIDE);
-    turn_over(all);
+    Vec all[TILE_ROWS];
+    for (Int n = 0; n < TILE_ROWS; ++n) all[n] = load(sums + n * TILE_ROWS);
+    transpose(all);
     for (Int m = 0; m < rows; ++m) store(y + m * stride, all[m]);
 }
 #else

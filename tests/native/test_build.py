@@ -88,7 +88,7 @@ def refusing(tmp_path: Path) -> Path:
     kernels(Arithmetic.TILES)  # skips where it cannot be compiled
     kernels(Arithmetic.FLOATS)
     source, library = tmp_path / "refusing.c", tmp_path / build.build(CACHE, Arithmetic.TILES).name
-    source.write_text("int may_multiply(void) { return 0; }\n")
+    source.write_text("int tiles_usable(void) { return 0; }\n")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
     shutil.copy(build.build(CACHE, Arithmetic.FLOATS), tmp_path)
     return tmp_path

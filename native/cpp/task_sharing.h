@@ -1,4 +1,4 @@
-// How a team of threads shares out numbered tasks. Knows nothing of what they are.
+// Sharing of numbered tasks among a team of threads, with work stealing. Knows nothing of what the tasks are.
 #pragma once
 
 #include <atomic>
@@ -7,11 +7,11 @@
 
 #include "common.h"
 
-// Each thread takes one task after the other of a share of its own, so that what it reads lies together and what it
-// asks for ahead is what it needs next. Whoever is through goes on with the others' shares.
-class Deal {
+// Each thread runs the tasks of a contiguous share of its own, so that it reads memory in order and prefetches what it
+// needs next. A thread that has finished its share takes tasks from the others'.
+class TaskSharing {
   public:
-    // By one thread, before the team works.
+    // Called by one thread, before the team starts.
     void set(Int tasks) {
         const Int team = omp_get_max_threads();
         if (team > size) shares = std::make_unique<Share[]>(size = team);
@@ -22,7 +22,7 @@ class Deal {
         }
     }
 
-    // By every thread of the team; ends when all are through.
+    // Called by every thread of the team; returns when all tasks are done.
     template <class Work>
     void run(Work work) {
         for (Int i = 0, own = omp_get_thread_num(); i < count; ++i) {
