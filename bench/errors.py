@@ -1,8 +1,8 @@
-"""What ends a measurement with a message rather than a traceback.
+"""The error that ends a measurement with a message instead of a traceback.
 
-Owns the one error of the benchmarks; `__main__.py` tells it.
+Owns the one error of the benchmarks; `__main__.py` prints it.
 """
 
 
 class BenchError(RuntimeError):
-    """Something that is measured, or needed for it, did not do its part; the text says what."""
+    """A target, or something that measuring needs, failed; the text says what."""

@@ -257,14 +257,12 @@ def main(
 
 
 def _run(traffic: Traffic, rounds: int, data_dir: Path, flags: Sequence[str]) -> Iterator[Phase]:
-    """On a server of its own, each phase told as it ends."""
+    """The phases on a server of its own; prints each as it ends."""
     quiet, flood = (
         Vllm(headers={"authorization": f"Bearer {launch.make_key(data_dir, tenant)}"}) for tenant in (QUIET, FLOOD)
     )
     with launch.serve(data_dir, flags, headers=quiet.headers) as server:
-        if server.base is None:
-            raise typer.BadParameter("The base's directory is needed: prompts are drawn from its vocabulary.")
-        vocab = weight_shapes.vocab_size(server.base)
+        vocab = weight_shapes.vocab_size(options.known_base(server.base, options.FOR_PROMPTS))
         for phase in measure(FloodSetup(server.url, server.base_id, vocab, quiet, flood, traffic), rounds):
             typer.echo(f"round {phase.round} {KINDS[phase.flooded]:7} TTFT p50 {median(phase.ttft_ms):6.0f} ms")
             yield phase

@@ -1,4 +1,4 @@
-"""`rootstock bench base SHAPE TARGET`: a base of random weights, to measure sizes whose real weights are not at hand.
+"""`rootstock bench base SHAPE TARGET`: a base of random weights, to measure sizes without their real weights.
 
 Owns the shapes and the files. Writes a Llama as a Hugging Face directory, in bfloat16, with neither torch nor
 transformers; the tokenizer's files are copied from another base.

@@ -28,6 +28,17 @@ Adapters = Annotated[int, typer.Option(min=1)]
 Rank = Annotated[int, typer.Option(min=1, max=256)]
 
 
+FOR_ADAPTERS = "adapters are made to its shapes"
+FOR_PROMPTS = "prompts are drawn from its vocabulary"
+
+
+def known_base(directory: Path | None, reason: str) -> Path:
+    """`directory`, that of a server's base. Raises typer.BadParameter with `reason` where it is not known."""
+    if directory is None:
+        raise typer.BadParameter(f"The base's directory is needed: {reason}.")
+    return directory
+
+
 def parse_option(parse: Callable[[str], T], text: str, option: str) -> T:
     """`parse(text)`, the value of `option`. Raises typer.BadParameter where `parse` raises ValueError or OSError."""
     try:

@@ -44,7 +44,7 @@ def over_http(
 
 
 def processor_s(pid: int) -> dict[str, float]:
-    """What the process has used, and its first thread, which the event loop runs on."""
+    """Processor seconds that the process has used, and its first thread, which runs the event loop."""
     process = psutil.Process(pid)
     (loop_s,) = (one.user_time + one.system_time for one in process.threads() if one.id == pid)
     whole = process.cpu_times()  # with that of threads that have ended
@@ -87,9 +87,9 @@ def main(
     bare = partial(bare_step_s, base, concurrency, half_way, output_tokens // 2)
     first = bare()
     with launch.serve(work_dir / "overhead", launch.flags(base, serve_flags)) as server:
-        if server.base is None or server.pid is None:
-            raise typer.BadParameter("The base's directory is needed: prompts are drawn from its vocabulary.")
-        shape = RequestShape(weight_shapes.vocab_size(server.base), PROMPT_TOKENS, output_tokens)
+        directory = options.known_base(server.base, options.FOR_PROMPTS)
+        assert server.pid is not None, "the server is ours"
+        shape = RequestShape(weight_shapes.vocab_size(directory), PROMPT_TOKENS, output_tokens)
         rounds_ = list(over_http(server.url, server.base_id, shape, concurrency, rounds, server.pid))
     found = shares(rounds_, median((first, bare())))
     report.print_and_save(

@@ -37,7 +37,7 @@ def write(directory: Path, stem: str, title: str, rows: Sequence[Row]) -> list[P
         for each in axes.flat:
             each.spines[["top", "right"]].set_visible(False)
         draw(list(axes.flat), rows)
-        figure.suptitle(title, fontsize=9)  # it says the whole setting: smaller than usual, or it is cut off
+        figure.suptitle(title, fontsize=9)  # long titles would be cut off at the usual size
         written.append(directory / f"{stem}-{name}.png")
         figure.savefig(written[-1], dpi=150)
         pyplot.close(figure)

@@ -117,9 +117,7 @@ def main(
             servers[side] = stack.enter_context(
                 launch.serve(work_dir.resolve() / f"{side}-data", flags, serve_command(sources))
             )
-        directory = servers["head"].base
-        if directory is None:
-            raise typer.BadParameter("The base's directory is needed: adapters are made to its shapes.")
+        directory = options.known_base(servers["head"].base, options.FOR_ADAPTERS)
         written = make_adapters.write(directory, work_dir / "adapters", count=adapters, rank=rank)
         targets = [launch.target(side, server, written) for side, server in servers.items()]
         spans = Span(prompt_tokens, prompt_tokens), Span(output_tokens, output_tokens)

@@ -105,7 +105,7 @@ def table(title: str, measured: Sequence[Row]) -> Table:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers depend on. `load` is the machine's one-minute load average before the first request."""
+    """The machine that the figures depend on. `load` is its one-minute load average now."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -142,7 +142,7 @@ class Journal:
 
 
 def read(file: Path) -> tuple[dict[str, Any], list[Record]]:
-    """What a journal holds, its notes within the setting. Raises KeyError or TypeError where `file` is none."""
+    """The setting of a journal, with its notes, and its records. Raises KeyError or TypeError for another file."""
     first, *lines = (orjson.loads(line) for line in file.read_bytes().splitlines())
     notes = [line[NOTE] for line in lines if NOTE in line]
     setting = first["setting"] | ({"notes": notes} if notes else {})

@@ -10,7 +10,6 @@ from contextlib import contextmanager, nullcontext
 from statistics import median
 
 import httpx
-import typer
 
 from bench import launch, make_adapters, options, report, scrape, weight_shapes
 from bench.load import LoadResult, RequestShape, closed_loop, make_requests
@@ -79,10 +78,9 @@ def main(
     """Measure a merged adapter against the base, and a cached prompt against a new one."""
     setting = report.machine() | {"base": base, "concurrency": concurrency, "rounds": rounds}
     with launch.serve(work_dir / "reuse", launch.flags(base, serve_flags)) as server:
-        if server.base is None:
-            raise typer.BadParameter("The base's directory is needed: adapters are made to its shapes.")
-        vocab = weight_shapes.vocab_size(server.base)
-        written = make_adapters.write(server.base, work_dir / "adapters", count=2, rank=16)
+        directory = options.known_base(server.base, options.FOR_ADAPTERS)
+        vocab = weight_shapes.vocab_size(directory)
+        written = make_adapters.write(directory, work_dir / "adapters", count=2, rank=16)
         launch.upload_all(server.url, {adapter.name: adapter for adapter in written})
         for model in (server.base_id, "a0", "a1"):  # loads what is to be loaded
             _one(server.url, model, RequestShape(vocab, 8, 2), seed=0)

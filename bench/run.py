@@ -1,6 +1,6 @@
 """`rootstock bench run URL…`: any workload on servers that run already.
 
-Owns how a workload is typed. Starts no server; uploads adapters only where it is told which base they are for.
+Owns how a workload is typed. Starts no server; uploads adapters only where --base-dir names their base.
 """
 
 from collections.abc import Iterator, Sequence

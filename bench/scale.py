@@ -206,15 +206,14 @@ def main(
     console, data_dir, flags = terminal(), work_dir / "scale", launch.flags(base, serve_flags)
     progress, count = _clocked(console), min(count, COLD) if only_cold else count
     options_used = {"count": count, "rank": rank, "modules": modules, "concurrency": concurrency}
-    found: dict[str, Any] = {"setup": report.machine() | options_used}
+    found: dict[str, Any] = {"setting": report.machine() | options_used}
     progress("starting the server")
     with launch.serve(data_dir, flags) as server:
-        if server.base is None:
-            raise typer.BadParameter("The base's directory is needed: adapters are made to its shapes.")
-        shape = RequestShape(weight_shapes.vocab_size(server.base))
+        directory = options.known_base(server.base, options.FOR_ADAPTERS)
+        shape = RequestShape(weight_shapes.vocab_size(directory))
         progress(f"making {count} adapters")
         touched = () if modules == "all" else modules.split(",")
-        adapters = make_adapters.write(server.base, work_dir / "many", count=count, rank=rank, modules=touched)
+        adapters = make_adapters.write(directory, work_dir / "many", count=count, rank=rank, modules=touched)
         found["upload_s_each"] = _upload(server, adapters, progress)
         if not only_cold:
             setup = ScaleSetup(server.url, server.base_id, shape, count, concurrency, rounds)

@@ -1,7 +1,7 @@
 """`rootstock bench soak`: random uploads, alias moves, deletions, streams and hang-ups, and what the server leaks.
 
-Owns the traffic and the verdict. Starts a server over a tiny base and knows it by HTTP, and by what the kernel says of
-its process. Every answer must be one that the traffic explains: a 5xx fails the run.
+Owns the traffic and the verdict. Starts a server over a tiny base and knows it by HTTP, and by what the kernel reports
+of its process. Every answer must be one that the traffic explains: a 5xx fails the run.
 """
 
 import asyncio

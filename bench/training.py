@@ -80,10 +80,10 @@ def planned(config: Path, seeds: int, sweep_seeds: int) -> list[Run]:
     text = config.read_bytes() + b"".join(path.read_bytes() for path in _data(config))
     runs = []
     for seed in range(1, max(seeds, sweep_seeds) + 1):
-        wanted = [*(METHODS if seed <= seeds else ()), *(SWEEPS if seed <= sweep_seeds else ())]
-        for variant in wanted:
-            said = "\n".join([*EVERY, *variant.changes, str(seed)]).encode()
-            runs.append(Run(variant, seed, hashlib.sha256(text + b"\0" + said).hexdigest()[:16]))
+        variants = [*(METHODS if seed <= seeds else ()), *(SWEEPS if seed <= sweep_seeds else ())]
+        for variant in variants:
+            identity = "\n".join([*EVERY, *variant.changes, str(seed)]).encode()
+            runs.append(Run(variant, seed, hashlib.sha256(text + b"\0" + identity).hexdigest()[:16]))
     return runs
 
 
@@ -146,7 +146,7 @@ class Command:
     data_dir: Path
 
     def __call__(self, config: Path, changes: Sequence[str], target: Path) -> None:
-        """Raises RuntimeError with the end of what it said when it fails."""
+        """Raises RuntimeError, with the end of its output, when it fails."""
         settings = [part for change in changes for part in ("--set", change)]
         command = [launch.rootstock(), "train", str(config), *settings, "--output", str(target)]
         done = subprocess.run(

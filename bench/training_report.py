@@ -65,7 +65,7 @@ def points(results: Sequence[Result], group: str) -> dict[str, list[Result]]:
     return {label: own for label, own in found.items() if own}
 
 
-def markdown(results: Sequence[Result], wanted: int) -> str:
+def markdown(results: Sequence[Result], planned: int) -> str:
     """The page: one table a group. Each cell is the mean over seeds, with the least and the most where they differ."""
     first = results[0]
     used, machine = first["report"], first["machine"]
@@ -78,7 +78,7 @@ def markdown(results: Sequence[Result], wanted: int) -> str:
         "",
         f"{used['base']}; {used['steps']} steps; trained on `{train['path']}`, scored on the {heldout['examples']} "
         f"examples of `{heldout['path']}`. The base scores {used['task_score']['base']:.2f}. "
-        f"{machine['processor']}, {machine['cores']} cores. {len(results)} of {wanted} runs.",
+        f"{machine['processor']}, {machine['cores']} cores. {len(results)} of {planned} runs.",
         "",
         "Figures are means over seeds, with the least and the most in brackets. Forgotten is the rise of the loss "
         "on a general text. Processor time, over all cores, is the whole command's, memory the peak of its process.",
@@ -94,7 +94,7 @@ def markdown(results: Sequence[Result], wanted: int) -> str:
 
 
 def _on_a_busy_machine(results: Sequence[Result]) -> list[str]:
-    """What not to read from the figures, where other work shared the cores."""
+    """A warning about the figures of time, where other work shared the cores."""
     loads = [float(result["machine"]["load"]) for result in results]
     cores = int(results[0]["machine"]["cores"])
     if max(loads) <= 2 * cores:
@@ -121,10 +121,10 @@ def _cell(figure: Figure, values: Sequence[float]) -> str:
     return middle if least == most else f"{middle} ({least} to {most})"
 
 
-def write(folder: Path, results: Sequence[Result], wanted: int) -> list[Path]:
+def write(folder: Path, results: Sequence[Result], planned: int) -> list[Path]:
     """The page and the picture; returns their paths."""
     page, picture = folder / "training-compared.md", folder / "training-compared.png"
-    page.write_text(markdown(results, wanted), encoding="utf-8")
+    page.write_text(markdown(results, planned), encoding="utf-8")
     draw(results, picture)
     return [page, picture]
 

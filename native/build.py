@@ -39,7 +39,7 @@ NEEDED = {Arithmetic.FLOATS: (), Arithmetic.DOTS: DOTS, Arithmetic.TILES: (*DOTS
 def build(cache: Path, arithmetic: Arithmetic | None = None) -> Path:
     """The shared library under `cache`, compiled now if it is not there. Appears by rename.
 
-    Its name is a hash of the sources, the options, and what the compiler says of itself and of this processor, so a
+    Its name is a hash of the sources, the options, and the compiler's description of itself and this processor, so a
     cache may be shared. `arithmetic`: the fastest of this processor's if not given. Tiles can be had on every processor
     that has dot products: where it has no tiles, loops stand for them, slow but right.
     Raises Unavailable with the reason.
@@ -124,6 +124,6 @@ def _run(command: Sequence[str]) -> bytes:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unavailable(f"the compiler could not be run: {error}") from error
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise Unavailable(f"{command[0]} failed: {said[0] if said else f'exit status {done.returncode}'}")
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise Unavailable(f"{command[0]} failed: {lines[0] if lines else f'exit status {done.returncode}'}")
     return done.stdout

@@ -44,7 +44,7 @@ class LoadedBase:
 
     @property
     def precision(self) -> str:
-        """What the report calls it: the precision that products are computed in."""
+        """The precision of products, as the report names it."""
         return "bfloat16" if self.autocast else "float32"
 
 
@@ -124,7 +124,7 @@ def training_device(config: TrainConfig) -> torch.device:
 
 
 def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
-    """Whether products are in bf16: as `precision` says, and for auto where the device has instructions for it."""
+    """Whether products are in bf16: by `precision`; for auto, if the device has instructions for it."""
     if config.precision != "auto":
         return config.precision == "bfloat16"
     if device.type == "cuda":

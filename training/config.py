@@ -188,7 +188,7 @@ class TrainConfig(Section):
 
     @property
     def push_name(self) -> str:
-        """What the adapter is called on the server that it is pushed to."""
+        """The adapter's name on the server that it is pushed to."""
         return (self.push and self.push.name) or self.output.name
 
     @model_validator(mode="after")

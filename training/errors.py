@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class TrainingError(Exception):
-    """A mistake that the user can mend; the text says how."""
+    """A mistake that the user can fix; the text says how."""
 
 
 class ConfigInvalid(TrainingError):

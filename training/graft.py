@@ -79,9 +79,9 @@ def _targets(model: PreTrainedModel, config: TrainConfig) -> list[str]:
     decoder = [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and "." in path]
     names = sorted({path.rsplit(".", 1)[-1] for path in decoder})
     faults = []
-    wanted = config.adapter.targets
-    if wanted != "all-linear":
-        missing = [name for name in wanted if not any(f".{path}".endswith(f".{name}") for path in decoder)]
+    targets = config.adapter.targets
+    if targets != "all-linear":
+        missing = [name for name in targets if not any(f".{path}".endswith(f".{name}") for path in decoder)]
         if missing:
             faults.append(f"adapter.targets: the base has no {', '.join(missing)}. It has {', '.join(names)}.")
     count = int(model.config.get_text_config().num_hidden_layers)
@@ -90,7 +90,7 @@ def _targets(model: PreTrainedModel, config: TrainConfig) -> list[str]:
         faults.append(f"adapter.layers: the base has layers 0 to {count - 1}, not {', '.join(beyond)}.")
     if faults:
         raise ConfigInvalid("The config", faults)
-    return names if wanted == "all-linear" else sorted(wanted)
+    return names if targets == "all-linear" else sorted(targets)
 
 
 def _lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
@@ -122,7 +122,7 @@ def _principal(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """U, S and V^T of the first `rank` principal directions or more.
 
     A full decomposition of one 7B-sized weight takes a minute on a CPU; power iterations (Halko et al., arXiv
-    0909.4061) find the few that are wanted in a second.
+    0909.4061) find the few that are needed in a second.
     """
     directions = rank + OVERSAMPLING
     if min(weight.shape) <= 4 * directions:

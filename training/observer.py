@@ -30,7 +30,7 @@ class Step:
 
 
 class Observer(Protocol):
-    """Is told what a run does. Nothing it does may change the run."""
+    """Receives a run's progress. Nothing it does may change the run."""
 
     def stage(self, text: str) -> None:
         """A part of the run begins, such as loading or training."""

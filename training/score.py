@@ -27,7 +27,7 @@ BATCH = 16
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A held-out prompt as the model saw it, what the data expects, what the model said, and whether that is right."""
+    """A held-out prompt as the model saw it, the expected answer, the model's answer, and whether it is right."""
 
     prompt: str
     expected: str
@@ -76,8 +76,8 @@ def is_right(settings: Score, answer: str, expected: str) -> bool:
     if settings.metric == "json":
         return _same_json(answer, expected)
     if settings.metric == "contains":
-        wanted = settings.words or tuple(line.strip() for line in expected.splitlines())
-        return all(words.lower() in answer.lower() for words in wanted)
+        required = settings.words or tuple(line.strip() for line in expected.splitlines())
+        return all(words.lower() in answer.lower() for words in required)
     return answer == expected
 
 

@@ -75,11 +75,10 @@ def main(
         console.print("Installed: " + (", ".join(peer.name for peer in peers) or "none"), soft_wrap=True)
         return
     with launch.serve(work_dir / "peers-ours", launch.flags(model, serve_flags)) as server:
-        if server.base is None:
-            raise typer.BadParameter("The base's directory is needed: adapters are made to its shapes.")
-        written = make_adapters.write(server.base, work_dir / "adapters", count=adapters, rank=rank)
-        vocab = weight_shapes.vocab_size(server.base)
-        runner = PeerRunner(directory, ServedModels(server.base, tuple(written), rank), vocab, console)
+        base = options.known_base(server.base, options.FOR_ADAPTERS)
+        written = make_adapters.write(base, work_dir / "adapters", count=adapters, rank=rank)
+        vocab = weight_shapes.vocab_size(base)
+        runner = PeerRunner(directory, ServedModels(base, tuple(written), rank), vocab, console)
         ours = runner.checked_target(launch.target(OURS, server, written), "this checkout")
         measuring = runner.in_turn if in_turn else runner.together
 
@@ -88,6 +87,6 @@ def main(
 
         spans = Span(prompt_tokens, prompt_tokens), Span(output_tokens, output_tokens)
         cells = comparison_cells(concurrency or [1, 8, 16], per_client, *spans, adapters, rank)
-        title = f"{server.base.name}, {prompt_tokens} prompt and {output_tokens} output tokens, adapters r={rank}"
+        title = f"{base.name}, {prompt_tokens} prompt and {output_tokens} output tokens, adapters r={rank}"
         session = Session("peers", title, work_dir, rounds, vocab, minutes)
         record_session(console, session, cells, measured, runner.notes)

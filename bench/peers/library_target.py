@@ -1,7 +1,7 @@
 """A library without a server, as a target: it runs in a process of its own, which gets requests through a pipe.
 
-Owns our side of that pipe; `loops/line.py` says what goes through it. Closed loops only: a library takes calls, not
-arrivals.
+Owns our side of that pipe; `loops/protocol.py` has the other side and the format. Closed loops only: a library takes
+calls, not arrivals.
 """
 
 import os

@@ -81,7 +81,7 @@ class LlamaCpp:
 
 
 def zero_adapter_scales(url: str) -> None:
-    """No adapter is in force until a request names it: at the start all are, at full scale, whatever its flag says."""
+    """Set every adapter's scale to 0. At the start all are at full scale, despite --lora-init-without-apply."""
     known = httpx.get(f"{url}/lora-adapters").raise_for_status().json()
     scales = [{"id": adapter["id"], "scale": 0.0} for adapter in known]
     httpx.post(f"{url}/lora-adapters", json=scales).raise_for_status()

@@ -80,7 +80,7 @@ class Environment:
         return "" if ended.returncode else ended.stdout.strip()
 
     def pip(self, *arguments: str, log: Path, settings: Mapping[str, str] | None = None) -> None:
-        """`settings` are added to its environment. Raises Unavailable with the end of what pip said."""
+        """`settings` are added to its environment. Raises Unavailable with the end of pip's output."""
         assert self.directory is not None, "packages of peers do not belong into our own environment"
         if not self.has("pip"):
             venv.create(self.directory, with_pip=True)

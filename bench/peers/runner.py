@@ -38,7 +38,7 @@ def install(peers: Sequence[Peer], directory: Path, console: Console) -> list[Pe
 
 @dataclass
 class PeerRunner:
-    """Starts peers in `directory` with `models`. `notes` says for each target what its figures rest on."""
+    """Starts peers in `directory` with `models`. `notes` has a remark on each target for the table."""
 
     directory: Path
     models: ServedModels

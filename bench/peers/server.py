@@ -25,7 +25,7 @@ START_S = 1800.0
 
 
 def no_preparation(url: str) -> None:
-    """What most servers need between their start and the first request."""
+    """The preparation of servers that need none before the first request."""
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def running_peer(
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Its children too: one that outlives its server would take the cores of whoever is measured next."""
+    """Stop the process and its children: one that outlived it would take cores from the next measurement."""
     children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     launch.stop(process)
     for end in (psutil.Process.terminate, psutil.Process.kill):

@@ -111,7 +111,7 @@ def test_the_page_shows_means_and_spread_and_the_default_in_each_sweep(tmp_path:
         measured("LoRA", 2, 1.0),
         measured("64", 1, 0.7, "rank"),
     ]
-    page, picture = training_report.write(tmp_path, runs, wanted=23)
+    page, picture = training_report.write(tmp_path, runs, planned=23)
     text = page.read_text(encoding="utf-8")
     assert "| full | 1 | 0.80 | 0.200 | +0.100 | 12 | 30 | 1,500 | 2.00 |" in text
     assert "| LoRA | 2 | 0.95 (0.90 to 1.00) |" in text
@@ -123,5 +123,5 @@ def test_the_page_shows_means_and_spread_and_the_default_in_each_sweep(tmp_path:
 def test_the_page_of_a_busy_machine_says_so(tmp_path: Path) -> None:
     run = measured("LoRA", 1, 0.9)
     run["machine"]["load"] = 9.2
-    page, _ = training_report.write(tmp_path, [measured("full", 1, 0.9), run], wanted=2)
+    page, _ = training_report.write(tmp_path, [measured("full", 1, 0.9), run], planned=2)
     assert "load average was 2 to 9 on 2 cores" in page.read_text(encoding="utf-8")

@@ -62,7 +62,7 @@ def autocast_copies(regime: Regime, grafts: Sequence[Graft], anatomy: Anatomy) -
 
 
 def _norms(anatomy: Anatomy, regime: Regime) -> int:
-    """A norm keeps its input in fp32 and the inverse root; one that learns, also what its weight multiplies."""
+    """Bytes for each token. A norm saves its input in fp32 and the inverse root; if trained, also the normalized x."""
     family = anatomy.family
     scaled = (FP32 if family.offset_norm else regime.base) if regime.full else 0
     total = family.norms * (anatomy.hidden * (FP32 + scaled) + FP32)
@@ -82,7 +82,7 @@ def _offsets(anatomy: Anatomy) -> int:
 
 
 def _attention(anatomy: Anatomy, regime: Regime, batch: Batch) -> int:
-    """Queries, keys, values and the result; the kernel keeps one number a head, eager attention every score."""
+    """Bytes for each token: queries, keys, values, result, and one number a head; in eager attention every score."""
     e, q, kv = regime.product, anatomy.q_width, anatomy.kv_width
     if anatomy.family.eager:
         scores = (e if anatomy.softcapped else 0) + FP32 + (e if e != FP32 else 0)
@@ -101,7 +101,7 @@ def _masked(anatomy: Anatomy, batch: Batch) -> bool:
 
 
 def _mlp(anatomy: Anatomy, layer: Layer, regime: Regime) -> int:
-    """Gate, activated gate and up. A shared expert also keeps its result and the gate upon it."""
+    """Bytes for each token: gate, activated gate and up. A shared expert also saves its result and its gate."""
     e = regime.product
     if layer.experts is None:
         return 3 * anatomy.intermediate * e
@@ -110,7 +110,7 @@ def _mlp(anatomy: Anatomy, layer: Layer, regime: Regime) -> int:
 
 
 def _inputs(anatomy: Anatomy, layer: Layer, regime: Regime, learning: Sequence[LinearShape]) -> int:
-    """What the linear layers that learn keep of their inputs; a frozen one keeps nothing.
+    """Bytes that trained or adapted linear layers save of their inputs, for each token; frozen ones save nothing.
 
     Layers with the same input share it, unless each makes a copy in its own precision.
     """
@@ -144,7 +144,7 @@ def _full_inputs(anatomy: Anatomy, layer: Layer, own: bool, e: int) -> Iterator[
 
 
 def _source(linear: LinearShape) -> str:
-    """What the layer reads: a norm's result, which it shares with others, or something of its own."""
+    """The name of a layer's input: a norm's result, which several layers share, or one of its own."""
     if linear.name in ("q_proj", "k_proj", "v_proj", "qkv_proj"):
         return "attention"
     if linear.name in ("gate_proj", "up_proj", "gate_up_proj", "shared_expert_gate"):
@@ -153,13 +153,13 @@ def _source(linear: LinearShape) -> str:
 
 
 def _graft_token(graft: Graft, regime: Regime) -> int:
-    """The r numbers between A and B; DoRA also keeps the result of the base and the one of the adapter."""
+    """Bytes for each token: the r numbers between A and B; for DoRA also the results of base and adapter."""
     width = regime.product if regime.autocast else regime.trained
     return width * (graft.rank + (2 * graft.linear.out_features if graft.dora else 0))
 
 
 def _graft_once(graft: Graft, regime: Regime) -> int:
-    """DoRA takes the norm of the adapted weight, for which PEFT multiplies an identity of in x in through A and B."""
+    """Bytes once: for the norm of DoRA's adapted weight, PEFT multiplies an identity of in x in by A and B."""
     if not graft.dora:
         return 0
     width = regime.product if regime.autocast else regime.trained

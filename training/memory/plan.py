@@ -85,7 +85,7 @@ def predict(
 
 
 def batch_of(config: TrainConfig, tokens: int) -> Batch:
-    """A micro-batch of `config`. Sequences of several lengths, and packed ones, are told apart by a mask."""
+    """A micro-batch of `config`. Sequences of different lengths, and packed ones, need a mask."""
     pairs = 2 if config.objective in ("dpo", "reward") else 1
     sequences = config.steps.micro_batch * pairs
     return Batch(sequences, tokens, masked=sequences > 1 or config.data.packing)

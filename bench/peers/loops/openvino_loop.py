@@ -56,13 +56,13 @@ class OpenVino:
 
 
 def _answer(ids: list[int], times_ms: Sequence[float]) -> Answer:
-    """With several prompts in a call it tells fewer times than tokens, or more: the last ones are those of the last."""
+    """With several prompts in a call there are fewer times than tokens, or more: the last are the last prompt's."""
     last = [1e-3 * at for at in times_ms][-len(ids) :]
     return Answer([*[last[0]] * (len(ids) - len(last)), *last], ids)
 
 
 def scale(adapter: Path) -> float:
-    """It reads the weights alone, and takes for 1 what PEFT's configuration says."""
+    """The scaling in PEFT's configuration. OpenVINO reads only the weights and would take it for 1."""
     config = json.loads((adapter / "adapter_config.json").read_text())
     return float(config["lora_alpha"] / config["r"])
 

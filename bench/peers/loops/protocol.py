@@ -34,7 +34,7 @@ class Answer:
 
 
 class Engine(Protocol):
-    """`mixes` says whether one call may hold different models."""
+    """`mixes`: one call may hold requests for different models."""
 
     mixes: bool
 
@@ -44,7 +44,10 @@ class Engine(Protocol):
 
 
 def answer(engine: Engine, requests: Sequence[Request], clients: int) -> dict[str, object]:
-    """Seconds of each token since its client asked. What cannot mix answers one model after the other."""
+    """Answer `requests`, `clients` at a time; times are seconds since the request was sent.
+
+    An engine that cannot mix models in a call answers one model after the other.
+    """
     started = time.perf_counter()
     arrivals: list[list[float]] = [[] for _ in requests]
     ids: list[list[int]] = [[] for _ in requests]
