@@ -111,8 +111,8 @@ def make_key(data_dir: Path, tenant: str) -> str:
 
 def rootstock() -> str:
     """The path of this environment's `rootstock` command. Raises BenchError where it is not installed."""
-    agreement_with = Path(sys.executable).with_name("rootstock")
-    found = str(agreement_with) if agreement_with.exists() else shutil.which("rootstock")
+    beside = Path(sys.executable).with_name("rootstock")
+    found = str(beside) if beside.exists() else shutil.which("rootstock")
     if found is None:
         raise BenchError("The command `rootstock` is not installed. Run `make setup`.")
     return found
