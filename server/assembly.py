@@ -129,7 +129,7 @@ def traces_of(settings: Settings) -> Traces | None:
         from server.traces import exported_to
     except ImportError as error:
         raise SettingsError(
-            f"--otlp-endpoint needs OpenTelemetry ({error.name} is not there): pip install 'rootstock[otel]'"
+            f"--otlp-endpoint needs OpenTelemetry ({error.name} is not there). In the clone: pip install -e '.[otel]'"
         ) from None
     return exported_to(settings.otlp_endpoint, settings.base)
 

@@ -17,7 +17,7 @@ def check_extras(config: TrainConfig) -> None:
     for extra, names, what in (("train", TRAIN, "training"), ("track", config.track, f"track: {list(config.track)}")):
         missing = [name for name in names if find_spec(name) is None]
         if missing:
-            raise MissingExtra(f"{what} needs {', '.join(missing)}. Install it with: pip install 'rootstock[{extra}]'")
+            raise MissingExtra(f"{what} needs {', '.join(missing)}. In the clone: pip install -e '.[{extra}]'")
 
 
 def check_device(config: TrainConfig, device: str) -> None:

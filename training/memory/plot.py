@@ -22,7 +22,7 @@ def draw(plans: Sequence[tuple[str, TrainingMemoryPlan]], limit: int | None, tit
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtra("Drawing needs matplotlib. Install the extra: pip install 'rootstock[train]'.") from error
+        raise MissingExtra("Drawing needs matplotlib. In the clone: pip install -e '.[train]'") from error
     figure = Figure(figsize=(9, 0.55 * len(plans) + 1.8), layout="constrained")
     axes = figure.add_subplot()
     names = [name for name, _ in plans]
