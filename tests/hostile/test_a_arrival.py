@@ -85,7 +85,7 @@ def test_a08_an_upload_that_nobody_goes_on_with_is_collected(brief: ServerRig, b
     eventually(lambda: brief_http.get(at).status_code == 404)
     assert code(rest_of(brief_http, at)) == (404, "upload_not_found")
     assert brief_http.get(UPLOADS).json()["data"] == []
-    assert brief.services.uploads.collect() == 1, "a chore of the server calls it every few seconds"
+    assert brief.services.uploads.collect() == 1, "the server calls it every few seconds"
     assert list((brief.folder / "uploads" / "resumable").iterdir()) == []
 
 
