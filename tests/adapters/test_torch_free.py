@@ -24,6 +24,6 @@ def test_nothing_heavy_is_imported() -> None:
     assert not imported_with(MODULES) & {"torch", "peft", "transformers", "safetensors", "fastapi"}
 
 
-@pytest.mark.parametrize("module", ["naming", "manifest", "header", "identity", "checkpoint", "verdict"])
+@pytest.mark.parametrize("module", ["naming", "manifest", "header", "identity", "checkpoint", "sandbox_json"])
 def test_the_small_modules_need_neither_numpy_nor_sqlalchemy(module: str) -> None:
     assert not imported_with((module,)) & {"numpy", "sqlalchemy", "alembic"}

@@ -69,12 +69,12 @@ def test_an_upload_that_takes_too_much_memory_to_read_fails_alone(serving: Servi
     """Its config is legal in length, and takes far more memory as objects than this server gives to a reader."""
     folder = write_adapter(tmp_path / "adapter", serving.shape)
     bloated = '{"x": [' + '{"":{"":0}},' * 80_000 + "0]}"
-    flags = ("--data-dir", str(tmp_path / "data"), "--validation-memory=128MiB")
+    flags = ("--data-dir", str(tmp_path / "data"), "--validation-memory=40MiB")
     with served(*serving.flags, *flags, log=tmp_path / "log") as running, running.client() as http:
         at, refused = _push(http, folder, "bloated", bloated)
         assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_adapter"), refused.text
         card = http.get(at).json()
-        assert card["state"] == "failed" and "more than the limit of 128 MiB of memory" in card["reason"]
+        assert card["state"] == "failed" and "more than the limit of 40 MiB of memory" in card["reason"]
         assert "a higher limit" in card["reason"] and http.get("/v1/adapters/bloated").status_code == 404
         at, stored = _push(http, folder, "good", _config(folder).decode())
         assert stored.status_code == 201 and http.get(at).json()["state"] == "ready", "the same limit, and enough"

@@ -37,7 +37,7 @@ def test_special_tokens_and_chat_template(base: Base) -> None:
         [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
     )
     assert rendered == (
-        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging ServerRig<|im_end|>\n"
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )
 

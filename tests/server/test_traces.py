@@ -198,7 +198,7 @@ def test_h81_traces_hold_no_key_and_no_prompt(exported: Exported, tmp_path: Path
 def test_without_the_extra_the_setting_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = read_settings({"otlp_endpoint": "http://127.0.0.1:4318"})
     monkeypatch.setitem(sys.modules, "server.traces", None)
-    with pytest.raises(SettingsError, match=r"--otlp-endpoint.*rootstock\[otel\]"):
+    with pytest.raises(SettingsError, match=r"--otlp-endpoint.*'\.\[otel\]'"):
         traces_of(settings)
 
 

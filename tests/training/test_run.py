@@ -165,5 +165,5 @@ def test_targets_that_the_base_has_not_are_told_before_it_is_loaded(base: Source
 def test_a_tracker_that_is_not_installed_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(ROOT)])
     path = written(tmp_path, NOWHERE, "out", track=["trackio"])
-    with pytest.raises(MissingExtra, match=r"rootstock\[t"):
+    with pytest.raises(MissingExtra, match=r"'\.\[track\]'"):
         run(path)
