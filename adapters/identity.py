@@ -15,13 +15,16 @@ Not part of it: the base's name, dropout and other training settings, file metad
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Executor, Future
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapters.errors import AdapterCorrupt, InvalidAdapter
 from adapters.header import TensorSpec, chunks, opened
 from adapters.manifest import AdapterId, Graft, Kind, Manifest
+
+if TYPE_CHECKING:  # a sandbox starts for each upload, and needs none of it
+    from concurrent.futures import Executor, Future
 
 Inspect = Callable[[str, TensorSpec, bytes], None]
 
@@ -39,7 +42,7 @@ def digest(
     weights: Path,
     tensors: Mapping[str, TensorSpec],
     inspect: Inspect = ignore,
-    beside: Executor | None = None,
+    beside: "Executor | None" = None,
 ) -> AdapterId:
     """The id, from one pass over the file. `inspect` sees every chunk that is hashed, so that both see the same bytes.
 
@@ -67,7 +70,7 @@ def confirm(
     weights: Path,
     tensors: Mapping[str, TensorSpec],
     inspect: Inspect = ignore,
-    beside: Executor | None = None,
+    beside: "Executor | None" = None,
 ) -> None:
     """Raises AdapterCorrupt unless the file holds what the manifest's id stands for; the rest is `digest`'s."""
     try:
@@ -85,7 +88,7 @@ def damaged(id: AdapterId) -> AdapterCorrupt:
 class _Sha:
     """SHA-256 of what it is given, a block at a time. Not more than one block waits to be hashed."""
 
-    def __init__(self, beside: Executor | None) -> None:
+    def __init__(self, beside: "Executor | None") -> None:
         self._sha, self._beside = hashlib.sha256(), beside
         self._held: list[bytes] = []
         self._size = 0
@@ -101,7 +104,7 @@ class _Sha:
         self._flush(None)
         return self._sha.hexdigest()
 
-    def _flush(self, beside: Executor | None) -> None:
+    def _flush(self, beside: "Executor | None") -> None:
         block, self._held, self._size = b"".join(self._held), [], 0
         if self._pending is not None:
             self._pending.result()

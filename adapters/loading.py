@@ -4,9 +4,9 @@ Owns that layout and the conversion to the base's dtype. Whether the bytes are t
 `identity.py`'s to say; nothing of them is given out before.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from math import prod
+from math import isfinite, prod
 
 import torch
 from torch import Tensor
@@ -30,15 +30,15 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype, base_weight: Callable[[str]
     """Read an adapter into host memory as one allocation in `dtype`, and one for DoRA's gains, page-locked on request.
 
     `base_weight(path)` is the base's pristine `W [out, in]`, needed for DoRA's gains only. Raises AdapterCorrupt where
-    the file holds anything but what the id stands for, and InvalidAdapter where a number is too large for `dtype`: an
-    infinity in one adapter would turn every row of its batch into NaN.
+    the file holds anything but what the id stands for, and InvalidAdapter where a number is too large for `dtype`, or B
+    is once it is scaled: an infinity in one adapter would turn every row of its batch into NaN.
     """
     manifest, packing = checkpoint.manifest, _Packing(checkpoint.tensors, dtype, pin)
     with ThreadPoolExecutor(1) as beside:  # it starts no thread for what is less than a block
         confirm(manifest, checkpoint.weights, checkpoint.tensors, packing, beside)
-    if not packing.finite:
-        problem = f"some elements are too large for {dtype}, in which this base is served"
-        raise InvalidAdapter([Fault(str(checkpoint.weights.name), problem, "Serve the base in bfloat16 or float32")])
+    largest = packing.largest_magnitude()
+    if not isfinite(largest):
+        raise _too_large(checkpoint, "some elements are", dtype)
     found = packing.tensors
     gains = torch.empty(sum(graft.out_features for graft in manifest.grafts if graft.dora), pin_memory=pin)
     memory = (packing.flat, gains) if len(gains) else (packing.flat,)
@@ -52,7 +52,21 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype, base_weight: Callable[[str]
             gain.copy_(_gain(graft, found[stem + _MAGNITUDE], low, base_weight))
             done += graft.out_features
         parts[graft.path] = Part(low, gain)
+    if not _fit_scaled([part.low for part in parts.values()], largest, torch.finfo(dtype).max):
+        raise _too_large(checkpoint, "some elements of B, times the adapter's scaling, are", dtype)
     return Loaded(manifest, parts, memory)
+
+
+def _fit_scaled(parts: Sequence[LowRank], largest: float, limit: float) -> bool:
+    """Whether every `s B` is finite, which is what a stage holds. Looks at each only where `largest` leaves it open."""
+    if largest * max(abs(low.scaling) for low in parts) <= limit:
+        return True
+    return all(float(low.b_RO.abs().max()) * abs(low.scaling) <= limit for low in parts)
+
+
+def _too_large(checkpoint: Checkpoint, what: str, dtype: torch.dtype) -> InvalidAdapter:
+    problem = f"{what} too large for {dtype}, in which this base is served"
+    return InvalidAdapter([Fault(str(checkpoint.weights.name), problem, "Serve the base in bfloat16 or float32")])
 
 
 class _Packing:
@@ -79,15 +93,14 @@ class _Packing:
                 begun += size
             self.tensors.update(zip(names, pile_NX.unbind(), strict=True))
             self._piles.update(dict.fromkeys(names, _Pile(as_filed, _DTYPES[stored])))
-        self._overflows = any(torch.finfo(_DTYPES[key[0]]).max > torch.finfo(dtype).max for key in alike)
 
     def __call__(self, name: str, spec: TensorSpec, chunk: bytes) -> None:
         self._piles[name].add(chunk)
 
-    @property
-    def finite(self) -> bool:
-        """Whether no number has become infinite. The extremes tell it, at a twentieth of what `isfinite` takes."""
-        return not self._overflows or all(bool(extreme.isfinite()) for extreme in self.flat.aminmax())
+    def largest_magnitude(self) -> float:
+        """Of A and B; infinite or NaN where one is. The extremes tell it, at a twentieth of what `isfinite` takes."""
+        lowest, highest = (float(extreme) for extreme in self.flat.aminmax())
+        return max(-lowest, highest)
 
 
 class _Pile:

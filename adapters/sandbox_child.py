@@ -19,7 +19,7 @@ def main(memory: int, seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         result = _read(sys.stdin.buffer.read())
-    except MemoryError:
+    except (MemoryError, ImportError):  # an extension module that cannot be mapped is an ImportError
         sys.exit(OUT_OF_MEMORY)
     sys.stdout.buffer.write(result)
 

@@ -13,6 +13,7 @@ import typer
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from bench.errors import BenchError
 from bench.weight_shapes import Linear, linears
 
 SCALE = 0.02
@@ -23,9 +24,13 @@ def write(base: Path, target: Path, *, count: int, rank: int, seed: int = 0, mod
     """Write `count` adapters of `rank` as `target/a0`, `target/a1`, …; returns those paths.
 
     They touch every linear of `base`, or those named in `modules`. The same arguments write the same bytes. Weights
-    are float16.
+    are float16. Raises BenchError for a module that the base lacks.
     """
-    layers = [layer for layer in linears(base) if not modules or layer.module in modules]
+    every = linears(base)
+    if missing := set(modules) - {layer.module for layer in every}:
+        there = ", ".join(sorted({layer.module for layer in every}))
+        raise BenchError(f"The base has no linear {', '.join(sorted(missing))}. It has {there}.")
+    layers = [layer for layer in every if not modules or layer.module in modules]
     paths = [target / f"a{index}" for index in range(count)]
     for index, path in enumerate(paths):
         path.mkdir(parents=True, exist_ok=True)

@@ -16,8 +16,8 @@ from engine.sequence import TokenLogprob
 class ChunkResult:
     """`token` is the next token where the chunk catches up, `logprob` its report if it was asked for.
 
-    `prompt` reports the prompt tokens that follow each computed one. `finite` is false where
-    the chunk's logits are not; then there is no token.
+    `prompt` reports the prompt tokens that follow each computed one. `finite` is false where the chunk's logits are
+    not; then there is no token.
     """
 
     token: int | None = None

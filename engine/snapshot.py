@@ -5,6 +5,7 @@ Knows the engine; knows no thread.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 from adapters.manifest import AdapterId
 from engine.engine import Engine
@@ -65,7 +66,9 @@ def residents_of(engine: Engine) -> Callable[[], tuple[Resident, ...]]:
     """
     residency, merged = engine.tiers.residency, engine.merged
     above, pinned = tuple(residency.residents()), residency.pinned
-    return lambda: tuple(
-        Resident(adapter, "merged" if adapter == merged else tier.value, size, adapter in pinned)
-        for adapter, tier, size in above
+    return cache(
+        lambda: tuple(
+            Resident(adapter, "merged" if adapter == merged else tier.value, size, adapter in pinned)
+            for adapter, tier, size in above
+        )
     )

@@ -35,7 +35,7 @@ class HostCheck:
     any_host: bool = False
 
     def check(self, host: str, origin: str | None) -> None:
-        """Raises Refused, given these headers' values. Whatever is no browser sends no Origin and is left alone."""
+        """Raises HostRefused, given these headers' values. Whatever is no browser sends no Origin and is left alone."""
         if not self.any_host and not self._ours(_split(host)[0]):
             raise HostRefused(
                 "host_refused",

@@ -102,7 +102,7 @@ class Settings(BaseSettings):
     max_upload_bytes: Annotated[ByteSize, Field(gt=0, description="Largest adapter that may be uploaded.")] = ByteSize(
         2048 * _MIB
     )
-    validation_memory: Annotated[ByteSize, Field(ge=32 * _MIB, description="Memory to read one upload.")] = ByteSize(
+    validation_memory: Annotated[ByteSize, Field(ge=40 * _MIB, description="Memory to read one upload.")] = ByteSize(
         512 * _MIB
     )
     validation_timeout: Annotated[float, Field(gt=0, description="Seconds to read one upload.")] = 120.0

@@ -88,7 +88,7 @@ constexpr int columns_beside<CodeRows>(int rows) {
 }
 
 // acc[m][n] += x[m] * w[n] for vectors V and on of a block, whose vector V is `b` already; from the first to the last,
-// the next vector is looked up between multiplications, for which the processor has other ports. In the end `some`
+// the next vector is looked up between multiplications, for which the processor has other ports. In the end `pieces`
 // and `b` are of the next block, `by` from this one.
 template <int V, int M, int N>
 __attribute__((always_inline)) inline void add_codes(const Number* x, Int step, CodeRows::Cursor& w, size_t by, CodeBlock (&pieces)[N],

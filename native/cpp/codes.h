@@ -111,7 +111,7 @@ constexpr bool CODES_IN_OWN_ORDER = true;
 
 inline Int place_beside_codes(Int i) { return i / CODE_BLOCK * CODE_BLOCK + i % 2 * PER_VECTOR + i % CODE_BLOCK / 2; }
 
-// As `lay`.
+// As `pack`.
 inline void pack_beside_codes(const BFloat16* from, Number* to, Int step, Int count, Int stride) {
     alignas(sizeof(Operand)) uint16_t evens[PER_VECTOR], odds[PER_VECTOR];
     for (int i = 0; i < PER_VECTOR; ++i) evens[i] = uint16_t(2 * i), odds[i] = uint16_t(2 * i + 1);

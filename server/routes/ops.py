@@ -45,9 +45,9 @@ async def live(services: ServerDep) -> Response:
 @router.get("/readyz", responses=UNWELL)
 async def ready(services: ServerDep) -> Response:
     """200 when new requests are taken, 503 while loading or draining."""
-    headers = {} if services.ready else {"retry-after": "2"}
-    status = services.lifecycle.phase.value
-    return JSONResponse({"status": status}, status_code=200 if services.ready else 503, headers=headers)
+    is_ready, status = services.ready, services.lifecycle.phase.value
+    headers = {} if is_ready else {"retry-after": "2"}
+    return JSONResponse({"status": status}, status_code=200 if is_ready else 503, headers=headers)
 
 
 @router.get("/health", response_class=Response, responses={503: {"description": "The engine is down."}})

@@ -102,3 +102,19 @@ def test_numbers_too_large_for_the_bases_dtype_are_refused(tmp_path: Path) -> No
     load(read, torch.bfloat16, no_weight)
     with pytest.raises(InvalidAdapter, match="too large for torch.float16"):
         load(read, torch.float16, no_weight)
+
+
+@pytest.mark.parametrize(("factor", "alpha", "fits"), [("lora_B", 8, False), ("lora_B", 4, True), ("lora_A", 8, True)])
+def test_b_must_be_finite_when_it_is_scaled_too(factor: str, alpha: float, fits: bool, tmp_path: Path) -> None:
+    """A stage holds `s B`, and steps multiply it with zeros of other rows; A is never scaled."""
+
+    def huge(tensors: Tensors) -> Tensors:
+        return {name: np.full_like(values, 3e38) if factor in name else values for name, values in tensors.items()}
+
+    read = checkpoint(tmp_path, rank=4, alpha=alpha, change=huge)
+    for dtype in (torch.float32, torch.bfloat16):
+        if fits:
+            load(read, dtype, no_weight)
+            continue
+        with pytest.raises(InvalidAdapter, match="B, times the adapter's scaling, are too large"):
+            load(read, dtype, no_weight)

@@ -59,12 +59,13 @@ def test_time_is_limited(tmp_path: Path) -> None:
 
 
 def test_memory_is_limited(tmp_path: Path) -> None:
-    """A config that is legal in length, and takes far more memory as objects."""
-    folder, reader = write_adapter(tmp_path, SHAPE), SandboxedReader(memory=36 * MIB)
-    assert read_directory(folder, SHAPE, reader) == read_directory(folder, SHAPE), "an ordinary one fits"
+    """A config that is legal in length, and takes far more memory as objects; under the least that may be set."""
+    wide, reader = llama_shape(layers=1, hidden=16384), SandboxedReader(memory=40 * MIB)
+    folder = write_adapter(tmp_path, wide, rank=128, targets=("q_proj",))
+    assert read_directory(folder, wide, reader) == read_directory(folder, wide), "one with tensors of 8 MiB fits"
     config = b'{"x": [' + b"{}," * 300_000 + b"{}]}"
-    with pytest.raises(InvalidAdapter, match="limit of 36 MiB of memory"):
-        reader(config, tmp_path / "adapter_model.safetensors", SHAPE)
+    with pytest.raises(InvalidAdapter, match="limit of 40 MiB of memory"):
+        reader(config, tmp_path / "adapter_model.safetensors", wide)
 
 
 def test_the_reader_needs_no_torch_and_writes_no_file(tmp_path: Path) -> None:

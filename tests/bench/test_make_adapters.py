@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from bench import make_adapters, weight_shapes
+from bench.errors import BenchError
 from tests.support import tiny_base
 
 
@@ -47,3 +48,9 @@ def test_seeds_decide_the_bytes(tmp_path: Path) -> None:
     first, again, other = (path.read_bytes() for path in weights)
     assert first == again
     assert first != other
+
+
+def test_a_module_that_the_base_lacks_is_refused_with_those_it_has(tmp_path: Path) -> None:
+    base = tiny_base.write(tmp_path / "base")
+    with pytest.raises(BenchError, match=r"no linear q_porj. It has down_proj, q_proj, up_proj"):
+        make_adapters.write(base, tmp_path / "made", count=1, rank=4, modules=("q_proj", "q_porj"))

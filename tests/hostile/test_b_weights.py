@@ -96,7 +96,7 @@ def test_b17_the_reader_itself_takes_no_more_than_it_is_given(good: Path, tmp_pa
 def test_b17_reading_it_takes_less_than_a_second_and_50_megabytes(
     good: Path, tmp_path: Path, header: bytes, words: bytes
 ) -> None:
-    """More than a good adapter takes, which is what Python and numpy take to start."""
+    """More than a good adapter takes, which is what Python takes to start."""
     config, bad = (good / "adapter_config.json").read_bytes(), tmp_path / "bad"
     bad.write_bytes(header)
     usual = cost_of_reading(config, good / "adapter_model.safetensors", SHAPE)
