@@ -131,18 +131,21 @@ def test_merged_rows_have_recordings_of_their_own_until_the_weights_go(
     assert kinds() and not any(merged for merged, _ in kinds())
 
 
-def huge(tensors: Tensors) -> Tensors:
-    """Finite, but nearly every row's product with A is not, whosever the row is."""
-    return {name: np.full_like(values, 3e38) if "lora_A" in name else values for name, values in tensors.items()}
+def huge(factor: str) -> Callable[[Tensors], Tensors]:
+    """Makes A or B finite, but nearly every row's product with it is not, nor is B once it is scaled."""
+    return lambda tensors: {
+        name: np.full_like(all_, 3e38) if factor in name else all_ for name, all_ in tensors.items()
+    }
 
 
+@pytest.mark.parametrize("factor", ["lora_A", "lora_B"])
 def test_an_overflow_stays_in_its_own_rows(
-    replayed: EngineRig, eager: EngineRig, recorder: Again, tmp_path: Path
+    factor: str, replayed: EngineRig, eager: EngineRig, recorder: Again, tmp_path: Path
 ) -> None:
     """Prompts of one token, so that the bad one is in a recorded step; twice, so that it has been on stage before."""
     answers = []
     for number, rig in enumerate((replayed, eager)):
-        bad = rig.add(write_adapter(tmp_path / f"bad{number}", rig.base.shape, change=huge))
+        bad = rig.add(write_adapter(tmp_path / f"bad{number}", rig.base.shape, change=huge(factor)))
         good = rig.add(write_adapter(tmp_path / f"good{number}", rig.base.shape, rank=3, seed=2, targets=MLP))
         for _ in range(2):
             broken = rig.submit([9], LONG, bad)
