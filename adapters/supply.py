@@ -1,4 +1,4 @@
-"""Moves adapters between tiers, as told: reads in background threads, places on the device, lets go.
+"""Moves adapters between tiers: reads them in background threads, places them on the device, frees them.
 
 Owns the host tier's contents and the reading threads. Decides nothing; `residency.py` does.
 """
