@@ -75,15 +75,15 @@ class Registry:
     def resolve(self, reference: Reference) -> Version:
         """Without a selector, the newest version. Raises UnknownAdapter, UnknownVersion."""
         with self._database.reading() as session:
-            return self._rows.describe(session, queries.find(session, reference))
+            return self._rows.resolve(session, reference)
 
     def split(self, reference: Reference) -> Split[Version]:
         """As `resolve`, with the alias's canary."""
         with self._database.reading() as session:
-            stable, name, alias = queries.find(session, reference), reference.name, reference.alias
+            stable, name, alias = self._rows.resolve(session, reference), reference.name, reference.alias
             canary = None if alias is None else aliases.canary_of(session, name, alias)
             if canary is None:
-                return Split(self._rows.describe(session, stable))
+                return Split(stable)
             assert alias is not None
             return self._rows.split(session, name, alias, stable, canary)
 
@@ -96,7 +96,7 @@ class Registry:
                     session,
                     row.name,
                     row.alias,
-                    queries.find(session, Reference(row.name, alias=row.alias)),
+                    self._rows.resolve(session, Reference(row.name, alias=row.alias)),
                     Canary(row.number, row.weight),
                 )
                 for row in rows

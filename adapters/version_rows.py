@@ -7,13 +7,16 @@ registry's.
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC
+from typing import Any
 
+from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
 from adapters import aliases, evaluations, queries
 from adapters.aliases import Pointers
 from adapters.canary import Canary, Split
 from adapters.evaluations import Score
+from adapters.lookup import look_up
 from adapters.manifest import AdapterId, Manifest, TrainedOn
 from adapters.manifest_json import manifest_from_json
 from adapters.naming import Reference
@@ -31,6 +34,16 @@ class VersionRows:
         for id in ids:
             self._manifests.pop(id, None)
 
+    def resolve(self, session: Session, reference: Reference) -> Version:
+        """What the reference means. Raises UnknownAdapter, UnknownVersion."""
+        rows = look_up(session, reference)
+        if not rows:
+            return self.describe(session, queries.find(session, reference))  # which says what is unknown
+        row = rows[0]
+        own_aliases = dict.fromkeys(each.alias for each in rows if each.alias is not None)
+        canaries = dict.fromkeys((each.canary, each.weight) for each in rows if each.canary is not None)
+        return self._described(session, row, Pointers(tuple(own_aliases), tuple(canaries)), _score(row))
+
     def describe(self, session: Session, row: VersionRow) -> Version:
         return self.describe_all(session, [row])[0]
 
@@ -43,7 +56,9 @@ class VersionRows:
             for row, key in zip(rows, keys, strict=True)
         ]
 
-    def _described(self, session: Session, row: VersionRow, pointers: Pointers, score: Score | None) -> Version:
+    def _described(
+        self, session: Session, row: VersionRow | Row[Any], pointers: Pointers, score: Score | None
+    ) -> Version:
         manifest = self._manifest(session, AdapterId(row.adapter_id))
         return Version(
             name=row.name,
@@ -57,10 +72,9 @@ class VersionRows:
             score=score,
         )
 
-    def split(self, session: Session, name: str, alias: str, stable: VersionRow, canary: Canary) -> Split[Version]:
-        tried = queries.find(session, Reference(name, number=canary.number))
-        versions = self.describe(session, stable), self.describe(session, tried)
-        return Split(*versions, canary.weight, salt=f"{name}@{alias}#{tried.adapter_id}")
+    def split(self, session: Session, name: str, alias: str, stable: Version, canary: Canary) -> Split[Version]:
+        tried = self.resolve(session, Reference(name, number=canary.number))
+        return Split(stable, tried, canary.weight, salt=f"{name}@{alias}#{tried.id}")
 
     def _manifest(self, session: Session, id: AdapterId) -> Manifest:
         """Manifests never change, and parsing one costs far more than the query, so parsed ones are kept."""
@@ -71,7 +85,15 @@ class VersionRows:
         return known
 
 
-def _trained_on(row: VersionRow) -> TrainedOn | None:
+def _score(row: Row[Any]) -> Score | None:
+    if row.score_sha256 is None:
+        return None
+    return Score(
+        row.score_sha256, row.score_base, row.score_mean_logprob, row.score_exact, row.score_rows, row.score_tokens
+    )
+
+
+def _trained_on(row: VersionRow | Row[Any]) -> TrainedOn | None:
     if row.base_weights is None or row.base_quantization is None:
         return None
     return TrainedOn(row.base_weights, row.base_quantization)

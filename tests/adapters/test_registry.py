@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.event import listen, remove
 
+from adapters.canary import Canary
 from adapters.errors import DatabaseUnusable, UnknownAdapter, UnknownVersion
+from adapters.evaluations import Score
 from adapters.manifest import AdapterId, Graft, Manifest
 from adapters.naming import parse_reference
 from adapters.registry import Registry
@@ -56,6 +59,33 @@ def test_references(registry: Registry) -> None:
         registry.add("a", manifest(content))
     registry.set_alias("a", "prod", 2)
     assert [resolve(registry, ref).number for ref in ("a", "a@1", "a@prod", f"a@{manifest(3).id}")] == [3, 1, 2, 3]
+
+
+@pytest.mark.parametrize("ref", ["a", "a@2", "a@prod", f"a@{manifest(2).id}"])
+def test_one_question_finds_what_a_list_says_of_a_version(registry: Registry, ref: str) -> None:
+    """With two aliases, two canaries and a score; beside it is the transaction, and whether the alias has a canary."""
+    for content in (1, 2):
+        registry.add("a", manifest(content))
+        registry.add("b", manifest(content))
+    for alias in ("prod", "beta"):
+        registry.set_alias("a", alias, 2)
+    for alias in ("next", "dev"):
+        registry.set_alias("a", alias, 1, canary=Canary(2, 0.25))
+    registry.remember_score("a", 2, Score("0" * 64, "tiny", -1.5, 0.5, 3, 9))
+    registry.resolve(parse_reference("b"))  # manifests that are known are not asked for
+    asked: list[str] = []
+
+    def note(*event: object) -> None:
+        asked.append(str(event[2]))
+
+    listen(Engine, "before_cursor_execute", note)
+    try:
+        found = registry.split(parse_reference(ref))
+    finally:
+        remove(Engine, "before_cursor_execute", note)
+    assert found.canary is None and found.stable == registry.versions("a")[1]
+    assert found.stable.aliases == ("beta", "prod") and found.stable.canaries == (("dev", 0.25), ("next", 0.25))
+    assert [text.split()[0] for text in asked] == ["BEGIN", "SELECT", *(["SELECT"] if ref == "a@prod" else [])]
 
 
 @pytest.mark.parametrize("ref", ["a@2", "a@prod", f"a@{manifest(9).id}"])
