@@ -17,6 +17,7 @@ from adapters.expected import compare, expected_tensors
 from adapters.finite import NonFinite
 from adapters.header import TensorSpec, read_header
 from adapters.identity import digest
+from adapters.layout import Layout
 from adapters.manifest import Manifest, TrainedOn
 from adapters.provenance import trained_on
 from adapters.targets import Planned, derive
@@ -28,12 +29,16 @@ _PICKLED = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "pytor
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A readable adapter. `config` is a PEFT config reduced to what matters; `tensors` lie in the file `weights`."""
+    """A readable adapter. `config` is a PEFT config reduced to what matters; `tensors` lie in the file `weights`.
+
+    `layout` is the plan for reading them, where somebody has made one.
+    """
 
     manifest: Manifest
     config: bytes
     weights: Path
     tensors: Mapping[str, TensorSpec]
+    layout: Layout | None = None
 
 
 Reader = Callable[[bytes, Path, BaseShape], Checkpoint]

@@ -141,6 +141,17 @@ def chunks(file: BinaryIO, spec: TensorSpec) -> Iterator[bytes]:
         yield chunk
 
 
+def read_into(file: BinaryIO, start: int, content: memoryview) -> None:
+    """Fill `content` from byte `start` on; `file` is open without a buffer. Raises InvalidAdapter as `chunks` does."""
+    file.seek(start)
+    done = 0
+    while done < len(content):
+        count = file.readinto(content[done:])  # type: ignore[attr-defined]
+        if not count:
+            raise _broken("the file became shorter while it was being read")
+        done += count
+
+
 def read_raw(path: Path, max_tensors: int) -> tuple[int, bytes]:
     """The file's size and the header's text. Raises as `read_header` does."""
     limit = min(MAX_HEADER_BYTES, (1 << 20) + 512 * max_tensors)

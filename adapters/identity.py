@@ -26,9 +26,10 @@ from adapters.manifest import AdapterId, Graft, Kind, Manifest
 if TYPE_CHECKING:  # a sandbox starts for each upload, and needs none of it
     from concurrent.futures import Executor, Future
 
+Content = bytes | memoryview
 Inspect = Callable[[str, TensorSpec, bytes], None]
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 18
 """What is hashed at once: so much that handing it to another thread costs little beside it."""
 
 
@@ -42,39 +43,26 @@ def digest(
     weights: Path,
     tensors: Mapping[str, TensorSpec],
     inspect: Inspect = ignore,
-    beside: "Executor | None" = None,
 ) -> AdapterId:
     """The id, from one pass over the file. `inspect` sees every chunk that is hashed, so that both see the same bytes.
 
-    Chunks are whole numbers of elements. With `beside`, which has one thread, one block is hashed there while the next
-    is read and inspected. Raises InvalidAdapter when the file shrinks meanwhile, OSError as it comes.
+    Chunks are whole numbers of elements. Raises InvalidAdapter when the file shrinks meanwhile, OSError as it comes.
     """
-    sha = _Sha(beside)
-    described = [
-        [graft.path, graft.in_features, graft.out_features, graft.rank, graft.scaling, graft.dora]
-        for graft in sorted(grafts, key=lambda graft: graft.path)
-    ]
-    sha.update(_record({"format": "rootstock-adapter-1", "kind": kind, "grafts": described}))
+    found = Digest(kind, grafts)
     with opened(weights) as file:
         for name in sorted(tensors):
             spec = tensors[name]
-            sha.update(_tensor_record(name, spec))
+            found.update([tensor_record(name, spec)])
             for chunk in chunks(file, spec):
-                sha.update(chunk)
+                found.update([chunk])
                 inspect(name, spec, chunk)
-    return AdapterId(f"sha256:{sha.hexdigest()}")
+    return found.id()
 
 
-def confirm(
-    manifest: Manifest,
-    weights: Path,
-    tensors: Mapping[str, TensorSpec],
-    inspect: Inspect = ignore,
-    beside: "Executor | None" = None,
-) -> None:
+def confirm(manifest: Manifest, weights: Path, tensors: Mapping[str, TensorSpec]) -> None:
     """Raises AdapterCorrupt unless the file holds what the manifest's id stands for; the rest is `digest`'s."""
     try:
-        found = digest(manifest.kind, manifest.grafts, weights, tensors, inspect, beside)
+        found = digest(manifest.kind, manifest.grafts, weights, tensors)
     except InvalidAdapter as error:
         raise damaged(manifest.id) from error
     if found != manifest.id:
@@ -85,24 +73,40 @@ def damaged(id: AdapterId) -> AdapterCorrupt:
     return AdapterCorrupt(f"The stored adapter {id} is damaged. Upload it again to repair it.")
 
 
-class _Sha:
-    """SHA-256 of what it is given, a block at a time. Not more than one block waits to be hashed."""
+def tensor_record(name: str, spec: TensorSpec) -> bytes:
+    """As `_record` writes it, without its detours: an adapter has hundreds."""
+    shape = ",".join(map(str, spec.shape))
+    return f'{{"dtype":"{spec.dtype}","name":{encode_basestring_ascii(name)},"shape":[{shape}]}}\n'.encode("ascii")
 
-    def __init__(self, beside: "Executor | None") -> None:
+
+class Digest:
+    """The id of an adapter whose tensors' records and bytes are given in their order.
+
+    A block is hashed at a time. With `beside` that is done in another thread, and not more than one block waits; what
+    was given must not change before `id` is asked for.
+    """
+
+    def __init__(self, kind: Kind, grafts: Iterable[Graft], beside: "Executor | None" = None) -> None:
+        described = [
+            [graft.path, graft.in_features, graft.out_features, graft.rank, graft.scaling, graft.dora]
+            for graft in sorted(grafts, key=lambda graft: graft.path)
+        ]
         self._sha, self._beside = hashlib.sha256(), beside
-        self._held: list[bytes] = []
+        self._held: list[Content] = []
         self._size = 0
         self._pending: Future[None] | None = None
+        self.update([_record({"format": "rootstock-adapter-1", "kind": kind, "grafts": described})])
 
-    def update(self, content: bytes) -> None:
-        self._held.append(content)
-        self._size += len(content)
+    def update(self, contents: Iterable[Content]) -> None:
+        for content in contents:
+            self._held.append(content)
+            self._size += len(content)
         if self._size >= BLOCK_BYTES:
             self._flush(self._beside)
 
-    def hexdigest(self) -> str:
+    def id(self) -> AdapterId:
         self._flush(None)
-        return self._sha.hexdigest()
+        return AdapterId(f"sha256:{self._sha.hexdigest()}")
 
     def _flush(self, beside: "Executor | None") -> None:
         block, self._held, self._size = b"".join(self._held), [], 0
@@ -116,9 +120,3 @@ class _Sha:
 
 def _record(value: Mapping[str, object]) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
-
-
-def _tensor_record(name: str, spec: TensorSpec) -> bytes:
-    """As `_record` writes it, without its detours: an adapter has hundreds, and a request waits for them."""
-    shape = ",".join(map(str, spec.shape))
-    return f'{{"dtype":"{spec.dtype}","name":{encode_basestring_ascii(name)},"shape":[{shape}]}}\n'.encode("ascii")

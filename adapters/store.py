@@ -15,7 +15,7 @@ import json
 import secrets
 import shutil
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from adapters.errors import AdapterCorrupt, Fault, InvalidAdapter, UnknownAdapte
 from adapters.expected import expected_tensors
 from adapters.header import ITEM_BYTES, TensorSpec, chunks, opened, parse_header, read_raw, write_header
 from adapters.identity import confirm, damaged, digest
+from adapters.layout import Layout, lay_out
 from adapters.manifest import AdapterId, Manifest
 from adapters.manifest_json import manifest_from_json, manifest_to_json
 from loader.digests import is_digest
@@ -43,7 +44,7 @@ class BlobStore:
     def __init__(self, root: Path, disk: Disk | None = None) -> None:
         self.root, self.disk = root, disk or Disk()
         self._blobs, self._quarantine, self._tmp = root / "sha256", root / "quarantine", root / "tmp"
-        self._parse = lru_cache(KNOWN_HEADERS)(parse_header)
+        self._parse = lru_cache(KNOWN_HEADERS)(_parsed)
         self._mending = threading.Lock()  # so that a repaired blob is never taken for the damaged one it replaces
         for directory in (self._blobs, self._quarantine, self._tmp):
             directory.mkdir(parents=True, exist_ok=True)
@@ -84,7 +85,7 @@ class BlobStore:
             manifest = manifest_from_json(described["manifest"])
             intact = manifest.id == id and hashlib.sha256(config).hexdigest() == described["config_sha256"]
             expected = expected_tensors(manifest.grafts)
-            tensors = self._parse(*read_raw(directory / header.FILE, len(expected)), len(expected)).tensors
+            tensors, layout = self._parse(*read_raw(directory / header.FILE, len(expected)), len(expected))
         except FileNotFoundError:
             if directory.exists() or self._quarantined(id).exists():
                 raise damaged(id) from None
@@ -93,7 +94,7 @@ class BlobStore:
             raise damaged(id) from error
         if not intact or {name: spec.shape for name, spec in tensors.items()} != expected:
             raise damaged(id)
-        return Checkpoint(manifest, config, directory / header.FILE, tensors)
+        return Checkpoint(manifest, config, directory / header.FILE, tensors, layout)
 
     def verify(self, id: AdapterId) -> None:
         """Hash the stored weights again. Raises AdapterCorrupt, or UnknownAdapter when there is no such blob."""
@@ -228,6 +229,12 @@ class BlobStore:
             if not target.exists():
                 raise
         self.disk.sync_directory(target.parent)
+
+
+def _parsed(size: int, raw: bytes, max_tensors: int) -> tuple[Mapping[str, TensorSpec], Layout]:
+    """A header's tensors, and how they are read. Raises InvalidAdapter."""
+    tensors = parse_header(size, raw, max_tensors).tensors
+    return tensors, lay_out(tensors)
 
 
 def _digits(id: AdapterId) -> str:

@@ -32,6 +32,7 @@ class Supply:
         self._sizes: dict[AdapterId, int] = {}
         alone = None if bank.kernels is None else bank.kernels.work_alone  # the processors belong to the engine
         self._threads = ThreadPoolExecutor(readers, thread_name_prefix="adapter-reader", initializer=alone)
+        self._hashing = ThreadPoolExecutor(readers, thread_name_prefix="adapter-hasher")
 
     def size(self, adapter: AdapterId) -> int:
         if adapter not in self._sizes:
@@ -52,6 +53,7 @@ class Supply:
 
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
+        self._hashing.shutdown(wait=True)
 
     def _read(self, adapter: AdapterId, arrived: Callable[[Arrival], None]) -> None:
         """The digest is checked on every read: what is served is what was uploaded. What is not goes to quarantine."""
@@ -66,7 +68,7 @@ class Supply:
     def _load(self, adapter: AdapterId) -> Loaded:
         on_cuda = self._bank.device.type == "cuda"
         try:
-            return load(self._store.open(adapter), self._dtype, self._base_weight, pin=on_cuda)
+            return load(self._store.open(adapter), self._dtype, self._base_weight, on_cuda, self._hashing)
         except AdapterCorrupt:
             self._store.quarantine_if_damaged(adapter)
             raise

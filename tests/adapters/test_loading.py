@@ -1,5 +1,7 @@
 """Adapters read into memory: true rank, the base's dtype, DoRA's gains, and only bytes that have their digest."""
 
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters import header, identity, loading
+from adapters import identity, layout
 from adapters.checkpoint import Checkpoint, read_directory
 from adapters.errors import AdapterCorrupt, InvalidAdapter
 from adapters.loading import load
-from tests.support.adapters import Tensors, llama_shape, random_tensors, write_adapter
+from tests.support.adapters import Tensors, llama_shape, random_tensors, write_adapter, write_safetensors
 
 SHAPE = llama_shape()
+FACTORS = ("A.weight", "B.weight", "magnitude_vector")
+Order = Callable[[Iterable[str]], list[str]]
 
 
 def base_weight(path: str) -> Tensor:
@@ -23,6 +27,16 @@ def base_weight(path: str) -> Tensor:
 
 def no_weight(path: str) -> Tensor:
     raise AssertionError("only DoRA needs the base's weight")
+
+
+@pytest.fixture(params=["alone", "beside"])
+def beside(request: pytest.FixtureRequest) -> Iterator[Executor | None]:
+    """What hashes: nobody else, or another thread."""
+    if request.param == "alone":
+        yield None
+        return
+    with ThreadPoolExecutor(1) as threads:
+        yield threads
 
 
 def checkpoint(root: Path, **how: object) -> Checkpoint:
@@ -46,36 +60,44 @@ def mixed(tensors: Tensors) -> Tensors:
     return {name: values.astype(np.float16) if "q_proj" in name else values for name, values in tensors.items()}
 
 
-@pytest.mark.parametrize(
-    ("chunk", "pile", "block"), [(4 << 20, 1 << 20, 1 << 20), (4 << 20, 1, 1), (64, 100, 1000), (64, 1 << 20, 1)]
-)
+@pytest.mark.parametrize(("piece", "block"), [(1 << 20, 1 << 18), (1, 1), (5000, 1000), (1000, 1 << 18)])
+@pytest.mark.parametrize("order", [sorted, lambda names: sorted(names, reverse=True)], ids=["sorted", "reversed"])
 def test_pieces_of_any_size_make_the_same_adapter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, pile: int, block: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int, block: int, order: Order, beside: Executor | None
 ) -> None:
-    """Tensors come in several chunks when they are large, and are converted together when they are small; what is more
-    than a block is hashed in another thread."""
-    monkeypatch.setattr(header, "CHUNK_BYTES", chunk)
-    monkeypatch.setattr(loading, "PILE_BYTES", pile)
+    """Wherever a piece ends, and in whatever order the file has its tensors: a run is one tensor or all of them."""
+    monkeypatch.setattr(layout, "PIECE_BYTES", piece)
     monkeypatch.setattr(identity, "BLOCK_BYTES", block)
     read = checkpoint(tmp_path, rank=4, ranks={"v_proj": 7}, seed=3, kind="dora", change=mixed)
-    assert {spec.dtype for spec in read.tensors.values()} == {"F16", "F32"}
-    loaded = load(read, torch.bfloat16, base_weight)
     raw = mixed(random_tensors(read.manifest.grafts, seed=3))
+    write_safetensors(read.weights, raw, order(raw))
+    read = read_directory(read.weights.parent, SHAPE)
+    assert {spec.dtype for spec in read.tensors.values()} == {"F16", "F32"}
+    loaded = load(read, torch.bfloat16, base_weight, beside=beside)
     for path, part in loaded.parts.items():
-        a, b = (torch.from_numpy(raw[f"base_model.model.{path}.lora_{which}.weight"]) for which in "AB")
+        a, b, magnitude = (torch.from_numpy(raw[f"base_model.model.{path}.lora_{which}"]) for which in FACTORS)
         assert torch.equal(part.low.a_RI, a.bfloat16()) and torch.equal(part.low.b_RO, b.bfloat16().t())
+        adapted = base_weight(path) + part.low.scaling * part.low.b_RO.float().t() @ part.low.a_RI.float()
+        assert part.gain is not None and torch.allclose(part.gain, magnitude.float() / adapted.norm(dim=1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("block", [1 << 20, 100])
 @pytest.mark.parametrize("which", [-1, -200])
 def test_bytes_that_changed_are_not_given_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, which: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, which: int, beside: Executor | None
 ) -> None:
     monkeypatch.setattr(identity, "BLOCK_BYTES", block)
     read = checkpoint(tmp_path)
     content = bytearray(read.weights.read_bytes())
     content[which] ^= 1
     read.weights.write_bytes(content)
+    with pytest.raises(AdapterCorrupt, match="Upload it again"):
+        load(read, torch.float32, no_weight, beside=beside)
+
+
+def test_a_file_that_became_shorter_is_damaged(tmp_path: Path) -> None:
+    read = checkpoint(tmp_path)
+    read.weights.write_bytes(read.weights.read_bytes()[:-1])
     with pytest.raises(AdapterCorrupt, match="Upload it again"):
         load(read, torch.float32, no_weight)
 

@@ -1,0 +1,123 @@
+"""How the tensors of a file are read: in few large pieces, planned once for all files that are laid out alike.
+
+Owns that plan: which bytes are read together, what the digest takes in before each tensor, and which tensors lie so
+evenly that they can be moved together. An adapter has hundreds, and a request waits for it. Reads no file, knows no
+torch.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from adapters.header import TensorSpec
+from adapters.identity import tensor_record
+
+PIECE_BYTES = 1 << 20
+FACTOR_A, FACTOR_B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+
+
+class Group(NamedTuple):
+    """Tensors of one dtype and shape that are the same thing in every layer: `module` is the linear's last name, and
+    `suffix` how the tensors' names end."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    module: str
+    suffix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`count` tensors of group number `group`, its `first` and those after it, one every `step` bytes from `begin`."""
+
+    group: int
+    first: int
+    count: int
+    begin: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes [`start`, `stop`) of the file: whole tensors of one dtype, side by side, in the digest's order.
+
+    `spans` are their records in the digest, each with where the tensor's bytes begin and end in the piece.
+    """
+
+    dtype: str
+    start: int
+    stop: int
+    spans: tuple[tuple[bytes, int, int], ...]
+    runs: tuple[Run, ...]
+
+    def hashed(self, content: memoryview) -> Iterator[bytes | memoryview]:
+        """What the digest takes in of a piece with this content."""
+        for record, begin, end in self.spans:
+            yield record
+            yield content[begin:end]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """`groups` have their tensors' names in the digest's order; `pieces` hold every tensor once, in that order too."""
+
+    groups: Mapping[Group, Sequence[str]]
+    pieces: tuple[Piece, ...]
+
+
+def lay_out(tensors: Mapping[str, TensorSpec]) -> Layout:
+    """A piece ends with the tensor that fills it, or where the digest goes on elsewhere in the file."""
+    groups: dict[Group, list[str]] = {}
+    drafts: list[_Draft] = []
+    for name in sorted(tensors):
+        spec = tensors[name]
+        stem, suffix = _split(name)
+        group = Group(spec.dtype, spec.shape, stem.rpartition(".")[2], suffix)
+        names = groups.setdefault(group, [])
+        if not (drafts and drafts[-1].takes(spec)):
+            drafts.append(_Draft(spec.dtype, spec.start, spec.start))
+        drafts[-1].add(tensor_record(name, spec), spec, group, len(names))
+        names.append(name)
+    numbers = {group: number for number, group in enumerate(groups)}
+    return Layout(groups, tuple(draft.piece(numbers) for draft in drafts))
+
+
+def _split(name: str) -> tuple[str, str]:
+    suffix = FACTOR_A if name.endswith(FACTOR_A) else FACTOR_B if name.endswith(FACTOR_B) else MAGNITUDE
+    return name.removesuffix(suffix), suffix
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A piece in the making. `places` are its tensors by group: the number there, and where the bytes begin."""
+
+    dtype: str
+    start: int
+    stop: int
+    spans: list[tuple[bytes, int, int]] = field(default_factory=list)
+    places: dict[Group, list[tuple[int, int]]] = field(default_factory=dict)
+
+    def takes(self, spec: TensorSpec) -> bool:
+        return spec.dtype == self.dtype and spec.start == self.stop and self.stop - self.start < PIECE_BYTES
+
+    def add(self, record: bytes, spec: TensorSpec, group: Group, number: int) -> None:
+        begin, self.stop = spec.start - self.start, spec.stop
+        self.spans.append((record, begin, self.stop - self.start))
+        self.places.setdefault(group, []).append((number, begin))
+
+    def piece(self, numbers: Mapping[Group, int]) -> Piece:
+        runs = tuple(run for group, places in self.places.items() for run in _runs(numbers[group], places))
+        return Piece(self.dtype, self.start, self.stop, tuple(self.spans), runs)
+
+
+def _runs(group: int, places: Sequence[tuple[int, int]]) -> Iterator[Run]:
+    """As few as there can be, each as long as the distance from one tensor to the next stays the same."""
+    at = 0
+    while at < len(places):
+        first, begin = places[at]
+        step = places[at + 1][1] - begin if at + 1 < len(places) else 0
+        count = 1
+        while at + count < len(places) and places[at + count][1] == begin + count * step:
+            count += 1
+        yield Run(group, first, count, begin, step)
+        at += count
