@@ -5,6 +5,7 @@
 #include "linear.h"
 
 constexpr Int BLOCK = 48;  // outputs that a thread takes at most at a time
+constexpr Int BLOCK_BYTES = INT64_MAX;  // however much it is: a few rows are asked for ahead, wherever a block ends
 // Inputs after which a tile's sums are put aside, so that x stays in the nearest cache.
 constexpr Int DEPTH = 3072 / sizeof(Number);
 

@@ -88,11 +88,11 @@ class LayerPass {
         append_tasks(batch, layer.cache, omp_get_max_threads(), buffers.tasks);
         buffers.attention_tasks.set(buffers.tasks.size());
         const Linear* projections[] = {&layer.q, &layer.k, &layer.v};
-        project_width = width_for(layer.q.outputs + 2 * layer.k.outputs);
+        project_width = width_for(layer.q, layer.q.outputs + 2 * layer.k.outputs);
         for (int i = 0; i < 3; ++i) starts[i + 1] = starts[i] + blocks_of(projections[i]->outputs, project_width);
         buffers.attention.product_tasks.set(parts_of(layer.q) * starts[3]);
         for (auto [linear, input] : {std::pair{&layer.o, &buffers.out}, {&layer.gate, &buffers.mlp}, {&layer.down, &buffers.down}})
-            input->product_tasks.set(parts_of(*linear) * blocks_of(linear->outputs, width_for(linear->outputs)));
+            input->product_tasks.set(parts_of(*linear) * blocks_of(linear->outputs, width_for(*linear)));
     }
 
     // Every thread of the team calls this once.
@@ -171,7 +171,7 @@ class LayerPass {
     }
 
     void gate_and_up(ThreadState& thread) {
-        const Int outputs = layer.gate.outputs, width = width_for(outputs), blocks = blocks_of(outputs, width);
+        const Int outputs = layer.gate.outputs, width = width_for(layer.gate), blocks = blocks_of(outputs, width);
         buffers.mlp.product_tasks.run([&](Int task) {
             const Int out = task % blocks * width, outs = std::min(width, outputs - out);
             const Range range = part(layer.gate, task / blocks);
@@ -190,7 +190,7 @@ class LayerPass {
 
     // y = before + W x
     void add_product(const Linear& linear, LinearInput& input, const BFloat16* before, ThreadState& thread) {
-        const Int outputs = linear.outputs, width = width_for(outputs), blocks = blocks_of(outputs, width);
+        const Int outputs = linear.outputs, width = width_for(linear), blocks = blocks_of(outputs, width);
         input.product_tasks.run([&](Int task) {
             const Int out = task % blocks * width, outs = std::min(width, outputs - out);
             const Range range = part(linear, task / blocks);
@@ -203,7 +203,8 @@ class LayerPass {
         });
     }
 
-    static Int width_for(Int outputs) { return block_width(outputs, omp_get_max_threads()); }
+    Int width_for(const Linear& linear) const { return width_for(linear, linear.outputs); }
+    Int width_for(const Linear& linear, Int outputs) const { return block_width(linear, outputs, rows, omp_get_max_threads()); }
     static Int blocks_of(Int outputs, Int width) { return (outputs + width - 1) / width; }
 
     struct Range {

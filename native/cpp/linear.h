@@ -14,6 +14,7 @@ struct Linear {
     const BFloat16* bias;
     Int outputs, inputs, number;
 
+    Int row_bytes() const { return halves ? inputs * Int(sizeof(BFloat16)) : inputs / 2; }
     Int stride() const { return padded(inputs, CODE_BLOCK); }  // of its activations as they are multiplied
     bool beside_codes() const { return CODES_IN_OWN_ORDER && !halves; }  // how they lie
 };

@@ -34,7 +34,7 @@ extern "C" void product_bf16(const BFloat16* x, const Linear* linear, const floa
     kept.fit(rows, linear->stride(), !linear->beside_codes(), linear->beside_codes());
     const Inputs& wide = kept;  // the caller's, for the whole team
     const Epilogue epilogue{linear->bias, plus, gains, outputs};
-    const Int width = block_width(outputs, omp_get_max_threads());
+    const Int width = block_width(*linear, outputs, rows, omp_get_max_threads());
     static thread_local TaskSharing kept_sharing;
     TaskSharing& sharing = kept_sharing;
     sharing.set((outputs + width - 1) / width);

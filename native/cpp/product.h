@@ -16,8 +16,9 @@ inline Int rows_at_once(const Linear& linear) {
     return std::max<Int>(4 * GROUP, fitting);
 }
 
-// Outputs that each of `threads` takes at a time: small enough that all have something to do until the end.
-inline Int block_width(Int outputs, Int threads) {
-    const Int even = outputs / (threads * 6) / 16 * 16;
-    return std::max<Int>(16, std::min(BLOCK, even));
+// Outputs that each of `threads` takes at a time, of linears that are multiplied together and have so many: small enough
+// that all have something to do until the end.
+inline Int block_width(const Linear& linear, Int outputs, Int rows, Int threads) {
+    const Int even = outputs / (threads * 6), fitting = rows <= GROUP ? BLOCK_BYTES / linear.row_bytes() : BLOCK;
+    return std::max<Int>(16, std::min({BLOCK, even, fitting}) / 16 * 16);
 }
