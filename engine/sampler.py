@@ -23,12 +23,16 @@ COLDEST = 1e-6  # below this only the best token is left, and dividing by less o
 
 def sample(logits_SV: Tensor, sequences: Seq[Sequence], eos: Collection[int]) -> list[ChunkResult]:
     """Choose one token per row from float32 logits. A row without a finite maximum fails alone."""
-    finite = logits_SV.amax(-1).isfinite().tolist()
+    tokens = _best(logits_SV)
+    largest_S = logits_SV[range(len(tokens)), tokens]  # NaN where there is one, for to an argmax it is the largest
+    finite = largest_S.isfinite().tolist()
     reports = _reports(logits_SV, sequences)
-    adjusted = logits_SV.clone() if any(_adjusts(s, eos) for s in sequences) else logits_SV
-    for row, sequence in enumerate(sequences):
-        _adjust(adjusted[row], sequence, eos)
-    tokens = _best(adjusted)
+    adjusted = logits_SV
+    if any(_adjusts(s, eos) for s in sequences):
+        adjusted = logits_SV.clone()
+        for row, sequence in enumerate(sequences):
+            _adjust(adjusted[row], sequence, eos)
+        tokens = _best(adjusted)
     for row, sequence in enumerate(sequences):
         if finite[row] and sequence.params.temperature > 0:
             tokens[row] = _draw(adjusted[row], sequence)
