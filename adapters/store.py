@@ -16,6 +16,8 @@ import secrets
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -36,6 +38,8 @@ MANIFEST = "manifest.json"
 LABEL = "label.json"
 KNOWN_HEADERS = 32
 """Whatever has the same tensors has the same header, so this many cover the ranks and targets of most tenants."""
+KNOWN_DESCRIPTIONS = 32
+"""An adapter's description is asked for twice, at once: for its size, and by whoever reads it."""
 
 
 class BlobStore:
@@ -44,7 +48,7 @@ class BlobStore:
     def __init__(self, root: Path, disk: Disk | None = None) -> None:
         self.root, self.disk = root, disk or Disk()
         self._blobs, self._quarantine, self._tmp = root / "sha256", root / "quarantine", root / "tmp"
-        self._parse = lru_cache(KNOWN_HEADERS)(_parsed)
+        self._parse, self._describe = lru_cache(KNOWN_HEADERS)(_parsed), lru_cache(KNOWN_DESCRIPTIONS)(_described)
         self._mending = threading.Lock()  # so that a repaired blob is never taken for the damaged one it replaces
         for directory in (self._blobs, self._quarantine, self._tmp):
             directory.mkdir(parents=True, exist_ok=True)
@@ -79,22 +83,39 @@ class BlobStore:
         Raises UnknownAdapter when there is none, AdapterCorrupt when the description or the header is damaged.
         """
         directory = self.path(id)
-        try:
-            described = json.loads((directory / MANIFEST).read_bytes())
+        with self._explained(id):
+            described = self._describe((directory / MANIFEST).read_bytes())
             config = (directory / config_file.FILE).read_bytes()
-            manifest = manifest_from_json(described["manifest"])
-            intact = manifest.id == id and hashlib.sha256(config).hexdigest() == described["config_sha256"]
-            expected = expected_tensors(manifest.grafts)
-            tensors, layout = self._parse(*read_raw(directory / header.FILE, len(expected)), len(expected))
+            expected = described.shapes
+            found = self._parse(*read_raw(directory / header.FILE, len(expected)), len(expected))
+            intact = described.manifest.id == id and hashlib.sha256(config).hexdigest() == described.config_sha256
+        if not intact or found.shapes != expected:
+            raise damaged(id)
+        return Checkpoint(described.manifest, config, directory / header.FILE, found.tensors, found.layout)
+
+    def manifest(self, id: AdapterId) -> Manifest:
+        """What the stored adapter says it is; the file with its weights is not looked at. Raises as `open` does."""
+        with self._explained(id):
+            found = self._describe((self.path(id) / MANIFEST).read_bytes()).manifest
+        if found.id != id:
+            raise damaged(id)
+        return found
+
+    def read_ahead(self, id: AdapterId) -> None:
+        """The adapter will be read in a moment: the disk may begin. What goes wrong, the reader is told."""
+        header.read_ahead(self.path(id) / header.FILE)
+
+    @contextmanager
+    def _explained(self, id: AdapterId) -> Iterator[None]:
+        """Around reading what was stored: what is not there is unknown, unless something of it is left."""
+        try:
+            yield
         except FileNotFoundError:
-            if directory.exists() or self._quarantined(id).exists():
+            if self.path(id).exists() or self._quarantined(id).exists():
                 raise damaged(id) from None
             raise UnknownAdapter(f"There is no adapter {id}.") from None
         except (ValueError, KeyError, TypeError, InvalidAdapter, AdapterCorrupt) as error:
             raise damaged(id) from error
-        if not intact or {name: spec.shape for name, spec in tensors.items()} != expected:
-            raise damaged(id)
-        return Checkpoint(manifest, config, directory / header.FILE, tensors, layout)
 
     def verify(self, id: AdapterId) -> None:
         """Hash the stored weights again. Raises AdapterCorrupt, or UnknownAdapter when there is no such blob."""
@@ -231,10 +252,35 @@ class BlobStore:
         self.disk.sync_directory(target.parent)
 
 
-def _parsed(size: int, raw: bytes, max_tensors: int) -> tuple[Mapping[str, TensorSpec], Layout]:
-    """A header's tensors, and how they are read. Raises InvalidAdapter."""
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a header says: the tensors, their shapes, and how they are read."""
+
+    tensors: Mapping[str, TensorSpec]
+    shapes: Mapping[str, tuple[int, ...]]
+    layout: Layout
+
+
+def _parsed(size: int, raw: bytes, max_tensors: int) -> _Found:
+    """Raises InvalidAdapter."""
     tensors = parse_header(size, raw, max_tensors).tensors
-    return tensors, lay_out(tensors)
+    return _Found(tensors, {name: spec.shape for name, spec in tensors.items()}, lay_out(tensors))
+
+
+@dataclass(frozen=True, slots=True)
+class _Description:
+    """What is stored beside the weights, and the shapes that their tensors must have."""
+
+    manifest: Manifest
+    config_sha256: str
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+def _described(raw: bytes) -> _Description:
+    """Raises ValueError, KeyError, TypeError or AdapterCorrupt for what `_write` did not write."""
+    described = json.loads(raw)
+    manifest = manifest_from_json(described["manifest"])
+    return _Description(manifest, described["config_sha256"], expected_tensors(manifest.grafts))
 
 
 def _digits(id: AdapterId) -> str:

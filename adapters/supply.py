@@ -36,7 +36,7 @@ class Supply:
 
     def size(self, adapter: AdapterId) -> int:
         if adapter not in self._sizes:
-            self._sizes[adapter] = num_bytes(self._store.open(adapter).manifest, self._dtype.itemsize)
+            self._sizes[adapter] = num_bytes(self._store.manifest(adapter), self._dtype.itemsize)
         return self._sizes[adapter]
 
     def fetch(self, adapter: AdapterId, arrived: Callable[[Arrival], None]) -> None:
