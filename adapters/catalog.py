@@ -28,7 +28,8 @@ from adapters.version import Version
 
 
 class Catalog:
-    """Safe to use from many threads. `on_forgotten` is called, on whichever thread, after a blob was removed.
+    """Safe to use from many threads. `on_forgotten` is called, on whichever thread, after a blob was removed. The blob
+    of what is leased but not `in_memory` is read from the disk ahead of whoever will ask for it.
 
     `reader` judges what strangers upload: `SandboxedReader` in a process of its own, `read` in the server's.
     """
@@ -42,6 +43,7 @@ class Catalog:
         reader: Reader = read,
     ) -> None:
         self.on_forgotten: Callable[[AdapterId], None] = lambda id: None
+        self.in_memory: Callable[[AdapterId], bool] = lambda id: True
         self.base = base
         self.shares = registry.shares
         self._registry, self._store, self._reserved, self._reader = registry, store, reserved, reader
@@ -106,7 +108,7 @@ class Catalog:
 
     def remember_score(self, version: Version, score: Score) -> None:
         """Raises UnknownAdapter when the version is gone."""
-        with self._resolved.changing():
+        with self._resolved.changing(version.name):
             self._registry.remember_score(version.name, version.number, score)
         self._dossier_files.follow(version.name)
 
@@ -211,6 +213,8 @@ class Catalog:
         except BaseException:
             lease.release()
             raise
+        if not self.in_memory(lease.version.id):
+            self._store.read_ahead(lease.version.id)
         return lease
 
     def misfit(self, version: Version) -> str | None:
@@ -238,6 +242,7 @@ class Catalog:
         lost, not emptied.
         """
         found = sweep(self._registry, self._store, self.base)
+        self._resolved.know(self._registry.newest())  # so that no request waits for it
         self._labels.refresh()
         self._dossier_files.refresh()
         return found
@@ -272,7 +277,7 @@ class Catalog:
         `ends` says that it may take something away: an alias that moves ends its canary.
         """
         before = self._labels.facts_of(name)
-        with self._resolved.changing():
+        with self._resolved.changing(name):
             yield
         self._labels.follow(name, before)
         self._dossier_files.follow(name, ends)

@@ -9,6 +9,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +22,8 @@ MAX_HEADER_BYTES = 8 << 20
 CHUNK_BYTES = 4 << 20
 READ_BYTES = 64 << 10
 """What is asked of the system at once: the disk then brings the next bytes while these are looked at."""
+AHEAD_BYTES = 4 << 20
+"""What a disk brings while a request finds its way to a thread that reads; asking for more takes time itself."""
 ITEM_BYTES: Mapping[str, int] = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
@@ -139,6 +142,19 @@ def chunks(file: BinaryIO, spec: TensorSpec) -> Iterator[bytes]:
             raise _broken("the file became shorter while it was being read")
         left -= wanted
         yield chunk
+
+
+def read_ahead(path: Path) -> None:
+    """Have the system begin to read the file, so that it is there sooner for whoever opens it next, and is told what
+    goes wrong. Returns at once; where the system cannot be asked, nothing happens."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.posix_fadvise(descriptor, 0, AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(descriptor)
 
 
 def read_into(file: BinaryIO, start: int, content: memoryview) -> None:

@@ -17,6 +17,7 @@ from time import monotonic
 from typing import TypeVar
 
 from adapters.manifest import AdapterId
+from adapters.residency import Tier
 from engine.engine import Delivery, Engine
 from engine.errors import EngineRestarting, EngineStopped
 from engine.restarts import Restarts
@@ -113,6 +114,11 @@ class EngineWorker:
     def residents(self) -> tuple[Resident, ...]:
         """Every adapter above disk, most recently used first."""
         return self._residents()
+
+    def holds(self, adapter: AdapterId) -> bool:
+        """Whether it is above disk or on its way there. Asked from any thread, beside a step that may change it."""
+        residency = self._engine.tiers.residency
+        return residency.is_fetching(adapter) or residency.tier(adapter) is not Tier.DISK
 
     def device_quotas_used(self) -> tuple[float, ...]:
         """What fraction of their device quotas the tenants use, the fullest first."""

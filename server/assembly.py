@@ -99,6 +99,7 @@ def assemble(
     )
     reader = SandboxedReader(settings.validation_memory, settings.validation_timeout)
     catalog = Catalog(registry, store, served, RESERVED | {base.id}, reader)
+    catalog.in_memory = worker.holds
     services = Services(
         worker=worker,
         server_catalog=catalog,

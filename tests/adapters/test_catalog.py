@@ -1,12 +1,15 @@
 """The catalog: uploads, leases, deferred removal, sweeping. What kill -9 leaves is in tests/faults/test_kill.py."""
 
 import random
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
 import pytest
+from sqlalchemy import Engine
+from sqlalchemy.event import listen, remove
 
 from adapters.canary import Split
 from adapters.catalog import Catalog
@@ -206,13 +209,78 @@ def test_a_resolved_reference_follows_every_change(rig: CatalogRig, sources: lis
         rig.catalog.resolve("a")
 
 
+def test_a_change_leaves_what_other_names_mean(rig: CatalogRig, sources: list[Path]) -> None:
+    for name, source in zip(("a", "b"), sources[:2], strict=True):
+        rig.catalog.add_directory(name, source, alias="prod")
+    known = {ref: rig.catalog.resolve(ref) for ref in ("a", "a@prod", "b", "b@1")}
+    rig.catalog.set_alias("a", "beta", 1)
+    assert all(rig.catalog.resolve(ref) is known[ref] for ref in ("b", "b@1"))
+    assert rig.catalog.resolve("a").aliases == rig.catalog.resolve("a@prod").aliases == ("beta", "prod")
+
+
+def test_after_a_start_no_request_waits_for_what_a_name_means(rig: CatalogRig, sources: list[Path]) -> None:
+    added = [rig.catalog.add_directory("a", source)[0] for source in sources[:2]]
+    again = Catalog(rig.registry, rig.store, rig.catalog.base, RESERVED)
+    again.sweep()
+    rig.registry.close()  # it opens anew for whoever asks
+    asked: list[object] = []
+
+    def note(*event: object) -> None:
+        asked.append(event)
+
+    listen(Engine, "before_cursor_execute", note)
+    try:
+        assert again.resolve("a") == added[1]
+        assert asked == []
+        assert again.resolve("a@1") == added[0]
+        assert asked
+    finally:
+        remove(Engine, "before_cursor_execute", note)
+
+
+def test_no_more_is_remembered_than_there_is_room_for() -> None:
+    resolved = Resolved(most=2)
+    splits = {ref: Split(cast(Version, ref)) for ref in ("a", "a@1", "b", "c")}
+    for ref, split in splits.items():
+        assert resolved.get(ref, lambda split=split: split) is split  # type: ignore[misc]
+    assert resolved.get("a@1", lambda: splits["c"]) is splits["a@1"]
+    assert resolved.get("b", lambda: splits["c"]) is splits["c"], "it was not remembered"
+    with resolved.changing("a"):
+        pass
+    assert [resolved.get("b", lambda: splits["b"]), resolved.get("b", lambda: splits["c"])] == [splits["b"]] * 2
+
+
+class AheadStore(BlobStore):
+    """A store that notes what is read ahead."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.ahead: list[AdapterId] = []
+
+    def read_ahead(self, id: AdapterId) -> None:
+        self.ahead.append(id)
+        super().read_ahead(id)
+
+
+def test_what_is_leased_and_not_in_memory_is_read_ahead(tmp_path: Path, rig: CatalogRig, sources: list[Path]) -> None:
+    store = AheadStore(tmp_path / "ahead")
+    catalog = Catalog(rig.registry, store, rig.catalog.base, RESERVED)
+    here, there = (catalog.add_directory(name, path)[0] for name, path in zip("ab", sources[:2], strict=True))
+    catalog.in_memory = {here.id}.__contains__
+    with catalog.lease("a"), catalog.lease("b"):
+        assert store.ahead == [there.id]
+    shutil.rmtree(store.path(there.id))
+    with catalog.lease("b"):
+        assert store.ahead == [there.id] * 2, "what is not there is told to whoever reads it"
+
+
 def test_an_answer_from_before_a_change_is_not_remembered() -> None:
     """A reader that asked before a write and answers after it must not leave its answer behind."""
     resolved = Resolved()
     old, new = (Split(cast(Version, word)) for word in ("old", "new"))
 
     def overtaken() -> Split[Version]:
-        with resolved.changing():
+        with resolved.changing("a"):
             return old
 
     assert resolved.get("a", overtaken) is old

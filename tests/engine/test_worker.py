@@ -238,6 +238,16 @@ async def test_pins_merges_and_deletions_show_at_once() -> None:
         await until(lambda: [r.id for r in worker.residents()] == ["b"])
 
 
+async def test_what_is_above_disk_or_on_its_way_is_held() -> None:
+    bench = Bench(adapters={"a": 10, "b": 10}, device=100)
+    bench.mover.instant = False
+    async with running(bench) as worker:
+        assert not worker.holds(named("a"))
+        await worker.prefetch([named("a")])
+        await until(lambda: worker.holds(named("a")))
+        assert worker.residents() == () and not worker.holds(named("b"))
+
+
 async def test_the_thread_ticks_while_it_has_nothing_to_do() -> None:
     async with running(Bench()) as worker:
         await until(lambda: worker.silent_s > 0.01)
