@@ -1,10 +1,10 @@
-"""Decoder layers whole, in one call of the compiled kernels, where a model's own compute nothing else.
+"""A model's decoder layers, all in one call of the compiled kernels, where its own compute nothing else.
 
-Owns that replacement, and when a step has to take the layer's own modules instead. Knows no architecture: whether a
+Owns that replacement, and when a step has to take the layers' own modules instead. Knows no architecture: whether a
 layer may be replaced is found out by trying both on the same rows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import cast
 
 import torch
@@ -18,7 +18,7 @@ from engine.kv_cache import KVCache
 from loader.pointwise import CompiledMLP, CompiledNorm
 from loader.product import FastLinear
 from native.kernels import Kernels
-from native.tables import Heads, LayerTable, layer_table, linear_table, term_table
+from native.tables import Heads, LayerTable, StackTable, layer_table, linear_table, stack_table, term_table
 
 PARTS: Mapping[str, type[nn.Module]] = {
     "self_attn": CompiledAttention,
@@ -43,24 +43,26 @@ NORMS = {
 }
 
 
-class CompiledLayer(nn.Module):
-    """`a = x + attention(norm(x))`, `a + mlp(norm(a))`, with the very modules of the layer it replaces.
+class CompiledLayers(nn.Module):
+    """Decoder layers, one after the other: `a = x + attention(norm(x))`, `a + mlp(norm(a))`, with their very modules.
 
     A step in which a merged adapter's rows are mixed with others goes through those modules one by one.
     """
 
     def __init__(
-        self, original: nn.Module, active: ActiveGrafts, numbers: Mapping[str, int], cache: KVCache, kernels: Kernels
+        self,
+        originals: Iterable[nn.Module],
+        active: ActiveGrafts,
+        numbers: Mapping[str, int],
+        cache: KVCache,
+        kernels: Kernels,
     ) -> None:
         super().__init__()
-        for name, part in original.named_children():
-            self.add_module(name, part)
-        self._original = [original]  # in a list, so that its modules are not found twice
-        self._linears = {name: cast(GraftedLinear, original.get_submodule(path)) for name, path in LINEARS.items()}
-        self._numbers = {name: numbers[linear.path] for name, linear in self._linears.items()}
+        self.layers = nn.ModuleList(originals)
+        self._numbers = numbers
         self._active, self._cache, self._kernels = active, cache, kernels
-        self._base = self._table([linear.base for linear in self._linears.values()])
-        self._merged: LayerTable | None = None
+        self._base = self._table(lambda linear: linear.base)
+        self._merged: StackTable | None = None
 
     def forget_merged(self) -> None:
         """Other weights are merged now, or none: those that were have to go."""
@@ -70,28 +72,34 @@ class CompiledLayer(nn.Module):
         selection, paged = self._active.tokens, cast(PagedBatch, inputs["paged"])
         table = self._table_for(selection)
         if table is None or paged.table is None or not hidden_states.is_contiguous():
-            return cast(Tensor, self._original[0](hidden_states, **inputs))
+            for layer in self.layers:
+                hidden_states = layer(hidden_states, **inputs)
+            return hidden_states
         cos, sin = cast(tuple[Tensor, Tensor], inputs["position_embeddings"])
         assert selection is None or selection.terms.num_rows == hidden_states.shape[1], "not this step's selection"
         terms = NO_TERMS if selection is None or selection.table is None else selection.table
-        return self._kernels.decoder_layer(hidden_states, table, paged.table, terms, cos, sin)
+        return self._kernels.decoder_layers(hidden_states, table, paged.table, terms, cos, sin)
 
-    def _table_for(self, selection: Selection | None) -> LayerTable | None:
+    def _table_for(self, selection: Selection | None) -> StackTable | None:
         """The weights that all of the step's rows take, or None where they take different ones."""
         if selection is None or not selection.pieces:
             return self._base
         if not selection.all_merged:
             return None
         if self._merged is None:
-            self._merged = self._table([linear.merged or linear.base for linear in self._linears.values()])
+            self._merged = self._table(lambda linear: linear.merged or linear.base)
         return self._merged
 
-    def _table(self, weights: Sequence[nn.Module]) -> LayerTable:
-        linears = {
-            name: linear_table(cast(FastLinear, module).stored, cast(FastLinear, module).bias, self._numbers[name])
-            for name, module in zip(LINEARS, weights, strict=True)
-        }
-        attention, modules = cast(CompiledAttention, self.self_attn), dict(self.named_modules())
+    def _table(self, weight: Callable[[GraftedLinear], nn.Module]) -> StackTable:
+        return stack_table([self._layer_table(layer, weight) for layer in self.layers])
+
+    def _layer_table(self, layer: nn.Module, weight: Callable[[GraftedLinear], nn.Module]) -> LayerTable:
+        linears = {}
+        for name, path in LINEARS.items():
+            grafted = cast(GraftedLinear, layer.get_submodule(path))
+            module = cast(FastLinear, weight(grafted))
+            linears[name] = linear_table(module.stored, module.bias, self._numbers[grafted.path])
+        attention, modules = cast(CompiledAttention, layer.self_attn), dict(layer.named_modules())
         norms = {name: cast(CompiledNorm, modules[path]) for name, path in NORMS.items() if path in modules}
         return layer_table(
             linears,
@@ -113,23 +121,29 @@ def heads_of(attention: CompiledAttention) -> Heads:
 @torch.inference_mode()
 def speed_up_layers(
     model: PreTrainedModel, active: ActiveGrafts, numbers: Mapping[str, int], cache: KVCache, kernels: Kernels | None
-) -> list[CompiledLayer]:
-    """Replace the decoder layers of `model` that compute what CompiledLayer does. Returns what stands there instead.
+) -> list[CompiledLayers]:
+    """Replace the decoder layers of `model` that compute what CompiledLayers does: all by one, or else each by its own.
 
-    Its linears are grafted already; `numbers` are their places in adapters' tables. `cache` is still empty: the trial
-    writes to its first slots.
+    Returns what stands there instead. Its linears are grafted already; `numbers` are their places in adapters' tables.
+    `cache` is still empty: the trial writes to its first slots.
     """
     rotary = getattr(model.base_model, "rotary_emb", None)
-    replaced: list[CompiledLayer] = []
-    if kernels is None or rotary is None:
-        return replaced
-    for path, module in list(model.named_modules()):
-        if _has_known_parts(module):
-            compiled = CompiledLayer(module, active, numbers, cache, kernels)
-            if _agree(module, compiled, rotary, cache, kernels):
-                model.set_submodule(path, compiled)
-                replaced.append(compiled)
-    return replaced
+    layers = getattr(model.base_model, "layers", None)
+    if kernels is None or rotary is None or not isinstance(layers, nn.ModuleList):
+        return []
+    alone = {
+        index: CompiledLayers([layer], active, numbers, cache, kernels)
+        for index, layer in enumerate(layers)
+        if _has_known_parts(layer)
+    }
+    replaced = {index: one for index, one in alone.items() if _agree(layers[index], one, rotary, cache, kernels)}
+    if len(replaced) == len(layers):
+        replaced = {0: CompiledLayers(layers, active, numbers, cache, kernels)}
+        model.base_model.layers = nn.ModuleList(replaced.values())
+    else:
+        for index, one in replaced.items():
+            layers[index] = one
+    return list(replaced.values())
 
 
 def _has_known_parts(layer: nn.Module) -> bool:
@@ -145,10 +159,10 @@ def _has_known_parts(layer: nn.Module) -> bool:
 
 
 def _agree(
-    original: nn.Module, replacement: CompiledLayer, rotary: nn.Module, cache: KVCache, kernels: Kernels
+    original: nn.Module, replacement: CompiledLayers, rotary: nn.Module, cache: KVCache, kernels: Kernels
 ) -> bool:
     """Whether both give the same for the same rows, but for the last places of what they round in between."""
-    width = cast(FastLinear, replacement._linears["q"].base).in_features
-    x, inputs = probe(width, rotary, cache, kernels)
+    query = cast(GraftedLinear, original.get_submodule(LINEARS["q"]))
+    x, inputs = probe(cast(FastLinear, query.base).in_features, rotary, cache, kernels)
     want, got = (cast(Tensor, layer(x, **inputs)).float() for layer in (original, replacement))
     return bool((want - got).abs().max() <= 2**-6 * (want.abs().max() + 1e-6))

@@ -21,9 +21,9 @@ from native.tables import (
     FourBitWeight,
     Gains,
     Heads,
-    LayerTable,
     Rows,
     SpanTable,
+    StackTable,
     TermTable,
     cache_entry,
     gain_table,
@@ -53,7 +53,7 @@ class Kernels:
             "product_bf16": [_Pointer] * 5 + [_Int],
             "low_rank_bf16": [_Pointer] * 3 + [_Int] * 5,
             "attend_bf16": [_Pointer] * 6,
-            "decoder_layer_bf16": [_Pointer] * 3 + [_Int] + [_Pointer] * 4,
+            "decoder_layers_bf16": [_Pointer, _Int, _Pointer, _Pointer, _Int] + [_Pointer] * 5,
             "rms_norm_bf16": [_Pointer] * 3 + [_Int] * 2 + [ctypes.c_float],
             "silu_product_bf16": [_Pointer] * 3 + [_Int],
             "rotate_bf16": [_Pointer] * 3 + [_Int] * 3,
@@ -154,24 +154,26 @@ class Kernels:
         self._library.attend_bf16(*map(ctypes.addressof, (spans.entry, query, key, value, layer)), out.data_ptr())
         return out
 
-    def decoder_layer(
-        self, x_TI: Tensor, layer: LayerTable, spans: SpanTable, terms: TermTable, cos_TD: Tensor, sin_TD: Tensor
+    def decoder_layers(
+        self, x_TI: Tensor, layers: StackTable, spans: SpanTable, terms: TermTable, cos_TD: Tensor, sin_TD: Tensor
     ) -> Tensor:
-        """A whole decoder layer as Llama has it, with the terms of adapters at each of its linears.
+        """Whole decoder layers as Llama has them, one after the other, with the terms of adapters at their linears.
 
-        `a = x + O attend(rotate(Q n), rotate(K n), V n)` with `n = norm(x)`; `a + D (silu(G m) * U m)` with
-        `m = norm(a)`. Writes keys and values to the layer's cache, as `attend`.
+        Each is `a = x + O attend(rotate(Q n), rotate(K n), V n)` with `n = norm(x)`; `a + D (silu(G m) * U m)` with
+        `m = norm(a)`. Writes keys and values to the layers' caches, as `attend`.
         """
         assert x_TI.is_contiguous() and cos_TD.is_contiguous() and sin_TD.is_contiguous()
-        y_TI = torch.empty_like(x_TI)
-        self._library.decoder_layer_bf16(
-            ctypes.addressof(layer.entry),
+        y_TI, between_TI = torch.empty_like(x_TI), torch.empty_like(x_TI)
+        self._library.decoder_layers_bf16(
+            ctypes.addressof(layers.entries),
+            len(layers.entries),
             ctypes.addressof(spans.entry),
             ctypes.addressof(terms.entries),
             len(terms.entries),
             cos_TD.data_ptr(),
             sin_TD.data_ptr(),
             x_TI.data_ptr(),
+            between_TI.data_ptr(),
             y_TI.data_ptr(),
         )
         return y_TI

@@ -174,6 +174,14 @@ class LayerTable:
     entry: Layer
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class StackTable:
+    """Decoder layers, one after the other."""
+
+    layers: tuple[LayerTable, ...]
+    entries: "ctypes.Array[ctypes.c_void_p]"
+
+
 def linear_table(weight: Tensor | FourBitWeight, bias: Tensor | None, number: int = 0) -> LinearTable:
     """The table of a weight `[out, in]` and a bias `[out]`. `number`: the layer's index in the adapters' PartTables."""
     if isinstance(weight, FourBitWeight):
@@ -254,6 +262,11 @@ def layer_table(
         cache=cache_entry(cache, heads),
     )
     return LayerTable((dict(linears), dict(norms), cache), entry)
+
+
+def stack_table(layers: Sequence[LayerTable]) -> StackTable:
+    addresses = (ctypes.addressof(layer.entry) for layer in layers)
+    return StackTable(tuple(layers), (_Pointer * len(layers))(*addresses))
 
 
 def gain_table(gains: Gains, rows: int) -> "ctypes.Array[ctypes.c_void_p] | None":

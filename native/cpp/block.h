@@ -5,14 +5,15 @@
 #include "linear.h"
 
 constexpr Int BLOCK = 48;  // outputs that a thread takes at most at a time
-constexpr Int BLOCK_BYTES = INT64_MAX;  // however much it is: a few rows are asked for ahead, wherever a block ends
+constexpr Int BLOCK_BYTES = INT64_MAX;  // however much it is: only a few rows have to wait in a cache
 // Inputs after which a tile's sums are put aside, so that x stays in the nearest cache.
 constexpr Int DEPTH = 3072 / sizeof(Number);
 
 // Rows [out, out + outs) of a weight, in the form in which `rows` rows of activations are multiplied with them.
 class Block {
   public:
-    Block(const Linear& linear, Int out, Int outs, Int rows, Scratch& scratch)
+    // What the thread reads next is of no use here: rows are asked for a few ahead, wherever a block ends.
+    Block(const Linear& linear, Int out, Int outs, Int rows, const void*, Scratch& scratch)
         : linear(linear), out(out), outs(outs), scratch(scratch) {
         scratch.sums.fit(GROUP * BLOCK);
         const Int inputs = linear.inputs;

@@ -74,9 +74,10 @@ struct ThreadState {  // buffers that each thread keeps for itself
 
 class LayerPass {
   public:
-    LayerPass(const DecoderLayer& layer, const Batch& batch, const Terms& terms, const Rotation& rotation, const BFloat16* x, BFloat16* y,
-         CallBuffers& buffers)
-        : layer(layer), batch(batch), terms(terms), rotation(rotation), x(x), y(y), rows(batch.tokens), buffers(buffers) {
+    // `after`: the layer that follows, or null.
+    LayerPass(const DecoderLayer& layer, const DecoderLayer* after, const Batch& batch, const Terms& terms, const Rotation& rotation,
+              const BFloat16* x, BFloat16* y, CallBuffers& buffers)
+        : layer(layer), after(after), batch(batch), terms(terms), rotation(rotation), x(x), y(y), rows(batch.tokens), buffers(buffers) {
         buffers.attention.fit(rows, terms, {&layer.q, &layer.k, &layer.v});
         buffers.out.fit(rows, terms, {&layer.o});
         buffers.mlp.fit(rows, terms, {&layer.gate, &layer.up});
@@ -103,13 +104,13 @@ class LayerPass {
         attend_all(thread);
         buffers.out.x.put(buffers.attended.data(), layer.o.inputs);
         shrink(buffers.out, thread);
-        add_product(layer.o, buffers.out, x, thread);
+        add_product(layer.o, buffers.out, x, begin(layer.gate, buffers.mlp.product_tasks.first()), thread);
         normalise(y, layer.before_mlp, buffers.mlp);
         shrink(buffers.mlp, thread);
         gate_and_up(thread);
         buffers.down.x.put(buffers.gated.data(), layer.down.inputs);
         shrink(buffers.down, thread);
-        add_product(layer.down, buffers.down, y, thread);
+        add_product(layer.down, buffers.down, y, after ? begin(*after, buffers.attention.product_tasks.first()) : nullptr, thread);
     }
 
   private:
@@ -125,23 +126,31 @@ class LayerPass {
 
     void shrink(LinearInput& input, ThreadState& thread) {
         if (input.shrinks.empty()) return;
-        input.shrink_tasks.run([&](Int task) {
+        input.shrink_tasks.run([&](Int task, Int) {
             const Shrink* shrink = &input.shrinks[task];
             shrink->run(thread.block, task + 1 < Int(input.shrinks.size()) ? shrink + 1 : nullptr);
         });
     }
 
+    // Which of queries, keys and values a task of theirs is, and its first output.
+    std::pair<int, Int> projection(Int task) const {
+        const Int block = task % starts[3];
+        const int which = block >= starts[2] ? 2 : block >= starts[1] ? 1 : 0;
+        return {which, (block - starts[which]) * project_width};
+    }
+
     void project(ThreadState& thread) {
         const Linear* linears[] = {&layer.q, &layer.k, &layer.v};
         BFloat16* results[] = {buffers.q.data(), buffers.k.data(), buffers.v.data()};
-        buffers.attention.product_tasks.run([&](Int task) {
-            const Int block = task % starts[3];
-            const int which = block >= starts[2] ? 2 : block >= starts[1] ? 1 : 0;
+        const void* last = begin(layer.o, buffers.out.product_tasks.first());
+        buffers.attention.product_tasks.run([&](Int task, Int following) {
+            const auto [which, out] = projection(task);
             const Linear& linear = *linears[which];
-            const Int out = (block - starts[which]) * project_width, outs = std::min(project_width, linear.outputs - out);
+            const Int outs = std::min(project_width, linear.outputs - out);
             const Range range = part(layer.q, task / starts[3]);
             BFloat16* to = results[which] + out;
-            products(linear, buffers.attention, which, range, out, outs, thread.scratch[0], [&](Int row, Int count, const float* sums) {
+            Block block(linear, out, outs, range.count(), following == NONE ? last : begin(layer, following), thread.scratch[0]);
+            products(block, linear, buffers.attention, which, range, out, outs, [&](Int row, Int count, const float* sums) {
                 for (Int m = 0; m < count; ++m) round_row(sums + m * BLOCK, to + (row + m) * linear.outputs, outs);
             });
         });
@@ -159,7 +168,7 @@ class LayerPass {
             write_slot(batch, row, key, value, cache);
         }
         buffers.attention_tasks.run(
-            [&](Int task) { attend(buffers.tasks, task, batch, query, cache, thread.attention, buffers.attended.data()); });
+            [&](Int task, Int) { attend(buffers.tasks, task, batch, query, cache, thread.attention, buffers.attended.data()); });
     }
 
     void rotate_heads(BFloat16* heads, Int count, const Norm& norm, Int row) {
@@ -172,11 +181,13 @@ class LayerPass {
 
     void gate_and_up(ThreadState& thread) {
         const Int outputs = layer.gate.outputs, width = width_for(layer.gate), blocks = blocks_of(outputs, width);
-        buffers.mlp.product_tasks.run([&](Int task) {
+        const void* last = begin(layer.down, buffers.down.product_tasks.first());
+        buffers.mlp.product_tasks.run([&](Int task, Int following) {
             const Int out = task % blocks * width, outs = std::min(width, outputs - out);
             const Range range = part(layer.gate, task / blocks);
-            Block up(layer.up, out, outs, range.count(), thread.scratch[1]);
-            products(layer.gate, buffers.mlp, 0, range, out, outs, thread.scratch[0], [&](Int row, Int count, const float* gates) {
+            Block gate(layer.gate, out, outs, range.count(), layer.up.row(out), thread.scratch[0]);
+            Block up(layer.up, out, outs, range.count(), following == NONE ? last : begin(layer.gate, following), thread.scratch[1]);
+            products(gate, layer.gate, buffers.mlp, 0, range, out, outs, [&](Int row, Int count, const float* gates) {
                 float ups[ROWS_AT_ONCE * BLOCK];
                 group_products(up, layer.up, buffers.mlp, 1, row, out, outs, ups);
                 for (Int m = 0; m < count; ++m) {
@@ -188,13 +199,14 @@ class LayerPass {
         });
     }
 
-    // y = before + W x
-    void add_product(const Linear& linear, LinearInput& input, const BFloat16* before, ThreadState& thread) {
+    // y = before + W x. `last`: what the thread reads when it has finished its share.
+    void add_product(const Linear& linear, LinearInput& input, const BFloat16* before, const void* last, ThreadState& thread) {
         const Int outputs = linear.outputs, width = width_for(linear), blocks = blocks_of(outputs, width);
-        input.product_tasks.run([&](Int task) {
+        input.product_tasks.run([&](Int task, Int following) {
             const Int out = task % blocks * width, outs = std::min(width, outputs - out);
             const Range range = part(linear, task / blocks);
-            products(linear, input, 0, range, out, outs, thread.scratch[0], [&](Int row, Int count, const float* sums) {
+            Block block(linear, out, outs, range.count(), following == NONE ? last : begin(linear, following), thread.scratch[0]);
+            products(block, linear, input, 0, range, out, outs, [&](Int row, Int count, const float* sums) {
                 for (Int m = 0; m < count; ++m) {
                     const Int at = (row + m) * outputs + out;
                     add_row(before + at, sums + m * BLOCK, y + at, outs);
@@ -206,6 +218,17 @@ class LayerPass {
     Int width_for(const Linear& linear) const { return width_for(linear, linear.outputs); }
     Int width_for(const Linear& linear, Int outputs) const { return block_width(linear, outputs, rows, omp_get_max_threads()); }
     static Int blocks_of(Int outputs, Int width) { return (outputs + width - 1) / width; }
+
+    // Where the weights of a task begin that has all outputs of a linear, or the projections of a layer like this one.
+    const void* begin(const Linear& linear, Int task) const {
+        const Int width = width_for(linear);
+        return task == NONE ? nullptr : linear.row(task % blocks_of(linear.outputs, width) * width);
+    }
+    const void* begin(const DecoderLayer& like, Int task) const {
+        if (task == NONE) return nullptr;
+        const auto [which, out] = projection(task);
+        return (which == 0 ? like.q : which == 1 ? like.k : like.v).row(out);
+    }
 
     struct Range {
         Int first, stop;
@@ -222,8 +245,7 @@ class LayerPass {
 
     // Sums of W x + s B (A x), times the gain, plus bias, for outputs [out, out + outs) of some rows, a group at a time.
     template <class Emit>
-    void products(const Linear& linear, LinearInput& input, int which, Range range, Int out, Int outs, Scratch& scratch, Emit emit) {
-        Block block(linear, out, outs, range.count(), scratch);
+    void products(Block& block, const Linear& linear, LinearInput& input, int which, Range range, Int out, Int outs, Emit emit) {
         for (Int row = range.first; row < range.stop; row += ROWS_AT_ONCE) {
             float sums[ROWS_AT_ONCE * BLOCK];
             const Int count = group_products(block, linear, input, which, row, out, outs, sums);
@@ -250,7 +272,10 @@ class LayerPass {
         for (; i < count; ++i) to[i] = BFloat16::of(float(before[i]) + rounded(sums[i]));
     }
 
+    static constexpr Int NONE = TaskSharing::NONE;
+
     const DecoderLayer& layer;
+    const DecoderLayer* after;
     const Batch& batch;
     const Terms& terms;
     const Rotation rotation;
@@ -263,16 +288,20 @@ class LayerPass {
 
 }  // namespace
 
-// y [tokens, hidden] of x; y is not x.
-extern "C" void decoder_layer_bf16(const DecoderLayer* layer, const Batch* batch, const Term* data, Int count,
-                                   const BFloat16* cos, const BFloat16* sin, const BFloat16* x, BFloat16* y) {
+// y [tokens, hidden] of x, through one layer after the other. `between` has room for as much; none is another.
+extern "C" void decoder_layers_bf16(const DecoderLayer* const* layers, Int layer_count, const Batch* batch, const Term* data, Int count,
+                                    const BFloat16* cos, const BFloat16* sin, const BFloat16* x, BFloat16* between, BFloat16* y) {
     static thread_local CallBuffers buffers;
     const Terms terms{data, count};
-    LayerPass pass(*layer, *batch, terms, {cos, sin}, x, y, buffers);
+    for (Int left = layer_count; left; --left, ++layers) {
+        BFloat16* to = left % 2 ? y : between;
+        LayerPass pass(**layers, left > 1 ? layers[1] : nullptr, *batch, terms, {cos, sin}, x, to, buffers);
 #pragma omp parallel
-    {
-        static thread_local ThreadState thread;
-        const TileUse tiles;
-        pass.run(thread);
+        {
+            static thread_local ThreadState thread;
+            const TileUse tiles;
+            pass.run(thread);
+        }
+        x = to;
     }
 }

@@ -14,6 +14,10 @@ struct Linear {
     const BFloat16* bias;
     Int outputs, inputs, number;
 
+    // Where an output's row begins in memory.
+    const void* row(Int out) const {
+        return halves ? static_cast<const void*>(halves + out * inputs) : codes.data + out * inputs / 2;
+    }
     Int row_bytes() const { return halves ? inputs * Int(sizeof(BFloat16)) : inputs / 2; }
     Int stride() const { return padded(inputs, CODE_BLOCK); }  // of its activations as they are multiplied
     bool beside_codes() const { return CODES_IN_OWN_ORDER && !halves; }  // how they lie

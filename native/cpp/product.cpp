@@ -43,9 +43,10 @@ extern "C" void product_bf16(const BFloat16* x, const Linear* linear, const floa
         static thread_local Scratch scratch;
         const TileUse tiles;
         wide.put(x, inputs);
-        sharing.run([&](Int task) {
+        sharing.run([&](Int task, Int following) {
             const Int out = task * width, outs = std::min(width, outputs - out);
-            Block block(*linear, out, outs, rows, scratch);
+            const void* next = following == TaskSharing::NONE ? nullptr : linear->row(following * width);
+            Block block(*linear, out, outs, rows, next, scratch);
             for (Int row = 0; row < rows; row += ROWS_AT_ONCE) {
                 float sums[ROWS_AT_ONCE * BLOCK];
                 const Int count = block.products(wide, row, sums);

@@ -17,25 +17,36 @@ class TaskSharing {
         if (team > size) shares = std::make_unique<Share[]>(size = team);
         count = team;
         for (Int i = 0; i < count; ++i) {
-            shares[i].next.store(tasks * i / count, std::memory_order_relaxed);
-            shares[i].stop = tasks * (i + 1) / count;
+            Share& share = shares[i];
+            share.first = tasks * i / count, share.stop = tasks * (i + 1) / count;
+            share.next.store(share.first, std::memory_order_relaxed);
         }
     }
 
-    // Called by every thread of the team; returns when all tasks are done.
+    // Called by every thread of the team; returns when all tasks are done. `work(task, following)`: the thread's task
+    // after this one, or NONE when others' shares or other work come next.
     template <class Work>
     void run(Work work) {
         for (Int i = 0, own = omp_get_thread_num(); i < count; ++i) {
             Share& share = shares[(own + i) % count];
-            for (Int task; (task = share.next.fetch_add(1, std::memory_order_relaxed)) < share.stop;) work(task);
+            for (Int task; (task = share.next.fetch_add(1, std::memory_order_relaxed)) < share.stop;)
+                work(task, i == 0 && task + 1 < share.stop ? task + 1 : NONE);
         }
 #pragma omp barrier
     }
 
+    // The first task of the calling thread's share, or NONE.
+    Int first() const {
+        const Share& own = shares[omp_get_thread_num()];
+        return own.first < own.stop ? own.first : NONE;
+    }
+
+    static constexpr Int NONE = -1;
+
   private:
     struct alignas(64) Share {
         std::atomic<Int> next;
-        Int stop;
+        Int first, stop;
     };
 
     std::unique_ptr<Share[]> shares;

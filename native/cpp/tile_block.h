@@ -12,8 +12,10 @@ constexpr Int DEPTH = CODE_BLOCK;  // inputs whose weights are laid out before t
 // not: all at once for many rows of activations, a few inputs after the other for those that are read once.
 class Block {
   public:
-    Block(const Linear& linear, Int out, Int outs, Int rows, Scratch& scratch)
-        : linear(linear), out(out), outs(outs), tiles((outs + TILE_ROWS - 1) / TILE_ROWS), end(linear.stride()), scratch(scratch) {
+    // `next`: where the thread will read after this, or null. Memory is asked for it meanwhile, as much as this is.
+    Block(const Linear& linear, Int out, Int outs, Int rows, const void* next, Scratch& scratch)
+        : linear(linear), out(out), outs(outs), tiles((outs + TILE_ROWS - 1) / TILE_ROWS), end(linear.stride()),
+          next(static_cast<const uint8_t*>(next)), scratch(scratch) {
         direct = linear.halves && linear.inputs % TILE_DEPTH == 0 && outs % TILE_ROWS == 0;
         if (direct) end = linear.inputs;
         depth = direct || rows > GROUP ? end : std::min(end, DEPTH);
@@ -38,7 +40,7 @@ class Block {
         } else {
             take_all<4>(x, row, y);
         }
-        prefetched = true;
+        next = nullptr;  // it is there
         return x.group(row) + (both ? x.group(row + GROUP) : 0);
     }
 
@@ -59,7 +61,7 @@ class Block {
         for (Int from = 0, to; from < end; from = to) {
             to = std::min(from + depth, end);
             if (depth < end) fill(from, to);
-            add_tiles<W, U>(weights(n, W), at, from, to);
+            add_tiles<W, U>(weights(n), at, from, to);
         }
         alignas(LINE_BYTES) float sums[W * U * TILE_SUMS];
         store_tiles<W * U>(sums);
@@ -68,11 +70,12 @@ class Block {
                 put_sums(sums + (w * U + u) * TILE_SUMS, x.group(row + u * GROUP), y + u * GROUP * BLOCK + (n + w) * TILE_ROWS, BLOCK);
     }
 
-    WeightTiles weights(Int n, Int count) const {
+    WeightTiles weights(Int n) const {
         if (!direct) return {scratch.weights.data() + n * depth * TILE_ROWS, LINE_BYTES, depth * TILE_ROWS, TILE_NUMBERS, nullptr};
         const Int inputs = linear.inputs;
         const BFloat16* data = linear.halves + (out + n * TILE_ROWS) * inputs;
-        return {data, inputs * 2, TILE_ROWS * inputs, TILE_DEPTH, prefetched ? nullptr : data + count * TILE_ROWS * inputs};
+        const uint8_t* meanwhile = next ? next + n * TILE_ROWS * linear.row_bytes() : nullptr;
+        return {data, inputs * 2, TILE_ROWS * inputs, TILE_DEPTH, reinterpret_cast<const BFloat16*>(meanwhile)};
     }
 
     // Lays inputs [from, to) of all outputs out, at most `depth`: the tiles of 16 outputs one after the other.
@@ -103,22 +106,22 @@ class Block {
         }
     }
 
-    // Asks for the next outputs' codes in the order of memory, as many as it reads, and brings near what each of its own has
-    // next: 64 rows are read at a time, too many streams for the processor to foresee.
+    // Asks for what is next in the order of memory, as much as it reads, and brings near what each of its own rows has next:
+    // 64 rows are read at a time, too many streams for the processor to foresee.
     void fill_code_blocks(Int from, Int to) const {
         const Int row = linear.inputs / 2, blocks = linear.inputs / CODE_BLOCK;
         const CodeTable table(linear.codes.values);
-        const uint8_t *all = linear.codes.data + out * row, *next = all + outs * row + from * outs / 2;
+        const uint8_t *all = linear.codes.data + out * row, *ahead = next + from * outs / 2;
         for (Int i = from; i < to; i += CODE_BLOCK) {
             const uint8_t* codes = all + i / 2;
             const float* scale = scratch.scales.data() + i / CODE_BLOCK;
             for (Int first = 0; first < outs; first += TILE_ROWS) {
                 Number* at = place(first, i);
                 for (Int n = std::min(TILE_ROWS, outs - first); n; --n) {
-                    if (n % 2) fetch(next);  // two rows' are a line
+                    if (next && n % 2) fetch(ahead);  // two rows' are a line
                     fetch_near(codes + LINE_BYTES);
                     table.pack(codes, *scale, at, TILE_NUMBERS);
-                    next += CODE_BLOCK / 2, codes += row, scale += blocks, at += TILE_DEPTH;
+                    ahead += CODE_BLOCK / 2, codes += row, scale += blocks, at += TILE_DEPTH;
                 }
             }
         }
@@ -134,6 +137,7 @@ class Block {
     const Linear& linear;
     const Int out, outs, tiles;
     Int end, depth;
+    const uint8_t* next;
     Scratch& scratch;
-    bool direct, prefetched = false;  // for what comes next in memory
+    bool direct;
 };

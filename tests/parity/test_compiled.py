@@ -10,7 +10,7 @@ from torch import nn
 from adapters.layer import GraftedLinear
 from adapters.manifest import AdapterId, Kind
 from engine.compiled_attention import CompiledAttention
-from engine.compiled_layer import CompiledLayer
+from engine.compiled_layer import CompiledLayers
 from engine.sequence import SamplingParams
 from loader.pointwise import CompiledMLP, CompiledNorm
 from loader.product import FastLinear
@@ -99,16 +99,16 @@ def test_what_was_merged_gives_its_memory_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arch", "replaced"),
     [
-        ("llama", {CompiledLayer, CompiledAttention, CompiledMLP, CompiledNorm}),
+        ("llama", {CompiledLayers, CompiledAttention, CompiledMLP, CompiledNorm}),
         ("qwen2", {CompiledMLP, CompiledNorm}),  # this one has a sliding window
-        ("qwen3", {CompiledLayer, CompiledAttention, CompiledMLP, CompiledNorm}),
+        ("qwen3", {CompiledLayers, CompiledAttention, CompiledMLP, CompiledNorm}),
         ("gemma2", set()),  # its norms add 1 to their weights, its activation is another, its scores are capped
     ],
 )
 def test_what_a_model_lets_be_replaced(arch: str, replaced: set[type[nn.Module]], tmp_path: Path) -> None:
     served = engine_rig(arch, tmp_path, kernels())
     found = {type(module) for module in served.base.model.modules()}
-    assert found & {CompiledLayer, CompiledAttention, CompiledMLP, CompiledNorm} == replaced
+    assert found & {CompiledLayers, CompiledAttention, CompiledMLP, CompiledNorm} == replaced
     served.close()
 
 
