@@ -13,8 +13,9 @@ from time import monotonic
 
 from adapters.manifest import AdapterId
 from engine.blocks import BlockPool
+from engine.constraint import Constraint
 from engine.detokenize import Decode, TextStream
-from engine.errors import EngineStopped, MergeRefused, PromptTooLong, QueueFull
+from engine.errors import ConstraintFailed, EngineStopped, MergeRefused, PromptTooLong, QueueFull
 from engine.events import Admitted, Finished, FirstToken, NextToken, Observer, Preempted, StepDone
 from engine.result import ChunkResult, Runner
 from engine.scheduler import Scheduler, StepPlan
@@ -27,6 +28,11 @@ _NON_FINITE = ("The model's logits for this request are not finite.", "non_finit
 _OVERFLOW = (
     "The numbers of this request's adapter are too large for it. Train with a lower rate, or use an earlier step.",
     "adapter_overflow",
+)
+_STUCK = (
+    "What this request's answer must look like could not be followed any further: it takes too long to tell what may "
+    "come next. Ask for something simpler, or less ambiguous.",
+    "constraint_failed",
 )
 
 Delivery = tuple[str, Output]
@@ -77,6 +83,8 @@ class Engine:
         """Queue a request. Raises QueueFull, PromptTooLong, AdapterTooLarge, DeviceQuotaTooSmall, UnknownAdapter."""
         assert request.prompt, "without a token to start from nothing can be computed"
         assert request.id not in self._sequences, "two requests cannot share an id"
+        free = request.params.min_tokens == 0 and not request.params.ignore_eos
+        assert free or request.constraint is None, "a constraint decides where its answer ends"
         self._check(request)
         seed = request.params.seed
         sequence = Sequence(
@@ -245,6 +253,8 @@ class Engine:
             sequence.prompt_logprobs += result.prompt[max(0, known) :]
             if not result.finite:
                 self._fail(sequence, *(_NON_FINITE if sequence.adapter is None else _OVERFLOW))
+            elif result.stuck:
+                self._fail(sequence, *_STUCK)
             elif result.token is not None:
                 self._accept(sequence, result.token, result.logprob)
             elif chunk.catches_up:  # nothing was to be generated: the prompt's log-probabilities were the answer
@@ -263,7 +273,12 @@ class Engine:
             return
         piece = sequence.text.push(token, may_stop=may_stop)
         output = Output(piece.text, (token,), logprobs, stop_reason=piece.stopped_by)
-        if piece.stopped_by is not None:
+        try:
+            ended = piece.stopped_by is not None or _completes(sequence.constraint, token)
+        except ConstraintFailed:
+            self._fail(sequence, *_STUCK)
+            return
+        if ended:
             self._finish(sequence, FinishReason.STOP, output)
         elif sequence.num_generated >= p.max_tokens:
             self._finish(sequence, FinishReason.LENGTH, output)
@@ -312,3 +327,11 @@ class Engine:
         else:
             self._observe(NextToken(sequence.adapter, now - sequence.last_token_at))
         sequence.last_token_at = now
+
+
+def _completes(constraint: Constraint | None, token: int) -> bool:
+    """Tell a sequence's constraint of its new token; whether the answer is whole with it."""
+    if constraint is None:
+        return False
+    constraint.accept(token)
+    return constraint.complete

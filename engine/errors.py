@@ -7,6 +7,7 @@ EngineError
 ├── EngineRestarting     the engine has failed, and the next one is being made
 ├── AdapterTooLarge      the adapter alone exceeds the device budget
 ├── DeviceQuotaTooSmall  the adapter alone exceeds its tenant's quota of it
+├── ConstraintFailed     a request's constraint cannot say what may come next
 └── MergeRefused         another adapter is merged already
 """
 
@@ -49,6 +50,10 @@ class DeviceQuotaTooSmall(EngineError):
             f"This adapter takes {size} bytes on the device, where the tenant's adapters may take {quota or 0}. "
             "Use a smaller one, or ask the operator for a larger quota `device_bytes`."
         )
+
+
+class ConstraintFailed(EngineError):
+    """Ends its own request, within the engine."""
 
 
 class MergeRefused(EngineError):

@@ -17,13 +17,14 @@ class ChunkResult:
     """`token` is the next token where the chunk catches up, `logprob` its report if it was asked for.
 
     `prompt` reports the prompt tokens that follow each computed one. `finite` is false where the chunk's logits are
-    not; then there is no token.
+    not, and `stuck` true where its constraint failed; then there is no token.
     """
 
     token: int | None = None
     logprob: TokenLogprob | None = None
     prompt: tuple[TokenLogprob, ...] = ()
     finite: bool = True
+    stuck: bool = False
 
 
 class Runner(Protocol):

@@ -1,7 +1,7 @@
 """From logits to tokens, for many requests with different wishes in one batch.
 
-Owns penalties, bias, filters, the draw, and log-probabilities. Knows sequences, not models. Each row depends on
-its own logits and request only.
+Owns penalties, bias, constraints' masks, filters, the draw, and log-probabilities. Knows sequences, not models. Each
+row depends on its own logits and request only.
 
 Shape suffixes: S rows to sample, V vocabulary.
 """
@@ -12,9 +12,11 @@ from collections.abc import Sequence as Seq
 from hashlib import blake2b
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from engine.errors import ConstraintFailed
 from engine.result import ChunkResult
 from engine.sequence import SamplingParams, Sequence, TokenLogprob
 
@@ -22,24 +24,56 @@ COLDEST = 1e-6  # below this only the best token is left, and dividing by less o
 
 
 def sample(logits_SV: Tensor, sequences: Seq[Sequence], eos: Collection[int]) -> list[ChunkResult]:
-    """Choose one token per row from float32 logits. A row without a finite maximum fails alone."""
+    """Choose one token per row from float32 logits. A row without a finite maximum fails alone, and so does one whose
+    constraint fails.
+    """
     tokens = _best(logits_SV)
     largest_S = logits_SV[range(len(tokens)), tokens]  # NaN where there is one, for to an argmax it is the largest
-    finite = largest_S.isfinite().tolist()
+    failed = {row: ChunkResult(finite=False) for row, ok in enumerate(largest_S.isfinite().tolist()) if not ok}
     reports = _reports(logits_SV, sequences)
+    allowed, stuck = _allowed(sequences, logits_SV, failed)
+    failed |= stuck
     adjusted = logits_SV
-    if any(_adjusts(s, eos) for s in sequences):
+    if allowed or any(_adjusts(s, eos) for s in sequences):
         adjusted = logits_SV.clone()
         for row, sequence in enumerate(sequences):
             _adjust(adjusted[row], sequence, eos)
+        for row, allowed_V in allowed.items():
+            _constrain(adjusted[row], allowed_V)
         tokens = _best(adjusted)
     for row, sequence in enumerate(sequences):
-        if finite[row] and sequence.params.temperature > 0:
+        if row not in failed and sequence.params.temperature > 0:
             tokens[row] = _draw(adjusted[row], sequence)
     return [
-        ChunkResult(token=token, logprob=report(token) if report else None) if ok else ChunkResult(finite=False)
-        for token, report, ok in zip(tokens, reports, finite, strict=True)
+        failed.get(row) or ChunkResult(token=token, logprob=report(token) if report else None)
+        for row, (token, report) in enumerate(zip(tokens, reports, strict=True))
     ]
+
+
+def _allowed(
+    sequences: Seq[Sequence], like_SV: Tensor, failed: Collection[int]
+) -> tuple[dict[int, Tensor], dict[int, ChunkResult]]:
+    """`[V]`, true where a token may come next, for each row that has a constraint, and the rows whose failed."""
+    allowed: dict[int, Tensor] = {}
+    stuck: dict[int, ChunkResult] = {}
+    for row, sequence in enumerate(sequences):
+        if sequence.constraint is None or row in failed:
+            continue
+        try:
+            bits = np.frombuffer(sequence.constraint.allowed(), np.uint8)
+        except ConstraintFailed:
+            stuck[row] = ChunkResult(stuck=True)
+            continue
+        flags_V = np.unpackbits(bits, count=like_SV.shape[1], bitorder="little").view(np.bool_)
+        assert flags_V.any(), "a constraint that leaves nothing says that it failed"
+        allowed[row] = torch.from_numpy(flags_V).to(like_SV.device)
+    return allowed, stuck
+
+
+def _constrain(row_V: Tensor, allowed_V: Tensor) -> None:
+    """Rule out all but the allowed tokens, in place. Of these some are left even if the model rules out all of them."""
+    row_V.clamp_(min=torch.finfo(row_V.dtype).min)
+    row_V.masked_fill_(~allowed_V, float("-inf"))
 
 
 def _best(logits_SV: Tensor) -> list[int]:
@@ -129,7 +163,9 @@ def _draw(row_V: Tensor, sequence: Sequence) -> int:
     probs_V, order = _filtered(scaled_V, sequence.params)
     cumulative = probs_V.double().cumsum(-1)
     at = uniform(sequence.stream, sequence.num_generated) * float(cumulative[-1])
-    index = int(torch.searchsorted(cumulative, at, right=True).clamp(max=probs_V.numel() - 1))
+    index = int(torch.searchsorted(cumulative, at, right=True))
+    if index == probs_V.numel():  # rounded up to the sum: the last token that adds to it
+        index = int(torch.searchsorted(cumulative, cumulative[-1]))
     return index if order is None else int(order[index])
 
 

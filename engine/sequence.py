@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from adapters.manifest import AdapterId
+from engine.constraint import Constraint
 from engine.detokenize import TextStream
 
 
@@ -55,20 +56,24 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the server hands to the engine. `max_tokens = 0` only makes sense with `prompt_logprobs` (echo)."""
+    """What the server hands to the engine. `max_tokens = 0` only makes sense with `prompt_logprobs` (echo).
+
+    `constraint` is this request's own, and decides where it ends: it goes with neither `min_tokens` nor `ignore_eos`.
+    """
 
     id: str
     prompt: tuple[int, ...]
     params: SamplingParams
     adapter: AdapterId | None = None
     tenant: str = ""
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """`log p(token_id | everything before it)` and the `top` alternatives as (token id, log-probability), best first.
 
-    Computed from the model's logits before penalties, bias and temperature, as OpenAI and vLLM report them.
+    Computed from the model's logits before penalties, bias, constraint and temperature, as OpenAI and vLLM report them.
     """
 
     token_id: int
@@ -96,8 +101,8 @@ class Output:
     `text` never splits a character and never shows any part of a stop string. `prompt_logprobs` has one entry
     per prompt token, None for the first. `stop_reason` is the stop string or token id that ended the sequence.
     With finish reason `error`, `error` says what happened and `error_code` names it: `adapter_corrupt`,
-    `adapter_unavailable`, `adapter_overflow`, `non_finite_logits`, `step_failed` or `engine_failed`; with `abort` there
-    may be `reader_too_slow`.
+    `adapter_unavailable`, `adapter_overflow`, `non_finite_logits`, `constraint_failed`, `step_failed` or
+    `engine_failed`; with `abort` there may be `reader_too_slow`.
     """
 
     text: str = ""
@@ -146,6 +151,10 @@ class Sequence:
     @property
     def params(self) -> SamplingParams:
         return self.request.params
+
+    @property
+    def constraint(self) -> Constraint | None:
+        return self.request.constraint
 
     @property
     def is_running(self) -> bool:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -40,6 +41,8 @@ from loader.plan import Available, Budgets, ServingMemoryPlan, kv_bytes_per_toke
 from loader.progress import Progress
 from loader.source import Source, resolve
 from server.datadir import DataDir
+from server.grammars.compiler import Compiler
+from server.grammars.matcher import vocabulary
 from server.host_check import HostCheck
 from server.meter import Meter
 from server.metrics import Metrics
@@ -105,6 +108,7 @@ def assemble(
         server_catalog=catalog,
         tenant_catalog=TenantCatalog(catalog),
         tokenizer=HubTokenizer(base.tokenizer, _vocab_size(base)),
+        grammars=Compiler(partial(vocabulary, base.tokenizer.backend_tokenizer, _vocab_size(base), base.eos_token_ids)),
         base_id=base.id,
         limits=_limits(settings, max_model_len),
         metrics=metrics,

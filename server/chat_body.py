@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from server.errors import BadRequest
-from server.fields import GenerationBody, Strict
+from server.fields import GenerationBody
 from server.ports import Message
+from server.strict import Strict
 
 MAX_PARTS = 2048
 

@@ -7,7 +7,7 @@ ApiError                     any refusal: status, message, type, param, code, he
 ├── TooLarge            413  the body exceeds a byte limit
 ├── RateLimited         429  this tenant has used up what it may in a minute, or at once
 ├── QuotaExceeded       403  this tenant may store no more
-├── GenerationFailed    5xx  the engine ended an accepted request with an error; 422 where its adapter is to blame
+├── GenerationFailed    5xx  the engine ended an accepted request with an error; 422 where the request is to blame
 ├── ReaderTooSlow       408  too much of a stream was left unread; its last event
 ├── StorageFull         507  no room on disk; nothing was changed
 ├── StorageFailed       503  the disk failed, or file descriptors have run out; a change may have been made
@@ -120,12 +120,16 @@ class QuotaExceeded(ApiError):
         )
 
 
+_REQUESTS_OWN = {"adapter_overflow": "model", "constraint_failed": None}
+"""Failures that whoever trained the adapter or wrote the grammar has caused, each with the field that names it."""
+
+
 class GenerationFailed(ApiError):
     """The engine gave up on a request after accepting it; `code` is its word for why."""
 
     def __init__(self, message: str, code: str) -> None:
-        if code == "adapter_overflow":  # whoever trained it caused that
-            super().__init__(422, message, param="model", code=code, headers=NO_RETRY)
+        if code in _REQUESTS_OWN:
+            super().__init__(422, message, param=_REQUESTS_OWN[code], code=code, headers=NO_RETRY)
             return
         passing = code == "engine_failed"  # the next engine is on its way
         status = 503 if passing or code.startswith("adapter_") else 500

@@ -1,27 +1,17 @@
-"""The body fields that completions and chat share, and how a field that is not there is refused.
+"""The body fields that completions and chat share, and those that are known and not served.
 
-Owns the strict model base, the sampling fields with their bounds, and the table of fields that are
-known but not served. Knows neither tokens nor routes.
+Owns the sampling fields with their bounds, and the table of what is not served. Knows neither tokens nor routes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from server.errors import BadRequest
+from server.strict import Strict, Unserved
+from server.structure import StructuredBody
 
-
-@dataclass(frozen=True, slots=True)
-class Unserved:
-    """A field other servers have and this one does not. A value in `harmless` asks for nothing and passes."""
-
-    why: str
-    harmless: tuple[object, ...] = ()
-
-
-_SCHEMA = "Structured output is not there yet. Ask for the format in the prompt."
 _TOOLS = "Tool calling is not there yet. Leave it out, and describe the tools in the prompt."
 _TEMPLATE = "The chat template is the base's own. Send a finished prompt to /v1/completions instead."
 _ALWAYS = "Only the default is served. Leave it out."
@@ -32,12 +22,8 @@ UNSERVED: Mapping[str, Unserved] = {
     "parallel_tool_calls": Unserved(_TOOLS, (True, False)),
     "functions": Unserved(_TOOLS, ([],)),
     "function_call": Unserved(_TOOLS, ("none",)),
-    "response_format": Unserved(_SCHEMA, ({"type": "text"},)),
-    "guided_json": Unserved(_SCHEMA),
-    "guided_regex": Unserved(_SCHEMA),
-    "guided_choice": Unserved(_SCHEMA),
-    "guided_grammar": Unserved(_SCHEMA),
-    "structured_outputs": Unserved(_SCHEMA),
+    "guided_decoding_backend": Unserved("There is one backend. Leave it out."),
+    "guided_whitespace_pattern": Unserved("Say it in the schema, or send `guided_regex` or `guided_grammar`."),
     "suffix": Unserved("Filling in the middle is not served. Put the text before the gap in `prompt`.", ("",)),
     "modalities": Unserved("Only text is served.", (["text"],)),
     "audio": Unserved("Only text is served."),
@@ -71,30 +57,6 @@ UNSERVED: Mapping[str, Unserved] = {
 }
 
 
-class Strict(BaseModel):
-    """A body that takes exactly the fields it names, in exactly their types, and finite numbers only."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
-
-    unserved: ClassVar[Mapping[str, Unserved]] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_by_name(cls, data: Any) -> Any:
-        """Drop nulls of known fields (OpenAI's way to say "the default") and refuse what is not served."""
-        if not isinstance(data, dict):
-            return data
-        kept: dict[str, object] = {}
-        for name, value in data.items():
-            unserved = None if name in cls.model_fields else cls.unserved.get(name)
-            if unserved is None:
-                if value is not None or name not in cls.model_fields:
-                    kept[name] = value
-            elif value is not None and not any(_same(value, harmless) for harmless in unserved.harmless):
-                raise BadRequest(f"`{name}` is not supported. {unserved.why}", name, "unsupported_field")
-        return kept
-
-
 class StreamOptions(Strict):
     """`include_obfuscation` is OpenAI's padding against traffic analysis; only off is served."""
 
@@ -111,7 +73,7 @@ _Probability = Annotated[float, Field(gt=0, le=1)]
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
-class GenerationBody(Strict):
+class GenerationBody(StructuredBody):
     """What /v1/completions and /v1/chat/completions have in common. Names and defaults are OpenAI's, then vLLM's."""
 
     unserved = UNSERVED
@@ -162,11 +124,16 @@ class GenerationBody(Strict):
         return f"request:{request_id}" if self.seed is None else f"seed:{self.seed}"
 
     @model_validator(mode="after")
+    def _a_form_decides_where_it_ends(self) -> "GenerationBody":
+        structure = self.structure()
+        for field, asks in (("ignore_eos", self.ignore_eos), ("min_tokens", self.min_tokens > 0)):
+            if asks and structure is not None:
+                message = f"`{field}` does not go with `{structure.field}`, which decides where the answer may end."
+                raise BadRequest(f"{message} Send one of them.", field)
+        return self
+
+    @model_validator(mode="after")
     def _options_need_a_stream(self) -> "GenerationBody":
         if self.stream_options is not None and not self.stream:
             raise BadRequest("`stream_options` needs `stream: true`.", "stream_options")
         return self
-
-
-def _same(value: object, harmless: object) -> bool:
-    return value == harmless and isinstance(value, bool) == isinstance(harmless, bool)

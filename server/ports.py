@@ -1,12 +1,12 @@
 """What the server asks of the layers below it: an engine worker and a tokenizer, by shape.
 
-Owns the two protocols and the bundle of services that `create_app` takes. Knows no torch and
+Owns the protocols and the bundle of services that `create_app` takes. Knows no torch and
 no transformers, so that the whole of HTTP can be tested against small fakes.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -17,6 +17,7 @@ from adapters.catalog import Catalog
 from adapters.manifest import AdapterId
 from adapters.tenant_catalog import TenantCatalog
 from adapters.uploads import Uploads
+from engine.constraint import Constraint
 from engine.events import Event
 from engine.sequence import Output, Request
 from engine.snapshot import EngineStats, Resident
@@ -27,6 +28,7 @@ from server.merges import Merges
 from server.meter import Meter
 from server.metrics import Metrics
 from server.principal import Principal
+from server.structure import Structure
 
 
 class OutputStream(Protocol):
@@ -119,6 +121,14 @@ class Tokenizer(Protocol):
         ...
 
 
+class Grammars(Protocol):
+    """Forms of answers, for this base's vocabulary; `server/grammars/` has the real one."""
+
+    async def compile(self, structure: Structure, tenant: str, /) -> Callable[[], Constraint]:
+        """What makes a constraint for each answer that must have this form. Raises BadRequest."""
+        ...
+
+
 class Authenticator(Protocol):
     """Who may call; `server/keys/ring.py` has both kinds. `required` is whether they must show a key."""
 
@@ -187,6 +197,7 @@ class Services:
     server_catalog: Catalog
     tenant_catalog: TenantCatalog
     tokenizer: Tokenizer
+    grammars: Grammars
     base_id: str
     limits: Limits
     metrics: Metrics

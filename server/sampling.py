@@ -3,10 +3,11 @@
 Owns that mapping and the checks that need the vocabulary. Knows no response format.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from adapters.manifest import AdapterId
+from engine.constraint import Constraint
 from engine.sequence import Request, SamplingParams
 from server.errors import BadRequest
 from server.fields import GenerationBody
@@ -55,8 +56,12 @@ def requests_for(
     n: int,
     adapter: AdapterId | None,
     tenant: str,
+    constraint: Callable[[], Constraint] | None = None,
 ) -> list[Request]:
-    """`n` requests a prompt, in the order of the choices; the i-th answer to a prompt is seeded with `seed + i`."""
+    """`n` requests a prompt, in the order of the choices; the i-th answer to a prompt is seeded with `seed + i`.
+
+    Each has a constraint of its own.
+    """
     return [
         Request(
             id=f"{request_id}-{place * n + answer}",
@@ -64,6 +69,7 @@ def requests_for(
             params=params if params.seed is None else replace(params, seed=_wrap(params.seed + answer)),
             adapter=adapter,
             tenant=tenant,
+            constraint=None if constraint is None else constraint(),
         )
         for place, prompt in enumerate(prompts)
         for answer in range(n)

@@ -20,8 +20,8 @@ from server.body import StrictRoute
 from server.cards import adapter_card
 from server.deps import RequireScope, ServicesDep, accepting, in_thread
 from server.etag import condition, etag
-from server.fields import Strict
 from server.principal import Scope
+from server.strict import Strict
 
 router = APIRouter(route_class=StrictRoute, tags=["adapters"])
 

@@ -42,10 +42,14 @@ async def chat(body: ChatBody, http: HttpRequest, services: ServicesDep, caller:
     params = sampling_params(
         body, RouteParams(body.token_limit or max(room, 1), logprobs), services.tokenizer.vocab_size
     )
+    structure = body.structure()
+    constraint = None if structure is None else await services.grammars.compile(structure, caller.tenant)
     key = body.sticks_to(http.state.request_id)
     chosen = await target(services.tenant_catalog, services.base_id, body.model, body.adapter_id, key)
     with chosen.released_on_error():
-        requests = requests_for(http.state.request_id, [prompt], params, body.n, chosen.adapter, caller.tenant)
+        requests = requests_for(
+            http.state.request_id, [prompt], params, body.n, chosen.adapter, caller.tenant, constraint
+        )
         layout = ChatLayout(services.tokenizer, body, prompt, http.state.request_id, chosen.model)
         return await answer(http, services, caller, chosen, Job(body, requests, layout, "messages"))
 

@@ -37,10 +37,14 @@ async def complete(body: CompletionBody, http: HttpRequest, services: ServicesDe
     echo_logprobs = body.logprobs if body.logprobs is not None or body.max_tokens > 0 else 0
     route = RouteParams(body.max_tokens, body.logprobs, echo_logprobs if body.echo else None)
     params = sampling_params(body, route, services.tokenizer.vocab_size)
+    structure = body.structure()
+    constraint = None if structure is None else await services.grammars.compile(structure, caller.tenant)
     key = body.sticks_to(http.state.request_id)
     chosen = await target(services.tenant_catalog, services.base_id, body.model, body.adapter_id, key)
     with chosen.released_on_error():
-        requests = requests_for(http.state.request_id, prompts, params, body.n, chosen.adapter, caller.tenant)
+        requests = requests_for(
+            http.state.request_id, prompts, params, body.n, chosen.adapter, caller.tenant, constraint
+        )
         layout = CompletionLayout(services.tokenizer, body, prompts, http.state.request_id, chosen.model)
         return await answer(http, services, caller, chosen, Job(body, requests, layout, "prompt"))
 

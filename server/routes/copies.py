@@ -15,10 +15,10 @@ from server.body import StrictRoute
 from server.cards import adapter_card
 from server.deps import PrincipalDep, RequireScope, ServicesDep, accepting, in_thread
 from server.etag import condition, etag
-from server.fields import Strict
 from server.openapi import STORED
 from server.pins import follow_pins_if_possible
 from server.principal import Scope
+from server.strict import Strict
 from server.upload_quota import upload_quota
 
 router = APIRouter(route_class=StrictRoute, tags=["adapters"])

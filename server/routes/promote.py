@@ -23,10 +23,10 @@ from server.disconnect import while_connected
 from server.errors import NO_RETRY, ApiError
 from server.etag import condition, etag
 from server.evaluation import score
-from server.fields import Strict
 from server.ports import Services
 from server.principal import Principal, Scope
 from server.routes.aliases import AliasName, VersionNumber
+from server.strict import Strict
 
 router = APIRouter(
     route_class=StrictRoute, dependencies=[Depends(RequireScope(Scope.WRITE)), Depends(accepting)], tags=["adapters"]

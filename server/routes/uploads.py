@@ -24,12 +24,12 @@ from server.deps import PrincipalDep, RequireScope, ServicesDep, accepting, in_t
 from server.errors import BadRequest, TooLarge, offset_headers
 from server.etag import condition, etag
 from server.evaluation import read_eval
-from server.fields import Strict
 from server.form import CONFIG_BYTES
 from server.openapi import BEGUN, CONTINUED, PIECE, STORED
 from server.pins import follow_pins_if_possible
 from server.ports import Services
 from server.principal import Scope
+from server.strict import Strict
 from server.upload_quota import upload_quota
 
 RESERVED = frozenset({"uploads"})

@@ -18,10 +18,10 @@ from server.body import StrictRoute
 from server.deletion import delete_adapter
 from server.deps import PrincipalDep, RequireScope, ServicesDep, accepting, in_thread, in_upload_thread
 from server.errors import ApiError, api_error
-from server.fields import Strict
 from server.pins import follow_pins_if_possible
 from server.ports import Services
 from server.principal import Scope
+from server.strict import Strict
 from server.upload_quota import upload_quota
 
 router = APIRouter(route_class=StrictRoute, dependencies=[Depends(accepting)], tags=["vllm"])

@@ -1,6 +1,7 @@
 """The whole engine on a tiny Llama in float32: what is served is what transformers' own forward says."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from adapters.manifest import Kind
 from engine.sequence import FinishReason, SamplingParams
 from tests.support.adapters import Tensors, write_adapter
+from tests.support.constraints import Only, Script
 from tests.support.engine_rig import Answer, EngineRig
 from tests.support.models import VOCAB, tiny_model, tiny_model_dir
 
@@ -109,6 +111,39 @@ def test_preemption_changes_nothing(model_dir: Path, tmp_path: Path, reference: 
     for id, prompt in zip(ids, prompts, strict=True):
         check(answers[id], prompt, reference)
         assert len(answers[id].prompt_logprobs or ()) == len(prompt)
+
+
+def test_rows_beside_a_constrained_one_have_the_same_bits(model_dir: Path, tmp_path: Path) -> None:
+    """The third sequence is as long in both batches, and what it says is for it alone."""
+    answers = []
+    for name, constraint in (("free", None), ("constrained", Only(range(0, 256, 3)))):
+        rig = EngineRig.load(model_dir, tmp_path / name)
+        params = SamplingParams(max_tokens=12, ignore_eos=True, logprobs=5, seed=7)
+        ids = [rig.submit(prompt, params) for prompt in PROMPTS[:2]]
+        third = rig.submit(PROMPTS[2], replace(params, ignore_eos=constraint is None), constraint=constraint)
+        found = rig.run()
+        rig.close()
+        answers.append([(found[id].tokens, found[id].logprobs) for id in ids])
+        assert len(found[third].tokens) == 12
+        assert constraint is None or constraint.told == [t for t in found[third].tokens if t % 3 == 0]
+    assert answers[0] == answers[1]
+
+
+def test_preemption_leaves_a_constraint_where_it_was(model_dir: Path, tmp_path: Path) -> None:
+    preempted: list[str] = []
+    rig = EngineRig.load(
+        model_dir, tmp_path, num_blocks=13, max_batch_tokens=16, observe=lambda e: preempted.append(type(e).__name__)
+    )
+    scripts = [Script(range(start, start + 12)) for start in (0, 100)]
+    ids = [
+        rig.submit([start, *range(20)], SamplingParams(max_tokens=20), constraint=script)
+        for start, script in zip((50, 60), scripts, strict=True)
+    ]
+    answers = rig.run()
+    rig.close()
+    assert "Preempted" in preempted
+    assert [answers[id].tokens for id in ids] == [tuple(script.tokens) for script in scripts]
+    assert [script.told for script in scripts] == [list(script.tokens) for script in scripts]
 
 
 def huge(tensors: Tensors) -> Tensors:

@@ -250,12 +250,6 @@ def test_e57_what_asks_for_nothing_is_taken(harmless: dict[str, object], http: h
 
 
 E58 = {
-    "JSON mode": {"response_format": {"type": "json_object"}},
-    "a schema": {"response_format": {"type": "json_schema", "json_schema": {"name": MARK, "schema": {"$ref": "#"}}}},
-    "guided_regex": {"guided_regex": MARK + "(a+)+b"},
-    "parentheses": {"guided_regex": MARK + "(" * 30_000 + ")" * 30_000},
-    "guided_grammar": {"guided_grammar": f"root ::= {MARK} root"},
-    "structured_outputs": {"structured_outputs": {"regex": MARK + "(a|aa)+$"}},
     "a template": {
         "chat_template": MARK + "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}"
     },
@@ -269,6 +263,41 @@ def test_e58_bombs_are_refused_unread(content: dict[str, object], http: httpx.Cl
     for path, fields in ((COMPLETIONS, {"prompt": MARK}), (CHAT, {"messages": [{"role": "user", "content": MARK}]})):
         reply = http.post(path, json={"model": BASE, **fields, **content})
         refused(reply, http, rig, code="unsupported_field", param=next(iter(content)))
+    assert time.process_time() - began < 2
+
+
+def _schema(**schema: object) -> dict[str, object]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": MARK, "schema": schema}}}
+
+
+SCHEMA = "response_format.json_schema.schema"
+E58_FORMS: dict[str, tuple[dict[str, object], str]] = {
+    "a schema that is itself": (_schema(**{"$ref": "#"}), SCHEMA),
+    "a schema of patterns": (
+        _schema(allOf=[{"type": "string", "pattern": f"^.*{MARK}{number}.*$"} for number in range(400)]),
+        SCHEMA,
+    ),
+    "a schema as wide as it may be": (_schema(enum=[MARK] * 16_400), SCHEMA),
+    "a keyword": (_schema(contains={"const": MARK}), SCHEMA),
+    "a type": (_schema(type=MARK), SCHEMA),
+    "parentheses": ({"guided_regex": MARK + "(" * 30_000 + ")" * 30_000}, "guided_regex"),
+    "what may be empty": ({"guided_regex": MARK + ".*" * 20_000}, "guided_regex"),
+    "look-around": ({"structured_outputs": {"regex": f"(?={MARK})"}}, "structured_outputs.regex"),
+    "a rule that is not there": ({"guided_grammar": f"root ::= {MARK} root"}, "guided_grammar"),
+    "a rule that never ends": ({"guided_grammar": f"start: {MARK}\n{MARK}: {MARK} {MARK}"}, "guided_grammar"),
+    "lines": ({"structured_outputs": {"grammar": "root ::= " + "\n" * 60_000 + MARK}}, "structured_outputs.grammar"),
+    "choices": ({"guided_choice": [MARK * 90] * 1024}, "guided_choice"),
+}
+
+
+@pytest.mark.parametrize(("content", "param"), E58_FORMS.values(), ids=E58_FORMS.keys())
+def test_e58_forms_that_are_bombs_are_refused(
+    content: dict[str, object], param: str, http: httpx.Client, rig: ServerRig
+) -> None:
+    began = time.process_time()
+    for path, fields in ((COMPLETIONS, {"prompt": MARK}), (CHAT, {"messages": [{"role": "user", "content": MARK}]})):
+        reply = http.post(path, json={"model": BASE, **fields, **content})
+        refused(reply, http, rig, code="grammar_invalid", param=param)
     assert time.process_time() - began < 2
 
 

@@ -14,6 +14,7 @@ from adapters.manifest import AdapterId
 from adapters.mover import Arrival
 from adapters.residency import Residency
 from engine.blocks import BlockPool
+from engine.constraint import Constraint
 from engine.detokenize import Decode
 from engine.engine import Delivery, Engine, Limits
 from engine.events import Event
@@ -196,9 +197,10 @@ class Bench:
         tenant: str = "",
         params: SamplingParams | None = None,
         max_tokens: int = 4,
+        constraint: Constraint | None = None,
     ) -> Request:
         chosen = params or SamplingParams(max_tokens=max_tokens)
-        request = Request(id, tuple(prompt), chosen, None if adapter is None else named(adapter), tenant)
+        request = Request(id, tuple(prompt), chosen, None if adapter is None else named(adapter), tenant, constraint)
         self.engine.submit(request)
         self.outputs[id] = []
         return request

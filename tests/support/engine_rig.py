@@ -11,6 +11,7 @@ from adapters.device_quotas import DeviceQuota
 from adapters.manifest import AdapterId
 from adapters.store import BlobStore
 from engine.build import EngineConfig, build
+from engine.constraint import Constraint
 from engine.engine import Delivery, Engine
 from engine.events import Observer, ignore
 from engine.recording import Recorder
@@ -112,9 +113,15 @@ class EngineRig:
         """Read an adapter as PEFT saved it, and store it."""
         return self.store.put(read_directory(directory, self.base.shape))
 
-    def submit(self, prompt: Iterable[int], params: SamplingParams, adapter: AdapterId | None = None) -> str:
+    def submit(
+        self,
+        prompt: Iterable[int],
+        params: SamplingParams,
+        adapter: AdapterId | None = None,
+        constraint: Constraint | None = None,
+    ) -> str:
         request_id = str(next(self._numbers))
-        self.engine.submit(Request(request_id, tuple(prompt), params, adapter))
+        self.engine.submit(Request(request_id, tuple(prompt), params, adapter, constraint=constraint))
         return request_id
 
     def step(self) -> list[Delivery]:

@@ -25,6 +25,8 @@ from engine.worker import EngineWorker
 from loader.base import Base, load
 from loader.fingerprint import fingerprint
 from loader.source import resolve
+from server.grammars.compiler import Compiler
+from server.grammars.matcher import vocabulary
 from server.ports import Limits
 from server.tokens import HubTokenizer
 from tests.support.adapters import write_adapter
@@ -123,6 +125,9 @@ def real_engine_server(
         limits=Limits(CONTEXT, idle_s=5),
         base=served,
         tokenizer=tokenizer,
+        grammars=Compiler(
+            lambda: vocabulary(base.tokenizer.backend_tokenizer, base.model.config.vocab_size, base.eos_token_ids)
+        ),
         store=store,
     )
     canary, _ = rig.catalog.add_directory("canary", write_adapter(folder / "canary", base.shape, seed=99, scale=LOUD))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence as Seq
 
 from adapters.manifest import AdapterId
+from engine.constraint import Constraint
 from engine.detokenize import TextStream
 from engine.sequence import Request, SamplingParams, Sequence
 
@@ -17,10 +18,11 @@ def sequence(
     blocks: Seq[int] = (),
     adapter: str | None = None,
     tenant: str = "",
+    constraint: Constraint | None = None,
 ) -> Sequence:
     """A running sequence that has `generated` tokens so far and holds `blocks`."""
     chosen = params or SamplingParams()
-    request = Request(id, tuple(prompt), chosen, None if adapter is None else AdapterId(adapter), tenant)
+    request = Request(id, tuple(prompt), chosen, None if adapter is None else AdapterId(adapter), tenant, constraint)
     return Sequence(
         request=request,
         arrived=0.0,

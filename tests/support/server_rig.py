@@ -19,14 +19,15 @@ from adapters.tenant_catalog import TenantCatalog
 from adapters.uploads import UploadLimits, Uploads
 from loader.shape import BaseShape, LinearShape
 from server.app import create_app
+from server.grammars.compiler import Compiler
 from server.host_check import HostCheck
 from server.keys.ring import NoKeys
 from server.meter import Meter
 from server.metrics import Metrics
-from server.ports import Authenticator, Limits, Services, Tokenizer, Traces
+from server.ports import Authenticator, Grammars, Limits, Services, Tokenizer, Traces
 from server.routes.uploads import RESERVED
 from tests.support.engine import FakeWorker
-from tests.support.tokenizer import ByteTokenizer
+from tests.support.tokenizer import ByteTokenizer, byte_vocabulary
 
 BASE = "tiny-base"
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"
@@ -69,6 +70,7 @@ def make_rig(
     tokenizer: Tokenizer | None = None,
     store: BlobStore | None = None,
     free_bytes: Callable[[], int] | None = None,
+    grammars: Grammars | None = None,
 ) -> ServerRig:
     """A ready application with its data under `folder`. Close `registry` when done."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
@@ -83,6 +85,7 @@ def make_rig(
         server_catalog=catalog,
         tenant_catalog=TenantCatalog(catalog),
         tokenizer=tokenizer or ByteTokenizer(),
+        grammars=grammars or Compiler(byte_vocabulary),
         base_id=BASE,
         limits=limits if limits is not None else Limits(worker.max_model_len, idle_s=5),
         metrics=Metrics(),

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from llguidance import LLTokenizer, TokenizerWrapper
+
 from server.errors import ChatRefused
 from server.ports import Message
 
@@ -30,3 +32,19 @@ class ByteTokenizer:
 
     def token_bytes(self, id: int) -> bytes:
         return {START: b"<start>", END: b"<end>"}.get(id, bytes([id % 256]))
+
+
+class _Bytes:
+    """What llguidance asks of a tokenizer."""
+
+    eos_token_id, bos_token_id = END, None
+    special_token_ids = (START, END)
+    tokens = [*(bytes([id]) for id in range(256)), b"<start>", b"<end>"]
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        return list(text.encode() if isinstance(text, str) else text)
+
+
+def byte_vocabulary() -> LLTokenizer:
+    """The ByteTokenizer's, for grammars."""
+    return LLTokenizer(TokenizerWrapper(_Bytes()))

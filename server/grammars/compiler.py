@@ -1,0 +1,120 @@
+"""Forms of answers, compiled for one base's vocabulary: JSON Schemas, regular expressions, choices and grammars.
+
+Owns who compiles when, and the refusal of what cannot be compiled. Implements `Grammars` of server/ports.py; knows no
+routes.
+"""
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+from weakref import WeakValueDictionary
+
+import anyio
+import anyio.to_thread
+from llguidance import LLMatcher, LLTokenizer
+
+from engine.constraint import Constraint
+from engine.errors import ConstraintFailed
+from server.errors import BadRequest
+from server.grammars.bounds import TooLarge, check_schema, check_text
+from server.grammars.faults import reason
+from server.grammars.matcher import Followed, matcher_of
+from server.grammars.trial import Trial, Unreadable
+from server.structure import Kind, Structure
+
+T = TypeVar("T")
+
+SPACE = {"x-guidance": {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,32}"}}
+"""Between two parts of JSON, unless a schema brings an `x-guidance` of its own.
+
+If it had no end, small models would fill answers with nothing else.
+"""
+
+STACK_BYTES = 64 << 20
+
+
+class Compiler:
+    """Compiles one form at a time, in a thread, and lets tenants take turns: a flood delays its own tenant.
+
+    The vocabulary is made with the first form.
+    """
+
+    def __init__(self, vocabulary: Callable[[], LLTokenizer]) -> None:
+        self._make = vocabulary
+        self._made: LLTokenizer | None = None
+        self._trial = Trial()
+        self._limiter = anyio.CapacityLimiter(1)
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def compile(self, structure: Structure, tenant: str) -> Callable[[], Constraint]:
+        """What makes a constraint for each answer. Raises BadRequest."""
+        turn = self._turns.setdefault(tenant, asyncio.Lock())
+        async with turn:
+            return await anyio.to_thread.run_sync(self.compile_now, structure, limiter=self._limiter)
+
+    def compile_now(self, structure: Structure) -> Callable[[], Constraint]:
+        """As `compile`, while this thread waits. Only one may."""
+        content = _text(structure)
+        try:
+            grammar = self._trial(structure.kind, content)
+            self._made = made = self._made or self._make()
+            matcher: LLMatcher = _with_stack(lambda: matcher_of(made, grammar))
+        except (Unreadable, ConstraintFailed) as error:
+            sent = content if isinstance(content, str) else "\n".join(content)
+            raise _refusal(structure, reason(str(error), sent)) from None
+        return lambda: Followed(matcher.deep_copy(), made.eos_tokens)
+
+
+def _text(structure: Structure) -> str | list[str]:
+    """The form as text, or as the choices' texts. Raises BadRequest for what is too large."""
+    content = structure.content
+    try:
+        if isinstance(content, tuple):
+            check_text("".join(content))
+            return list(content)
+        if not isinstance(content, str):
+            check_schema(content)
+            content = json.dumps(SPACE | dict(content), ensure_ascii=False)
+        check_text(content)
+    except TooLarge as error:
+        raise _refusal(structure, str(error)) from None
+    return content
+
+
+def _with_stack(work: Callable[[], T]) -> T:
+    """`work()` in a thread whose stack is larger than that of the process in which it was tried.
+
+    What a thread has otherwise is the system's choice. The size is this process's for a moment, so that a thread of
+    somebody else's may get it too; a stack takes no memory before it is used.
+    """
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    thread = threading.Thread(target=run, name="grammar", daemon=True)
+    usual = threading.stack_size(STACK_BYTES)
+    try:
+        thread.start()
+    finally:
+        threading.stack_size(usual)
+    return done.result()
+
+
+_FIXES: dict[Kind, str] = {
+    "json": "Send a JSON Schema of keywords that docs/structured.md lists.",
+    "regex": "Send a regular expression in Rust's syntax, without look-around and word boundaries.",
+    "choice": "Send fewer or shorter choices.",
+    "grammar": "Send a grammar in Lark or GBNF that begins at `start` or `root`.",
+}
+
+
+def _refusal(structure: Structure, why: str) -> BadRequest:
+    message = f"`{structure.field}` cannot be kept to: {why}. {_FIXES[structure.kind]}"
+    return BadRequest(message, structure.field, "grammar_invalid")
