@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 
 import anyio
 import anyio.to_thread
+import structlog
 from llguidance import LLMatcher, LLTokenizer
 
 from engine.constraint import Constraint
@@ -25,6 +26,7 @@ from server.grammars.matcher import Followed, matcher_of
 from server.grammars.trial import Trial, Unreadable
 from server.structure import Kind, Structure
 
+_log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 SPACE = {"x-guidance": {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,32}"}}
@@ -60,12 +62,23 @@ class Compiler:
         content = _text(structure)
         try:
             grammar = self._trial(structure.kind, content)
-            self._made = made = self._made or self._make()
+            self._made = made = self._made or self._vocabulary(structure)
             matcher: LLMatcher = _with_stack(lambda: matcher_of(made, grammar))
         except (Unreadable, ConstraintFailed) as error:
             sent = content if isinstance(content, str) else "\n".join(content)
             raise _refusal(structure, reason(str(error), sent)) from None
         return lambda: Followed(matcher.deep_copy(), made.eos_tokens)
+
+    def _vocabulary(self, structure: Structure) -> LLTokenizer:
+        """Raises BadRequest for a base whose tokens the library cannot spell."""
+        try:
+            return self._make()
+        except ValueError as error:
+            _log.warning("no_structured_output", reason=str(error))
+            message = f"`{structure.field}` is not supported with this base, whose tokenizer is of an unknown kind."
+            raise BadRequest(
+                f"{message} Ask for the form in the prompt.", structure.field, "unsupported_field"
+            ) from None
 
 
 def _text(structure: Structure) -> str | list[str]:

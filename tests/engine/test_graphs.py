@@ -13,8 +13,9 @@ from engine.recording import NotRecordable, Replay
 from engine.runner import ModelRunner
 from engine.sequence import SamplingParams
 from tests.support.adapters import MLP, Tensors, write_adapter
+from tests.support.constraints import Only, Script
 from tests.support.engine_rig import Answer, EngineRig
-from tests.support.models import tiny_model_dir
+from tests.support.models import EOS, tiny_model_dir
 from tests.support.recorder import Again
 from tests.support.scenario import add, alike, decoding, serve, wishes
 from tests.support.varlen import PlainVarlen
@@ -87,6 +88,21 @@ def test_the_stage_is_paid_for_out_of_the_adapters_budget(model_dir: Path, tmp_p
 
 def test_a_cpu_has_no_graphs(eager: EngineRig) -> None:
     assert cuda_graphs(eager.base) is None
+
+
+def test_constraints_stand_outside_of_recordings(replayed: EngineRig, eager: EngineRig, recorder: Again) -> None:
+    """A mixed batch: one row may say anything, the others what they may."""
+    answers = []
+    for rig in (replayed, eager):
+        constraints = (None, Only(range(0, 256, 7)), Script(range(40, 60)))
+        params = [SamplingParams(temperature=0, max_tokens=20, ignore_eos=each is None) for each in constraints]
+        pairs = enumerate(zip(params, constraints, strict=True))
+        ids = [rig.submit([5, number], wish, constraint=each) for number, (wish, each) in pairs]
+        found = rig.run()
+        answers.append([found[id].tokens for id in ids])
+    assert answers[0] == answers[1] and recorder.replayed > 10
+    assert len(answers[0][0]) == 20 and all(token % 7 == 0 or token == EOS for token in answers[0][1])
+    assert answers[0][2] == tuple(range(40, 60))
 
 
 LONG = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, logprobs=0)

@@ -89,6 +89,14 @@ def bodies() -> Mapping[str, Body]:
         "turns that fit": _turns([_text(32)] * TURNS),
         "turns": _turns([_text(SIZE // TURNS - 48)] * TURNS),
         "too many turns": _turns(['"x"'] * (MAX_KEYS // 2 - 8)),
+        "a schema": _structured(f'"guided_json": {{"enum": [{",".join(["299"] * (MAX_VALUES - 8))}]}}'),
+        "a schema that fits": _structured(f'"guided_json": {{"enum": [{",".join(["299"] * 16_000)}]}}'),
+        "a schema's lists": _structured(f'"guided_json": {{"enum": [{",".join(["[299]"] * (MAX_BRACKETS - 8))}]}}'),
+        "a schema's text": _structured(f'"structured_outputs": {{"json": {{"const": {_text(SIZE - 64)}}}}}'),
+        "choices": _structured(f'"guided_choice": [{",".join([_text(SIZE // 1024 - 8)] * 1024)}]'),
+        "too many choices": _structured(f'"guided_choice": [{",".join([_text(8)] * (MAX_VALUES - 8))}]'),
+        "a regular expression": _structured(f'"guided_regex": "{"[a-z]b" * 10_900}"'),
+        "a grammar": _structured(f'"guided_grammar": "start: {"x y " * 16_000}"'),
         "parts": _turns([f"[{','.join([_part(SIZE // MAX_PARTS)] * MAX_PARTS)}]"]),
     }
 
@@ -129,6 +137,10 @@ def _prompts(items: Sequence[str]) -> Body:
 def _turns(contents: Sequence[str]) -> Body:
     turns = ",".join(f'{{"role":"user","content":{content}}}' for content in contents)
     return Body("/v1/chat/completions", f'"messages": [{turns}]')
+
+
+def _structured(form: str) -> Body:
+    return Body("/v1/completions", f'"prompt": "x", {form}')
 
 
 def _part(size: int) -> str:

@@ -7,6 +7,7 @@ import torch
 
 from engine.recording import CudaGraphs
 from engine.sequence import SamplingParams
+from tests.support.constraints import Only, Script
 from tests.support.engine_rig import Answer, EngineRig
 from tests.support.gpu import DEVICE, needs_gpu
 from tests.support.models import tiny_model_dir
@@ -47,6 +48,22 @@ def test_what_cannot_be_recorded_is_served_all_the_same(tmp_path: Path) -> None:
     assert [number for number in want if not close(got[number], want[number], ROUNDING)] == []
     eager.close()
     recorded.close()
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_constrained_row_says_what_it_may_and_its_neighbours_what_they_like(graphs: bool, tmp_path: Path) -> None:
+    model = tiny_model_dir("llama", tmp_path)
+    rig = on_gpu(model, tmp_path / str(graphs), graphs)
+    free = rig.submit([5, 6], SamplingParams(temperature=0, max_tokens=20, ignore_eos=True))
+    alone = rig.run()[free].tokens
+    free = rig.submit([5, 6], SamplingParams(temperature=0, max_tokens=20, ignore_eos=True))
+    drawn = rig.submit([7], SamplingParams(max_tokens=20, seed=1), constraint=Only(range(0, 256, 7)))
+    script = rig.submit([8], SamplingParams(max_tokens=20), constraint=Script(range(40, 55)))
+    answers = rig.run()
+    rig.close()
+    assert answers[script].tokens == tuple(range(40, 55))
+    assert all(token % 7 == 0 for token in answers[drawn].tokens)
+    assert len(answers[free].tokens) == len(alone) == 20
 
 
 def test_a_gpu_in_full_precision_says_what_the_cpu_says(tmp_path: Path) -> None:

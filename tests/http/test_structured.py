@@ -6,10 +6,11 @@ The model knows nothing, so whatever keeps to a form does so because it is made 
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import httpx
 import openai
+import pydantic
 import pytest
 
 from tests.support.real_engine_server import RealEngineServer, real_engine_server
@@ -66,6 +67,37 @@ def test_a_schema_streamed_is_the_whole_one(client: openai.OpenAI) -> None:
     text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
     assert text == whole.choices[0].message.content and keeps_to(parsed(text), SCHEMA)
     assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+class Person(pydantic.BaseModel):
+    name: Annotated[str, pydantic.Field(max_length=5)]
+    role: Literal["cook", "clerk"]
+    age: Annotated[int, pydantic.Field(ge=0, lt=100)] | None
+
+
+class Table(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(json_schema_extra=COMPACT)
+
+    host: Person
+    guests: Annotated[list[Person], pydantic.Field(max_length=1)]
+
+
+def test_a_pydantic_model_is_parsed_by_the_client(client: openai.OpenAI) -> None:
+    """The client makes a strict schema of it, with references."""
+    for seed in range(3):
+        reply = client.chat.completions.parse(
+            model=BASE, messages=HELLO, response_format=Table, max_tokens=220, seed=seed, temperature=0.5
+        )
+        assert isinstance(reply.choices[0].message.parsed, Table)
+
+
+def test_completions_through_the_client(client: openai.OpenAI) -> None:
+    wishes = ({"guided_regex": r"\d{3}"}, {"guided_choice": ["red", "blue"]})
+    for extra, pattern in zip(wishes, (r"\d{3}", "red|blue"), strict=True):
+        reply = client.completions.create(model=BASE, prompt="x", extra_body=extra, stream=False)
+        assert re.fullmatch(pattern, reply.choices[0].text) and reply.choices[0].finish_reason == "stop"
+        chunks = client.completions.create(model=BASE, prompt="x", extra_body=extra, stream=True)
+        assert re.fullmatch(pattern, "".join(chunk.choices[0].text for chunk in chunks))
 
 
 def test_any_object(client: openai.OpenAI) -> None:

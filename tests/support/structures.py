@@ -8,7 +8,7 @@ from typing import Any
 from engine.constraint import Constraint
 from tests.support.tokenizer import END
 
-COMPACT = {"x-guidance": {"whitespace_flexible": False}}
+COMPACT: dict[str, Any] = {"x-guidance": {"whitespace_flexible": False}}
 """Beside a schema's own keys: no space between its parts."""
 
 
