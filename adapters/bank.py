@@ -3,17 +3,18 @@
 Owns tensors only. Who is placed and who leaves is decided by `residency.py`; what they are for, by `layer.py`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from adapters.lane import Cargo, Lane
-from adapters.manifest import AdapterId, Manifest
+from adapters.layout import Place
+from adapters.manifest import AdapterId, Graft, Manifest
 from adapters.op import LowRank
 from native.kernels import Kernels
-from native.tables import LowRankPart, PartTable, part_table
+from native.tables import LowRankPart, PartTable, packed_part_table, part_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,44 @@ class Part:
     gain: Tensor | None = None
 
 
+class PackedParts(Mapping[str, Part]):
+    """The parts of an adapter without gains, in one allocation. Each is made when it is asked for: compiled kernels ask
+    only where they lie, and a request waits for whatever is made for a few hundred tensors."""
+
+    def __init__(self, flat: Tensor, places: Mapping[str, Place], grafts: Sequence[Graft]) -> None:
+        self.flat = flat
+        self._places, self._grafts = places, grafts
+        self._made: dict[str, Part] = {}
+
+    def __getitem__(self, path: str) -> Part:
+        if not self._made:
+            self._made = {graft.path: self._part(graft) for graft in self._grafts}
+        return self._made[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return (graft.path for graft in self._grafts)
+
+    def __len__(self) -> int:
+        return len(self._grafts)
+
+    def over(self, flat: Tensor) -> "PackedParts":
+        """The same over a copy of the allocation."""
+        return PackedParts(flat, self._places, self._grafts)
+
+    def table(self, numbers: Mapping[str, int]) -> PartTable:
+        """As the kernels read them, by these `numbers` of the linears."""
+        places = ((graft, self._places[graft.path]) for graft in self._grafts)
+        parts = ((numbers[graft.path], place.a, place.b, place.rank, graft.scaling) for graft, place in places)
+        return packed_part_table(self.flat, parts, len(numbers))
+
+    def _part(self, graft: Graft) -> Part:
+        place = self._places[graft.path]
+        rank, inputs, outputs = place.rank, place.in_features, place.out_features
+        a_RI = self.flat[place.a : place.a + rank * inputs].view(rank, inputs)
+        b_RO = self.flat[place.b : place.b + rank * outputs].view(rank, outputs)
+        return Part(LowRank(a_RI, b_RO, graft.scaling))
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """An adapter in memory, ready to be applied.
@@ -32,7 +71,7 @@ class Loaded:
     """
 
     manifest: Manifest
-    parts: dict[str, Part]
+    parts: Mapping[str, Part]
     allocations: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
@@ -45,6 +84,9 @@ class Loaded:
         at = {old.data_ptr(): new for old, new in zip(self.allocations, allocations, strict=True)}
         if all(new.data_ptr() == address for address, new in at.items()):
             return self
+
+        if isinstance(self.parts, PackedParts):
+            return Loaded(self.manifest, self.parts.over(allocations[0]), tuple(allocations))
 
         def there(tensor: Tensor) -> Tensor:
             flat = at[tensor.untyped_storage().data_ptr()]
@@ -100,8 +142,12 @@ class Bank:
         self._placed[id], self._coming[id] = placed, cargo
         self.changes += 1
         if self.kernels is not None:
-            parts = {self.numbers[path]: _compiled(part) for path, part in placed.parts.items()}
-            self._tables[id] = part_table(parts, len(self.numbers))
+            self._tables[id] = self._table(placed.parts)
+
+    def _table(self, parts: Mapping[str, Part]) -> PartTable:
+        if isinstance(parts, PackedParts):
+            return parts.table(self.numbers)
+        return part_table({self.numbers[path]: _compiled(part) for path, part in parts.items()}, len(self.numbers))
 
     def drop(self, adapter: AdapterId) -> None:
         del self._placed[adapter]

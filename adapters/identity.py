@@ -29,8 +29,10 @@ if TYPE_CHECKING:  # a sandbox starts for each upload, and needs none of it
 Content = bytes | memoryview
 Inspect = Callable[[str, TensorSpec, bytes], None]
 
-BLOCK_BYTES = 1 << 18
-"""What is hashed at once: so much that handing it to another thread costs little beside it."""
+BLOCK_BYTES = 1 << 17
+"""What is hashed at once: the interpreter is let go of seldom, and the bytes are still in the processor's cache."""
+HANDED_BYTES = 1 << 20
+"""What is hashed at once in another thread: so much that handing it over costs little beside it."""
 
 
 def ignore(name: str, spec: TensorSpec, chunk: bytes) -> None:
@@ -82,8 +84,8 @@ def tensor_record(name: str, spec: TensorSpec) -> bytes:
 class Digest:
     """The id of an adapter whose tensors' records and bytes are given in their order.
 
-    A block is hashed at a time. With `beside` that is done in another thread, and not more than one block waits; what
-    was given must not change before `id` is asked for.
+    A block is hashed at a time, so that the interpreter is let go of, and waited for, seldom. With `beside` that is
+    done in another thread, and not more than one block waits.
     """
 
     def __init__(self, kind: Kind, grafts: Iterable[Graft], beside: "Executor | None" = None) -> None:
@@ -92,16 +94,17 @@ class Digest:
             for graft in sorted(grafts, key=lambda graft: graft.path)
         ]
         self._sha, self._beside = hashlib.sha256(), beside
-        self._held: list[Content] = []
+        self._held: list[bytes] = []
         self._size = 0
         self._pending: Future[None] | None = None
         self.update([_record({"format": "rootstock-adapter-1", "kind": kind, "grafts": described})])
 
     def update(self, contents: Iterable[Content]) -> None:
-        for content in contents:
-            self._held.append(content)
-            self._size += len(content)
-        if self._size >= BLOCK_BYTES:
+        """What was given may change afterwards."""
+        block = b"".join(contents)
+        self._held.append(block)
+        self._size += len(block)
+        if self._size >= (BLOCK_BYTES if self._beside is None else HANDED_BYTES):
             self._flush(self._beside)
 
     def id(self) -> AdapterId:

@@ -7,12 +7,16 @@ torch.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from math import prod
 from typing import NamedTuple
 
+from adapters.expected import PREFIX
 from adapters.header import TensorSpec
 from adapters.identity import tensor_record
 
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 1 << 18
+"""What is read at once: with what it is converted to, it stays in a processor's second-level cache."""
 FACTOR_A, FACTOR_B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 
 
@@ -57,12 +61,29 @@ class Piece:
             yield content[begin:end]
 
 
+class Place(NamedTuple):
+    """Where a linear's factors begin in the adapter's allocation, in elements: `A [rank, in]` and `B [rank, out]`."""
+
+    a: int
+    b: int
+    rank: int
+    in_features: int
+    out_features: int
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`groups` have their tensors' names in the digest's order; `pieces` hold every tensor once, in that order too."""
+    """`groups` have their tensors' names in the digest's order; `pieces` hold every tensor once, in that order too.
+
+    In memory the factors lie in one allocation of so many `elements`, group after group: `begins` says where each
+    group's are, `places` by path where each linear's are. Magnitudes are not in it.
+    """
 
     groups: Mapping[Group, Sequence[str]]
     pieces: tuple[Piece, ...]
+    begins: tuple[int, ...]
+    places: Mapping[str, Place]
+    elements: int
 
 
 def lay_out(tensors: Mapping[str, TensorSpec]) -> Layout:
@@ -79,7 +100,30 @@ def lay_out(tensors: Mapping[str, TensorSpec]) -> Layout:
         drafts[-1].add(tensor_record(name, spec), spec, group, len(names))
         names.append(name)
     numbers = {group: number for number, group in enumerate(groups)}
-    return Layout(groups, tuple(draft.piece(numbers) for draft in drafts))
+    ends = list(accumulate(_elements(group, names) for group, names in groups.items()))
+    begins = (0, *ends[:-1])
+    pieces = tuple(draft.piece(numbers) for draft in drafts)
+    return Layout(groups, pieces, begins, _places(groups, begins), ends[-1] if ends else 0)
+
+
+def _elements(group: Group, names: Sequence[str]) -> int:
+    return 0 if group.suffix == MAGNITUDE else len(names) * prod(group.shape)
+
+
+def _places(groups: Mapping[Group, Sequence[str]], begins: Sequence[int]) -> dict[str, Place]:
+    """Of the linears that have both factors."""
+    found: dict[str, dict[str, tuple[int, tuple[int, ...]]]] = {FACTOR_A: {}, FACTOR_B: {}, MAGNITUDE: {}}
+    for (group, names), begin in zip(groups.items(), begins, strict=True):
+        size = prod(group.shape)
+        for number, name in enumerate(names):
+            path = name.removeprefix(PREFIX).removesuffix(group.suffix)
+            found[group.suffix][path] = begin + number * size, group.shape
+    of_b = found[FACTOR_B]
+    return {
+        path: Place(a, of_b[path][0], shape[0], shape[1], of_b[path][1][0])
+        for path, (a, shape) in found[FACTOR_A].items()
+        if path in of_b
+    }
 
 
 def _split(name: str) -> tuple[str, str]:

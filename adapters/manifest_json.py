@@ -5,10 +5,13 @@ registry. Reads only what the project wrote, so anything unexpected means damage
 """
 
 import json
+from functools import lru_cache
 from typing import Any
 
 from adapters.errors import AdapterCorrupt
 from adapters.manifest import AdapterId, Graft, Manifest
+
+KNOWN_GRAFTS = 64
 
 
 def manifest_to_json(manifest: Manifest) -> str:
@@ -34,9 +37,15 @@ def manifest_from_json(text: str | bytes) -> Manifest:
             kind=value["kind"],
             rank=value["rank"],
             targets=tuple(value["targets"]),
-            grafts=tuple(Graft(*graft) for graft in value["grafts"]),
+            grafts=_grafts(tuple(map(tuple, value["grafts"]))),
             dtype=value["dtype"],
             base=value["base"],
         )
     except (ValueError, KeyError, TypeError) as error:
         raise AdapterCorrupt("The stored description of an adapter is damaged. Upload the adapter again.") from error
+
+
+@lru_cache(KNOWN_GRAFTS)
+def _grafts(described: tuple[tuple[Any, ...], ...]) -> tuple[Graft, ...]:
+    """Adapters of one shape share theirs: thousands need not be made, nor kept."""
+    return tuple(Graft(*graft) for graft in described)

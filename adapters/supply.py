@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adapters.bank import Bank, Loaded, num_bytes
 from adapters.errors import AdapterCorrupt
-from adapters.loading import load
+from adapters.loading import Scratch, load
 from adapters.manifest import AdapterId
 from adapters.mover import Arrival
 from adapters.store import BlobStore
@@ -32,6 +32,7 @@ class Supply:
         self._sizes: dict[AdapterId, int] = {}
         alone = None if bank.kernels is None else bank.kernels.work_alone  # the processors belong to the engine
         self._threads = ThreadPoolExecutor(readers, thread_name_prefix="adapter-reader", initializer=alone)
+        self._scratch = Scratch()
         self._hashing = ThreadPoolExecutor(readers, thread_name_prefix="adapter-hasher")
 
     def size(self, adapter: AdapterId) -> int:
@@ -68,7 +69,8 @@ class Supply:
     def _load(self, adapter: AdapterId) -> Loaded:
         on_cuda = self._bank.device.type == "cuda"
         try:
-            return load(self._store.open(adapter), self._dtype, self._base_weight, on_cuda, self._hashing)
+            checkpoint = self._store.open(adapter)
+            return load(checkpoint, self._dtype, self._base_weight, on_cuda, self._hashing, self._scratch)
         except AdapterCorrupt:
             self._store.quarantine_if_damaged(adapter)
             raise

@@ -7,7 +7,7 @@ Shape suffixes: T rows, I inputs, O outputs, R ranks, K key/value heads, D head 
 """
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -134,7 +134,7 @@ class LowRankPart:
 class PartTable:
     """One adapter's parts by the number of the layer."""
 
-    parts: Mapping[int, LowRankPart]
+    kept_alive: object
     entries: "ctypes.Array[Part]"
 
 
@@ -203,6 +203,19 @@ def part_table(parts: Mapping[int, LowRankPart], layers: int) -> PartTable:
             part.a_RI.data_ptr(), part.b_RO.data_ptr(), address(part.gain), part.a_RI.shape[0], part.scaling
         )
     return PartTable(parts, entries)
+
+
+def packed_part_table(flat: Tensor, parts: Iterable[tuple[int, int, int, int, float]], layers: int) -> PartTable:
+    """As `part_table`, of an adapter without gains whose factors lie in one allocation, each contiguous.
+
+    `parts` are (layer, begin of A, begin of B, rank, scaling), the begins in elements of `flat`.
+    """
+    assert flat.is_contiguous() and flat.dtype is DTYPE and flat.is_cpu
+    entries = (Part * layers)()
+    start, size = flat.data_ptr(), flat.element_size()
+    for layer, a, b, rank, scaling in parts:
+        entries[layer] = Part(start + a * size, start + b * size, None, rank, scaling)
+    return PartTable(flat, entries)
 
 
 def term_table(terms: Sequence[tuple[int, int, PartTable]], num_rows: int) -> TermTable:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters import identity, layout
+from adapters import identity, layout, loading
 from adapters.checkpoint import Checkpoint, read_directory
 from adapters.errors import AdapterCorrupt, InvalidAdapter
-from adapters.loading import load
+from adapters.loading import Scratch, load
 from tests.support.adapters import Tensors, llama_shape, random_tensors, write_adapter, write_safetensors
 
 SHAPE = llama_shape()
@@ -68,6 +68,8 @@ def test_pieces_of_any_size_make_the_same_adapter(
     """Wherever a piece ends, and in whatever order the file has its tensors: a run is one tensor or all of them."""
     monkeypatch.setattr(layout, "PIECE_BYTES", piece)
     monkeypatch.setattr(identity, "BLOCK_BYTES", block)
+    monkeypatch.setattr(identity, "HANDED_BYTES", block)
+    monkeypatch.setattr(loading, "HANDED_BYTES", block)
     read = checkpoint(tmp_path, rank=4, ranks={"v_proj": 7}, seed=3, kind="dora", change=mixed)
     raw = mixed(random_tensors(read.manifest.grafts, seed=3))
     write_safetensors(read.weights, raw, order(raw))
@@ -87,12 +89,25 @@ def test_bytes_that_changed_are_not_given_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, which: int, beside: Executor | None
 ) -> None:
     monkeypatch.setattr(identity, "BLOCK_BYTES", block)
+    monkeypatch.setattr(identity, "HANDED_BYTES", block)
+    monkeypatch.setattr(loading, "HANDED_BYTES", block)
     read = checkpoint(tmp_path)
     content = bytearray(read.weights.read_bytes())
     content[which] ^= 1
     read.weights.write_bytes(content)
     with pytest.raises(AdapterCorrupt, match="Upload it again"):
         load(read, torch.float32, no_weight, beside=beside)
+
+
+def test_loads_one_after_the_other_share_memory_and_nothing_else(tmp_path: Path) -> None:
+    scratch = Scratch()
+    assert scratch.of(8, torch.uint8).data_ptr() == scratch.of(4, torch.uint8).data_ptr()
+    reads = [checkpoint(tmp_path / str(seed), rank=rank, seed=seed, change=mixed) for seed, rank in ((1, 8), (2, 4))]
+    loaded = [load(read, torch.bfloat16, no_weight, scratch=scratch) for read in reads]
+    for one, read in zip(loaded, reads, strict=True):
+        alone = load(read, torch.bfloat16, no_weight)
+        assert all(torch.equal(part.low.a_RI, alone.parts[path].low.a_RI) for path, part in one.parts.items())
+        assert all(torch.equal(part.low.b_RO, alone.parts[path].low.b_RO) for path, part in one.parts.items())
 
 
 def test_a_file_that_became_shorter_is_damaged(tmp_path: Path) -> None:

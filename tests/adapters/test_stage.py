@@ -126,7 +126,7 @@ def test_a_copy_that_fails_leaves_no_rows_allocated_that_were_never_filled(bank:
     loaded = bank.get(ids[0])
     path, part = next(iter(loaded.parts.items()))
     spoilt = Part(type(part.low)(part.low.a_RI[:, :3], part.low.b_RO, part.low.scaling))
-    bank.place(Loaded(loaded.manifest, loaded.parts | {path: spoilt}))
+    bank.place(Loaded(loaded.manifest, {**loaded.parts, path: spoilt}))
     with pytest.raises(RuntimeError):
         stage.place([ids[0]])
     bank.place(loaded)
