@@ -44,10 +44,12 @@ class Compiler:
     The vocabulary is made with the first form.
     """
 
-    def __init__(self, vocabulary: Callable[[], LLTokenizer]) -> None:
+    def __init__(
+        self, vocabulary: Callable[[], LLTokenizer], trial: Callable[[str, str | list[str]], str] | None = None
+    ) -> None:
         self._make = vocabulary
         self._made: LLTokenizer | None = None
-        self._trial = Trial()
+        self._trial = trial or Trial()
         self._limiter = anyio.CapacityLimiter(1)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 

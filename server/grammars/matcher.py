@@ -19,7 +19,7 @@ T = TypeVar("T")
 FREE_S, TOKEN_S = 0.25, 0.002
 """Processor seconds that following an answer may take: some at once, and some more with each of its tokens.
 
-Everybody's step waits for it. What is usual is 0.2 ms a token.
+Everybody's step waits for it. A fraction of a millisecond a token is usual.
 """
 
 
@@ -41,7 +41,8 @@ def vocabulary(tokenizer: Any, vocab_size: int, eos: Collection[int]) -> LLToken
     plain = copy(tokenizer)
     plain.no_padding()
     plain.no_truncation()
-    return LLTokenizer(plain.to_str(), n_vocab=vocab_size, eos_token=sorted(eos) or None)
+    ends = sorted(id for id in eos if id < vocab_size)
+    return LLTokenizer(plain.to_str(), n_vocab=vocab_size, eos_token=ends or None)
 
 
 def spelled(kind: str, content: str | list[str]) -> str:

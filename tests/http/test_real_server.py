@@ -30,6 +30,7 @@ from tests.http.test_openai_client import (  # noqa: F401 -- the same tests, aga
 )
 from tests.support.embedded import embedded_source
 from tests.support.served import Served, served
+from tests.support.structures import keeps_to, parsed
 
 CLONE = Path(__file__).parents[2]
 DEMOS = CLONE / "demo" / "adapters"
@@ -77,6 +78,20 @@ def test_the_demo_adapters_change_what_is_said(http: httpx.Client) -> None:
     assert len(set(answers.values())) == 3
     assert json.loads(answers["extract"]).keys() == {"name", "city", "date", "amount"}
     assert re.search(r"\b(arr|aye|ye|matey|cap'n|be)\b", answers["pirate"].lower())
+
+
+def test_an_adapter_keeps_to_a_schema_that_it_was_not_trained_for(http: httpx.Client) -> None:
+    properties = {"place": {"type": "string", "maxLength": 20}, "paid_by": {"enum": ["card", "cash"]}}
+    schema = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+    body = {
+        "model": "extract",
+        "messages": [{"role": "user", "content": "Yesterday Maria Lopez paid 40 euros in Lisbon."}],
+        "temperature": 0,
+        "max_tokens": 60,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "payment", "schema": schema}},
+    }
+    choice = http.post("/v1/chat/completions", json=body).json()["choices"][0]
+    assert choice["finish_reason"] == "stop" and keeps_to(parsed(choice["message"]["content"]), schema)
 
 
 def test_the_base_is_untouched_by_a_merged_neighbour(http: httpx.Client) -> None:

@@ -3,12 +3,15 @@
 import itertools
 import random
 import re
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from time import process_time
 from typing import Any
 
+import anyio
 import pytest
+from llguidance import LLMatcher
 
 from engine.constraint import Constraint
 from engine.errors import ConstraintFailed
@@ -218,3 +221,40 @@ def test_bombs_end_soon(compiler: Compiler, kind: Kind, content: Any) -> None:
             written(answer, seed=0, longest=100_000)
     assert process_time() - began < 5
     assert written(constraint(compiler, "regex", "yes|no"), seed=1) in (b"yes", b"no"), "the next one is read"
+
+
+@pytest.mark.anyio
+async def test_tenants_take_turns(compiler: Compiler) -> None:
+    """Somebody who comes behind a flood of another tenant's waits for one of its forms, or two."""
+    read: list[str] = []
+
+    def slow(kind: str, content: str | list[str]) -> str:
+        time.sleep(0.02)
+        read.append(str(content))
+        return LLMatcher.grammar_from_regex("a")
+
+    shared = Compiler(byte_vocabulary, slow)
+    async with anyio.create_task_group() as tasks:
+        for _ in range(8):
+            tasks.start_soon(shared.compile, Structure("f", "regex", "flood"), "loud")
+        await anyio.sleep(0.005)
+        tasks.start_soon(shared.compile, Structure("f", "regex", "one"), "quiet")
+    assert len(read) == 9 and read.index("one") <= 2
+
+
+@pytest.mark.anyio
+async def test_the_loop_goes_on_while_a_form_is_compiled(compiler: Compiler) -> None:
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await anyio.sleep(0.01)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(tick)
+        with pytest.raises(BadRequest):
+            await compiler.compile(Structure("f", "regex", ".*" * 20_000), "")
+        tasks.cancel_scope.cancel()
+    assert ticks > 20, "it takes a second of processor time"
