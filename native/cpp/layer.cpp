@@ -126,10 +126,9 @@ class LayerPass {
 
     void shrink(LinearInput& input, ThreadState& thread) {
         if (input.shrinks.empty()) return;
-        input.shrink_tasks.run([&](Int task, Int) {
-            const Shrink* shrink = &input.shrinks[task];
-            shrink->run(thread.block, task + 1 < Int(input.shrinks.size()) ? shrink + 1 : nullptr);
-        });
+        const Shrink* all = input.shrinks.data();
+        ReadAhead ahead(all + input.shrink_tasks.start(), all + input.shrink_tasks.stop());
+        input.shrink_tasks.run([&](Int task, Int) { all[task].run(thread.block, ahead); });
     }
 
     // Which of queries, keys and values a task of theirs is, and its first output.

@@ -21,7 +21,10 @@ extern "C" void low_rank_bf16(const BFloat16* x, float* y, const Term* data, Int
         const TileUse tiles;
         wide.put(x, inputs);
 #pragma omp for schedule(dynamic)
-        for (size_t i = 0; i < shrinks.size(); ++i) shrinks[i].run(block, nullptr);
+        for (const Shrink& shrink : shrinks) {
+            ReadAhead ahead(&shrink, &shrink + 1);
+            shrink.run(block, ahead);
+        }
 #pragma omp for schedule(dynamic)
         for (Int task = 0; task < blocks * count; ++task) {
             const Term& term = data[task / blocks];

@@ -74,10 +74,10 @@ inline void expand(const float* h, Int h_stride, Int rows, const Part& part, Int
         }
 }
 
-// y[t] = B h[t] for ranks [0, R) of B and M rows, added to what `y` has from other ranks; asks for `next` meanwhile, a
-// byte for a byte.
-template <int R, int M>
-void add_ranks(const float* h, Int h_stride, const BFloat16* b, Int outputs, bool first, float* y, const BFloat16* next) {
+// y[t] = B h[t] for ranks [0, R) of B and M rows, added to what `y` has from other ranks. `read` is called before a line of
+// each rank is read.
+template <int R, int M, class Read>
+void add_ranks(const float* h, Int h_stride, const BFloat16* b, Int outputs, bool first, float* y, Read read) {
     const auto add = [&](Int n) {
         Vec wide[R];
         for (int r = 0; r < R; ++r) wide[r] = load(b + r * outputs + n);
@@ -91,8 +91,7 @@ void add_ranks(const float* h, Int h_stride, const BFloat16* b, Int outputs, boo
     };
     Int n = 0;
     for (; n + LINE <= outputs; n += LINE) {
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) fetch(next + r * outputs + n);
+        read();
 #pragma GCC unroll 8
         for (Int i = 0; i < LINE; i += LANES) add(n + i);
     }
@@ -105,6 +104,58 @@ void add_ranks(const float* h, Int h_stride, const BFloat16* b, Int outputs, boo
         }
 }
 
+struct Shrink;
+
+// Lines of memory in the order in which they are read: one of each row, then the next of each.
+struct Lines {
+    const BFloat16* from = nullptr;
+    Int rows = 0, stride = 0, steps = 0;  // `stride`: from a row to the next, in numbers
+};
+
+// Asks memory for each line that shrinks [from, to) read, a fixed distance before it is read and across the ends of A and
+// B: either may be long where the other is short.
+class ReadAhead {
+  public:
+    ReadAhead(const Shrink* from, const Shrink* to) : shrink(from), end(to) {
+        find();
+        read(DISTANCE);
+    }
+
+    // So many lines are about to be read.
+    void read(Int count) {
+        for (; count && shrink != end; --count) {
+            fetch(lines.from + row * lines.stride + step * LINE);
+            if (++row < lines.rows) continue;
+            row = 0;
+            if (++step == lines.steps) ++number, find();
+        }
+    }
+
+  private:
+    static constexpr Int DISTANCE = 512;  // lines
+
+    inline void find();  // the next lines there are, from `number` on
+
+    const Shrink *shrink, *end;
+    Lines lines;
+    Int number = 0, step = 0, row = 0;
+};
+
+// Rows of A as a source that tells what is read.
+struct RankRows {
+    using X = Number;
+    static constexpr int ROWS = Halves::ROWS, PER_VECTOR = Halves::PER_VECTOR;
+    const BFloat16* data;
+    Int stride;
+    ReadAhead* ahead;
+
+    using Piece = Halves::Piece;
+    Piece piece(Int n, Int k) const {
+        ahead->read(1);
+        return {PackedPair(data + n * stride + k)};
+    }
+};
+
 // Rows [start, stop) of one term, all in one group, and a range of its ranks, at one layer.
 struct Shrink {
     Int start, stop, first, last;
@@ -115,62 +166,84 @@ struct Shrink {
     Int h_stride;
     float* plus;  // if not null, [rows, outputs] for what is expanded at once, while nothing else is read
 
-    // h[t] = s * A x[t], for the rows of one group. Reads A and B in the order of memory, and asks for what comes then:
-    // what `next` reads, if it is not null.
-    void run(Buffer<Number>& block, const Shrink* next) const {
-        const BFloat16* after = next ? next->inputs_of(next->first) : inputs_of(first);
-        for (Int from = first; from < last; from += RANKS)
-            shrink(from, std::min(RANKS, last - from), block, plus ? part->b : after);
-        if (plus) expand_at_once(after);
+    // h[t] = s * A x[t], for the rows of one group, and B h[t] if it is wanted.
+    void run(Buffer<Number>& block, ReadAhead& ahead) const {
+        for (Int from = first; from < last; from += RANKS) shrink(from, std::min(RANKS, last - from), block, ahead);
+        if (plus) expand_at_once(ahead);
+    }
+
+    Int line_groups() const { return shrunk_groups() + (plus ? (part->rank + RANKS_AT_ONCE - 1) / RANKS_AT_ONCE : 0); }
+
+    Lines lines(Int group) const {
+        const Int shrunk = shrunk_groups();
+        if (group >= shrunk) {
+            const Int rank = (group - shrunk) * RANKS_AT_ONCE;
+            return {part->b + rank * outputs, std::min(RANKS_AT_ONCE, part->rank - rank), outputs, outputs / LINE};
+        }
+        const Int rank = first + group * ranks_together(), ranks = std::min(ranks_together(), last - rank);
+        if (direct(ranks)) return {inputs_of(rank), ranks, inputs, inputs / LINE};
+        return {inputs_of(rank), 1, 0, ranks * inputs / LINE};
     }
 
   private:
     static constexpr Int RANKS_AT_ONCE = 4;  // ranks of B
 
     const BFloat16* inputs_of(Int rank) const { return part->a + rank * inputs; }
+    Int shrunk_groups() const { return (last - first + ranks_together() - 1) / ranks_together(); }
 
-    void shrink(Int from, Int ranks, Buffer<Number>& block, const BFloat16* after) const {
+    void shrink(Int from, Int ranks, Buffer<Number>& block, ReadAhead& ahead) const {
         const Int rows = stop - start;
         float sums[GROUP * RANKS];
-        a_products(from, ranks, block, from + ranks < last ? inputs_of(from + ranks) : after, sums);
+        a_products(from, ranks, block, ahead, sums);
         for (Int t = 0; t < rows; ++t)
             for (Int r = 0; r < ranks; ++r) h[(start + t) * h_stride + from + r] = sums[t * RANKS + r] * float(part->scaling);
     }
 
     // sums[t][r] = A[from + r] x[start + t]
 #if defined(BF16_TILES)
-    void a_products(Int from, Int ranks, Buffer<Number>& block, const BFloat16* after, float* sums) const {
+    Int ranks_together() const { return RANKS; }
+    bool direct(Int ranks) const { return ranks == TILE_ROWS && inputs % TILE_DEPTH == 0; }
+
+    void a_products(Int from, Int ranks, Buffer<Number>& block, ReadAhead& ahead, float* sums) const {
         const BFloat16* a = inputs_of(from);
-        const ActivationTiles at[] = {tiles_of(*x, start)};
-        clear_tiles<1>();
-        if (ranks == TILE_ROWS && inputs % TILE_DEPTH == 0) {
-            add_tiles<1, 1>({a, inputs * 2, 0, TILE_DEPTH, after}, at, 0, inputs);
-        } else {
-            const Int wide = padded(inputs, TILE_DEPTH);
+        const ActivationTiles x_tiles = tiles_of(*x, start);
+        const Int wide = padded(inputs, TILE_DEPTH);
+        if (!direct(ranks)) {
             block.fit(TILE_ROWS * wide);
             std::fill(block.data(), block.data() + TILE_ROWS * wide, Number{});
-            for (Int r = 0; r < ranks; ++r) std::copy_n(a + r * inputs, inputs, block.data() + r * wide);
-            add_tiles<1, 1>({block.data(), wide * 2, 0, TILE_DEPTH, nullptr}, at, 0, wide);
+            for (Int r = 0; r < ranks; ++r) {
+                ahead.read(inputs / LINE);
+                std::copy_n(a + r * inputs, inputs, block.data() + r * wide);
+            }
+            a = block.data();
+        }
+        clear_tiles<1>();
+        for (Int k = 0; k < wide; k += TILE_DEPTH) {
+            if (direct(ranks)) ahead.read(TILE_ROWS);
+            add_tile(a + k, wide * 2, x_tiles, k);
         }
         alignas(LINE_BYTES) float found[TILE_SUMS];
         store_tile<0>(found);
         put_sums(found, stop - start, sums, RANKS);
     }
 #else
-    void a_products(Int from, Int ranks, Buffer<Number>& block, const BFloat16* after, float* sums) const {
+    // As many as are multiplied together, so that they are read step by step.
+    Int ranks_together() const { return columns_beside<RankRows>(int(std::min<Int>(stop - start, RankRows::ROWS))); }
+    bool direct(Int) const { return inputs % PAIR == 0; }
+
+    void a_products(Int from, Int ranks, Buffer<Number>& block, ReadAhead& ahead, float* sums) const {
         const Int rows = stop - start, step = x->step(start);
         const BFloat16* a = inputs_of(from);
         Vec vectors[GROUP * RANKS];
-        if (inputs % PAIR == 0) {
-            for (Int r = 0, end; r < ranks; r = end) {
-                end = std::min(r + Halves::AHEAD, ranks);
-                const Halves some{a + r * inputs, inputs, end < ranks ? a + end * inputs : after};
-                multiply(x->at(start), step, rows, some, end - r, 0, inputs, vectors + r, RANKS);
-            }
+        if (direct(ranks)) {
+            multiply(x->at(start), step, rows, RankRows{a, inputs, &ahead}, ranks, 0, inputs, vectors, RANKS);
         } else {
             const Int wide = padded(inputs, PAIR);
             block.fit(ranks * wide);
-            for (Int r = 0; r < ranks; ++r) pack(a + r * inputs, block.data() + r * wide, PER_VECTOR, inputs, wide);
+            for (Int r = 0; r < ranks; ++r) {
+                ahead.read(inputs / LINE);
+                pack(a + r * inputs, block.data() + r * wide, PER_VECTOR, inputs, wide);
+            }
             multiply(x->at(start), step, rows, Numbers{block.data(), wide}, ranks, 0, wide, vectors, RANKS);
         }
         for (Int t = 0; t < rows; ++t) {
@@ -183,18 +256,35 @@ struct Shrink {
 #endif
 
     // plus[t] = B h[t], a few ranks and two rows at a time. The order of additions is that of `expand`.
-    void expand_at_once(const BFloat16* after) const {
-        for (Int r = 0, ranks; r < part->rank; r += ranks) {
-            const bool some = r + RANKS_AT_ONCE <= part->rank;
-            ranks = some ? RANKS_AT_ONCE : 1;
-            const BFloat16 *b = part->b + r * outputs, *next = r + ranks < part->rank ? b + ranks * outputs : after;
-            const auto two = some ? add_ranks<RANKS_AT_ONCE, 2> : add_ranks<1, 2>;
-            const auto one = some ? add_ranks<RANKS_AT_ONCE, 1> : add_ranks<1, 1>;
-            for (Int t = start; t < stop; t += 2)
-                (t + 2 <= stop ? two : one)(h + t * h_stride + r, h_stride, b, outputs, r == 0, plus + t * outputs, next);
+    void expand_at_once(ReadAhead& ahead) const {
+        for (Int r = 0; r < part->rank; r += RANKS_AT_ONCE)
+            if (r + RANKS_AT_ONCE <= part->rank)
+                expand_ranks<RANKS_AT_ONCE>(r, ahead);
+            else
+                for (Int last = r; last < part->rank; ++last) expand_ranks<1>(last, ahead);
+    }
+
+    template <int R>
+    void expand_ranks(Int r, ReadAhead& ahead) const {
+        const BFloat16* b = part->b + r * outputs;
+        for (Int t = start; t < stop; t += 2) {
+            const auto read = [&, once = t == start] {
+                if (once) ahead.read(R);
+            };
+            const auto add = t + 2 <= stop ? add_ranks<R, 2, decltype(read)> : add_ranks<R, 1, decltype(read)>;
+            add(h + t * h_stride + r, h_stride, b, outputs, r == 0, plus + t * outputs, read);
         }
     }
 };
+
+void ReadAhead::find() {
+    step = 0;
+    for (; shrink != end; ++shrink, number = 0)
+        for (; number < shrink->line_groups(); ++number) {
+            lines = shrink->lines(number);
+            if (lines.rows > 0 && lines.steps > 0) return;
+        }
+}
 
 // The adapters' terms at one layer: h = s A x of all rows, and, if `plus` is not null, B h as well.
 struct LayerTerms {

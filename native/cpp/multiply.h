@@ -39,10 +39,6 @@ struct Halves {
     static constexpr Int AHEAD = 8;  // rows of w by which memory is asked before it is read
     const BFloat16* data;
     Int stride;
-    const BFloat16* next;  // what is asked for meanwhile, a row for a row
-
-    Halves(const BFloat16* data, Int stride) : Halves(data, stride, data + AHEAD * stride) {}
-    Halves(const BFloat16* data, Int stride, const BFloat16* next) : data(data), stride(stride), next(next) {}
 
     struct Piece {
         static constexpr int VECTORS = PAIR_VECTORS;
@@ -56,7 +52,7 @@ struct Halves {
 
     Piece piece(Int n, Int k) const {
         // Rows are short, and the processor's own prefetching stops at each row's end.
-        fetch(next + n * stride + k);
+        fetch(data + (n + AHEAD) * stride + k);
         return {PackedPair(data + n * stride + k)};
     }
 };

@@ -18,8 +18,8 @@ class TaskSharing {
         count = team;
         for (Int i = 0; i < count; ++i) {
             Share& share = shares[i];
-            share.first = tasks * i / count, share.stop = tasks * (i + 1) / count;
-            share.next.store(share.first, std::memory_order_relaxed);
+            share.start = tasks * i / count, share.stop = tasks * (i + 1) / count;
+            share.next.store(share.start, std::memory_order_relaxed);
         }
     }
 
@@ -35,18 +35,17 @@ class TaskSharing {
 #pragma omp barrier
     }
 
-    // The first task of the calling thread's share, or NONE.
-    Int first() const {
-        const Share& own = shares[omp_get_thread_num()];
-        return own.first < own.stop ? own.first : NONE;
-    }
+    // The calling thread's share: tasks [start, stop).
+    Int start() const { return shares[omp_get_thread_num()].start; }
+    Int stop() const { return shares[omp_get_thread_num()].stop; }
+    Int first() const { return start() < stop() ? start() : NONE; }
 
     static constexpr Int NONE = -1;
 
   private:
     struct alignas(64) Share {
         std::atomic<Int> next;
-        Int first, stop;
+        Int start, stop;
     };
 
     std::unique_ptr<Share[]> shares;
