@@ -15,21 +15,20 @@ import json
 import secrets
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from adapters import config as config_file
 from adapters import header
 from adapters.checkpoint import Checkpoint
+from adapters.description import Description, parse_description, parse_stored_header
 from adapters.disk import Disk
 from adapters.errors import AdapterCorrupt, Fault, InvalidAdapter, UnknownAdapter, quoted
-from adapters.expected import expected_tensors
-from adapters.header import ITEM_BYTES, TensorSpec, chunks, opened, parse_header, read_raw, write_header
+from adapters.header import ITEM_BYTES, TensorSpec, chunks, opened, read_raw, write_header
 from adapters.identity import confirm, damaged, digest
-from adapters.layout import Layout, lay_out
 from adapters.manifest import AdapterId, Manifest
 from adapters.manifest_json import manifest_from_json, manifest_to_json
 from loader.digests import is_digest
@@ -39,7 +38,7 @@ LABEL = "label.json"
 KNOWN_HEADERS = 32
 """Whatever has the same tensors has the same header, so this many cover the ranks and targets of most tenants."""
 KNOWN_DESCRIPTIONS = 32
-"""An adapter's description is asked for twice, at once: for its size, and by whoever reads it."""
+"""Adapters of the same ranks, targets and scaling, made for one base, differ in their ids alone."""
 
 
 class BlobStore:
@@ -48,7 +47,10 @@ class BlobStore:
     def __init__(self, root: Path, disk: Disk | None = None) -> None:
         self.root, self.disk = root, disk or Disk()
         self._blobs, self._quarantine, self._tmp = root / "sha256", root / "quarantine", root / "tmp"
-        self._parse, self._describe = lru_cache(KNOWN_HEADERS)(_parsed), lru_cache(KNOWN_DESCRIPTIONS)(_described)
+        self._parse, self._describe = (
+            lru_cache(KNOWN_HEADERS)(parse_stored_header),
+            lru_cache(KNOWN_DESCRIPTIONS)(parse_description),
+        )
         self._mending = threading.Lock()  # so that a repaired blob is never taken for the damaged one it replaces
         for directory in (self._blobs, self._quarantine, self._tmp):
             directory.mkdir(parents=True, exist_ok=True)
@@ -84,11 +86,11 @@ class BlobStore:
         """
         directory = self.path(id)
         with self._explained(id):
-            described = self._describe((directory / MANIFEST).read_bytes())
+            described = self._described(id)
             config = (directory / config_file.FILE).read_bytes()
             expected = described.shapes
             found = self._parse(*read_raw(directory / header.FILE, len(expected)), len(expected))
-            intact = described.manifest.id == id and hashlib.sha256(config).hexdigest() == described.config_sha256
+            intact = hashlib.sha256(config).hexdigest() == described.config_sha256
         if not intact or found.shapes != expected:
             raise damaged(id)
         return Checkpoint(described.manifest, config, directory / header.FILE, found.tensors, found.layout)
@@ -96,10 +98,15 @@ class BlobStore:
     def manifest(self, id: AdapterId) -> Manifest:
         """What the stored adapter says it is; the file with its weights is not looked at. Raises as `open` does."""
         with self._explained(id):
-            found = self._describe((self.path(id) / MANIFEST).read_bytes()).manifest
-        if found.id != id:
+            return self._described(id).manifest
+
+    def _described(self, id: AdapterId) -> Description:
+        """Parsed once for all that differ in the id alone. Raises as `parse_description` does."""
+        raw = (self.path(id) / MANIFEST).read_bytes()
+        found = self._describe(raw.replace(id.encode(), b"", 1))  # which stands before whatever a tenant wrote
+        if found.manifest.id:
             raise damaged(id)
-        return found
+        return replace(found, manifest=replace(found.manifest, id=id))
 
     def read_ahead(self, id: AdapterId) -> None:
         """The adapter will be read in a moment: the disk may begin. What goes wrong, the reader is told."""
@@ -250,37 +257,6 @@ class BlobStore:
             if not target.exists():
                 raise
         self.disk.sync_directory(target.parent)
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """What a header says: the tensors, their shapes, and how they are read."""
-
-    tensors: Mapping[str, TensorSpec]
-    shapes: Mapping[str, tuple[int, ...]]
-    layout: Layout
-
-
-def _parsed(size: int, raw: bytes, max_tensors: int) -> _Found:
-    """Raises InvalidAdapter."""
-    tensors = parse_header(size, raw, max_tensors).tensors
-    return _Found(tensors, {name: spec.shape for name, spec in tensors.items()}, lay_out(tensors))
-
-
-@dataclass(frozen=True, slots=True)
-class _Description:
-    """What is stored beside the weights, and the shapes that their tensors must have."""
-
-    manifest: Manifest
-    config_sha256: str
-    shapes: Mapping[str, tuple[int, ...]]
-
-
-def _described(raw: bytes) -> _Description:
-    """Raises ValueError, KeyError, TypeError or AdapterCorrupt for what `_write` did not write."""
-    described = json.loads(raw)
-    manifest = manifest_from_json(described["manifest"])
-    return _Description(manifest, described["config_sha256"], expected_tensors(manifest.grafts))
 
 
 def _digits(id: AdapterId) -> str:

@@ -162,6 +162,23 @@ def test_a_blob_under_another_digest_is_damaged(store: BlobStore, checkpoint: Ch
         store.open(ABSENT)
 
 
+def test_adapters_alike_are_told_apart(tmp_path: Path, store: BlobStore) -> None:
+    """They are described alike but for the id, whatever a tenant calls the base."""
+    first = read_directory(write_adapter(tmp_path / "1", SHAPE, seed=1), SHAPE)
+    second = read_directory(write_adapter(tmp_path / "2", SHAPE, seed=2), SHAPE)
+    odd = replace(second, manifest=replace(second.manifest, base=second.manifest.id))
+    ids = [store.put(one) for one in (first, odd)]
+    assert len({*ids}) == 2
+    for _ in range(2):
+        for id, one in zip(ids, (first, odd), strict=True):
+            assert store.open(id).manifest == store.manifest(id) == one.manifest
+    described = store.path(ids[1]) / "manifest.json"
+    described.write_text(described.read_text().replace(ids[1], ids[0], 1))
+    for ask in (store.open, store.manifest):
+        with pytest.raises(AdapterCorrupt):
+            ask(ids[1])
+
+
 def test_what_changed_after_reading_is_not_stored(tmp_path: Path, store: BlobStore, checkpoint: Checkpoint) -> None:
     flip(checkpoint.weights, -1)
     with pytest.raises(InvalidAdapter, match="changed while"):
