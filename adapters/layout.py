@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from adapters.expected import PREFIX
 from adapters.header import TensorSpec
-from adapters.identity import tensor_record
+from adapters.identity import HANDED_BYTES, tensor_record
 
 PIECE_BYTES = 1 << 19
 """What is read at once: with what it is converted to, it finds room in a large second-level cache."""
@@ -90,12 +90,14 @@ def lay_out(tensors: Mapping[str, TensorSpec]) -> Layout:
     """A piece ends with the tensor that fills it, or where the digest goes on elsewhere in the file."""
     groups: dict[Group, list[str]] = {}
     drafts: list[_Draft] = []
+    whole = sum(spec.stop - spec.start for spec in tensors.values())
+    size = PIECE_BYTES if whole < HANDED_BYTES else HANDED_BYTES  # then each is hashed in another thread
     for name in sorted(tensors):
         spec = tensors[name]
         stem, suffix = _split(name)
         group = Group(spec.dtype, spec.shape, stem.rpartition(".")[2], suffix)
         names = groups.setdefault(group, [])
-        if not (drafts and drafts[-1].takes(spec)):
+        if not (drafts and drafts[-1].takes(spec, size)):
             drafts.append(_Draft(spec.dtype, spec.start, spec.start))
         drafts[-1].add(tensor_record(name, spec), spec, group, len(names))
         names.append(name)
@@ -141,8 +143,8 @@ class _Draft:
     spans: list[tuple[bytes, int, int]] = field(default_factory=list)
     places: dict[Group, list[tuple[int, int]]] = field(default_factory=dict)
 
-    def takes(self, spec: TensorSpec) -> bool:
-        return spec.dtype == self.dtype and spec.start == self.stop and self.stop - self.start < PIECE_BYTES
+    def takes(self, spec: TensorSpec, size: int) -> bool:
+        return spec.dtype == self.dtype and spec.start == self.stop and self.stop - self.start < size
 
     def add(self, record: bytes, spec: TensorSpec, group: Group, number: int) -> None:
         begin, self.stop = spec.start - self.start, spec.stop
