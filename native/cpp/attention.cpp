@@ -12,7 +12,6 @@ extern "C" void attend_bf16(const Batch* batch, const Rows* query, const Rows* k
 #pragma omp parallel
     {
         static thread_local AttentionScratch scratch;
-        const TileUse tiles;
 #pragma omp for
         for (Int token = 0; token < batch->tokens; ++token) write_slot(*batch, token, *key, *value, *cache);
         sharing.run([&](Int task, Int) { attend(tasks, task, *batch, *query, *cache, scratch, out); });

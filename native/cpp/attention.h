@@ -171,6 +171,9 @@ class Attention {
 
     // `next` is what this thread does after it, or null.
     void run(const KeyRange* next, BFloat16* out) {
+#if defined(BF16_TILES)
+        const TileUse tiles = TileUse::of_attention(lines);
+#endif
         KeyOffsets at;
         range.find(range.first, at.later);
         for (Int from = range.first; from < range.stop; from += KEYS) {
@@ -251,51 +254,71 @@ class Attention {
     // As `process_tile`. Weights are rounded to bf16 before values are multiplied with them, their sum is not.
     void process_in_amx_tiles(Int head, const KeyOffsets& at, Int from, Int keys) {
         const BFloat16 *k = layer.keys + head * width, *v = layer.values + head * width;
-        for (Int j = 0; j < KEYS; ++j)
-            for (Int d = 0; d < width; d += LINE) fetch(k + at.later[j] + d), fetch(v + at.later[j] + d);
-        for (Int j = 0; j < KEYS; j += TILE_ROWS) score(head, j, tile_of_keys(k, at.now + j));
+        score(head, k, at);
         for (Int line = 0; line < lines; ++line) {
             softmax_line(head, line, from, keys);
             float* p = s.p.data() + line * KEYS;
             for (Int j = 0; j < KEYS; j += LANES) store(s.rounded_weights.data() + line * KEYS + j, load(p + j));
         }
-        pair_values(v, at.now);
+        pair_values(v, at);
         float* out = s.out.data() + head * room * width;
         for (Int line = 0; line < lines; line += TILE_ROWS)
             for (Int d = 0; d < width; d += TILE_ROWS) add_weighted_values(line, d, out + line * width + d);
     }
 
     // 16 keys where they lie if that is one behind the other, as in a block of the cache; else copied together.
-    WeightTiles tile_of_keys(const BFloat16* k, const Int* at) const {
+    WeightTiles tile_of_keys(const BFloat16* k, const Int* at, BFloat16* copied) const {
         const Int apart = at[1] - at[0];
         bool even = apart > 0;
         for (Int j = 1; j < TILE_ROWS; ++j) even &= at[j] - at[j - 1] == apart;
         if (even) return {k + at[0], apart * 2, 0, TILE_DEPTH, nullptr};
-        for (Int j = 0; j < TILE_ROWS; ++j) std::copy_n(k + at[j], width, s.keys.data() + j * width);
-        return {s.keys.data(), width * 2, 0, TILE_DEPTH, nullptr};
+        for (Int j = 0; j < TILE_ROWS; ++j) std::copy_n(k + at[j], width, copied + j * width);
+        return {copied, width * 2, 0, TILE_DEPTH, nullptr};
     }
 
-    // p[line][first + j] = q[line] . k[j] for 16 keys and all lines
-    void score(Int head, Int first, const WeightTiles& keys) const {
+    // p[line][j] = q[line] . k[j] for all keys and lines. Asks for the next tile's keys meanwhile.
+    void score(Int head, const BFloat16* k, const KeyOffsets& at) const {
+        constexpr int TILES = KEYS / TILE_ROWS;
+        WeightTiles keys[TILES];
+        for (int t = 0; t < TILES; ++t) {
+            keys[t] = tile_of_keys(k, at.now + t * TILE_ROWS, s.keys.data() + t * TILE_ROWS * width);
+            for (Int j = 0; j < TILE_ROWS; ++j)
+                for (Int d = 0; d < width; d += LINE) fetch(k + at.later[t * TILE_ROWS + j] + d);
+        }
         const Activations q = queries(head);
         for (Int line = 0; line < lines; line += GROUP) {
-            clear_tiles<1>();
-            add_tiles<1, 1>(keys, {tiles_of(q, line)}, 0, width);
-            alignas(LINE_BYTES) float found[TILE_SUMS];
-            store_tile<0>(found);
-            put_sums(found, q.group(line), s.p.data() + line * KEYS + first, KEYS);
+            clear_tiles<TILES>();
+            const ActivationTiles x = tiles_of(q, line);
+            for (Int d = 0; d < width; d += TILE_DEPTH) {
+                load_tile<4>(x.data + d / TILE_DEPTH * x.deeper, x.row_bytes);
+                add_scores(keys, d);
+            }
+            alignas(LINE_BYTES) float found[TILES * TILE_SUMS];
+            store_tiles<TILES>(found);
+            for (int t = 0; t < TILES; ++t)
+                put_sums(found + t * TILE_SUMS, q.group(line), s.p.data() + line * KEYS + t * TILE_ROWS, KEYS);
         }
     }
 
+    template <int T = 0, int N>
+    static void add_scores(const WeightTiles (&keys)[N], Int d) {
+        load_tile<6>(keys[T].data + d, keys[T].row_bytes);
+        multiply_tiles<T, 6, 4>();
+        if constexpr (T + 1 < N) add_scores<T + 1>(keys, d);
+    }
+
     // Values of two keys after the other lie in pairs: [pair of keys][width][2].
-    void pair_values(const BFloat16* v, const Int* at) const {
-        uint32_t* to = reinterpret_cast<uint32_t*>(s.v.data());
+    void pair_values(const BFloat16* v, const KeyOffsets& at) const {
+        alignas(sizeof(Operand)) uint16_t low[PER_VECTOR], high[PER_VECTOR];
+        for (int i = 0; i < PER_VECTOR; ++i) low[i] = uint16_t(i / 2 + i % 2 * PER_VECTOR), high[i] = uint16_t(low[i] + PER_VECTOR / 2);
+        const __m512i first = _mm512_load_si512(low), second = _mm512_load_si512(high);
+        BFloat16* to = reinterpret_cast<BFloat16*>(s.v.data());
         for (Int j = 0; j < KEYS; j += 2)
-            for (Int d = 0; d < width; d += LANES, to += LANES) {
-                HalfVec first, second;
-                memcpy(&first, v + at[j] + d, sizeof first), memcpy(&second, v + at[j + 1] + d, sizeof second);
-                const BitVec both = __builtin_convertvector(first, BitVec) | __builtin_convertvector(second, BitVec) << 16;
-                memcpy(to, &both, sizeof both);
+            for (Int d = 0; d < width; d += PER_VECTOR, to += 2 * PER_VECTOR) {
+                fetch(v + at.later[j] + d), fetch(v + at.later[j + 1] + d);
+                const Operand a = operand(v + at.now[j] + d), b = operand(v + at.now[j + 1] + d);
+                _mm512_storeu_si512(to, _mm512_permutex2var_epi16(a, first, b));
+                _mm512_storeu_si512(to + PER_VECTOR, _mm512_permutex2var_epi16(a, second, b));
             }
     }
 
@@ -303,12 +326,12 @@ class Attention {
     void add_weighted_values(Int line, Int d, float* out) const {
         const BFloat16* rounded_weights = s.rounded_weights.data() + line * KEYS;
         const BFloat16* values = reinterpret_cast<BFloat16*>(s.v.data()) + d * 2;
-        load_tile<0>(out, width * 4);
+        load_tile<5>(out, width * 4);
         for (Int j = 0; j < KEYS; j += TILE_DEPTH) {
-            load_tile<6>(rounded_weights + j, KEYS * 2), load_tile<4>(values + j * width, width * 4);
-            multiply_tiles<0, 6, 4>();
+            load_tile<7>(rounded_weights + j, KEYS * 2), load_tile<6>(values + j * width, width * 4);
+            multiply_tiles<5, 7, 6>();
         }
-        store_tile<0>(out, width * 4);
+        store_tile<5>(out, width * 4);
     }
 #endif
 

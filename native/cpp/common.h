@@ -93,6 +93,11 @@ inline void store(BFloat16* to, Vec value) {
     memcpy(to, &half, sizeof half);
 }
 
+#if defined(__AVX512F__)
+// In halves, the upper added to the lower, as below.
+inline float total(Vec value) { return _mm512_reduce_add_ps(__m512(value)); }
+inline float largest(Vec value) { return _mm512_reduce_max_ps(__m512(value)); }
+#else
 inline float total(Vec value) {
     float lanes[LANES];
     memcpy(lanes, &value, sizeof lanes);
@@ -108,6 +113,7 @@ inline float largest(Vec value) {
         for (int lane = 0; lane < width; ++lane) lanes[lane] = std::max(lanes[lane], lanes[lane + width]);
     return lanes[0];
 }
+#endif
 
 #if defined(__GNUC__) && !defined(__clang__)
 // a and b, each folded upon itself within groups of 2 * HALF lanes: a's sums in every group's first half, b's behind.

@@ -99,9 +99,9 @@ class LayerPass {
     // Every thread of the team calls this once.
     void run(ThreadState& thread) {
         normalise(x, layer.before_attention, buffers.attention);
-        shrink(buffers.attention, thread);
         project(thread);
         attend_all(thread);
+        const TileUse tiles(rows);
         buffers.out.x.put(buffers.attended.data(), layer.o.inputs);
         shrink(buffers.out, thread);
         add_product(layer.o, buffers.out, x, begin(layer.gate, buffers.mlp.product_tasks.first()), thread);
@@ -139,6 +139,8 @@ class LayerPass {
     }
 
     void project(ThreadState& thread) {
+        const TileUse tiles(rows);
+        shrink(buffers.attention, thread);
         const Linear* linears[] = {&layer.q, &layer.k, &layer.v};
         BFloat16* results[] = {buffers.q.data(), buffers.k.data(), buffers.v.data()};
         const void* last = begin(layer.o, buffers.out.product_tasks.first());
@@ -298,7 +300,6 @@ extern "C" void decoder_layers_bf16(const DecoderLayer* const* layers, Int layer
 #pragma omp parallel
         {
             static thread_local ThreadState thread;
-            const TileUse tiles;
             pass.run(thread);
         }
         x = to;

@@ -6,7 +6,7 @@ extern "C" void low_rank_bf16(const BFloat16* x, float* y, const Term* data, Int
                               Int outputs) {
     const Terms terms{data, count};
     const Int widest = terms.widest(layer), stride = padded(inputs, PAIR);
-    if (!widest) return;
+    if (!widest || !rows) return;
     static thread_local Inputs kept_x;
     static thread_local Buffer<float> kept_h;
     kept_x.fit(rows, stride, true, false), kept_h.fit(rows * widest);
@@ -18,7 +18,7 @@ extern "C" void low_rank_bf16(const BFloat16* x, float* y, const Term* data, Int
 #pragma omp parallel
     {
         static thread_local Buffer<Number> block;
-        const TileUse tiles;
+        const TileUse tiles(rows);
         wide.put(x, inputs);
 #pragma omp for schedule(dynamic)
         for (const Shrink& shrink : shrinks) {

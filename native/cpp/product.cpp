@@ -29,6 +29,7 @@ struct Epilogue {
 
 extern "C" void product_bf16(const BFloat16* x, const Linear* linear, const float* plus, const float* const* gains,
                              BFloat16* y, Int rows) {
+    if (!rows) return;  // nobody asked for logits
     static thread_local Inputs kept;
     const Int inputs = linear->inputs, outputs = linear->outputs;
     kept.fit(rows, linear->stride(), !linear->beside_codes(), linear->beside_codes());
@@ -41,7 +42,7 @@ extern "C" void product_bf16(const BFloat16* x, const Linear* linear, const floa
 #pragma omp parallel
     {
         static thread_local Scratch scratch;
-        const TileUse tiles;
+        const TileUse tiles(rows);
         wide.put(x, inputs);
         sharing.run([&](Int task, Int following) {
             const Int out = task * width, outs = std::min(width, outputs - out);

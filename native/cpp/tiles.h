@@ -16,20 +16,44 @@ constexpr Int READ_PAST = 2 * TILE_ROWS;  // numbers behind the last activation 
 #include <sys/syscall.h>
 #include <unistd.h>
 
-// For as long as it lives, its thread has the eight tiles.
+// For as long as it lives, its thread has the eight tiles. What lies in columns that nobody needs is multiplied all the
+// same, which takes power and so time: tiles have no more rows and columns than are wanted.
 class TileUse {
   public:
-    TileUse() {
-        struct alignas(64) {
-            uint8_t palette = 1, start = 0, reserved[14] = {};
-            uint16_t bytes[16] = {};
-            uint8_t rows[16] = {};
-        } all;
-        for (int t = 0; t < 8; ++t) all.bytes[t] = LINE_BYTES, all.rows[t] = TILE_ROWS;
-        asm volatile("ldtilecfg %0" ::"m"(all));
+    // For products with so many rows of activations, at least one: these, and sums, are in tiles 0 to 5, weights in 6 and 7.
+    explicit TileUse(Int rows) {
+        Shape all;
+        for (int t = 0; t < 6; ++t) all.set(t, TILE_ROWS, std::min(rows, TILE_ROWS));
+        all.set(6, TILE_ROWS, TILE_ROWS), all.set(7, TILE_ROWS, TILE_ROWS);
+        all.load();
     }
+
+    // For attention of so many lines: scores in tiles 0 to 3 are keys in 6 times queries in 4; outputs in 5 are weights in 7
+    // times values in 6.
+    static TileUse of_attention(Int lines) {
+        const Int some = std::min(lines, TILE_ROWS);
+        Shape all;
+        for (int t = 0; t < 5; ++t) all.set(t, TILE_ROWS, some);
+        all.set(5, some, TILE_ROWS), all.set(7, some, TILE_ROWS);
+        all.set(6, TILE_ROWS, TILE_ROWS);
+        return TileUse(all);
+    }
+
     TileUse(const TileUse&) = delete;
     ~TileUse() { asm volatile("tilerelease"); }
+
+  private:
+    struct alignas(64) Shape {
+        uint8_t palette = 1, start = 0, reserved[14] = {};
+        uint16_t bytes[16] = {};
+        uint8_t rows[16] = {};
+
+        // Columns are of one float or of a pair of bf16 numbers.
+        void set(int tile, Int count, Int columns) { rows[tile] = uint8_t(count), bytes[tile] = uint16_t(4 * columns); }
+        void load() const { asm volatile("ldtilecfg %0" ::"m"(*this)); }
+    };
+
+    explicit TileUse(const Shape& all) { all.load(); }
 };
 
 template <int T>
@@ -61,8 +85,9 @@ inline bool tiles_allowed() {
 }
 #else
 struct TileUse {
-    TileUse() {}
+    explicit TileUse(Int) {}
     ~TileUse() {}
+    static TileUse of_attention(Int) { return TileUse(0); }
 };
 
 inline float (&tile_of(int t))[TILE_SUMS] {
@@ -196,7 +221,7 @@ inline void put_sums(const float* sums, Int rows, float* y, Int stride) {
 #else
 // In other forms nobody needs tiles.
 struct TileUse {
-    TileUse() {}
+    explicit TileUse(Int) {}
     ~TileUse() {}
 };
 

@@ -17,8 +17,8 @@ from native.tables import FourBitWeight, LowRankPart, part_table, span_table, te
 from tests.support.kernels import kernels
 
 ROUNDING = 2**-8
-# One row, a tile, a tile and a rest, more than share a reading of the weight; widths with and without a rest.
-ROWS = (1, 3, 4, 5, 70)
+# None, one row, a tile, a tile and a rest, more than share a reading of the weight; widths with and without a rest.
+ROWS = (0, 1, 3, 4, 5, 70)
 SHAPES = ((12, 64), (25, 40), (3, 33), (13, 1100))
 
 
