@@ -12,8 +12,10 @@ from adapters.manifest import AdapterId, Kind
 from engine.compiled_attention import CompiledAttention
 from engine.compiled_layer import CompiledLayers
 from engine.sequence import SamplingParams
+from loader.base import load
 from loader.pointwise import CompiledMLP, CompiledNorm
 from loader.product import FastLinear
+from loader.source import resolve
 from native.build import Arithmetic
 from native.kernels import Kernels
 from tests.support.adapters import write_adapter
@@ -110,6 +112,20 @@ def test_what_a_model_lets_be_replaced(arch: str, replaced: set[type[nn.Module]]
     found = {type(module) for module in served.base.model.modules()}
     assert found & {CompiledLayers, CompiledAttention, CompiledMLP, CompiledNorm} == replaced
     served.close()
+
+
+def test_a_layer_that_has_more_stays_as_it_is_and_the_others_are_replaced_one_by_one(tmp_path: Path) -> None:
+    whole = engine_rig("llama", tmp_path, kernels())
+    base = load(resolve(str(tiny_model_dir("llama", tmp_path)), tmp_path), dtype="bfloat16", kernels=kernels())
+    layers = cast(nn.ModuleList, base.model.base_model.layers)
+    layers[1].add_module("more", nn.Identity())
+    apart = EngineRig(base, tmp_path / "apart", whole.config)
+    assert [isinstance(layer, CompiledLayers) for layer in layers] == [i != 1 for i in range(len(layers))]
+    for want, got in zip(said(whole, add(whole, tmp_path / "a")), said(apart, add(apart, tmp_path / "b")), strict=True):
+        errors = [abs(a - b) for a, b in zip(want, got, strict=True)]
+        assert sum(errors) <= 0.1 * len(errors), errors
+    whole.close()
+    apart.close()
 
 
 @pytest.mark.parametrize("arithmetic", list(Arithmetic))

@@ -63,7 +63,7 @@ class EngineRig:
         observe: Observer = ignore,
         recorder: Recorder | None = None,
     ) -> None:
-        self.base = base
+        self.base, self.config = base, config
         self.store = BlobStore(root / "adapters")
         self.engine: Engine = build(base, self.store, config, observe, recorder)
         self._numbers = count()
