@@ -11,6 +11,7 @@ import orjson
 import typer
 
 from bench import options
+from bench.errors import BenchError
 from bench.terminal import terminal
 
 if TYPE_CHECKING:
@@ -34,9 +35,13 @@ def main(
 ) -> None:
     """Time decode steps of the base, its bare products, steps with adapters, and with one that is merged, in turn."""
     from bench.decode_steps import StepSetup, measure
+    from loader.errors import LoaderError
 
     setup = StepSetup(rows, context, adapters, rank)
-    found = measure(base, dtype, quantization, data_dir, setup, steps, rounds, kernels, graphs)
+    try:
+        found = measure(base, dtype, quantization, data_dir, setup, steps, rounds, kernels, graphs)
+    except LoaderError as error:
+        raise BenchError(str(error)) from error
     if as_json:
         typer.echo(orjson.dumps(found))
         return

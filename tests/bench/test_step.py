@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from bench import step
 from bench.decode_steps import StepSetup, measure
+from bench.errors import BenchError
 from bench.overhead import bare_step_s
 from bench.step import _lines
 from tests.support.models import tiny_model_dir
@@ -33,3 +35,8 @@ def test_a_base_alone_says_nothing_of_adapters() -> None:
 
 def test_whoever_wants_the_bare_step_can_read_what_it_prints(tmp_path: Path) -> None:
     assert 0 < bare_step_s(str(tiny_model_dir("llama", tmp_path)), rows=2, context=8, steps=3) < 60
+
+
+def test_a_base_that_cannot_be_had_is_said_in_words(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="'bf16' is not one of nf4, fp4"):
+        step.main(base=str(tiny_model_dir("llama", tmp_path)), quantization="bf16", data_dir=tmp_path)
