@@ -141,19 +141,15 @@ class ReadAhead {
     Int number = 0, step = 0, row = 0;
 };
 
-// Rows of A as a source that tells what is read.
+// Rows of A as a source, of which memory was asked before.
 struct RankRows {
     using X = Number;
     static constexpr int ROWS = Halves::ROWS, PER_VECTOR = Halves::PER_VECTOR;
     const BFloat16* data;
     Int stride;
-    ReadAhead* ahead;
 
     using Piece = Halves::Piece;
-    Piece piece(Int n, Int k) const {
-        ahead->read(1);
-        return {PackedPair(data + n * stride + k)};
-    }
+    Piece piece(Int n, Int k) const { return {PackedPair(data + n * stride + k)}; }
 };
 
 // Rows [start, stop) of one term, all in one group, and a range of its ranks, at one layer.
@@ -236,7 +232,12 @@ struct Shrink {
         const BFloat16* a = inputs_of(from);
         Vec vectors[GROUP * RANKS];
         if (direct(ranks)) {
-            multiply(x->at(start), step, rows, RankRows{a, inputs, &ahead}, ranks, 0, inputs, vectors, RANKS);
+            // Told of all rows of a group at once: to tell of each line between multiplications costs more than it brings.
+            for (Int r = 0, some; r < ranks; r += some) {
+                some = std::min(ranks_together(), ranks - r);
+                ahead.read(some * inputs / LINE);
+                multiply(x->at(start), step, rows, RankRows{a + r * inputs, inputs}, some, 0, inputs, vectors + r, RANKS);
+            }
         } else {
             const Int wide = padded(inputs, PAIR);
             block.fit(ranks * wide);
