@@ -13,6 +13,7 @@ from adapters.targets import why_refused
 from loader.shape import BaseShape
 
 PREFIX = "base_model.model."
+FACTOR_A, FACTOR_B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 DTYPES = ("F32", "F16", "BF16")
 
 Shape = tuple[int, ...]
@@ -26,10 +27,10 @@ def expected_tensors(grafts: Iterable[Graft]) -> dict[str, Shape]:
     expected: dict[str, Shape] = {}
     for graft in grafts:
         stem = f"{PREFIX}{graft.path}"
-        expected[f"{stem}.lora_A.weight"] = (graft.rank, graft.in_features)
-        expected[f"{stem}.lora_B.weight"] = (graft.out_features, graft.rank)
+        expected[f"{stem}{FACTOR_A}"] = (graft.rank, graft.in_features)
+        expected[f"{stem}{FACTOR_B}"] = (graft.out_features, graft.rank)
         if graft.dora:
-            expected[f"{stem}.lora_magnitude_vector"] = (graft.out_features,)
+            expected[f"{stem}{MAGNITUDE}"] = (graft.out_features,)
     return expected
 
 

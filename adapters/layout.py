@@ -11,13 +11,12 @@ from itertools import accumulate
 from math import prod
 from typing import NamedTuple
 
-from adapters.expected import PREFIX
+from adapters.expected import FACTOR_A, FACTOR_B, MAGNITUDE, PREFIX
 from adapters.header import TensorSpec
 from adapters.identity import HANDED_BYTES, tensor_record
 
 PIECE_BYTES = 1 << 19
 """What is read at once: with what it is converted to, it finds room in a large second-level cache."""
-FACTOR_A, FACTOR_B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 
 
 class Group(NamedTuple):

@@ -15,10 +15,10 @@ from torch import Tensor
 from adapters.bank import Loaded, PackedParts, Part
 from adapters.checkpoint import Checkpoint
 from adapters.errors import Fault, InvalidAdapter
-from adapters.expected import PREFIX
+from adapters.expected import FACTOR_A, MAGNITUDE, PREFIX
 from adapters.header import read_into
 from adapters.identity import HANDED_BYTES, Digest, damaged
-from adapters.layout import FACTOR_A, MAGNITUDE, Layout, Piece, lay_out
+from adapters.layout import Layout, Piece, lay_out
 from adapters.manifest import Graft
 from adapters.op import LowRank
 from loader import pages

@@ -63,7 +63,7 @@ class ModelRunner:
         chunks = in_batch_order(plan.chunks)
         logits_XV = self._forward(chunks)
         asked = logits_XV.split([len(_rows(chunk)) for chunk in chunks])
-        tokens = self._next_tokens(chunks, logits_XV)
+        tokens = self._next_tokens(chunks, asked, logits_XV)
         results = {
             chunk.sequence.id: _result(token, _prompt_report(chunk, rows))
             for chunk, rows, token in zip(chunks, asked, tokens, strict=True)
@@ -112,12 +112,12 @@ class ModelRunner:
     def _selection(self, chunks: Sequence[Chunk], counts: Sequence[int]) -> Selection:
         return self._selections.of(list(_segments(chunks, counts)), self._merged)
 
-    def _next_tokens(self, chunks: Sequence[Chunk], logits_XV: Tensor) -> list[ChunkResult]:
+    def _next_tokens(self, chunks: Sequence[Chunk], asked: Sequence[Tensor], logits_XV: Tensor) -> list[ChunkResult]:
         """A sampled token for every chunk that catches up, an empty result for the others."""
         sampled = [index for index, chunk in enumerate(chunks) if _samples(chunk)]
         results = [ChunkResult()] * len(chunks)
         if sampled:
-            ends = list(accumulate(len(_rows(chunk)) for chunk in chunks))
+            ends = list(accumulate(map(len, asked)))
             last = [ends[index] - 1 for index in sampled]
             # A batch that decodes samples all of its rows, which then need no copy.
             logits_SV = (logits_XV if len(last) == len(logits_XV) else logits_XV[last]).float()

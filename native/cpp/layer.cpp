@@ -127,7 +127,7 @@ class LayerPass {
     void shrink(LinearInput& input, ThreadState& thread) {
         if (input.shrinks.empty()) return;
         const Shrink* all = input.shrinks.data();
-        ReadAhead ahead(all + input.shrink_tasks.start(), all + input.shrink_tasks.stop());
+        Shrink::Ahead ahead(all + input.shrink_tasks.start(), all + input.shrink_tasks.stop());
         input.shrink_tasks.run([&](Int task, Int) { all[task].run(thread.block, ahead); });
     }
 

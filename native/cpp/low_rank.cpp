@@ -22,7 +22,7 @@ extern "C" void low_rank_bf16(const BFloat16* x, float* y, const Term* data, Int
         wide.put(x, inputs);
 #pragma omp for schedule(dynamic)
         for (const Shrink& shrink : shrinks) {
-            ReadAhead ahead(&shrink, &shrink + 1);
+            Shrink::Ahead ahead(&shrink, &shrink + 1);
             shrink.run(block, ahead);
         }
 #pragma omp for schedule(dynamic)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "activations.h"
+#include "read_ahead.h"
 
 constexpr Int RANKS = 16;  // rows of A that are multiplied together
 
@@ -104,43 +105,6 @@ void add_ranks(const float* h, Int h_stride, const BFloat16* b, Int outputs, boo
         }
 }
 
-struct Shrink;
-
-// Lines of memory in the order in which they are read: one of each row, then the next of each.
-struct Lines {
-    const BFloat16* from = nullptr;
-    Int rows = 0, stride = 0, steps = 0;  // `stride`: from a row to the next, in numbers
-};
-
-// Asks memory for each line that shrinks [from, to) read, a fixed distance before it is read and across the ends of A and
-// B: either may be long where the other is short.
-class ReadAhead {
-  public:
-    ReadAhead(const Shrink* from, const Shrink* to) : shrink(from), end(to) {
-        find();
-        read(DISTANCE);
-    }
-
-    // So many lines are about to be read.
-    void read(Int count) {
-        for (; count && shrink != end; --count) {
-            fetch(lines.from + row * lines.stride + step * LINE);
-            if (++row < lines.rows) continue;
-            row = 0;
-            if (++step == lines.steps) ++number, find();
-        }
-    }
-
-  private:
-    static constexpr Int DISTANCE = 512;  // lines
-
-    inline void find();  // the next lines there are, from `number` on
-
-    const Shrink *shrink, *end;
-    Lines lines;
-    Int number = 0, step = 0, row = 0;
-};
-
 // Rows of A as a source, of which memory was asked before.
 struct RankRows {
     using X = Number;
@@ -154,6 +118,8 @@ struct RankRows {
 
 // Rows [start, stop) of one term, all in one group, and a range of its ranks, at one layer.
 struct Shrink {
+    using Ahead = ReadAhead<Shrink>;
+
     Int start, stop, first, last;
     const Part* part;
     const Activations* x;
@@ -163,7 +129,7 @@ struct Shrink {
     float* plus;  // if not null, [rows, outputs] for what is expanded at once, while nothing else is read
 
     // h[t] = s * A x[t], for the rows of one group, and B h[t] if it is wanted.
-    void run(Buffer<Number>& block, ReadAhead& ahead) const {
+    void run(Buffer<Number>& block, Ahead& ahead) const {
         for (Int from = first; from < last; from += RANKS) shrink(from, std::min(RANKS, last - from), block, ahead);
         if (plus) expand_at_once(ahead);
     }
@@ -187,7 +153,7 @@ struct Shrink {
     const BFloat16* inputs_of(Int rank) const { return part->a + rank * inputs; }
     Int shrunk_groups() const { return (last - first + ranks_together() - 1) / ranks_together(); }
 
-    void shrink(Int from, Int ranks, Buffer<Number>& block, ReadAhead& ahead) const {
+    void shrink(Int from, Int ranks, Buffer<Number>& block, Ahead& ahead) const {
         const Int rows = stop - start;
         float sums[GROUP * RANKS];
         a_products(from, ranks, block, ahead, sums);
@@ -200,9 +166,9 @@ struct Shrink {
     Int ranks_together() const { return RANKS; }
     bool direct(Int ranks) const { return ranks == TILE_ROWS && inputs % TILE_DEPTH == 0; }
 
-    void a_products(Int from, Int ranks, Buffer<Number>& block, ReadAhead& ahead, float* sums) const {
+    void a_products(Int from, Int ranks, Buffer<Number>& block, Ahead& ahead, float* sums) const {
         const BFloat16* a = inputs_of(from);
-        const ActivationTiles x_tiles = tiles_of(*x, start);
+        const ActivationTiles x_tiles[] = {tiles_of(*x, start)};
         const Int wide = padded(inputs, TILE_DEPTH);
         if (!direct(ranks)) {
             block.fit(TILE_ROWS * wide);
@@ -216,7 +182,7 @@ struct Shrink {
         clear_tiles<1>();
         for (Int k = 0; k < wide; k += TILE_DEPTH) {
             if (direct(ranks)) ahead.read(TILE_ROWS);
-            add_tile(a + k, wide * 2, x_tiles, k);
+            add_tiles<1, 1>({a + k, wide * 2, 0, TILE_DEPTH, nullptr}, x_tiles, k, k + TILE_DEPTH);
         }
         alignas(LINE_BYTES) float found[TILE_SUMS];
         store_tile<0>(found);
@@ -227,7 +193,7 @@ struct Shrink {
     Int ranks_together() const { return columns_beside<RankRows>(int(std::min<Int>(stop - start, RankRows::ROWS))); }
     bool direct(Int) const { return inputs % PAIR == 0; }
 
-    void a_products(Int from, Int ranks, Buffer<Number>& block, ReadAhead& ahead, float* sums) const {
+    void a_products(Int from, Int ranks, Buffer<Number>& block, Ahead& ahead, float* sums) const {
         const Int rows = stop - start, step = x->step(start);
         const BFloat16* a = inputs_of(from);
         Vec vectors[GROUP * RANKS];
@@ -257,7 +223,7 @@ struct Shrink {
 #endif
 
     // plus[t] = B h[t], a few ranks and two rows at a time. The order of additions is that of `expand`.
-    void expand_at_once(ReadAhead& ahead) const {
+    void expand_at_once(Ahead& ahead) const {
         for (Int r = 0; r < part->rank; r += RANKS_AT_ONCE)
             if (r + RANKS_AT_ONCE <= part->rank)
                 expand_ranks<RANKS_AT_ONCE>(r, ahead);
@@ -266,7 +232,7 @@ struct Shrink {
     }
 
     template <int R>
-    void expand_ranks(Int r, ReadAhead& ahead) const {
+    void expand_ranks(Int r, Ahead& ahead) const {
         const BFloat16* b = part->b + r * outputs;
         for (Int t = start; t < stop; t += 2) {
             const auto read = [&, once = t == start] {
@@ -277,15 +243,6 @@ struct Shrink {
         }
     }
 };
-
-void ReadAhead::find() {
-    step = 0;
-    for (; shrink != end; ++shrink, number = 0)
-        for (; number < shrink->line_groups(); ++number) {
-            lines = shrink->lines(number);
-            if (lines.rows > 0 && lines.steps > 0) return;
-        }
-}
 
 // The adapters' terms at one layer: h = s A x of all rows, and, if `plus` is not null, B h as well.
 struct LayerTerms {

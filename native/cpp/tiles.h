@@ -159,13 +159,6 @@ inline void add_tiles(const WeightTiles& w, const BFloat16* at, const BFloat16* 
     if constexpr (FROM + 1 < W) add_tiles<W, U, FROM + 1>(w, at + w.step, next ? next + TILE_NUMBERS : nullptr);
 }
 
-// Tile 0 += a tile of w, whose rows are so many bytes apart, . x from input k on.
-inline void add_tile(const BFloat16* w, Int row_bytes, const ActivationTiles& x, Int k) {
-    load_tile<4>(x.data + k / TILE_DEPTH * x.deeper, x.row_bytes);
-    load_tile<6>(w, row_bytes);
-    multiply_tiles<0, 6, 4>();
-}
-
 // The first W * U tiles += W tiles of w . U of x over inputs [from, to) of x, which w begins with. The order of additions
 // of one sum does not depend on what else is in a tile, so a request's result does not depend on its neighbours.
 template <int W, int U>
