@@ -19,11 +19,13 @@ from adapters.checkpoint import read_directory
 from adapters.manifest import AdapterId
 from adapters.store import BlobStore
 from bench import limits, make_adapters
+from bench.errors import BenchError
 from engine.build import EngineConfig, build, cuda_graphs, default_batch_tokens, default_block_size
 from engine.engine import Engine
 from engine.recording import CudaGraphs
 from engine.sequence import Request, SamplingParams
 from loader.base import Base, load
+from loader.errors import LoaderError
 from loader.kernels import kernels_for
 from loader.source import resolve
 
@@ -150,12 +152,15 @@ def measure(
 
     `base`, `mixed` and `merged` are decode steps; `torch` and `served` the base's bare products as torch and as the
     server multiplies (`torch` is missing for 4 bits); `adapters` what reading the adapters in the batch takes at the
-    bandwidth that was measured beside them. `kernels` are the CPU's, `graphs` the GPU's.
+    bandwidth that was measured beside them. `kernels` are the CPU's, `graphs` the GPU's. Raises BenchError for a base
+    that cannot be had.
     """
-    source = resolve(name, data_dir)
-    base = load(
-        source, dtype=dtype, quantization=quantization, kernels=kernels_for("auto", data_dir) if kernels else None
-    )
+    try:
+        source = resolve(name, data_dir)
+        compiled = kernels_for("auto", data_dir) if kernels else None
+        base = load(source, dtype=dtype, quantization=quantization, kernels=compiled)
+    except LoaderError as error:
+        raise BenchError(str(error)) from error
     graphs = graphs and base.device.type == "cuda"
     ways = (
         {"served": multiply_as_served} if quantization else {"served": multiply_as_served, "torch": multiply_with_torch}

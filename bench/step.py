@@ -11,7 +11,6 @@ import orjson
 import typer
 
 from bench import options
-from bench.errors import BenchError
 from bench.terminal import terminal
 
 if TYPE_CHECKING:
@@ -35,13 +34,9 @@ def main(
 ) -> None:
     """Time decode steps of the base, its bare products, steps with adapters, and with one that is merged, in turn."""
     from bench.decode_steps import StepSetup, measure
-    from loader.errors import LoaderError
 
     setup = StepSetup(rows, context, adapters, rank)
-    try:
-        found = measure(base, dtype, quantization, data_dir, setup, steps, rounds, kernels, graphs)
-    except LoaderError as error:
-        raise BenchError(str(error)) from error
+    found = measure(base, dtype, quantization, data_dir, setup, steps, rounds, kernels, graphs)
     if as_json:
         typer.echo(orjson.dumps(found))
         return
