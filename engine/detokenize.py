@@ -4,11 +4,13 @@ Owns one sequence's text: never half a character, never a part of a stop string.
 which tokenizer it belongs to.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 Decode = Callable[[Sequence[int]], str]
 
+_NONE: Mapping[int, str] = MappingProxyType({})
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what decoding makes of the first bytes of a character
 
 
@@ -23,11 +25,14 @@ class Piece:
 class TextStream:
     """Decodes what is new in the light of what came before (a word's leading space depends on it), and no more.
 
-    Text that could still become a stop string is held back until that is settled.
+    Text that could still become a stop string is held back until that is settled. `shown` has the text of tokens that
+    `decode` leaves out and that are to appear.
     """
 
-    def __init__(self, decode: Decode, prompt: Sequence[int], stop: Sequence[str]) -> None:
-        self._decode = decode
+    def __init__(
+        self, decode: Decode, prompt: Sequence[int], stop: Sequence[str], shown: Mapping[int, str] = _NONE
+    ) -> None:
+        self._decode, self._shown = decode, shown
         self._stop = tuple(stop)
         self._ids = list(prompt[-_CONTEXT:])  # what is decoded again with every token
         self._read = len(self._ids)  # ids before this one have become text
@@ -38,7 +43,8 @@ class TextStream:
     def push(self, token: int, *, may_stop: bool = True) -> Piece:
         """Add one token. Unless `may_stop`, its text passes without being compared with stop strings."""
         self._ids.append(token)
-        text = self._new_text()
+        shown = self._shown.get(token)
+        text = self._new_text() if shown is None else self._unfinished() + shown
         return self._release(text, may_stop, last=False)
 
     def finish(self) -> Piece:
@@ -57,6 +63,12 @@ class TextStream:
             self._read = len(self._ids)
         elif len(self._ids) > _LONGEST:  # bytes that never become characters, or tokens without any text
             self._keep_from(len(self._ids) - _LONGEST // 2)
+        return text
+
+    def _unfinished(self) -> str:
+        """All new text, with U+FFFD for an unfinished character, which nothing that follows can finish."""
+        text = self._new_text(last=True)
+        self._given = len(self._decode(self._ids))
         return text
 
     def _keep_from(self, start: int) -> None:

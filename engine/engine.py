@@ -91,7 +91,7 @@ class Engine:
             request=request,
             arrived=monotonic(),
             tokens=list(request.prompt),
-            text=TextStream(self._decode, request.prompt, request.params.stop),
+            text=TextStream(self._decode, request.prompt, request.params.stop, request.shown),
             stream=secrets.randbits(63) if seed is None else seed,
             found_at=self._tier(request.adapter),
         )

@@ -59,6 +59,7 @@ class Request:
     """What the server hands to the engine. `max_tokens = 0` only makes sense with `prompt_logprobs` (echo).
 
     `constraint` is this request's own, and decides where it ends: it goes with neither `min_tokens` nor `ignore_eos`.
+    `shown` are special tokens that appear in its text, which has none otherwise, each with what it is there.
     """
 
     id: str
@@ -67,6 +68,7 @@ class Request:
     adapter: AdapterId | None = None
     tenant: str = ""
     constraint: Constraint | None = None
+    shown: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,3 +155,17 @@ def test_pieces_are_the_whole_text_up_to_the_first_stop_string(ids: list[int], s
 def test_without_stop_strings_nothing_is_lost(ids: list[int]) -> None:
     pieces, _ = stream(ids)
     assert "".join(pieces) == decode(ids)
+
+
+def test_a_special_token_that_is_to_appear() -> None:
+    """Where it stands, with half a character before it, and for stop strings too; all others stay left out."""
+    half = encode("é")[:1]
+    ids = [*encode("hé"), SPECIAL, *encode("日"), *half, SPECIAL, *encode("ö.")]
+    text = TextStream(decode, [], [], {SPECIAL: "<call>"})
+    pieces = [text.push(token).text for token in ids] + [text.finish().text]
+    assert "".join(pieces) == "hé<call>日\N{REPLACEMENT CHARACTER}<call>ö."
+    assert pieces[3] == "<call>", "as soon as it comes"
+    stopped = TextStream(decode, [], ["l><"], {SPECIAL: "<call>"})
+    assert [stopped.push(SPECIAL).text, stopped.push(SPECIAL).text] == ["<cal", ""]
+    hidden = TextStream(decode, [], [], {SPECIAL + 1: "<call>"})
+    assert "".join(hidden.push(token).text for token in encode("a") + [SPECIAL] + encode("b")) == "ab"
