@@ -42,7 +42,7 @@ from loader.progress import Progress
 from loader.source import Source, resolve
 from server.datadir import DataDir
 from server.grammars.compiler import Compiler
-from server.grammars.matcher import vocabulary
+from server.grammars.vocabulary import vocabulary
 from server.host_check import HostCheck
 from server.meter import Meter
 from server.metrics import Metrics

@@ -6,9 +6,8 @@ nor processes; the process that tries forms imports it too, so it imports little
 
 import re
 from collections.abc import Callable, Collection
-from copy import copy
 from time import thread_time
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from
 
@@ -34,15 +33,6 @@ def limits() -> LLParserLimits:
         max_grammar_size=100_000,
         verbose_errors=False,
     )
-
-
-def vocabulary(tokenizer: Any, vocab_size: int, eos: Collection[int]) -> LLTokenizer:
-    """The library's view of a `tokenizers.Tokenizer`, of which logits have `vocab_size` ids. Takes 0.2 s."""
-    plain = copy(tokenizer)
-    plain.no_padding()
-    plain.no_truncation()
-    ends = sorted(id for id in eos if id < vocab_size)
-    return LLTokenizer(plain.to_str(), n_vocab=vocab_size, eos_token=ends or None)
 
 
 def spelled(kind: str, content: str | list[str]) -> str:

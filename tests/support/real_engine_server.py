@@ -26,7 +26,7 @@ from loader.base import Base, load
 from loader.fingerprint import fingerprint
 from loader.source import resolve
 from server.grammars.compiler import Compiler
-from server.grammars.matcher import vocabulary
+from server.grammars.vocabulary import vocabulary
 from server.ports import Limits
 from server.tokens import HubTokenizer
 from tests.support.adapters import write_adapter
@@ -96,7 +96,7 @@ def tiny_llama(folder: Path) -> Base:
 
 @contextlib.contextmanager
 def real_engine_server(
-    folder: Path, device_bytes: int = 1 << 20, host_bytes: int = 4 << 20, blocks: int = 256
+    folder: Path, device_bytes: int = 1 << 20, host_bytes: int = 4 << 20, blocks: int = 256, context: int = CONTEXT
 ) -> Iterator[RealEngineServer]:
     """A live server over a real engine with a canary, and its invariants."""
     base = tiny_llama(folder / "base")
@@ -104,7 +104,7 @@ def real_engine_server(
     tokenizer = HubTokenizer(base.tokenizer, base.model.config.vocab_size)
     server = folder / "server"
     store = BlobStore(server / "data" / "blobs")
-    config = EngineConfig(blocks, CONTEXT, device_bytes, host_bytes, block_size=BLOCK, max_batch_tokens=64)
+    config = EngineConfig(blocks, context, device_bytes, host_bytes, block_size=BLOCK, max_batch_tokens=64)
     make = maker(base, store, config)
     engine, waiting = make(), Event()
     real = engine._runner
@@ -122,7 +122,7 @@ def real_engine_server(
     rig = make_rig(
         server,
         worker,  # type: ignore[arg-type]  # a rig usually has the fake one
-        limits=Limits(CONTEXT, idle_s=5),
+        limits=Limits(context, idle_s=5),
         base=served,
         tokenizer=tokenizer,
         grammars=Compiler(

@@ -7,7 +7,7 @@ import pytest
 
 from engine.sequence import FinishReason, SamplingParams
 from server.grammars.compiler import Compiler
-from server.grammars.matcher import vocabulary
+from server.grammars.vocabulary import vocabulary
 from server.structure import Structure
 from tests.support.adapters import write_adapter
 from tests.support.engine_rig import EngineRig

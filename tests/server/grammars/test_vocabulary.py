@@ -1,6 +1,7 @@
 """Vocabularies as bases bring them: bytes as letters, pieces with a block for a space, and what spells nothing."""
 
 import re
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
@@ -9,7 +10,7 @@ from tokenizers.models import BPE, WordLevel
 from engine.constraint import Constraint
 from server.errors import BadRequest
 from server.grammars.compiler import Compiler
-from server.grammars.matcher import vocabulary
+from server.grammars.vocabulary import vocabulary
 from server.structure import Kind, Structure
 
 SIZE = 320  # a few more than there are tokens, as embeddings are padded
@@ -44,7 +45,7 @@ def id_of(core: Tokenizer, token: str) -> int:
     return found
 
 
-def start(core: Tokenizer, kind: Kind, content: str) -> Constraint:
+def start(core: Tokenizer, kind: Kind, content: Any) -> Constraint:
     ends = [id_of(core, "<end>"), id_of(core, "<other>")]
     return Compiler(lambda: vocabulary(core, SIZE, ends)).compile_now(Structure("f", kind, content))()
 
@@ -93,3 +94,30 @@ def test_a_base_whose_tokens_cannot_be_spelled_has_no_structured_output() -> Non
     with pytest.raises(BadRequest, match=re.escape("is not supported with this base")) as refused:
         start(core, "regex", "yes")
     assert refused.value.code == "unsupported_field"
+
+
+@pytest.mark.parametrize("core", [byte_level(), pieces()], ids=["byte level", "pieces"])
+def test_added_tokens_that_are_text_are_text(core: Tokenizer) -> None:
+    """As <think> and <tool_call> are in many vocabularies, of which some have tokens of space and letters too."""
+    spelled = ["<think>", "</tool_call>", "[ARGS]", "<|x|>", "  ", "é<>"]
+    core.add_tokens([AddedToken(text, special=False) for text in spelled])
+    core.add_special_tokens([AddedToken("<|later|>", special=True)])
+    ids = {text: id_of(core, text) for text in (*spelled, "<|later|>", "a")}
+    constraint = start(core, "regex", "(?s:.*)")
+    assert {ids[text] for text in (*spelled, "a")} <= allowed(constraint)
+    assert ids["<|later|>"] not in allowed(constraint)
+    for text in spelled:
+        only = start(core, "choice", (text, "b"))
+        assert ids[text] in allowed(only) and ids["a"] not in allowed(only)
+        only.accept(ids[text])
+        assert allowed(only) == {id_of(core, "<end>"), id_of(core, "<other>")}
+
+
+def test_an_end_that_is_text_stays_an_end() -> None:
+    core = byte_level()
+    core.add_tokens([AddedToken("</s>", special=False)])
+    end = id_of(core, "</s>")
+    constraint = Compiler(lambda: vocabulary(core, SIZE, [end])).compile_now(Structure("f", "regex", "a"))()
+    assert end not in allowed(constraint)
+    constraint.accept(id_of(core, "a"))
+    assert allowed(constraint) == {end}
