@@ -24,7 +24,9 @@ class FastTokenizer(Protocol):
     @property
     def added_tokens_decoder(self) -> Mapping[int, Any]: ...
 
-    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> Any: ...
+    def apply_chat_template(
+        self, conversation: Any, tools: Any = None, *, tokenize: bool, add_generation_prompt: bool
+    ) -> Any: ...
 
 
 class ChatLayout:
@@ -54,12 +56,24 @@ class ChatLayout:
         """As `guard`, but a learned answer may spell added tokens that are not special, such as <think>."""
         return self._special_cuts.sub(lambda match: match[0] + self.seam, content)
 
-    def render(self, turns: Sequence[Mapping[str, str]], *, generation: bool) -> str:
-        """The template's text for guarded turns, with the assistant's turn to come if `generation`.
+    def guard_all(self, value: Any) -> Any:
+        """A JSON value with seams in all its texts, keys included."""
+        if isinstance(value, str):
+            return self.guard(value)
+        if isinstance(value, Mapping):
+            return {self.guard(key): self.guard_all(within) for key, within in value.items()}
+        return [self.guard_all(within) for within in value] if isinstance(value, list | tuple) else value
+
+    def render(
+        self, turns: Sequence[Mapping[str, Any]], *, generation: bool, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> str:
+        """The template's text for guarded turns and tools, with the assistant's turn to come if `generation`.
 
         Raises jinja2's TemplateError where the template refuses the turns.
         """
-        text: str = self._tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=generation)
+        text: str = self._tokenizer.apply_chat_template(
+            list(turns), list(tools) or None, tokenize=False, add_generation_prompt=generation
+        )
         return text
 
     def pieces(self, text: str) -> list[str]:

@@ -107,7 +107,7 @@ def assemble(
         worker=worker,
         server_catalog=catalog,
         tenant_catalog=TenantCatalog(catalog),
-        tokenizer=HubTokenizer(base.tokenizer, _vocab_size(base)),
+        tokenizer=HubTokenizer(base.tokenizer, _vocab_size(base), settings.tool_call_parser),
         grammars=Compiler(partial(vocabulary, base.tokenizer.backend_tokenizer, _vocab_size(base), base.eos_token_ids)),
         base_id=base.id,
         limits=_limits(settings, max_model_len),

@@ -3,60 +3,17 @@
 Owns its fields and bounds. Knows neither tokens nor routes.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
+from server.chat_messages import ChatMessage
 from server.errors import BadRequest
 from server.fields import GenerationBody
-from server.ports import Message
-from server.strict import Strict
-
-MAX_PARTS = 2048
+from server.tools.fields import ToolsBody
 
 
-class TextPart(Strict):
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(Strict):
-    """One turn. `content` may be OpenAI's list of text parts, which are joined in order."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _text_only(cls, value: Any) -> Any:
-        """All faults are told here: of a union pydantic would tell what is wrong with each of its sides."""
-        if isinstance(value, str):
-            return value
-        if not isinstance(value, list):
-            raise ValueError("must be a string or a list of parts of type `text`")
-        if len(value) > MAX_PARTS:
-            raise ValueError(f"must hold at most {MAX_PARTS} parts")
-        if not all(isinstance(part, dict) and part.get("type") == "text" for part in value):
-            raise ValueError("only parts of type `text` are served")
-        if not all(part.keys() == {"type", "text"} and isinstance(part["text"], str) for part in value):
-            raise ValueError("a part is `type` and `text`, which is a string")
-        return value
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_calls(cls, data: Any) -> Any:
-        """What an SDK sends back with an assistant's own turn: empty fields that ask for nothing."""
-        if not isinstance(data, dict) or data.get("role") != "assistant":
-            return data
-        unused = ("refusal", "tool_calls", "function_call", "audio", "annotations", "reasoning_content")
-        return {name: value for name, value in data.items() if not (name in unused and value in (None, []))}
-
-    def message(self) -> Message:
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return Message(self.role, content)
-
-
-class ChatBody(GenerationBody):
+class ChatBody(GenerationBody, ToolsBody):
     """`max_completion_tokens` and `max_tokens` mean the same; without either the answer may fill the context."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=2048)]
@@ -72,6 +29,8 @@ class ChatBody(GenerationBody):
         limits = {self.max_completion_tokens, self.max_tokens} - {None}
         if len(limits) > 1:
             raise BadRequest("`max_completion_tokens` and `max_tokens` differ. Send one of them.", "max_tokens")
+        if self.offer() is not None:
+            self.refuse_lengths_beside("tools")
         return self
 
     @property

@@ -12,7 +12,7 @@ from server.errors import BadRequest
 from server.strict import Strict, Unserved
 from server.structure import StructuredBody
 
-_TOOLS = "Tool calling is not there yet. Leave it out, and describe the tools in the prompt."
+_TOOLS = "A plain prompt calls no functions. Send messages to /v1/chat/completions."
 _TEMPLATE = "The chat template is the base's own. Send a finished prompt to /v1/completions instead."
 _ALWAYS = "Only the default is served. Leave it out."
 
@@ -20,8 +20,8 @@ UNSERVED: Mapping[str, Unserved] = {
     "tools": Unserved(_TOOLS, ([],)),
     "tool_choice": Unserved(_TOOLS, ("none", "auto")),
     "parallel_tool_calls": Unserved(_TOOLS, (True, False)),
-    "functions": Unserved(_TOOLS, ([],)),
-    "function_call": Unserved(_TOOLS, ("none",)),
+    "functions": Unserved('It is now `tools`: send each as {"type": "function", "function": …} to a chat.', ([],)),
+    "function_call": Unserved("It is now `tool_choice`, in chats.", ("none", "auto")),
     "guided_decoding_backend": Unserved("There is one backend. Leave it out."),
     "guided_whitespace_pattern": Unserved("Say it in the schema, or send `guided_regex` or `guided_grammar`."),
     "suffix": Unserved("Filling in the middle is not served. Put the text before the gap in `prompt`.", ("",)),
@@ -126,11 +126,16 @@ class GenerationBody(StructuredBody):
     @model_validator(mode="after")
     def _a_form_decides_where_it_ends(self) -> "GenerationBody":
         structure = self.structure()
-        for field, asks in (("ignore_eos", self.ignore_eos), ("min_tokens", self.min_tokens > 0)):
-            if asks and structure is not None:
-                message = f"`{field}` does not go with `{structure.field}`, which decides where the answer may end."
-                raise BadRequest(f"{message} Send one of them.", field)
+        if structure is not None:
+            self.refuse_lengths_beside(structure.field)
         return self
+
+    def refuse_lengths_beside(self, form: str) -> None:
+        """Raises BadRequest where another field says too where the answer may end."""
+        for field, asks in (("ignore_eos", self.ignore_eos), ("min_tokens", self.min_tokens > 0)):
+            if asks:
+                message = f"`{field}` does not go with `{form}`, which decides where the answer may end."
+                raise BadRequest(f"{message} Send one of them.", field)
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> "GenerationBody":

@@ -29,6 +29,7 @@ from server.meter import Meter
 from server.metrics import Metrics
 from server.principal import Principal
 from server.structure import Structure
+from server.tools.markup import Call, Function, Markup
 
 
 class OutputStream(Protocol):
@@ -87,24 +88,40 @@ class Worker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat, its parts already joined to text."""
+    """One turn of a chat, its parts already joined to text.
 
-    role: Literal["system", "developer", "user", "assistant"]
+    `calls` are the assistant's. A tool's turn `answers` the call of that id, of the function `name`.
+    """
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str
+    calls: tuple[Call, ...] = ()
+    answers: str = ""
+    name: str = ""
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back. `vocab_size` is the number of ids the model may produce."""
+    """Text to token ids and back. `vocab_size` is the number of ids the model may produce.
+
+    `markup` is how the base's chats spell calls of functions; None for one that is not known.
+    """
 
     @property
     def vocab_size(self) -> int: ...
+
+    @property
+    def markup(self) -> Markup | None: ...
+
+    def special_id(self, text: str) -> int | None:
+        """The special token that is spelled so, which decoding leaves out; None where that is plain text."""
+        ...
 
     def encode(self, text: str) -> list[int]:
         """A prompt as the base expects it, with its begin-of-text token; special-token text is parsed."""
         ...
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """The chat template's tokens; special-token text inside a message stays plain text.
+    def encode_chat(self, messages: Sequence[Message], functions: Sequence[Function] = ()) -> list[int]:
+        """The chat template's tokens, of `functions` too; special-token text inside a message stays plain text.
 
         Raises ChatRefused when the base has no template or the template refuses the roles.
         """

@@ -3,8 +3,9 @@
 Owns that mapping and the checks that need the vocabulary. Knows no response format.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from adapters.manifest import AdapterId
 from engine.constraint import Constraint
@@ -57,10 +58,11 @@ def requests_for(
     adapter: AdapterId | None,
     tenant: str,
     constraint: Callable[[], Constraint] | None = None,
+    shown: Mapping[int, str] = MappingProxyType({}),
 ) -> list[Request]:
     """`n` requests a prompt, in the order of the choices; the i-th answer to a prompt is seeded with `seed + i`.
 
-    Each has a constraint of its own.
+    Each has a constraint of its own. `shown` are special tokens that appear in the text, with what they are there.
     """
     return [
         Request(
@@ -70,6 +72,7 @@ def requests_for(
             adapter=adapter,
             tenant=tenant,
             constraint=None if constraint is None else constraint(),
+            shown=shown,
         )
         for place, prompt in enumerate(prompts)
         for answer in range(n)

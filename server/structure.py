@@ -12,23 +12,53 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from server.errors import BadRequest
 from server.strict import Strict, Unserved
+from server.tools.markup import Function, Markup
 
 MAX_TEXT = 1 << 16
 MAX_CHOICES = 1024
 
-Kind = Literal["json", "regex", "choice", "grammar"]
+Kind = Literal["json", "regex", "choice", "grammar", "calls"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A JSON Schema within a form, and the field of the body that has it."""
+
+    field: str
+    schema: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CallForm:
+    """An answer that calls some of `functions`, at most `most` times; unless `forced`, it may be text.
+
+    The text keeps to the schema `text`, if there is one. `tokens` are the markup's special tokens with their ids.
+    """
+
+    markup: Markup
+    functions: tuple[Function, ...]
+    forced: bool
+    most: int
+    text: Part | None
+    tokens: Mapping[str, int]
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What its parts keep to: the functions' arguments in their order, then the text."""
+        arguments = tuple(Part(function.field, function.schema) for function in self.functions)
+        return arguments if self.text is None else (*arguments, self.text)
 
 
 @dataclass(frozen=True, slots=True)
 class Structure:
     """What form an answer must have. `field` is where the body says so.
 
-    `content` is a JSON Schema as an object, a regular expression, the choices, or a grammar in Lark or GBNF.
+    `content` is a JSON Schema as an object, a regular expression, the choices, a grammar in Lark or GBNF, or calls.
     """
 
     field: str
     kind: Kind
-    content: Mapping[str, Any] | str | tuple[str, ...]
+    content: Mapping[str, Any] | str | tuple[str, ...] | CallForm
 
 
 def _schema(value: Any) -> Any:

@@ -5,7 +5,7 @@ transformers' fast tokenizer without importing transformers; knows nothing of HT
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from jinja2.exceptions import TemplateError
@@ -14,6 +14,8 @@ from loader.chat import ChatLayout, continuation, encoded
 from loader.chat import FastTokenizer as ChatTokenizer
 from server.errors import ChatRefused
 from server.ports import Message
+from server.tools.describe import described
+from server.tools.markup import HERMES, MARKUPS, Call, Function, Markup, lays_out_tools, markup_of, short_id
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -25,25 +27,41 @@ class FastTokenizer(ChatTokenizer, Protocol):
 
 
 class HubTokenizer:
-    """Prompts and chats for one base, through its own `tokenizer.json` and chat template."""
+    """Prompts and chats for one base, through its own `tokenizer.json` and chat template.
 
-    def __init__(self, tokenizer: FastTokenizer, vocab_size: int) -> None:
+    `parser` names the markup of calls; with `auto` it is the template's.
+    """
+
+    def __init__(self, tokenizer: FastTokenizer, vocab_size: int, parser: str = "auto") -> None:
         self.vocab_size = vocab_size
+        self._template = _text_of(tokenizer.chat_template)
+        self.markup: Markup | None = markup_of(self._template) if parser == "auto" else MARKUPS[parser]
+        self._knows_functions = lays_out_tools(self._template)
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         self._added = {id: token.content for id, token in tokenizer.added_tokens_decoder.items()}
+        self._special = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._layout = ChatLayout(tokenizer)
         self._byte_level = "ByteLevel" in str(self._backend.decoder)
 
     def encode(self, text: str) -> list[int]:
         return encoded(self._backend, text, special=True)
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def special_id(self, text: str) -> int | None:
+        return self._special.get(text)
+
+    def encode_chat(self, messages: Sequence[Message], functions: Sequence[Function] = ()) -> list[int]:
         """Lay out `messages` and the assistant's turn to come. A message that spells one of the base's added tokens
         keeps its text, but the token does not arise.
         """
-        turns = [{"role": turn.role, "content": self._layout.guard(turn.content)} for turn in messages]
-        return self._layout.encode(self._render(turns))
+        if not self._layout.exists:
+            raise ChatRefused(
+                "This base has no chat template, so it has no chat. Send a prompt to /v1/completions instead."
+            )
+        try:
+            return self._layout.encode(self._laid_out(messages, functions))
+        except TemplateError as error:
+            raise self._refusal(error) from None
 
     def encode_answer(self, text: str) -> list[int]:
         pieces = self._layout.pieces(self._layout.guard_answer(text))
@@ -68,18 +86,53 @@ class HubTokenizer:
     def _plain(self, text: str) -> list[int]:
         return encoded(self._backend, text, special=False)
 
-    def _render(self, turns: list[dict[str, str]]) -> str:
-        if not self._layout.exists:
-            raise ChatRefused(
-                "This base has no chat template, so it has no chat. Send a prompt to /v1/completions instead."
-            )
+    def _laid_out(self, messages: Sequence[Message], functions: Sequence[Function]) -> str:
+        """Raises TemplateError."""
+        if self._knows_functions:
+            return self._render(messages, functions)
+        markup = self.markup or HERMES
+        if not functions:
+            return self._render(described(messages, (), markup))
         try:
-            return self._layout.render(turns, generation=True)
+            return self._render(described(messages, functions, markup))
         except TemplateError:
-            raise ChatRefused(
-                "The base's chat template refuses this order of roles. Most take an optional system message, "
-                "then user and assistant in turn."
-            ) from None
+            if messages[0].role == "system":
+                raise
+            return self._render(described(messages, functions, markup, "user"))  # the template may take no system role
+
+    def _render(self, messages: Sequence[Message], functions: Sequence[Function] = ()) -> str:
+        tools = [self._layout.guard_all(function.described) for function in functions]
+        return self._layout.render([self._turn(message) for message in messages], generation=True, tools=tools)
+
+    def _turn(self, message: Message) -> dict[str, Any]:
+        turn: dict[str, Any] = {"role": message.role, "content": self._layout.guard(message.content)}
+        if message.calls:
+            turn["tool_calls"] = [self._called(call) for call in message.calls]
+        if message.answers:
+            turn |= {"tool_call_id": self._id(message.answers), "name": message.name}
+        return turn
+
+    def _called(self, call: Call) -> dict[str, Any]:
+        function = {"name": self._layout.guard(call.name), "arguments": self._layout.guard_all(call.arguments)}
+        return {"id": self._id(call.id), "type": "function", "function": function}
+
+    def _id(self, id: str) -> str:
+        return short_id(id) if self.markup is not None and self.markup.short_ids else self._layout.guard(id)
+
+    def _refusal(self, error: TemplateError) -> ChatRefused:
+        """In the template's own words where it has some; others could repeat what was sent."""
+        words = str(error.message).rstrip(".")
+        if words and words in self._template:
+            return ChatRefused(f"The base's chat template refuses these messages: {words}.")
+        return ChatRefused(
+            "The base's chat template refuses this order of roles. Most take an optional system message, "
+            "then user and assistant in turn."
+        )
+
+
+def _text_of(template: Any) -> str:
+    """All of a base's templates, which may be several by name."""
+    return "\n".join(map(str, template.values())) if isinstance(template, Mapping) else str(template or "")
 
 
 def _byte_alphabet() -> dict[str, int]:

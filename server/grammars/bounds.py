@@ -1,12 +1,15 @@
-"""How large a form may be before anybody reads it.
+"""How large a form may be before anybody reads it, and a schema as text.
 
 Owns these bounds. Knows no grammar library, and neither fields nor tokens.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 MAX_BYTES = 1 << 16
+MAX_CALL_BYTES = 1 << 18
+"""Of all functions' schemas together."""
 MAX_VALUES = 1 << 14
 MAX_LEVELS = 64
 """Of a schema as it is written. Readers of JSON recurse."""
@@ -16,10 +19,10 @@ class TooLarge(ValueError):
     """The text says what there is too much of, and how much there may be."""
 
 
-def check_text(text: str) -> None:
+def check_text(text: str, most: int = MAX_BYTES) -> None:
     """Raises TooLarge."""
-    if len(text.encode()) > MAX_BYTES:
-        raise TooLarge(f"it is longer than {MAX_BYTES} bytes")
+    if len(text.encode()) > most:
+        raise TooLarge(f"it is longer than {most} bytes")
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:
@@ -36,3 +39,16 @@ def check_schema(schema: Mapping[str, Any]) -> None:
         if isinstance(item, Mapping | list):
             within = item.values() if isinstance(item, Mapping) else item
             pending.extend((each, level + 1) for each in within)
+
+
+SPACE = {"x-guidance": {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,32}"}}
+"""Between two parts of JSON, unless a schema brings an `x-guidance` of its own.
+
+If it had no end, small models would fill answers with nothing else.
+"""
+
+
+def schema_text(schema: Mapping[str, Any]) -> str:
+    """Raises TooLarge for one of too many values or levels."""
+    check_schema(schema)
+    return json.dumps(SPACE | dict(schema), ensure_ascii=False)

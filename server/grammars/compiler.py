@@ -5,7 +5,6 @@ routes.
 """
 
 import asyncio
-import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -20,20 +19,15 @@ from llguidance import LLMatcher, LLTokenizer
 from engine.constraint import Constraint
 from engine.errors import ConstraintFailed
 from server.errors import BadRequest
-from server.grammars.bounds import TooLarge, check_schema, check_text
+from server.grammars.bounds import MAX_CALL_BYTES, TooLarge, check_text, schema_text
+from server.grammars.calls import call_grammar
 from server.grammars.faults import reason
 from server.grammars.matcher import Followed, matcher_of
 from server.grammars.trial import Trial, Unreadable
-from server.structure import Kind, Structure
+from server.structure import CallForm, Kind, Structure
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
-
-SPACE = {"x-guidance": {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,32}"}}
-"""Between two parts of JSON, unless a schema brings an `x-guidance` of its own.
-
-If it had no end, small models would fill answers with nothing else.
-"""
 
 STACK_BYTES = 64 << 20
 
@@ -64,11 +58,13 @@ class Compiler:
         content = _text(structure)
         try:
             grammar = self._trial(structure.kind, content)
+            if isinstance(structure.content, CallForm):
+                grammar = call_grammar(structure.content, by_token=True)
             self._made = made = self._made or self._vocabulary(structure)
             matcher: LLMatcher = _with_stack(lambda: matcher_of(made, grammar))
         except (Unreadable, ConstraintFailed) as error:
             sent = content if isinstance(content, str) else "\n".join(content)
-            raise _refusal(structure, reason(str(error), sent)) from None
+            raise _refusal(_at_fault(structure, error), reason(str(error), sent)) from None
         return lambda: Followed(matcher.deep_copy(), made.eos_tokens)
 
     def _vocabulary(self, structure: Structure) -> LLTokenizer:
@@ -84,19 +80,33 @@ class Compiler:
 
 
 def _text(structure: Structure) -> str | list[str]:
-    """The form as text, or as the choices' texts. Raises BadRequest for what is too large."""
+    """The form as text, as the choices' texts, or as a grammar and the schemas in it.
+
+    Raises BadRequest for what is too large.
+    """
     content = structure.content
     try:
+        if isinstance(content, CallForm):
+            parts = [schema_text(part.schema) for part in content.parts]
+            check_text("".join(parts), MAX_CALL_BYTES)
+            return [call_grammar(content, by_token=False), *parts]
         if isinstance(content, tuple):
             check_text("".join(content))
             return list(content)
-        if not isinstance(content, str):
-            check_schema(content)
-            content = json.dumps(SPACE | dict(content), ensure_ascii=False)
-        check_text(content)
+        text = content if isinstance(content, str) else schema_text(content)
+        check_text(text)
     except TooLarge as error:
         raise _refusal(structure, str(error)) from None
-    return content
+    return text
+
+
+def _at_fault(structure: Structure, error: Exception) -> Structure:
+    """The part of it that cannot be kept to, where it is known."""
+    place = error.place if isinstance(error, Unreadable) else None
+    if place is None or not isinstance(structure.content, CallForm):
+        return structure
+    part = structure.content.parts[place]
+    return Structure(part.field, "json", part.schema)
 
 
 def _with_stack(work: Callable[[], T]) -> T:
@@ -127,6 +137,7 @@ _FIXES: dict[Kind, str] = {
     "regex": "Send a regular expression in Rust's syntax, without look-around and word boundaries.",
     "choice": "Send fewer or shorter choices.",
     "grammar": "Send a grammar in Lark or GBNF that begins at `start` or `root`.",
+    "calls": "Send fewer functions, or simpler ones.",
 }
 
 

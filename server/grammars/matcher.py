@@ -37,6 +37,8 @@ def limits() -> LLParserLimits:
 
 def spelled(kind: str, content: str | list[str]) -> str:
     """A form as the library's grammar. Raises ValueError where that shows that it cannot be read."""
+    if kind == "calls":
+        return content[0]
     if not isinstance(content, str):
         return str(LLMatcher.grammar_from_regex("|".join(map(_literally, content))))
     if kind == "json":

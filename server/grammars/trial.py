@@ -21,7 +21,11 @@ PATIENCE_S = 30.0
 
 
 class Unreadable(ValueError):
-    """What is wrong with a form, in the library's words or ours."""
+    """What is wrong with a form, in the library's words or ours, and in which of its schemas, if that is known."""
+
+    def __init__(self, fault: str, place: int | None = None) -> None:
+        super().__init__(fault)
+        self.place = place
 
 
 class Trial:
@@ -36,9 +40,9 @@ class Trial:
         reply = self._asked(json.dumps([kind, content]).encode() + b"\n")
         if not reply:
             raise Unreadable("reading it takes too much time or memory")
-        grammar, fault = json.loads(reply)
+        grammar, fault, place = json.loads(reply)
         if fault:
-            raise Unreadable(fault)
+            raise Unreadable(fault, place)
         return str(grammar)
 
     def _asked(self, question: bytes) -> bytes:

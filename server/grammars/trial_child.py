@@ -10,7 +10,6 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Sequence
 from contextlib import suppress
 
 from llguidance import LLTokenizer, TokenizerWrapper
@@ -59,16 +58,19 @@ def _serve() -> None:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def _tried(vocabulary: LLTokenizer, kind: str, content: str | list[str]) -> Sequence[str]:
-    """The form as the library's grammar, or "" and what is wrong with it."""
+def _tried(vocabulary: LLTokenizer, kind: str, content: str | list[str]) -> tuple[str, str, int | None]:
+    """The form as the library's grammar, or "", what is wrong with it, and with which of a grammar's schemas."""
     try:
         grammar = spelled(kind, content)
         matcher = matcher_of(vocabulary, grammar)
     except (ValueError, ConstraintFailed) as error:
-        return "", str(error)
+        for place, schema in enumerate(content[1:] if kind == "calls" else ()):
+            if fault := _tried(vocabulary, "json", schema)[1]:
+                return "", fault, place
+        return "", str(error), None
     with suppress(ConstraintFailed):  # along one of many ways: an answer that takes it will be told
         _follow(Followed(matcher, (END,)))
-    return grammar, ""
+    return grammar, "", None
 
 
 def _follow(answer: Followed) -> None:

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from server.body import MAX_BRACKETS, MAX_FIELDS, MAX_KEYS, MAX_VALUES
-from server.chat_body import MAX_PARTS
+from server.chat_messages import MAX_PARTS
 from server.completion_body import MAX_PROMPTS
 from server.garbage import Garbage
 from server.ports import Limits

@@ -253,7 +253,7 @@ E58 = {
     "a template": {
         "chat_template": MARK + "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}"
     },
-    "tools": {"tools": [{"type": "function", "function": {"name": MARK, "parameters": {"pattern": "(a+)+$"}}}]},
+    "functions": {"functions": [{"name": MARK, "parameters": {"pattern": "(a+)+$"}}]},
 }
 
 
@@ -339,7 +339,7 @@ CHATS: dict[str, Odd] = {
     "too many parts": ([{"role": "user", "content": [{"type": "text", "text": MARK}] * 5000}],
                        f"{FIRST}.content", VALUE),
     "name": ([{"role": "user", "content": MARK, "name": MARK}], f"{FIRST}.name", VALUE),
-    "tool result": ([{"role": "tool", "content": MARK, "tool_call_id": MARK}], f"{FIRST}.role", VALUE),
+    "tool result": ([{"role": "tool", "content": MARK, "tool_call_id": MARK}], f"{FIRST}.tool_call_id", VALUE),
     "assistant last": ([{"role": "assistant", "content": MARK}], "messages", "chat_refused"),
 }  # fmt: skip
 

@@ -20,7 +20,10 @@ IDLE = EngineStats(blocks_total=100, device_bytes_total=10_000, host_bytes_total
 
 @dataclass
 class FakeWorker:
-    """`delay_s` is one token's time; `fail_after` tokens a request ends in an error; `room` requests fit at once."""
+    """`delay_s` is one token's time; `fail_after` tokens a request ends in an error; `room` requests fit at once.
+
+    `says` is every answer's text, of ASCII, where it is not letters at random; a request's constraint must allow it.
+    """
 
     max_model_len: int = 4096
     delay_s: float = 0.0
@@ -40,6 +43,7 @@ class FakeWorker:
     merged: AdapterId | None = None
     device_quotas: Sequence[float] = ()
     stopped: bool = False
+    says: str | None = None
 
     async def submit(self, request: Request) -> "FakeStream":
         limit = self.max_model_len
@@ -93,7 +97,7 @@ class FakeStream:
 
     def __init__(self, worker: FakeWorker, request: Request) -> None:
         self._worker, self._request = worker, request
-        self._outputs = iter(outputs_for(request, worker.fail_after, worker.merged))
+        self._outputs = iter(outputs_for(request, worker.fail_after, worker.merged, worker.says))
         self._over = False
 
     def __aiter__(self) -> AsyncIterator[Output]:
@@ -125,11 +129,13 @@ class FakeStream:
             self._worker.aborted.append(self._request.id)
 
 
-def outputs_for(request: Request, fail_after: int | None = None, merged: AdapterId | None = None) -> Iterable[Output]:
+def outputs_for(
+    request: Request, fail_after: int | None = None, merged: AdapterId | None = None, says: str | None = None
+) -> Iterable[Output]:
     """The outputs a request gets: letters until `max_tokens`, a stop string, or `fail_after` tokens."""
     params = request.params
-    letters = spelled(request)
-    reason, stop_reason = FinishReason.LENGTH, None
+    letters = spelled(request) if says is None else _said(request, says)
+    reason, stop_reason = FinishReason.STOP if letters == says else FinishReason.LENGTH, None
     for stop in params.stop:
         if stop in letters:
             letters, reason, stop_reason = letters[: letters.index(stop)], FinishReason.STOP, stop
@@ -147,6 +153,16 @@ def outputs_for(request: Request, fail_after: int | None = None, merged: Adapter
             return
         yield Output(text=letter, token_ids=(ord(letter),), logprobs=_logprobs(ord(letter), params.logprobs))
     yield Output(finish_reason=reason, stop_reason=stop_reason)
+
+
+def _said(request: Request, says: str) -> str:
+    """As much of it as the request has room for, and what its constraint allows."""
+    said = says[: request.params.max_tokens]
+    for place, byte in enumerate(said.encode() if request.constraint else b""):
+        assert request.constraint is not None
+        assert request.constraint.allowed()[byte // 8] >> byte % 8 & 1, f"not allowed: {said[place:]}"
+        request.constraint.accept(byte)
+    return said
 
 
 def spelled(request: Request) -> str:

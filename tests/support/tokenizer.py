@@ -6,19 +6,28 @@ from llguidance import LLTokenizer, TokenizerWrapper
 
 from server.errors import ChatRefused
 from server.ports import Message
+from server.tools.describe import described
+from server.tools.markup import HERMES, Function, Markup
 
 START, END = 256, 257
 
 
 class ByteTokenizer:
-    """Ids 0 to 255 are bytes; 256 begins a turn and 257 ends it."""
+    """Ids 0 to 255 are bytes; 256 begins a turn and 257 ends it. Its chats know of no functions."""
 
     vocab_size = 258
+
+    def __init__(self, markup: Markup | None = HERMES) -> None:
+        self.markup = markup
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def special_id(self, text: str) -> int | None:
+        return {"<start>": START, "<end>": END}.get(text)
+
+    def encode_chat(self, messages: Sequence[Message], functions: Sequence[Function] = ()) -> list[int]:
+        messages = described(messages, functions, self.markup or HERMES)
         if messages[-1].role == "assistant":
             raise ChatRefused("The last message must not be the assistant's.")
         turns = [[START, *f"{turn.role}\n{turn.content}".encode(), END] for turn in messages]

@@ -1,0 +1,86 @@
+"""The grammar of an answer that may call functions: text, then calls that name a function and fit its schema.
+
+Owns the grammar's text, in llguidance's syntax. Knows the markup's description; knows no processes and no bodies.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+
+from server.grammars.bounds import schema_text
+from server.structure import CallForm
+
+_SPACE = r"[\x20\x0A\x0D\x09]"
+_GAP = _SPACE + "{0,8}"
+"""Between two parts of the markup."""
+
+
+def call_grammar(form: CallForm, by_token: bool) -> str:
+    """The markup's special tokens are named by their ids or, unless `by_token`, spelled as text, for a vocabulary that
+    lacks them.
+    """
+    schemas = [
+        {"name": f"schema{place}", "json_schema": json.loads(schema_text(part.schema))}
+        for place, part in enumerate(form.parts)
+    ]
+    lark = "\n".join(f"{name}: {body}" for name, body in _rules(form, form.tokens if by_token else {}).items())
+    return json.dumps({"grammars": [{"name": "calls", "lark_grammar": f"%llguidance {{}}\n{lark}"}, *schemas]})
+
+
+def _rules(form: CallForm, tokens: Mapping[str, int]) -> dict[str, str]:
+    """Once an answer has begun to call, nothing but calls follows, so that no model answers its own."""
+    begin, end = _mark(form.markup.begin, tokens), _mark(form.markup.end, tokens)
+    return {
+        "start": _start(form, begin),
+        "head[lazy]": f"/(?s:.*){_literal(form.markup.begin)}/",
+        "TEXT": "/(?s:.+)/" if form.markup.begin else f"/{_SPACE}+|{_SPACE}*[^\\x20\\x0A\\x0D\\x09{{](?s:.*)/",
+        "BEGIN": f"/{_literal(form.markup.begin)}/",
+        "NEXT": f"/{_GAP}{_literal(form.markup.begin)}/",
+        "END": f"/{_GAP}{_literal(form.markup.end)}/",
+        "SPACE": f"/{_SPACE}{{1,8}}/",
+        "calls": _calls(form, begin, end),
+        "call": f"OPEN ({' | '.join(f'f{place}' for place in range(len(form.functions)))}) CLOSE",
+        **{f"f{n}": f"{_quoted(each.name)} BETWEEN @schema{n}" for n, each in enumerate(form.functions)},
+        "OPEN": f'/{_GAP}\\{{{_GAP}"name"{_GAP}:{_GAP}/',
+        "BETWEEN": f'/{_GAP},{_GAP}"{form.markup.arguments}"{_GAP}:{_GAP}/',
+        "CLOSE": f"/{_GAP}\\}}/",
+        "LIST": f"/{_GAP}\\[/",
+        "COMMA": f"/{_GAP},/",
+        "CLOSE_LIST": f"/{_GAP}\\]/",
+    }
+
+
+def _start(form: CallForm, begin: str) -> str:
+    first = begin or ("BEGIN" if form.markup.begin else "")
+    if form.forced:
+        return f"{first} calls"
+    if form.text is not None:
+        return f"@schema{len(form.functions)} | {first} calls"
+    if not form.markup.begin:
+        return "TEXT? | calls"
+    return f"TEXT? | (head{f' | TEXT? {begin}' if begin else ''}) calls"
+
+
+def _calls(form: CallForm, begin: str, end: str) -> str:
+    """What follows the first call's beginning."""
+    closed = f" SPACE? {end}" if end else " END" if form.markup.end else ""
+    one = "call" if form.markup.listed else f"call{closed}"
+    again = "COMMA" if form.markup.listed else f"SPACE? {begin}" if begin else "NEXT"
+    many = one if form.most == 1 else f"{one} ({again} {one}){{0,{form.most - 1}}}"
+    if form.markup.listed:
+        return f"LIST {many} CLOSE_LIST{closed}"
+    return many if form.most == 1 else f"{many} SPACE?"
+
+
+def _mark(text: str, tokens: Mapping[str, int]) -> str:
+    """A special token by its id, or nothing for what is plain text."""
+    return f"<[{tokens[text]}]>" if text in tokens else ""
+
+
+def _quoted(name: str) -> str:
+    """A literal of the name as JSON has it."""
+    return json.dumps(json.dumps(name))
+
+
+def _literal(text: str) -> str:
+    return re.escape(text).replace("/", r"\/")

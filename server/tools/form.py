@@ -1,0 +1,45 @@
+"""From the functions that a body offers to the form that its answer must have, for one base's markup.
+
+Owns what goes together and what does not. Knows the tokenizer by its port; knows no grammars.
+"""
+
+from collections.abc import Mapping
+
+from server.errors import BadRequest
+from server.ports import Tokenizer
+from server.structure import CallForm, Part, Structure
+from server.tools.fields import Offer
+
+
+def call_form(offer: Offer, tokenizer: Tokenizer, asked: Structure | None) -> CallForm:
+    """`asked` is the form that the body asks for besides; it is the text's. Raises BadRequest."""
+    markup = tokenizer.markup
+    if markup is None:
+        raise BadRequest(
+            "`tools` are not supported with this base: how its chat template spells calls is not known here. Describe "
+            "the functions in a message, or start the server with --tool-call-parser.",
+            "tools",
+            "unsupported_field",
+        )
+    most = markup.most if offer.parallel else 1
+    marks = {text: tokenizer.special_id(text) for text in (markup.begin, markup.end) if text}
+    tokens = {text: id for text, id in marks.items() if id is not None}
+    text = None if asked is None or offer.forced else _text(asked, bool(markup.begin))
+    return CallForm(markup, offer.callable, offer.forced, most, text, tokens)
+
+
+def shown(form: CallForm | None) -> Mapping[int, str]:
+    """The special token without which nobody could see in an answer's text that it calls."""
+    if form is None:
+        return {}
+    return {id: text for text, id in form.tokens.items() if text == form.markup.begin}
+
+
+def _text(asked: Structure, begins_otherwise: bool) -> Part:
+    """The form of an answer that does not call. Raises BadRequest for one that cannot be told from calls."""
+    if isinstance(asked.content, Mapping) and begins_otherwise:
+        return Part(asked.field, asked.content)
+    why = "JSON alone can be told from calls" if begins_otherwise else "this base's calls are JSON too"
+    raise BadRequest(
+        f"`{asked.field}` does not go with `tools` here: {why}. Set `tool_choice` to `none` or `required`.", asked.field
+    )
