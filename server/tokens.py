@@ -17,6 +17,18 @@ from server.ports import Message
 from server.tools.describe import described
 from server.tools.markup import HERMES, MARKUPS, Call, Function, Markup, lays_out_tools, markup_of, short_id
 
+_NO_CHAT = "This base has no chat template, so it has no chat. Send a prompt to /v1/completions instead."
+_ROLES = (
+    "The base's chat template refuses this order of roles. Most take an optional system message, then user and "
+    "assistant in turn."
+)
+_FUNCTIONS = (
+    "The base's chat template cannot lay out these functions or calls. Most take `parameters` whose `properties` are "
+    "schemas, each with a `type`, and results right behind the calls."
+)
+_FAULTS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What templates raise: what they mean to, and over schemas that are other than they think."""
+
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -34,9 +46,10 @@ class HubTokenizer:
 
     def __init__(self, tokenizer: FastTokenizer, vocab_size: int, parser: str = "auto") -> None:
         self.vocab_size = vocab_size
-        self._template = _text_of(tokenizer.chat_template)
-        self.markup: Markup | None = markup_of(self._template) if parser == "auto" else MARKUPS[parser]
-        self._knows_functions = lays_out_tools(self._template)
+        plain, with_functions = _texts(tokenizer.chat_template)
+        self.markup: Markup | None = markup_of(with_functions) if parser == "auto" else MARKUPS[parser]
+        self._templates = plain + with_functions
+        self._lays_out_calls = {False: lays_out_tools(plain), True: lays_out_tools(with_functions)}
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         self._added = {id: token.content for id, token in tokenizer.added_tokens_decoder.items()}
@@ -55,13 +68,13 @@ class HubTokenizer:
         keeps its text, but the token does not arise.
         """
         if not self._layout.exists:
-            raise ChatRefused(
-                "This base has no chat template, so it has no chat. Send a prompt to /v1/completions instead."
-            )
+            raise ChatRefused(_NO_CHAT)
         try:
-            return self._layout.encode(self._laid_out(messages, functions))
-        except TemplateError as error:
-            raise self._refusal(error) from None
+            text = self._laid_out(messages, functions)
+        except _FAULTS as error:
+            calling = functions or any(message.calls for message in messages)
+            raise ChatRefused(self._words(error) or (_FUNCTIONS if calling else _ROLES)) from None
+        return self._layout.encode(text)
 
     def encode_answer(self, text: str) -> list[int]:
         pieces = self._layout.pieces(self._layout.guard_answer(text))
@@ -87,8 +100,8 @@ class HubTokenizer:
         return encoded(self._backend, text, special=False)
 
     def _laid_out(self, messages: Sequence[Message], functions: Sequence[Function]) -> str:
-        """Raises TemplateError."""
-        if self._knows_functions:
+        """Raises what templates raise."""
+        if self._lays_out_calls[bool(functions)]:
             return self._render(messages, functions)
         markup = self.markup or HERMES
         if not functions:
@@ -119,20 +132,19 @@ class HubTokenizer:
     def _id(self, id: str) -> str:
         return short_id(id) if self.markup is not None and self.markup.short_ids else self._layout.guard(id)
 
-    def _refusal(self, error: TemplateError) -> ChatRefused:
-        """In the template's own words where it has some; others could repeat what was sent."""
-        words = str(error.message).rstrip(".")
-        if words and words in self._template:
-            return ChatRefused(f"The base's chat template refuses these messages: {words}.")
-        return ChatRefused(
-            "The base's chat template refuses this order of roles. Most take an optional system message, "
-            "then user and assistant in turn."
-        )
+    def _words(self, error: Exception) -> str:
+        """The template's own words where it has some; others could repeat what was sent."""
+        words = str(error).rstrip(".")
+        own = isinstance(error, TemplateError) and words and words in self._templates
+        return f"The base's chat template refuses these messages: {words}." if own else ""
 
 
-def _text_of(template: Any) -> str:
-    """All of a base's templates, which may be several by name."""
-    return "\n".join(map(str, template.values())) if isinstance(template, Mapping) else str(template or "")
+def _texts(template: Any) -> tuple[str, str]:
+    """A base's template, and the one for chats with functions, which may be another."""
+    if not isinstance(template, Mapping):
+        return str(template or ""), str(template or "")
+    plain = str(template.get("default", ""))
+    return plain, str(template.get("tool_use", plain))
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from server.tools.markup import LLAMA3, MISTRAL, Markup
+from tests.support.models import tiny_tokenizer
 from tests.support.real_engine_server import RealEngineServer, real_engine_server
 from tests.support.saying import ASK, NAMED, NOTHING, NOW, SCHEMA, TOOLS, Said, saying
 from tests.support.server_rig import BASE
@@ -265,3 +266,41 @@ def test_schemas_that_are_bombs_are_refused_and_hold_up_nobody(real: RealEngineS
     fine = body | {"tools": [NOW], "tool_choice": "required", "max_tokens": 100, "parallel_tool_calls": False}
     answer: httpx.Response = real.http.post(CHAT, json=fine)
     assert answer.json()["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "now"
+
+
+OF_MISTRALS = (
+    "{% if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }} "
+    "{% if m.tool_calls %}[TOOL_CALLS] {{ m.tool_calls | tojson }}{% else %}{{ m.content }}{% endif %}<|im_end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
+)
+
+
+def test_a_base_whose_markup_is_a_special_token(tmp_path: Path) -> None:
+    """Decoding leaves special tokens out, and the call is seen all the same."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]"]})
+    tokenizer.chat_template = OF_MISTRALS
+    begin = tokenizer.convert_tokens_to_ids("[TOOL_CALLS]")
+    with (
+        real_engine_server(tmp_path, blocks=2048, context=2048, tokenizer=tokenizer) as real,
+        openai.OpenAI(base_url=f"{real.live.url}/v1", api_key="unused", max_retries=0) as client,
+    ):
+        wish: dict[str, Any] = {"model": BASE, "tools": TOOLS, "seed": 5, "max_tokens": 300}
+        forced: dict[str, Any] = {"tool_choice": NAMED, "extra_body": {"return_token_ids": True}}
+        whole = client.chat.completions.create(messages=ASK, **wish, **forced).choices[0]
+        assert whole.model_dump()["token_ids"][0] == begin
+        ((name, arguments),) = calls(whole.message)
+        assert (whole.finish_reason, whole.message.content, name) == ("tool_calls", None, "get_weather")
+        assert keeps_to(parsed(arguments), SCHEMA)
+        again: Any = [
+            *ASK,
+            whole.message,
+            {"role": "tool", "tool_call_id": whole.message.tool_calls[0].id, "content": "5"},
+        ]
+        chosen: dict[str, Any] = {"logit_bias": {str(begin): 100}, "temperature": 0, "parallel_tool_calls": False}
+        chunks = list(client.chat.completions.create(messages=again, **wish, **chosen, stream=True))
+        pieces = [piece for chunk in chunks for piece in chunk.choices[0].delta.tool_calls or []]
+        assert pieces[0].function.name in ("get_weather", "now") and len(pieces[0].id) == 9
+        assert keeps_to(parsed("".join(piece.function.arguments for piece in pieces)), {"type": "object"})
+        none = client.chat.completions.create(messages=ASK, tool_choice="none", **wish | {"max_tokens": 5} | chosen)
+        assert "[TOOL_CALLS]" not in (none.choices[0].message.content or ""), "left out as ever"

@@ -176,4 +176,19 @@ def test_templates_by_name() -> None:
     function = Function("f", None, None, "x")
     assert named.decode(named.encode_chat(user("x"), [function])).startswith("<tool>")
     assert named.decode(named.encode_chat(user("x"))).startswith("<|im_start|>user\nx")
+    text = named.decode(named.encode_chat(CALLED))
+    assert "[TOOL_CALLS]" in text and "<tool_response>" in text, "the default one would leave out calls"
     made.chat_template = None
+
+
+ODD = ({"properties": "x"}, {"properties": {"a": 5}}, {"properties": {"a": {"type": ["string"]}}}, {"properties": [1]})
+
+
+@pytest.mark.parametrize("parameters", ODD)
+def test_schemas_that_a_template_did_not_think_of(parameters: dict[str, object]) -> None:
+    made = tokenizer(
+        "{% for tool in tools or [] %}{% for name, field in tool.function.parameters.properties | items %}"
+        "{{ name + field.type }}{% endfor %}{% endfor %}"
+    )
+    with pytest.raises(ChatRefused, match="cannot lay out these functions"):
+        made.encode_chat(user("x"), [Function("f", None, parameters, "x")])

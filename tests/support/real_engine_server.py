@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Event
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from adapters.manifest import AdapterId
 from adapters.provenance import ServedBase
@@ -84,24 +84,29 @@ class RealEngineServer(CheckedServer):
         return id
 
 
-def tiny_llama(folder: Path) -> Base:
+def tiny_llama(folder: Path, tokenizer: PreTrainedTokenizerFast | None = None) -> Base:
     """`tests.support.checked_server.SHAPE` as a model with random weights, in float32."""
     sizes = dict(SIZES) | {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
     torch.manual_seed(20)
     model = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=False))
     model.save_pretrained(folder / "tiny-llama")
-    tiny_tokenizer().save_pretrained(folder / "tiny-llama")
+    (tokenizer or tiny_tokenizer()).save_pretrained(folder / "tiny-llama")
     return load(resolve(str(folder / "tiny-llama"), folder), dtype="float32")
 
 
 @contextlib.contextmanager
 def real_engine_server(
-    folder: Path, device_bytes: int = 1 << 20, host_bytes: int = 4 << 20, blocks: int = 256, context: int = CONTEXT
+    folder: Path,
+    device_bytes: int = 1 << 20,
+    host_bytes: int = 4 << 20,
+    blocks: int = 256,
+    context: int = CONTEXT,
+    tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> Iterator[RealEngineServer]:
     """A live server over a real engine with a canary, and its invariants."""
-    base = tiny_llama(folder / "base")
+    base = tiny_llama(folder / "base", tokenizer)
     served = ServedBase(base.shape, lambda: fingerprint(base.source.path, None))
-    tokenizer = HubTokenizer(base.tokenizer, base.model.config.vocab_size)
+    hub = HubTokenizer(base.tokenizer, base.model.config.vocab_size)
     server = folder / "server"
     store = BlobStore(server / "data" / "blobs")
     config = EngineConfig(blocks, context, device_bytes, host_bytes, block_size=BLOCK, max_batch_tokens=64)
@@ -124,7 +129,7 @@ def real_engine_server(
         worker,  # type: ignore[arg-type]  # a rig usually has the fake one
         limits=Limits(context, idle_s=5),
         base=served,
-        tokenizer=tokenizer,
+        tokenizer=hub,
         grammars=Compiler(
             lambda: vocabulary(base.tokenizer.backend_tokenizer, base.model.config.vocab_size, base.eos_token_ids)
         ),
