@@ -15,7 +15,7 @@ from loader.chat import FastTokenizer as ChatTokenizer
 from server.errors import ChatRefused
 from server.ports import Message
 from server.tools.describe import described
-from server.tools.markup import HERMES, MARKUPS, Call, Function, Markup, lays_out_tools, markup_of, short_id
+from server.tools.markup import HERMES, MARKUPS, Call, Function, Markup, markup_of, mentions_tools, short_id
 
 _NO_CHAT = "This base has no chat template, so it has no chat. Send a prompt to /v1/completions instead."
 _ROLES = (
@@ -28,6 +28,10 @@ _FUNCTIONS = (
 )
 _FAULTS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What templates raise: what they mean to, and over schemas that are other than they think."""
+
+_PROBE = Function("a_function_that_is_tried", "", None, "")
+_ASKED = (Message("user", "x"),)
+_CALLED = (*_ASKED, Message("assistant", "", (Call("000000000", _PROBE.name, {}),)), Message("tool", "x", (), "0" * 9))
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -46,16 +50,18 @@ class HubTokenizer:
 
     def __init__(self, tokenizer: FastTokenizer, vocab_size: int, parser: str = "auto") -> None:
         self.vocab_size = vocab_size
-        plain, with_functions = _texts(tokenizer.chat_template)
-        self.markup: Markup | None = markup_of(with_functions) if parser == "auto" else MARKUPS[parser]
-        self._templates = plain + with_functions
-        self._lays_out_calls = {False: lays_out_tools(plain), True: lays_out_tools(with_functions)}
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         self._added = {id: token.content for id, token in tokenizer.added_tokens_decoder.items()}
         self._special = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._layout = ChatLayout(tokenizer)
         self._byte_level = "ByteLevel" in str(self._backend.decoder)
+        self.markup: Markup | None = None if parser == "auto" else MARKUPS[parser]
+        self._plain_template, self._template = _texts(tokenizer.chat_template)
+        self._lays_out_functions = self._lays_out(_ASKED, (_PROBE,), self._template)
+        self._lays_out_calls = self._lays_out(_CALLED, (), self._plain_template)
+        if parser == "auto":
+            self.markup = markup_of(self._template) if self._lays_out_functions else HERMES
 
     def encode(self, text: str) -> list[int]:
         return encoded(self._backend, text, special=True)
@@ -101,7 +107,7 @@ class HubTokenizer:
 
     def _laid_out(self, messages: Sequence[Message], functions: Sequence[Function]) -> str:
         """Raises what templates raise."""
-        if self._lays_out_calls[bool(functions)]:
+        if self._lays_out_functions if functions else self._lays_out_calls:
             return self._render(messages, functions)
         markup = self.markup or HERMES
         if not functions:
@@ -112,6 +118,13 @@ class HubTokenizer:
             if messages[0].role == "system":
                 raise
             return self._render(described(messages, functions, markup, "user"))  # the template may take no system role
+
+    def _lays_out(self, messages: Sequence[Message], functions: Sequence[Function], template: str) -> bool:
+        """Whether the base's template tells of the function that these mention."""
+        try:
+            return self._layout.exists and _PROBE.name in self._render(messages, functions)
+        except _FAULTS:  # over something that has nothing to do with it
+            return mentions_tools(template)
 
     def _render(self, messages: Sequence[Message], functions: Sequence[Function] = ()) -> str:
         tools = [self._layout.guard_all(function.described) for function in functions]
@@ -135,7 +148,7 @@ class HubTokenizer:
     def _words(self, error: Exception) -> str:
         """The template's own words where it has some; others could repeat what was sent."""
         words = str(error).rstrip(".")
-        own = isinstance(error, TemplateError) and words and words in self._templates
+        own = isinstance(error, TemplateError) and words and words in self._plain_template + self._template
         return f"The base's chat template refuses these messages: {words}." if own else ""
 
 

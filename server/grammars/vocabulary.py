@@ -24,17 +24,24 @@ def vocabulary(tokenizer: Any, vocab_size: int, eos: Collection[int]) -> LLToken
 def _with_text(state: str, ends: Collection[int]) -> str:
     """A tokenizer's JSON in which added tokens that are text, such as <think> and <tool_call>, are like any other.
 
-    The library takes all that is spelled like those for special tokens, which no text has.
+    The library takes all that is spelled like those for special tokens, which no text has. Of the JSON only the added
+    tokens are parsed: all of it is megabytes, and nothing else would run meanwhile.
     """
-    read: dict[str, Any] = json.loads(state)
-    if read["model"]["type"] != "BPE":
+    start = state.index(_ADDED) + len(_ADDED)
+    added, end = json.JSONDecoder().raw_decode(state, start)
+    special = [token for token in added if token["special"] or token["id"] in ends]
+    text = [token for token in added if not token["special"] and token["id"] not in ends]
+    if not text or _BPE not in state:
         return state
-    byte_level, vocab = "ByteLevel" in json.dumps(read["decoder"]), read["model"]["vocab"]
-    special = [token for token in read["added_tokens"] if token["special"] or token["id"] in ends]
-    text = [token for token in read["added_tokens"] if token not in special]
-    vocab |= {_spelled(token["content"], byte_level): token["id"] for token in text}
-    vocab |= {token["content"]: token["id"] for token in special}  # which keeps their ids
-    return json.dumps(read | {"added_tokens": special})
+    byte_level = '"type":"ByteLevel"' in state[state.index(_DECODER) :]
+    spelled = {_spelled(token["content"], byte_level): token["id"] for token in text}
+    spelled |= {token["content"]: token["id"] for token in special}  # which keeps their ids
+    kept = state[:start] + json.dumps(special) + state[end:]
+    return kept.replace(_VOCAB, _VOCAB + json.dumps(spelled)[1:-1] + ",", 1)
+
+
+_ADDED, _DECODER, _BPE, _VOCAB = '"added_tokens":', '"decoder":', '"model":{"type":"BPE"', '"vocab":{'
+"""No string within JSON has these: its quotes are escaped."""
 
 
 def _spelled(text: str, byte_level: bool) -> str:

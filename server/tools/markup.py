@@ -113,15 +113,13 @@ MARKUPS: Mapping[str, Markup] = {markup.name: markup for markup in (HERMES, LLAM
 """By the names that vLLM's `--tool-call-parser` has for them, as far as it has."""
 
 
-def lays_out_tools(template: str) -> bool:
-    """Whether a chat template does something with `tools`."""
+def mentions_tools(template: str) -> bool:
+    """Whether a chat template seems to do something with `tools`."""
     return _TOOLS.search(template) is not None
 
 
 def markup_of(template: str) -> Markup | None:
-    """The markup that a chat template asks for; Hermes' for one that knows of no tools, None for an unknown one."""
-    if not lays_out_tools(template):
-        return HERMES
+    """The markup that a chat template which lays out functions asks for; None for one that is not known."""
     return next((markup for markup in MARKUPS.values() if _asks_for(template, markup)), None)
 
 

@@ -161,7 +161,12 @@ def test_a_template_that_takes_no_system_message_has_functions_with_the_first_us
 
 def test_the_markup_is_the_templates_unless_it_is_named() -> None:
     assert (tokenizer().markup, tokenizer(None).markup) == (HERMES, HERMES)
-    assert tokenizer("{% if tools %}<|tool|>{% endif %}").markup is None
+    assert tokenizer("{% if tools %}<|tool|>{{ tools }}{% endif %}").markup is None
+    other = "{% if xml_tools %}<tools>{{ xml_tools }}{% endif %}{{ '<|tool|> tools' }}" + TEMPLATE
+    assert tokenizer(other).markup is HERMES, "its `tools` are not those of a request"
+    strict = "{% if messages | length < 9 %}{{ raise_exception('few') }}{% endif %}"
+    assert tokenizer(strict + "{% if tools %}[TOOL_CALLS]{% endif %}").markup is MISTRAL
+    assert tokenizer(strict).markup is HERMES
     fast = tokenizer()._tokenizer
     assert HubTokenizer(fast, 300, "llama3_json").markup is LLAMA3
     assert (tokenizer().special_id("<|im_end|>"), tokenizer().special_id("abc")) == (258, None)
@@ -187,7 +192,8 @@ ODD = ({"properties": "x"}, {"properties": {"a": 5}}, {"properties": {"a": {"typ
 @pytest.mark.parametrize("parameters", ODD)
 def test_schemas_that_a_template_did_not_think_of(parameters: dict[str, object]) -> None:
     made = tokenizer(
-        "{% for tool in tools or [] %}{% for name, field in tool.function.parameters.properties | items %}"
+        "{% for tool in tools or [] %}{{ tool.function.name }}"
+        "{% for name, field in tool.function.parameters.properties | items %}"
         "{{ name + field.type }}{% endfor %}{% endfor %}"
     )
     with pytest.raises(ChatRefused, match="cannot lay out these functions"):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from server.tools.markup import HERMES, LLAMA3, MARKUPS, MISTRAL, Function, lays_out_tools, markup_of, short_id
+from server.tools.markup import HERMES, LLAMA3, MARKUPS, MISTRAL, Function, markup_of, mentions_tools, short_id
 
 QWEN = (
     "{%- if tools %}{{- '# Tools\\n<tools>' }}{%- for tool in tools %}{{- tool | tojson }}{%- endfor %}"
@@ -22,9 +22,7 @@ TEMPLATES = {
     "Qwen": (QWEN, "hermes"),
     "Llama": (LLAMA, "llama3_json"),
     "Mistral": (NEMO, "mistral"),
-    "none": (PLAIN, "hermes"),
-    "empty": ("", "hermes"),
-    "tools as a word": (PLAIN + "{# no tools #}Use your tools.", "hermes"),
+    "none": (PLAIN, None),
     "Qwen3-Coder": (QWEN.replace('{\\"name\\"', "<function="), None),
     "Mistral's later one": (NEMO + "[ARGS]", None),
     "another": ("{% if tools %}<|tool|>{% endif %}", None),
@@ -38,8 +36,8 @@ def test_a_template_shows_its_markup(template: str, name: str | None) -> None:
 
 
 @pytest.mark.parametrize(("template", "knows"), [(QWEN, True), (NEMO, True), (PLAIN, False), ("tools {{ x }}", False)])
-def test_whether_a_template_knows_of_functions(template: str, knows: bool) -> None:
-    assert lays_out_tools(template) == knows
+def test_whether_a_template_mentions_tools(template: str, knows: bool) -> None:
+    assert mentions_tools(template) == knows
 
 
 WRITTEN: Mapping[str, str] = {
