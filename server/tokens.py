@@ -15,7 +15,7 @@ from loader.chat import FastTokenizer as ChatTokenizer
 from server.errors import ChatRefused
 from server.ports import Message
 from server.tools.describe import described
-from server.tools.markup import HERMES, MARKUPS, Call, Function, Markup, markup_of, mentions_tools, short_id
+from server.tools.markup import DESCRIBED, MARKUPS, Call, Function, Markup, markup_of, mentions_tools, short_id
 
 _NO_CHAT = "This base has no chat template, so it has no chat. Send a prompt to /v1/completions instead."
 _ROLES = (
@@ -61,7 +61,7 @@ class HubTokenizer:
         self._lays_out_functions = self._lays_out(_ASKED, (_PROBE,), self._template)
         self._lays_out_calls = self._lays_out(_CALLED, (), self._plain_template)
         if parser == "auto":
-            self.markup = markup_of(self._template) if self._lays_out_functions else HERMES
+            self.markup = markup_of(self._template) if self._lays_out_functions else DESCRIBED
 
     def encode(self, text: str) -> list[int]:
         return encoded(self._backend, text, special=True)
@@ -109,7 +109,7 @@ class HubTokenizer:
         """Raises what templates raise."""
         if self._lays_out_functions if functions else self._lays_out_calls:
             return self._render(messages, functions)
-        markup = self.markup or HERMES
+        markup = self.markup or DESCRIBED
         if not functions:
             return self._render(described(messages, (), markup))
         try:

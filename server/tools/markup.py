@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 MAX_CALLS = 32
@@ -69,9 +69,9 @@ class Call:
 class Markup:
     """Each call is `{"name": …, "<arguments>": {…}}`, between `begin` and `end`.
 
-    Without a `begin` an answer is a call if its first character is `{`, and holds one at most. If `listed`, one `begin`
-    and `end` stand around a JSON list of all calls. A base has this markup if its chat template has all of `signs` and
-    none of `others`. With `short_ids`, a template takes ids of nine letters and digits only.
+    Without a `begin` an answer is a call if its first character is `{`. If `listed`, one `begin` and `end` stand around
+    a JSON list of all calls, of which an answer holds `most` at most. A base has this markup if its chat template has
+    all of `signs` and none of `others`. With `short_ids`, a template takes ids of nine letters and digits only.
     """
 
     name: str
@@ -79,14 +79,10 @@ class Markup:
     end: str
     arguments: str = "arguments"
     listed: bool = False
+    most: int = MAX_CALLS
     short_ids: bool = False
     signs: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
-
-    @property
-    def most(self) -> int:
-        """How many calls one answer may hold."""
-        return MAX_CALLS if self.begin else 1
 
     def written(self, calls: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
         """Names with their arguments as an answer that calls them."""
@@ -103,11 +99,14 @@ HERMES = Markup(
     signs=("<tool_call>",),
     others=("<function=", "<arg_key>", "<tool_sep>"),
 )
-LLAMA3 = Markup("llama3_json", "", "", "parameters", signs=("ipython", '"parameters"'))
+LLAMA3 = Markup("llama3_json", "", "", "parameters", most=1, signs=("ipython", '"parameters"'))
 MISTRAL = Markup(
     "mistral", "[TOOL_CALLS]", "", listed=True, short_ids=True, signs=("[TOOL_CALLS]",), others=("[ARGS]", "[CALL_ID]")
 )
 SMOLLM2 = Markup("smollm2", "<tool_call>", "</tool_call>", listed=True)
+
+DESCRIBED = replace(HERMES, most=1)
+"""For a base whose template knows of no functions: most such bases, once they call, do nothing else."""
 
 MARKUPS: Mapping[str, Markup] = {markup.name: markup for markup in (HERMES, LLAMA3, MISTRAL, SMOLLM2)}
 """By the names that vLLM's `--tool-call-parser` has for them, as far as it has."""

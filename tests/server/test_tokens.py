@@ -12,7 +12,7 @@ from loader.chat import cut_pattern
 from server.errors import ChatRefused
 from server.ports import Message
 from server.tokens import HubTokenizer
-from server.tools.markup import HERMES, LLAMA3, MISTRAL, Call, Function
+from server.tools.markup import DESCRIBED, LLAMA3, MISTRAL, Call, Function
 
 TEMPLATE = (
     "{% if messages[0].role == 'assistant' %}{{ raise_exception('user first') }}{% endif %}"
@@ -160,13 +160,13 @@ def test_a_template_that_takes_no_system_message_has_functions_with_the_first_us
 
 
 def test_the_markup_is_the_templates_unless_it_is_named() -> None:
-    assert (tokenizer().markup, tokenizer(None).markup) == (HERMES, HERMES)
+    assert (tokenizer().markup, tokenizer(None).markup) == (DESCRIBED, DESCRIBED)
     assert tokenizer("{% if tools %}<|tool|>{{ tools }}{% endif %}").markup is None
     other = "{% if xml_tools %}<tools>{{ xml_tools }}{% endif %}{{ '<|tool|> tools' }}" + TEMPLATE
-    assert tokenizer(other).markup is HERMES, "its `tools` are not those of a request"
+    assert tokenizer(other).markup is DESCRIBED, "its `tools` are not those of a request"
     strict = "{% if messages | length < 9 %}{{ raise_exception('few') }}{% endif %}"
     assert tokenizer(strict + "{% if tools %}[TOOL_CALLS]{% endif %}").markup is MISTRAL
-    assert tokenizer(strict).markup is HERMES
+    assert tokenizer(strict).markup is DESCRIBED
     fast = tokenizer()._tokenizer
     assert HubTokenizer(fast, 300, "llama3_json").markup is LLAMA3
     assert (tokenizer().special_id("<|im_end|>"), tokenizer().special_id("abc")) == (258, None)
