@@ -9,8 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from server.body import check_counts
 from server.errors import BadRequest
-from server.grammars.bounds import check_schema
+from server.grammars.bounds import TooLarge, check_schema
 from server.ports import Message
 from server.strict import Strict, Unserved
 from server.tools.fields import MAX_TOOLS, Name
@@ -31,21 +32,12 @@ class CalledFunction(Strict):
     arguments: Annotated[str, Field(description="A JSON object as text; empty for none.")]
     parsed_arguments: Annotated[Any, Field(description="Has no effect: OpenAI's client sends it back.")] = None
 
-    @field_validator("arguments")
-    @classmethod
-    def _an_object(cls, text: str) -> str:
-        _arguments(text)
-        return text
-
 
 class ToolCall(Strict):
     id: Id
     type: Literal["function"] = "function"
     function: CalledFunction
     index: Annotated[int | None, Field(description="Has no effect: what streams number calls by.")] = None
-
-    def call(self) -> Call:
-        return Call(self.id, self.function.name, _arguments(self.function.arguments))
 
 
 class ChatMessage(Strict):
@@ -97,47 +89,62 @@ class ChatMessage(Strict):
             raise ValueError(f"only the role `{role}` has it; leave it out")
         return value
 
-    def message(self, called: Mapping[str, str]) -> Message:
-        """`called`: the names of functions by their calls' ids."""
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        calls = tuple(each.call() for each in self.tool_calls or ())
-        id = self.tool_call_id or ""
-        return Message(self.role, content, calls, id, called.get(id, ""))
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+    @property
+    def calls(self) -> Sequence[ToolCall]:
+        return self.tool_calls or ()
 
 
 def messages_of(turns: Sequence[ChatMessage]) -> list[Message]:
-    """Raises BadRequest for a result of a call that nobody has made, and for two calls of one id in one turn.
+    """With the arguments of calls read, which may take a while.
 
-    Where an id comes again in a later turn, results mean the latest.
+    Raises BadRequest for those that are no JSON object, for a result of a call that nobody has made, and for two calls
+    of one id in one turn. Where an id comes again in a later turn, results mean the latest.
     """
     called: dict[str, str] = {}
     messages = []
     for place, turn in enumerate(turns):
         within = f"messages[{place}]"
-        ids = [call.id for call in turn.tool_calls or ()]
-        if len(set(ids)) < len(ids):
-            field = f"{within}.tool_calls"
-            raise BadRequest(f"`{field}` has two calls of one id. Give each its own.", field)
-        called |= {call.id: call.function.name for call in turn.tool_calls or ()}
-        if turn.role == "tool" and turn.tool_call_id not in called:
-            field = f"{within}.tool_call_id"
-            why = f"`{field}` must be the id of a call before it. Send the assistant's message with its calls too."
-            raise BadRequest(why, field)
-        if turn.name is not None and turn.name != called[turn.tool_call_id or ""]:
-            field = f"{within}.name"
-            raise BadRequest(f"`{field}` is not the function that this id calls. Leave it out.", field)
-        messages.append(turn.message(called))
+        _check_ids(turn, called, within)
+        called |= {call.id: call.function.name for call in turn.calls}
+        calls = tuple(_read(call, f"{within}.tool_calls[{at}]") for at, call in enumerate(turn.calls))
+        id = turn.tool_call_id or ""
+        messages.append(Message(turn.role, turn.text, calls, id, called.get(id, "")))
     return messages
 
 
-def _arguments(text: str) -> dict[str, Any]:
-    """Raises ValueError. Some clients send empty text for no arguments."""
+def _check_ids(turn: ChatMessage, called: Mapping[str, str], within: str) -> None:
+    """Raises BadRequest. `called` are the names of functions by the ids of the calls before."""
+    ids = {call.id for call in turn.calls}
+    if len(ids) < len(turn.calls):
+        field = f"{within}.tool_calls"
+        raise BadRequest(f"`{field}` has two calls of one id. Give each its own.", field)
+    if turn.role == "tool" and turn.tool_call_id not in called:
+        field = f"{within}.tool_call_id"
+        why = f"`{field}` must be the id of a call before it. Send the assistant's message with its calls too."
+        raise BadRequest(why, field)
+    if turn.name is not None and turn.name != called[turn.tool_call_id or ""]:
+        field = f"{within}.name"
+        raise BadRequest(f"`{field}` is not the function that this id calls. Leave it out.", field)
+
+
+def _read(call: ToolCall, within: str) -> Call:
+    """Raises BadRequest. Some clients send empty text for no arguments."""
+    field = f"{within}.function.arguments"
+    text = call.function.arguments or "{}"
     try:
-        read = json.loads(text or "{}")
+        check_counts(text)
+        read = json.loads(text)
         json.dumps(read, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError):  # of what is no JSON, no finite number or no text
-        raise ValueError("must be the text of a JSON object") from None
+    except (BadRequest, ValueError, RecursionError):  # of what is too much, no JSON, no finite number or no text
+        read = None
     if not isinstance(read, dict):
-        raise ValueError("must be the text of a JSON object")
-    check_schema(read)
-    return read
+        raise BadRequest(f"`{field}` must be the text of a JSON object of moderate size.", field)
+    try:
+        check_schema(read)
+    except TooLarge as error:
+        raise BadRequest(f"`{field}` cannot be read: {error}. Send less.", field) from None
+    return Call(call.id, call.function.name, read)

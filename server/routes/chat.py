@@ -4,7 +4,6 @@ Owns the route. Knows nothing of plain completions.
 """
 
 import sys
-from collections.abc import Sequence
 
 from fastapi import APIRouter, Depends
 from starlette.requests import Request as HttpRequest
@@ -18,13 +17,12 @@ from server.chat_messages import messages_of
 from server.deps import PrincipalDep, RequireScope, ServicesDep, accepting, off_loop
 from server.errors import BadRequest
 from server.openapi import EVENTS
-from server.ports import Message, Tokenizer
+from server.ports import Tokenizer
 from server.principal import Scope
 from server.resolve import target
 from server.sampling import RouteParams, requests_for, sampling_params
-from server.structure import Structure
+from server.structure import CallForm, Structure
 from server.tools.form import call_form, shown
-from server.tools.markup import Function
 
 router = APIRouter(route_class=StrictRoute, dependencies=[Depends(accepting)], tags=["generation"])
 
@@ -34,9 +32,7 @@ async def chat(body: ChatBody, http: HttpRequest, services: ServicesDep, caller:
     """Continue a conversation with the base or an adapter."""
     if body.n > services.limits.max_choices:
         raise BadRequest(f"One request may ask for at most {services.limits.max_choices} choices.", "n")
-    asked, offer = body.structure(), body.offer()
-    form = None if offer is None else call_form(offer, services.tokenizer, asked)
-    prompt = await _encoded(services.tokenizer, messages_of(body.messages), () if offer is None else offer.functions)
+    prompt, form = await off_loop(_size(body), _prepared, services.tokenizer, body)
     room = services.limits.max_model_len - len(prompt)
     most = services.meter.quotas.tokens_a_minute(caller.tenant)
     if most is not None:  # what is more than that would be refused for ever, and clients mostly name no length
@@ -45,7 +41,7 @@ async def chat(body: ChatBody, http: HttpRequest, services: ServicesDep, caller:
     params = sampling_params(
         body, RouteParams(body.token_limit or max(room, 1), logprobs), services.tokenizer.vocab_size
     )
-    structure = asked if form is None else Structure("tools", "calls", form)
+    structure = body.structure() if form is None else Structure("tools", "calls", form)
     constraint = None if structure is None else await services.grammars.compile(structure, caller.tenant)
     key = body.sticks_to(http.state.request_id)
     chosen = await target(services.tenant_catalog, services.base_id, body.model, body.adapter_id, key)
@@ -57,8 +53,14 @@ async def chat(body: ChatBody, http: HttpRequest, services: ServicesDep, caller:
         return await answer(http, services, caller, chosen, Job(body, requests, layout, "messages"))
 
 
-async def _encoded(tokenizer: Tokenizer, messages: Sequence[Message], functions: Sequence[Function]) -> list[int]:
-    """The prompt. Templates write functions and calls as JSON, which takes longer than text."""
-    plain = not functions and not any(message.calls for message in messages)
-    size = sum(len(message.content) for message in messages) if plain else sys.maxsize
-    return await off_loop(size, tokenizer.encode_chat, messages, functions)
+def _size(body: ChatBody) -> int:
+    """About how much there is to lay out: characters of text, or more than any where there is JSON in it."""
+    calling = body.tools or any(turn.calls for turn in body.messages)
+    return sys.maxsize if calling else sum(len(turn.text) for turn in body.messages)
+
+
+def _prepared(tokenizer: Tokenizer, body: ChatBody) -> tuple[list[int], CallForm | None]:
+    """The prompt, and the form of an answer that may call functions."""
+    offer = body.offer()
+    form = None if offer is None else call_form(offer, tokenizer, body.structure())
+    return tokenizer.encode_chat(messages_of(body.messages), () if offer is None else offer.functions), form

@@ -6,13 +6,18 @@ Owns what goes together and what does not. Knows the tokenizer by its port; know
 from collections.abc import Mapping
 
 from server.errors import BadRequest
+from server.grammars.bounds import TooLarge, check_schema
 from server.ports import Tokenizer
 from server.structure import CallForm, Part, Structure
 from server.tools.fields import Offer
+from server.tools.markup import Function
 
 
 def call_form(offer: Offer, tokenizer: Tokenizer, asked: Structure | None) -> CallForm:
-    """`asked` is the form that the body asks for besides; it is the text's. Raises BadRequest."""
+    """`asked` is the form that the body asks for besides; it is the text's. Large schemas take a while.
+
+    Raises BadRequest.
+    """
     markup = tokenizer.markup
     if markup is None:
         raise BadRequest(
@@ -21,6 +26,8 @@ def call_form(offer: Offer, tokenizer: Tokenizer, asked: Structure | None) -> Ca
             "tools",
             "unsupported_field",
         )
+    for function in offer.functions:
+        _check(function)
     most = markup.most if offer.parallel else 1
     marks = {text: tokenizer.special_id(text) for text in (markup.begin, markup.end) if text}
     tokens = {text: id for text, id in marks.items() if id is not None}
@@ -33,6 +40,14 @@ def shown(form: CallForm | None) -> Mapping[int, str]:
     if form is None:
         return {}
     return {id: text for text, id in form.tokens.items() if text == form.markup.begin}
+
+
+def _check(function: Function) -> None:
+    """Raises BadRequest for a schema that is too large to be laid out in a prompt, let alone kept to."""
+    try:
+        check_schema(function.parameters or {})
+    except TooLarge as error:
+        raise BadRequest(f"`{function.field}` cannot be read: {error}. Send less.", function.field) from None
 
 
 def _text(asked: Structure, begins_otherwise: bool) -> Part:

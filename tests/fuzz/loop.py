@@ -97,6 +97,15 @@ def bodies() -> Mapping[str, Body]:
         "too many choices": _structured(f'"guided_choice": [{",".join([_text(8)] * (MAX_VALUES - 8))}]'),
         "a regular expression": _structured(f'"guided_regex": "{"[a-z]b" * 10_900}"'),
         "a grammar": _structured(f'"guided_grammar": "start: {"x y " * 16_000}"'),
+        "calls": _calls('"{}"', 60, 128),
+        "arguments": _calls(json.dumps(json.dumps({"a": [1] * 1_000_000})), 1, 1),
+        "arguments that fit": _calls(json.dumps(json.dumps({"a": "word " * 400})), 50, 32),
+        "many arguments that fit": _calls(json.dumps(json.dumps({"a": [1] * 16_000})), 40, 1),
+        "functions": _tools([["299"] * (MAX_VALUES // 128 - 16)] * 128),
+        "functions that fit": _tools([[_text(700)]] * 128),
+        "functions with many values": _tools([["299"] * 300] * 128),
+        "a function": _tools([["299"] * (MAX_VALUES - 16)]),
+        "functions' properties": _properties(128, 60),
         "parts": _turns([f"[{','.join([_part(SIZE // MAX_PARTS)] * MAX_PARTS)}]"]),
     }
 
@@ -134,9 +143,31 @@ def _prompts(items: Sequence[str]) -> Body:
     return Body("/v1/completions", f'"prompt": [{",".join(items)}]')
 
 
-def _turns(contents: Sequence[str]) -> Body:
-    turns = ",".join(f'{{"role":"user","content":{content}}}' for content in contents)
+def _turns(contents: Sequence[str], calls: str = "") -> Body:
+    """The user's, and behind them one of the assistant's for each list of calls."""
+    turns = ",".join(f'{{"role":"user","content":{content}}}' for content in contents) + calls
     return Body("/v1/chat/completions", f'"messages": [{turns}]')
+
+
+def _calls(arguments: str, turns: int, each: int) -> Body:
+    """Turns of as many calls."""
+    calls = ",".join(f'{{"id":"{n}","function":{{"name":"f","arguments":{arguments}}}}}' for n in range(each))
+    return _turns(['"x"'], f',{{"role":"assistant","tool_calls":[{calls}]}}' * turns)
+
+
+def _tools(enums: Sequence[Sequence[str]]) -> Body:
+    return _functions([f'"properties":{{"p":{{"enum":[{",".join(values)}]}}}}' for values in enums])
+
+
+def _properties(functions: int, each: int) -> Body:
+    named = ",".join(f'"p{n}":{{"type":"null"}}' for n in range(each))
+    return _functions([f'"properties":{{{named}}}'] * functions)
+
+
+def _functions(schemas: Sequence[str]) -> Body:
+    described = [f'{{"name":"f{n}","parameters":{{{schema}}}}}' for n, schema in enumerate(schemas)]
+    tools = ",".join(f'{{"type":"function","function":{function}}}' for function in described)
+    return Body("/v1/chat/completions", f'"messages": [{{"role":"user","content":"x"}}], "tools": [{tools}]')
 
 
 def _structured(form: str) -> Body:
