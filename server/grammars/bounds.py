@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from server.grammars.vacuous import without_vacuous
+
 MAX_BYTES = 1 << 16
 MAX_CALL_BYTES = 1 << 18
 """Of all functions' schemas together."""
@@ -51,4 +53,4 @@ If it had no end, small models would fill answers with nothing else.
 def schema_text(schema: Mapping[str, Any]) -> str:
     """Raises TooLarge for one of too many values or levels."""
     check_schema(schema)
-    return json.dumps(SPACE | dict(schema), ensure_ascii=False)
+    return json.dumps(SPACE | without_vacuous(schema), ensure_ascii=False)

@@ -16,7 +16,8 @@ _KEYWORDS = frozenset(
         uniqueItems minItems maxItems properties required additionalProperties patternProperties propertyNames
         minProperties maxProperties dependentRequired dependentSchemas unevaluatedProperties unevaluatedItems minLength
         maxLength minimum maximum exclusiveMinimum exclusiveMaximum multipleOf object array string number integer
-        boolean null""",
+        boolean null uri url iri idn reference template json pointer relative regex password binary byte date time
+        duration email hostname ipv4 ipv6 uuid""",
     )
 )
 

@@ -160,6 +160,11 @@ FAULTS: Mapping[str, tuple[Kind, Any, str]] = {
     "a type that is not there": ("json", {"type": "secret"}, "Invalid type: …"),
     "a keyword that is not served": ("json", {"not": {"const": "secret"}}, 'Unimplemented keys: ["not"]'),
     "a format that is not served": ("json", {"type": "string", "format": "secret"}, "Unknown format: …"),
+    "a format of the standard": (
+        "json",
+        {"type": "string", "format": "uri-reference"},
+        "Unknown format: uri-reference",
+    ),
     "a token by name": ("grammar", 'start: "a" <|im_end|>', "names tokens"),
     "a token by number": ("grammar", 'start: "a" <[40000]>', "names tokens"),
     "a schema of somewhere else": ("json", {"$ref": "https://secret.example/x"}, "is not present"),
