@@ -28,7 +28,7 @@ LEFT: dict[str, Any] = {
     "what asks for something": {"uniqueItems": True, "propertyNames": {"pattern": "^a"}},
     "a property of this name": {"properties": {"uniqueItems": False, "propertyNames": True}},
     "values": {"const": SAID, "enum": [SAID], "default": SAID, "examples": [SAID]},
-    "what is no schema": {"properties": 5, "anyOf": SAID, "propertyNames": None, "uniqueItems": 0},
+    "what is no schema": {"properties": 5, "anyOf": SAID, "propertyNames": 1, "uniqueItems": 0},
 }
 
 
