@@ -29,25 +29,35 @@ def call_grammar(form: CallForm, by_token: bool) -> str:
 
 def _rules(form: CallForm, tokens: Mapping[str, int]) -> dict[str, str]:
     """Once an answer has begun to call, nothing but calls follows, so that no model answers its own."""
-    begin, end = _mark(form.markup.begin, tokens), _mark(form.markup.end, tokens)
+    markup, names = form.markup, [f"f{place}" for place in range(len(form.functions))]
+    begin, end = _mark(markup.begin, tokens), _mark(markup.end, tokens)
+    call = f"({' | '.join(names)})"
+    between = _mark(markup.between, tokens) or "BETWEEN"
     return {
         "start": _start(form, begin),
-        "head[lazy]": f"/(?s:.*){_literal(form.markup.begin)}/",
-        "TEXT": "/(?s:.+)/" if form.markup.begin else f"/{_SPACE}+|{_SPACE}*[^\\x20\\x0A\\x0D\\x09{{](?s:.*)/",
-        "BEGIN": f"/{_literal(form.markup.begin)}/",
-        "NEXT": f"/{_GAP}{_literal(form.markup.begin)}/",
-        "END": f"/{_GAP}{_literal(form.markup.end)}/",
+        "head[lazy]": f"/(?s:.*){_literal(markup.begin)}/",
+        "TEXT": "/(?s:.+)/" if markup.begin else f"/{_SPACE}+|{_SPACE}*[^\\x20\\x0A\\x0D\\x09{{](?s:.*)/",
+        "BEGIN": f"/{_literal(markup.begin)}/",
+        "NEXT": f"/{_GAP}{_literal(markup.begin)}/",
+        "END": f"/{_GAP}{_literal(markup.end)}/",
         "SPACE": f"/{_SPACE}{{1,8}}/",
         "calls": _calls(form, begin, end),
-        "call": f"OPEN ({' | '.join(f'f{place}' for place in range(len(form.functions)))}) CLOSE",
-        **{f"f{n}": f"{_quoted(each.name)} BETWEEN @schema{n}" for n, each in enumerate(form.functions)},
+        "call": call if markup.between else f"OPEN {call} CLOSE",
+        **{
+            name: f"{_quoted(function.name, not markup.between)} {between} @schema{place}"
+            for place, (name, function) in enumerate(zip(names, form.functions, strict=True))
+        },
         "OPEN": f'/{_GAP}\\{{{_GAP}"name"{_GAP}:{_GAP}/',
-        "BETWEEN": f'/{_GAP},{_GAP}"{form.markup.arguments}"{_GAP}:{_GAP}/',
+        "BETWEEN": f"/{_literal(markup.between)}/" if markup.between else _before_arguments(markup.arguments),
         "CLOSE": f"/{_GAP}\\}}/",
         "LIST": f"/{_GAP}\\[/",
         "COMMA": f"/{_GAP},/",
         "CLOSE_LIST": f"/{_GAP}\\]/",
     }
+
+
+def _before_arguments(key: str) -> str:
+    return f'/{_GAP},{_GAP}"{key}"{_GAP}:{_GAP}/'
 
 
 def _start(form: CallForm, begin: str) -> str:
@@ -77,9 +87,9 @@ def _mark(text: str, tokens: Mapping[str, int]) -> str:
     return f"<[{tokens[text]}]>" if text in tokens else ""
 
 
-def _quoted(name: str) -> str:
-    """A literal of the name as JSON has it."""
-    return json.dumps(json.dumps(name))
+def _quoted(name: str, in_json: bool) -> str:
+    """A literal of the name, as JSON has it or bare."""
+    return json.dumps(json.dumps(name) if in_json else name)
 
 
 def _literal(text: str) -> str:

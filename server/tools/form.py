@@ -29,17 +29,15 @@ def call_form(offer: Offer, tokenizer: Tokenizer, asked: Structure | None) -> Ca
     for function in offer.functions:
         _check(function)
     most = markup.most if offer.parallel else 1
-    marks = {text: tokenizer.special_id(text) for text in (markup.begin, markup.end) if text}
-    tokens = {text: id for text, id in marks.items() if id is not None}
+    ids = {text: tokenizer.special_id(text) for text in markup.marks}
+    tokens = {text: id for text, id in ids.items() if id is not None}
     text = None if asked is None or offer.forced else _text(asked, bool(markup.begin))
     return CallForm(markup, offer.callable, offer.forced, most, text, tokens)
 
 
 def shown(form: CallForm | None) -> Mapping[int, str]:
-    """The special token without which nobody could see in an answer's text that it calls."""
-    if form is None:
-        return {}
-    return {id: text for text, id in form.tokens.items() if text == form.markup.begin}
+    """The special tokens without which nobody could see in an answer's text that it calls."""
+    return {} if form is None else {id: text for text, id in form.tokens.items()}
 
 
 def _check(function: Function) -> None:

@@ -67,25 +67,34 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Markup:
-    """Each call is `{"name": …, "<arguments>": {…}}`, between `begin` and `end`.
+    """Each call is `{"name": …, "<arguments>": {…}}` or, with `between`, its name, this text and its arguments.
 
-    Without a `begin` an answer is a call if its first character is `{`. If `listed`, one `begin` and `end` stand around
-    a JSON list of all calls, of which an answer holds `most` at most. A base has this markup if its chat template has
-    all of `signs` and none of `others`. With `short_ids`, a template takes ids of nine letters and digits only.
+    It stands between `begin` and `end`. Without a `begin` an answer is a call if its first character is `{`. If
+    `listed`, one `begin` and `end` stand around a JSON list of all calls, of which an answer holds `most` at most. A
+    base has this markup if its chat template has all of `signs` and none of `others`. With `short_ids`, a template
+    takes ids of nine letters and digits only.
     """
 
     name: str
     begin: str
     end: str
     arguments: str = "arguments"
+    between: str = ""
     listed: bool = False
     most: int = MAX_CALLS
     short_ids: bool = False
     signs: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """The texts that may be special tokens."""
+        return tuple(filter(None, (self.begin, self.between, self.end)))
+
     def written(self, calls: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
         """Names with their arguments as an answer that calls them."""
+        if self.between:
+            return "".join(f"{self.begin}{name}{self.between}{dumps(given)}{self.end}" for name, given in calls)
         bodies = [f'{{"name": {dumps(name)}, "{self.arguments}": {dumps(given)}}}' for name, given in calls]
         if self.listed:
             return f"{self.begin}[{', '.join(bodies)}]{self.end}"
@@ -103,12 +112,15 @@ LLAMA3 = Markup("llama3_json", "", "", "parameters", most=1, signs=("ipython", '
 MISTRAL = Markup(
     "mistral", "[TOOL_CALLS]", "", listed=True, short_ids=True, signs=("[TOOL_CALLS]",), others=("[ARGS]", "[CALL_ID]")
 )
+MISTRAL_ARGS = Markup(
+    "mistral_args", "[TOOL_CALLS]", "", between="[ARGS]", signs=("[TOOL_CALLS]", "[ARGS]"), others=("[CALL_ID]",)
+)
 SMOLLM2 = Markup("smollm2", "<tool_call>", "</tool_call>", listed=True)
 
 DESCRIBED = replace(HERMES, most=1)
 """For a base whose template knows of no functions: most such bases, once they call, do nothing else."""
 
-MARKUPS: Mapping[str, Markup] = {markup.name: markup for markup in (HERMES, LLAMA3, MISTRAL, SMOLLM2)}
+MARKUPS: Mapping[str, Markup] = {markup.name: markup for markup in (HERMES, LLAMA3, MISTRAL, MISTRAL_ARGS, SMOLLM2)}
 """By the names that vLLM's `--tool-call-parser` has for them, as far as it has."""
 
 

@@ -153,6 +153,8 @@ _MARKS = re.compile(r'[\\"{}\[\]]')
 def head(markup: Markup) -> re.Pattern[str]:
     """A call up to its arguments. Its one group is the function's name."""
     space = f"[{SPACE}]*"
+    if markup.between:
+        return re.compile(rf"([a-zA-Z0-9_-]+){re.escape(markup.between)}(?=\{{)")
     parts = (r"\{", '"name"', ":", '"([a-zA-Z0-9_-]+)"', ",", f'"{markup.arguments}"', r":", r"(?=\{)")
     return re.compile(space.join(parts))
 

@@ -275,11 +275,12 @@ OF_MISTRALS = (
 )
 
 
-def test_a_base_whose_markup_is_a_special_token(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("marks", "length"), [(["[TOOL_CALLS]"], 9), (["[TOOL_CALLS]", "[ARGS]"], 29)], ids=str)
+def test_a_base_whose_markup_is_of_special_tokens(marks: list[str], length: int, tmp_path: Path) -> None:
     """Decoding leaves special tokens out, and the call is seen all the same."""
     tokenizer = tiny_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]"]})
-    tokenizer.chat_template = OF_MISTRALS
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    tokenizer.chat_template = OF_MISTRALS + f"{{# {marks[-1]} #}}"
     begin = tokenizer.convert_tokens_to_ids("[TOOL_CALLS]")
     with (
         real_engine_server(tmp_path, blocks=2048, context=2048, tokenizer=tokenizer) as real,
@@ -300,7 +301,7 @@ def test_a_base_whose_markup_is_a_special_token(tmp_path: Path) -> None:
         chosen: dict[str, Any] = {"logit_bias": {str(begin): 100}, "temperature": 0, "parallel_tool_calls": False}
         chunks = list(client.chat.completions.create(messages=again, **wish, **chosen, stream=True))
         pieces = [piece for chunk in chunks for piece in chunk.choices[0].delta.tool_calls or []]
-        assert pieces[0].function.name in ("get_weather", "now") and len(pieces[0].id) == 9
+        assert pieces[0].function.name in ("get_weather", "now") and len(pieces[0].id) == length
         assert keeps_to(parsed("".join(piece.function.arguments for piece in pieces)), {"type": "object"})
         none = client.chat.completions.create(messages=ASK, tool_choice="none", **wish | {"max_tokens": 5} | chosen)
         assert "[TOOL_CALLS]" not in (none.choices[0].message.content or ""), "left out as ever"

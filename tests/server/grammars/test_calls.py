@@ -89,6 +89,10 @@ TAKEN: Mapping[str, tuple[CallForm, str]] = {
     "Llama's text": (form(LLAMA3), "\n Well, {"),
     "Llama's call": (form(LLAMA3), CALL.replace("arguments", "parameters")),
     "Mistral's": (form(MISTRAL), f"[TOOL_CALLS] [{CALL}, {CALL}]"),
+    "Mistral's later ones": (
+        form(MARKUPS["mistral_args"]),
+        '[TOOL_CALLS]now[ARGS]{}[TOOL_CALLS]now-utc[ARGS]{}\n[TOOL_CALLS]get_weather[ARGS]{"city": "Rom"}',
+    ),
     "SmolLM2's": (form(MARKUPS["smollm2"]), f"<tool_call>[{CALL}]</tool_call>"),
     "a form": (form(text=Part("f", {"enum": [1, "<tool_call>"]})), '"<tool_call>"'),
     "a form's call": (form(text=Part("f", {"enum": [1]})), QWEN),
@@ -121,6 +125,8 @@ NOT_TAKEN: Mapping[str, tuple[CallForm, str, str]] = {
     "a second call": (ONE, QWEN, "\n"),
     "Llama's second call": (form(LLAMA3), CALL.replace("arguments", "parameters"), ";"),
     "Llama's JSON": (form(LLAMA3), '{"', "city"),
+    "another function": (form(MARKUPS["mistral_args"]), "[TOOL_CALLS]now", "x"),
+    "another's parameter": (form(MARKUPS["mistral_args"]), "[TOOL_CALLS]now-utc[ARGS]{", '"'),
     "an empty list": (form(MISTRAL), "[TOOL_CALLS][", "]"),
     "no form": (form(text=Part("f", {"enum": [1]})), "", "2"),
 }
@@ -150,8 +156,8 @@ class _Special:
     """Bytes, and a markup's special tokens, whose names no byte spells."""
 
     eos_token_id, bos_token_id = END, None
-    special_token_ids = (START, END, 258, 259)
-    tokens = [*(bytes([id]) for id in range(256)), b"<start>", b"<end>", b"[TOOL_CALLS]", b"[/TOOL_CALLS]"]
+    special_token_ids = (START, END, 258, 259, 260)
+    tokens = [*(bytes([n]) for n in range(256)), b"<start>", b"<end>", b"[TOOL_CALLS]", b"[/TOOL_CALLS]", b"[ARGS]"]
 
     def __call__(self, text: bytes | str) -> list[int]:
         return list(text.encode() if isinstance(text, str) else text)
@@ -183,6 +189,18 @@ def test_a_markup_of_special_tokens(markup: Markup, said: bytes) -> None:
     assert goes(spelled, markup.begin + "so") == (len(markup.begin), False), "letters begin a call too"
     forced = start(compiler, form(markup, forced=True, tokens=marks))
     assert int.from_bytes(forced.allowed(), "little") == 1 << 258
+
+
+def test_a_name_between_special_tokens() -> None:
+    compiler = Compiler(lambda: LLTokenizer(TokenizerWrapper(_Special())))
+    answer = start(compiler, form(MARKUPS["mistral_args"], forced=True, tokens={"[TOOL_CALLS]": 258, "[ARGS]": 260}))
+    for name, arguments in (("now", "{}"), ("now-utc", "{ }"), ("get_weather", '{"city": "Rom"}')):
+        answer.accept(258)
+        assert goes(answer, name) == (len(name), False)
+        bits = int.from_bytes(answer.allowed(), "little")
+        assert bits == 1 << 260 | (1 << ord("-") if name == "now" else 0)
+        answer.accept(260)
+        assert goes(answer, arguments) == (len(arguments), True)
 
 
 def test_a_fault_names_its_function(compiler: Compiler) -> None:

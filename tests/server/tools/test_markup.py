@@ -24,7 +24,8 @@ TEMPLATES = {
     "Mistral": (NEMO, "mistral"),
     "none": (PLAIN, None),
     "Qwen3-Coder": (QWEN.replace('{\\"name\\"', "<function="), None),
-    "Mistral's later one": (NEMO + "[ARGS]", None),
+    "Mistral's later one": (NEMO + "[ARGS]", "mistral_args"),
+    "Mistral's with ids": (NEMO + "[CALL_ID][ARGS]", None),
     "another": ("{% if tools %}<|tool|>{% endif %}", None),
 }
 
@@ -45,6 +46,7 @@ WRITTEN: Mapping[str, str] = {
     '<tool_call>\n{"name": "g", "arguments": {}}\n</tool_call>',
     "llama3_json": '{"name": "f", "parameters": {"é": 1}}\n{"name": "g", "parameters": {}}',
     "mistral": '[TOOL_CALLS][{"name": "f", "arguments": {"é": 1}}, {"name": "g", "arguments": {}}]',
+    "mistral_args": '[TOOL_CALLS]f[ARGS]{"é": 1}[TOOL_CALLS]g[ARGS]{}',
     "smollm2": '<tool_call>[{"name": "f", "arguments": {"é": 1}}, {"name": "g", "arguments": {}}]</tool_call>',
 }
 

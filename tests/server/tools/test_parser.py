@@ -39,6 +39,9 @@ def answers(draw: st.DrawFn, markup: Markup, text: bool) -> str:
     for name, arguments in calls:
         ascii = draw(st.booleans())
         given_ = json.dumps(arguments, ensure_ascii=ascii, indent=draw(st.sampled_from([None, 2])))
+        if markup.between:
+            bodies.append(f"{name}{markup.between}{given_}")
+            continue
         parts = ("{", '"name"', ":", json.dumps(name), ",", json.dumps(markup.arguments), ":", given_, "}")
         bodies.append(spaced(*parts))
     if markup.listed:
@@ -79,21 +82,28 @@ def plainly(markup: Markup, anywhere: bool, answer: str) -> tuple[str, Calls, bo
     else:
         return answer, [], False
     calls: Calls = []
-    key = json.dumps(markup.arguments)
-    while '"name"' in rest:
-        rest = rest[rest.index('"name"') + 6 :].lstrip(SPACE)[1:].lstrip(SPACE)
-        name, quote, after = rest[1:].partition('"')
-        after = after.lstrip(SPACE)[1:].lstrip(SPACE).removeprefix(key).lstrip(SPACE)
-        rest = after[1:].lstrip(SPACE)
-        if not (quote and after.startswith(":") and rest):
-            break
+    while True:
+        name, rest = _next_call(markup, rest)
+        if not rest:
+            return text, calls, False
         try:
             _, end = json.JSONDecoder(strict=False).raw_decode(rest)
         except ValueError:
             return text, [*calls, (name, rest)], True
         calls.append((name, rest[:end]))
         rest = rest[end:]
-    return text, calls, False
+
+
+def _next_call(markup: Markup, rest: str) -> tuple[str, str]:
+    """The next call's name, and what is there from its arguments on; nothing if it is cut off before them."""
+    if markup.between:
+        before, _, arguments = rest.partition(markup.between)
+        return before.rpartition(markup.begin)[2], arguments
+    rest = rest.partition('"name"')[2].lstrip(SPACE)[1:].lstrip(SPACE)
+    name, _, after = rest[1:].partition('"')
+    key = json.dumps(markup.arguments)
+    after = after.lstrip(SPACE)[1:].lstrip(SPACE)
+    return name, after.removeprefix(key).lstrip(SPACE)[1:].lstrip(SPACE) if after.startswith(key) else ""
 
 
 @given(st.data(), MARKS, st.booleans())
@@ -151,6 +161,12 @@ EXAMPLES: Mapping[str, tuple[Markup, str, str, Calls]] = {
         '[TOOL_CALLS] [{"name": "f", "arguments": {}}, {"name": "f", "arguments": {"x": [1]}}]',
         "",
         [("f", "{}"), ("f", '{"x": [1]}')],
+    ),
+    "Mistral's later one": (
+        MARKUPS["mistral_args"],
+        'I look.[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]g-2[ARGS]{}',
+        "I look.",
+        [("f", '{"a": 1}'), ("g-2", "{}")],
     ),
     "SmolLM2": (MARKUPS["smollm2"], '<tool_call>[{"name": "f", "arguments": {}}]</tool_call>', "", [("f", "{}")]),
 }
