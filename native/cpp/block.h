@@ -5,15 +5,20 @@
 #include "linear.h"
 
 constexpr Int BLOCK = 48;  // outputs that a thread takes at most at a time
-constexpr Int BLOCK_BYTES = INT64_MAX;  // however much it is: only a few rows have to wait in a cache
 // Inputs after which a tile's sums are put aside, so that x stays in the nearest cache.
 constexpr Int DEPTH = 3072 / sizeof(Number);
+constexpr Int NEAR = 32 * 1024 / sizeof(Number);  // numbers of x that stay there anyway
+
+// Of a weight that is read for several groups of rows, at most so much at a time: the next block comes to the second-level
+// cache beside it. Of one that is read once, only a few rows have to wait in a cache.
+constexpr Int block_bytes(Int rows) { return rows <= GROUP ? INT64_MAX : 384 * 1024; }
 
 // Rows [out, out + outs) of a weight, in the form in which `rows` rows of activations are multiplied with them.
 class Block {
   public:
-    // What the thread reads next is of no use here: rows are asked for a few ahead, wherever a block ends.
-    Block(const Linear& linear, Int out, Int outs, Int rows, const void*, Scratch& scratch)
+    // `next`: where the thread will read after this, or null. Memory is asked for it meanwhile, as much as this is, where
+    // this is read several times; where it is read once, for rows a few ahead, wherever a block ends.
+    Block(const Linear& linear, Int out, Int outs, Int rows, const void* next, Scratch& scratch)
         : linear(linear), out(out), outs(outs), scratch(scratch) {
         scratch.sums.fit(GROUP * BLOCK);
         const Int inputs = linear.inputs;
@@ -21,6 +26,9 @@ class Block {
 #if !defined(__AVX512F__)
         direct &= linear.halves != nullptr;
 #endif
+        whole = direct && linear.halves && PAIR_VECTORS == 1 && rows <= GROUP && rows * inputs <= NEAR;
+        const bool again = PAIR_VECTORS == 1 && rows > GROUP && rows <= DIRECT;
+        if (linear.halves) asked = next && again ? static_cast<const BFloat16*>(next) : linear.halves + (out + Halves::AHEAD) * inputs;
         if (!linear.halves && inputs % CODE_BLOCK == 0) {
             const Int count = inputs / CODE_BLOCK;
             scratch.scales.fit(outs * count);
@@ -36,8 +44,8 @@ class Block {
         const Activations& x = inputs.of(linear);
         const Int rows = x.group(row);
         Vec* sums = scratch.sums.data();
-        const Int end = direct ? linear.inputs : linear.stride();
-        const Int parts = (end + DEPTH - 1) / DEPTH, depth = padded((end + parts - 1) / parts, CODE_BLOCK);
+        const Int end = direct ? linear.inputs : linear.stride(), most = whole ? end : DEPTH;
+        const Int parts = (end + most - 1) / most, depth = padded((end + parts - 1) / parts, CODE_BLOCK);
         for (Int from = 0; from < end; from += depth) add(x.at(row), x.step(row), rows, from, std::min(from + depth, end), sums);
         for (Int m = 0; m < rows; ++m) {
             Int n = 0;
@@ -52,8 +60,10 @@ class Block {
         const Int inputs = linear.inputs;
         if (!direct) {
             multiply(x, step, rows, Numbers{scratch.weights.data(), linear.stride()}, outs, from, to, sums, BLOCK);
+        } else if (whole) {
+            multiply(x, step, rows, WholeHalves{linear.halves + out * inputs, inputs}, outs, from, to, sums, BLOCK);
         } else if (linear.halves) {
-            multiply(x, step, rows, Halves{linear.halves + out * inputs, inputs}, outs, from, to, sums, BLOCK);
+            multiply(x, step, rows, Halves{linear.halves + out * inputs, inputs, asked}, outs, from, to, sums, BLOCK);
         } else {
 #if defined(__AVX512F__)
             const CodeRows rows_of{linear.codes.data + out * inputs / 2, scratch.scales.data(), load(linear.codes.values),
@@ -87,5 +97,6 @@ class Block {
     const Linear& linear;
     const Int out, outs;
     Scratch& scratch;
-    bool direct;
+    bool direct, whole;
+    const BFloat16* asked = nullptr;  // while the weight is read in bf16, in rows as long as its own
 };

@@ -8,7 +8,12 @@
 
 #include "operand.h"
 
-// A source gives `VECTORS` vectors of one row of w at a time, of `PER_VECTOR` numbers each, in the order of x.
+// A source gives `VECTORS` vectors of one row of w at a time, of `PER_VECTOR` numbers each, in the order of x. Most ask
+// memory for what is read later as they give.
+
+// Called before a tile of N rows, from `column`, reads its n-th at k: for a source whose asking is the tile's business.
+template <int N, class Source>
+__attribute__((always_inline)) inline void ask(const Source&, Int, int, Int) {}
 
 // Floats; in whatever order x is.
 struct Floats {
@@ -39,6 +44,7 @@ struct Halves {
     static constexpr Int AHEAD = 8;  // rows of w by which memory is asked before it is read
     const BFloat16* data;
     Int stride;
+    const BFloat16* asked = data;  // rows that memory is asked for while as many are read: in a cache, themselves
 
     struct Piece {
         static constexpr int VECTORS = PAIR_VECTORS;
@@ -52,10 +58,30 @@ struct Halves {
 
     Piece piece(Int n, Int k) const {
         // Rows are short, and the processor's own prefetching stops at each row's end.
-        fetch(data + (n + AHEAD) * stride + k);
+        fetch(asked + n * stride + k);
         return {PackedPair(data + n * stride + k)};
     }
 };
+
+// The same, of which whole rows are read, and once. They are asked for as they lie, line after line, however many are in a
+// tile, and few rows of x are multiplied with one after the other: memory gives one stream faster than several.
+struct WholeHalves {
+    using X = Number;
+    using Piece = Halves::Piece;
+    static constexpr int ROWS = Halves::ROWS, PER_VECTOR = Halves::PER_VECTOR;
+    static constexpr Int AHEAD = 4096;  // numbers
+    const BFloat16* data;
+    Int stride;
+
+    Piece piece(Int n, Int k) const { return {PackedPair(data + n * stride + k)}; }
+};
+
+// Into the nearest cache: lines come too fast to be fetched from the next. Twice, since the processor forgets some.
+template <int N>
+__attribute__((always_inline)) inline void ask(const WholeHalves& w, Int column, int n, Int k) {
+    const BFloat16* line = w.data + column * w.stride + N * k + n * LINE;
+    fetch_near(line + w.AHEAD), fetch_near(line + w.AHEAD / 2);
+}
 
 #if defined(BF16_DOTS)
 using Numbers = Halves;
@@ -76,6 +102,7 @@ __attribute__((always_inline)) inline void each(Do what) {
 // for its last addition has others to wait beside it.
 template <class Source>
 constexpr int columns_beside(int rows) {
+    if (std::is_same_v<Source, WholeHalves> && rows <= 4) return 1;
     if constexpr (LANES == 16) return rows <= 2 ? 8 : rows <= 4 ? 6 : rows <= 6 ? 4 : 3;
     return rows == 1 ? 4 : rows <= 4 ? 3 : rows <= 6 ? 2 : 1;
 }
@@ -103,6 +130,7 @@ inline void tile(const typename Source::X* x, Int step, const Source& w, Int col
     if (from) each<M, N>([&](int m, int n) { acc[m][n] = sums[m * stride + n]; });
     x += from / Source::PER_VECTOR * step;
     for (Int k = from; k < to; k += Piece::VECTORS * Source::PER_VECTOR, x += Piece::VECTORS * step) {
+        for (int n = 0; n < N; ++n) ask<N>(w, column, n, k);
         Piece pieces[N];
         for (int n = 0; n < N; ++n) pieces[n] = w.piece(column + n, k);
         add_vectors<0, Source>(x, step, pieces, acc);

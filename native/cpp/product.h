@@ -19,6 +19,6 @@ inline Int rows_at_once(const Linear& linear) {
 // Outputs that each of `threads` takes at a time, of linears that are multiplied together and have so many: small enough
 // that all have something to do until the end.
 inline Int block_width(const Linear& linear, Int outputs, Int rows, Int threads) {
-    const Int even = outputs / (threads * 6), fitting = rows <= GROUP ? BLOCK_BYTES / linear.row_bytes() : BLOCK;
+    const Int even = outputs / (threads * 6), fitting = block_bytes(rows) / linear.row_bytes();
     return std::max<Int>(16, std::min({BLOCK, even, fitting}) / 16 * 16);
 }

@@ -5,7 +5,7 @@
 
 constexpr Int BLOCK = 4 * TILE_ROWS;  // outputs that a thread takes at most at a time
 // Of a weight that is read once, at most so much at a time: the next block comes to the second-level cache beside it.
-constexpr Int BLOCK_BYTES = 160 * 1024;
+constexpr Int block_bytes(Int rows) { return rows <= GROUP ? 160 * 1024 : INT64_MAX; }
 constexpr Int DEPTH = CODE_BLOCK;  // inputs whose weights are laid out before they are multiplied: so few that both overlap
 
 // Rows [out, out + outs) of a weight. In memory's order where a tile can be loaded from there; laid out as tiles where
