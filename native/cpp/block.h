@@ -26,9 +26,7 @@ class Block {
 #if !defined(__AVX512F__)
         direct &= linear.halves != nullptr;
 #endif
-        whole = direct && linear.halves && PAIR_VECTORS == 1 && rows <= GROUP && rows * inputs <= NEAR;
-        const bool again = PAIR_VECTORS == 1 && rows > GROUP && rows <= DIRECT;
-        if (linear.halves) asked = next && again ? static_cast<const BFloat16*>(next) : linear.halves + (out + Halves::AHEAD) * inputs;
+        if (linear.halves) choose_reading(rows, static_cast<const BFloat16*>(next));
         if (!linear.halves && inputs % CODE_BLOCK == 0) {
             const Int count = inputs / CODE_BLOCK;
             scratch.scales.fit(outs * count);
@@ -56,6 +54,15 @@ class Block {
     }
 
   private:
+    // Dot products are so fast that memory has to be asked with care.
+    void choose_reading(Int rows, const BFloat16* next) {
+        const Int inputs = linear.inputs;
+        asked = linear.halves + (out + Halves::AHEAD) * inputs;
+        if (PAIR_VECTORS > 1) return;
+        whole = direct && rows <= GROUP && rows * inputs <= NEAR;
+        if (rows > GROUP && rows <= DIRECT && next) asked = next;
+    }
+
     void add(const Number* x, Int step, Int rows, Int from, Int to, Vec* sums) const {
         const Int inputs = linear.inputs;
         if (!direct) {
@@ -97,6 +104,6 @@ class Block {
     const Linear& linear;
     const Int out, outs;
     Scratch& scratch;
-    bool direct, whole;
+    bool direct, whole = false;
     const BFloat16* asked = nullptr;  // while the weight is read in bf16, in rows as long as its own
 };

@@ -17,8 +17,8 @@ from native.tables import FourBitWeight, LowRankPart, part_table, span_table, te
 from tests.support.kernels import kernels
 
 ROUNDING = 2**-8
-# None, one row, a tile, a tile and a rest, more than share a reading of the weight; widths with and without a rest.
-ROWS = (0, 1, 3, 4, 5, 70)
+# None, one row, a tile, a tile and a rest, two readings of the weight, many; widths with and without a rest.
+ROWS = (0, 1, 3, 4, 5, 12, 70)
 SHAPES = ((12, 64), (25, 40), (3, 33), (13, 1100))
 
 
@@ -78,10 +78,14 @@ def test_a_product_keeps_leading_dimensions_and_takes_strided_input(compiled: Ke
 
 
 @pytest.mark.parametrize("kind", [None, "nf4"])
-def test_a_row_does_not_depend_on_its_neighbours(compiled: Kernels, kind: str | None) -> None:
-    x, weight = bf16(37, 576), bf16(50, 576) if kind is None else four_bits(kind, 50, 576)
+@pytest.mark.parametrize("inputs", [576, 4864])
+def test_a_row_does_not_depend_on_its_neighbours(compiled: Kernels, kind: str | None, inputs: int) -> None:
+    """However many they are: that decides how a weight is read, and whether in parts."""
+    x, weight = bf16(37, inputs), bf16(50, inputs) if kind is None else four_bits(kind, 50, inputs)
     together = compiled.linear(x, weight, None)
-    assert all(torch.equal(compiled.linear(x[row : row + 1], weight, None)[0], together[row]) for row in range(37))
+    for rows in (1, 4, 8, 12, 16, 20):
+        for some in range(0, 37, rows):
+            assert torch.equal(compiled.linear(x[some : some + rows], weight, None), together[some : some + rows])
 
 
 def four_bits(kind: str, outputs: int, inputs: int) -> FourBitWeight:
