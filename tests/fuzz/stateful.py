@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import hypothesis
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import Rule
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.core.transport import Response
@@ -83,6 +84,14 @@ class Chain(APIStateMachine):
         super().teardown()
         for id in self._pieces.begun:
             self.http.delete(f"/v1/adapters/uploads/{id}", headers=self.headers)
+
+    def _repr_step(self, rule: Rule, data: Any, result: Any) -> str:
+        """Hypothesis would write the name that each result is kept under, when it runs a failing chain again.
+
+        schemathesis keeps only results that links lead on from. Where there was none yet, looking for a name failed,
+        and hid why the chain did.
+        """
+        return str(rule.function.__name__)
 
     def get_call_kwargs(self, case: Case[Any]) -> dict[str, Any]:
         return {"headers": dict(self.headers)} if self.headers else {}

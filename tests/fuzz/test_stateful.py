@@ -21,6 +21,7 @@ from tests.support.broken_apps import (
     Haunted,
     OpenDoor,
     Swallowing,
+    Tired,
     Undead,
     Undescribed,
     Unmannered,
@@ -147,6 +148,16 @@ def test_an_adapter_that_stays_a_model_is_found(tmp_path: Path) -> None:
     try:
         with pytest.raises(AssertionError, match="answers for chain-.*, which was deleted"):
             chains(Haunted(rig.app), examples=15)
+    finally:
+        rig.registry.close()
+
+
+def test_what_fails_before_an_answer_has_led_on_is_told(tmp_path: Path) -> None:
+    """Hypothesis runs such a chain again, and may not stumble over it."""
+    rig = make_rig(tmp_path)
+    try:
+        with pytest.raises(AssertionError, match="it is tired"):
+            chains(Tired(rig.app), examples=2)
     finally:
         rig.registry.close()
 

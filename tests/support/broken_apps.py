@@ -4,6 +4,7 @@ Know ASGI and a path's shape, and nothing of the server.
 """
 
 import hashlib
+import itertools
 import re
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _ADAPTERS = "/v1/adapters/"
+
+
+def _error(message: str) -> dict[str, object]:
+    return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": "no"}}
 
 
 class _Around:
@@ -26,6 +31,21 @@ class _Around:
 
     async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
+
+
+class Tired(_Around):
+    """Refuses a request, and fails an assertion over the next one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(app)
+        self._fit = itertools.cycle((True, False))
+
+    async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/openapi.json":
+            await self._app(scope, receive, send)
+        else:
+            assert next(self._fit), "it is tired"
+            await JSONResponse(_error("No."), status_code=400)(scope, receive, send)
 
 
 class Undead(_Around):
@@ -54,8 +74,7 @@ class Forgetful(_Around):
 
     async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "GET" and scope["path"].startswith(_ADAPTERS):
-            error = {"message": "There is none.", "type": "invalid_request_error", "param": None, "code": None}
-            await JSONResponse({"error": error}, status_code=404)(scope, receive, send)
+            await JSONResponse(_error("There is none."), status_code=404)(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
