@@ -22,10 +22,14 @@ Kind = Literal["json", "regex", "choice", "grammar", "calls"]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A JSON Schema within a form, and the field of the body that has it."""
+    """A JSON Schema within a form, and the field of the body that has it.
+
+    Unless `strict`, keywords that cannot be kept to are no reason to refuse it.
+    """
 
     field: str
     schema: Mapping[str, Any]
+    strict: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,7 @@ class CallForm:
     @property
     def parts(self) -> tuple[Part, ...]:
         """What its parts keep to: the functions' arguments in their order, then the text."""
-        arguments = tuple(Part(function.field, function.schema) for function in self.functions)
+        arguments = tuple(Part(function.field, function.schema, function.strict) for function in self.functions)
         return arguments if self.text is None else (*arguments, self.text)
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from server.grammars.lenient import lenient
 from server.grammars.vacuous import without_vacuous
 
 MAX_BYTES = 1 << 16
@@ -50,7 +51,11 @@ If it had no end, small models would fill answers with nothing else.
 """
 
 
-def schema_text(schema: Mapping[str, Any]) -> str:
-    """Raises TooLarge for one of too many values or levels."""
+def schema_text(schema: Mapping[str, Any], strict: bool = True) -> str:
+    """Unless `strict`, of what can be kept to.
+
+    Raises TooLarge for one of too many values or levels; unless `strict`, Malformed.
+    """
     check_schema(schema)
-    return json.dumps(SPACE | without_vacuous(schema), ensure_ascii=False)
+    asked = SPACE | without_vacuous(schema)
+    return json.dumps(asked if strict else lenient(asked), ensure_ascii=False)

@@ -20,7 +20,7 @@ def call_grammar(form: CallForm, by_token: bool) -> str:
     lacks them.
     """
     schemas = [
-        {"name": f"schema{place}", "json_schema": json.loads(schema_text(part.schema))}
+        {"name": f"schema{place}", "json_schema": json.loads(schema_text(part.schema, part.strict))}
         for place, part in enumerate(form.parts)
     ]
     lark = "\n".join(f"{name}: {body}" for name, body in _rules(form, form.tokens if by_token else {}).items())

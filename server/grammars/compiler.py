@@ -22,9 +22,10 @@ from server.errors import BadRequest
 from server.grammars.bounds import MAX_CALL_BYTES, TooLarge, check_text, schema_text
 from server.grammars.calls import call_grammar
 from server.grammars.faults import reason
+from server.grammars.lenient import Malformed
 from server.grammars.matcher import Followed, matcher_of
 from server.grammars.trial import Trial, Unreadable
-from server.structure import CallForm, Kind, Structure
+from server.structure import CallForm, Kind, Part, Structure
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -64,7 +65,7 @@ class Compiler:
             matcher: LLMatcher = _with_stack(lambda: matcher_of(made, grammar))
         except (Unreadable, ConstraintFailed) as error:
             sent = content if isinstance(content, str) else "\n".join(content)
-            raise _refusal(_at_fault(structure, error), reason(str(error), sent)) from None
+            raise _refused(structure, error, sent) from None
         return lambda: Followed(matcher.deep_copy(), made.eos_tokens)
 
     def _vocabulary(self, structure: Structure) -> LLTokenizer:
@@ -87,7 +88,7 @@ def _text(structure: Structure) -> str | list[str]:
     content = structure.content
     try:
         if isinstance(content, CallForm):
-            parts = [schema_text(part.schema) for part in content.parts]
+            parts = [_part_text(part) for part in content.parts]
             check_text("".join(parts), MAX_CALL_BYTES)
             return [call_grammar(content, by_token=False), *parts]
         if isinstance(content, tuple):
@@ -100,13 +101,24 @@ def _text(structure: Structure) -> str | list[str]:
     return text
 
 
-def _at_fault(structure: Structure, error: Exception) -> Structure:
-    """The part of it that cannot be kept to, where it is known."""
+def _part_text(part: Part) -> str:
+    """Raises TooLarge, and BadRequest for what is no schema."""
+    try:
+        return schema_text(part.schema, part.strict)
+    except Malformed as error:
+        raise _refusal(Structure(part.field, "json", part.schema), str(error)) from None
+
+
+def _refused(structure: Structure, error: Exception, sent: str) -> BadRequest:
+    """It names the part that cannot be kept to, where that is known."""
+    why, form = reason(str(error), sent), structure.content
     place = error.place if isinstance(error, Unreadable) else None
-    if place is None or not isinstance(structure.content, CallForm):
-        return structure
-    part = structure.content.parts[place]
-    return Structure(part.field, "json", part.schema)
+    if place is None or not isinstance(form, CallForm):
+        return _refusal(structure, why)
+    part = form.parts[place]
+    is_function = place < len(form.functions)
+    advice = " Without `strict`, what is not supported is not enforced." if is_function and part.strict else ""
+    return _refusal(Structure(part.field, "json", part.schema), why, advice)
 
 
 def _with_stack(work: Callable[[], T]) -> T:
@@ -141,6 +153,6 @@ _FIXES: dict[Kind, str] = {
 }
 
 
-def _refusal(structure: Structure, why: str) -> BadRequest:
-    message = f"`{structure.field}` cannot be kept to: {why}. {_FIXES[structure.kind]}"
+def _refusal(structure: Structure, why: str, advice: str = "") -> BadRequest:
+    message = f"`{structure.field}` cannot be kept to: {why}. {_FIXES[structure.kind]}{advice}"
     return BadRequest(message, structure.field, "grammar_invalid")

@@ -20,7 +20,10 @@ class FunctionBody(Strict):
     name: Name
     description: Annotated[str | None, Field(max_length=1 << 16)] = None
     parameters: Annotated[dict[str, Any] | None, Field(description="A JSON Schema of an object.")] = None
-    strict: Annotated[bool | None, Field(description="Has no effect: arguments always keep to the schema.")] = None
+    strict: Annotated[
+        bool | None,
+        Field(description="Refuse `parameters` of which a keyword is not supported. Otherwise it is not enforced."),
+    ] = None
 
     @field_validator("parameters")
     @classmethod
@@ -99,10 +102,13 @@ class ToolsBody(Strict):
         if not self.tools or self.tool_choice == "none":
             return None
         functions = tuple(
-            Function(each.name, each.description, each.parameters, f"tools[{place}].function.parameters")
-            for place, each in enumerate(tool.function for tool in self.tools)
+            _function(tool.function, f"tools[{place}].function.parameters") for place, tool in enumerate(self.tools)
         )
         if not isinstance(self.tool_choice, NamedTool):
             return Offer(functions, functions, self.tool_choice == "required", self.parallel_tool_calls)
         name = self.tool_choice.function.name
         return Offer(functions, tuple(each for each in functions if each.name == name), True, False)
+
+
+def _function(body: FunctionBody, field: str) -> Function:
+    return Function(body.name, body.description, body.parameters, field, body.strict is True)

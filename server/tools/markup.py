@@ -17,12 +17,16 @@ MAX_CALLS = 32
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """One that may be called. `field` is where the body says what its arguments are: a JSON Schema of an object."""
+    """One that may be called. `field` is where the body says what its arguments are: a JSON Schema of an object.
+
+    If `strict`, they keep to all of it, or it is refused.
+    """
 
     name: str
     description: str | None
     parameters: Mapping[str, Any] | None
     field: str
+    strict: bool = False
 
     @property
     def schema(self) -> Mapping[str, Any]:
@@ -51,9 +55,12 @@ def _names_all(schema: Mapping[str, Any]) -> bool:
     return all(isinstance(each, str) and each in named for each in needed)
 
 
-_OPENING = frozenset(
-    {"additionalProperties", "patternProperties", "unevaluatedProperties", "$ref", "allOf", "anyOf", "oneOf"}
-)
+_REFERENCES = {"$ref", "$dynamicRef", "$recursiveRef"}
+_BRANCHES = {"allOf", "anyOf", "oneOf", "if", "then", "else", "dependentSchemas", "dependencies"}
+_OTHERS = {"additionalProperties", "patternProperties", "unevaluatedProperties"}
+_OPENING = frozenset(_REFERENCES | _BRANCHES | _OTHERS)
+"""Keywords by which a schema may speak of properties elsewhere, whether these are kept to or not."""
+"""Keywords by which a schema may speak of properties elsewhere, whether they are kept to or not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from tests.support.invariants import MARK
@@ -38,6 +39,7 @@ def made(arguments: str) -> dict[str, Any]:
     return asked(MADE | {"tool_calls": [ONE | {"function": {"name": "f", "arguments": arguments}}]})
 
 
+OF_LAST = "tools[1].function.parameters"
 ARGUMENTS = "messages[1].tool_calls[0].function.arguments"
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "a choice without tools": ({"tool_choice": "required"}, "tool_choice", VALUE),
@@ -54,7 +56,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "a schema of text": ({"tools": [function(parameters={"type": "string"})]}, "tools[0].function.parameters", VALUE),
     "a deep schema": ({"tools": [function(parameters=json.loads('{"a":' * 70 + "1" + "}" * 70))]},
                       "tools[0].function.parameters", VALUE),
-    "a keyword": ({"tools": [NOW, function(parameters={"not": {}})]}, "tools[1].function.parameters", FORM),
+    "a keyword": ({"tools": [NOW, function(parameters={"not": {}}, strict=True)]}, OF_LAST, FORM),
     "a large schema": ({"tools": [function(parameters={"const": "x" * 300_000})]}, "tools", FORM),
     "functions": ({"functions": [{"name": "f"}]}, "functions", FIELD),
     "function_call": ({"function_call": {"name": "f"}}, "function_call", FIELD),
@@ -91,6 +93,65 @@ def test_what_is_refused(said: Said, fields: dict[str, Any], param: str, code: s
     assert len(said.rig.worker.seen) == seen
 
 
+UNSERVED: dict[str, tuple[dict[str, Any], str]] = {
+    "pydantic's set": ({"type": "array", "items": {"type": "string"}, "uniqueItems": True}, "uniqueItems"),
+    "pydantic's decimal": ({"type": "string", "pattern": r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"}, "look-around"),
+    "pydantic's path": ({"type": "string", "format": "path"}, "Unknown format"),
+    "pydantic's union": (
+        {"oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}], "discriminator": {"propertyName": "a"}},
+        "oneOf",
+    ),
+    "Zod's email": (
+        {
+            "type": "string",
+            "format": "email",
+            "pattern": r"^(?!\.)(?!.*\.\.)([\w'+\-.]*)[\w+-]@(\w[\w\-]*\.)+[A-Za-z]{2,}$",
+        },
+        "look-around",
+    ),
+    "Zod's record": ({"type": "object", "propertyNames": {"enum": ["a"]}, "additionalProperties": {}}, "propertyNames"),
+    "a negation": ({"not": {"type": "null"}}, "not"),
+}
+DEFS = {"a": {"type": "object", "properties": {"a": {"const": 1}}}, "b": {"type": "object"}}
+
+
+@pytest.mark.parametrize(("schema", "named"), UNSERVED.values(), ids=UNSERVED)
+def test_a_keyword_that_is_not_served_is_refused_by_name_if_a_function_is_strict(
+    said: Said, schema: dict[str, Any], named: str
+) -> None:
+    parameters = {"type": "object", "properties": {"a": schema}, "$defs": DEFS}
+    for more in ({}, {"strict": None}, {"strict": False}):
+        tools: Any = [function(parameters=parameters, **more)]
+        assert said.whole("x", tools=tools).choices[0].message.content == "x"
+        shown = bytes(id for id in said.rig.worker.seen[-1].prompt if id < 256).decode()
+        assert json.dumps(parameters)[1:-1] in shown, "the model sees all of it"
+    with pytest.raises(openai.BadRequestError, match=f"(?s){named}.*Without `strict`") as refused:
+        said.whole("x", tools=[function(parameters=parameters, strict=True)])
+    assert (refused.value.param, refused.value.code) == ("tools[0].function.parameters", FORM)
+    form: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": parameters, "strict": False}}
+    with pytest.raises(openai.BadRequestError, match=named):
+        said.whole("x", response_format=form)
+
+
+MALFORMED: dict[str, dict[str, Any]] = {
+    "a type": {"type": "thing"},
+    "a reference to nothing": {"$ref": "#/$defs/none"},
+    "no schema": {"not": 5},
+    "no number": {"minProperties": "many", "properties": {"b": {}}},
+    "no pattern": {"type": "string", "pattern": "a["},
+    "a bomb": {"type": "string", "pattern": "(?s:.*)" * 20_000},
+}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("schema", MALFORMED.values(), ids=MALFORMED)
+def test_what_is_no_schema_is_refused_either_way(said: Said, schema: dict[str, Any], strict: bool) -> None:
+    parameters = {"type": "object", "properties": {"a": schema}}
+    with pytest.raises(openai.BadRequestError) as refused:
+        said.whole("x", tools=[function(parameters=parameters, strict=strict)])
+    assert (refused.value.param, refused.value.code) == ("tools[0].function.parameters", FORM)
+
+
 def test_what_is_taken(said: Said) -> None:
     """Clients' ways to say nothing, and ids that come again."""
     again = {"role": "tool", "content": "x", "tool_call_id": "1"}
@@ -106,21 +167,19 @@ def test_completions_call_nothing(said: Said) -> None:
     assert reply.status_code == 400 and CHAT in reply.json()["error"]["message"]
 
 
-def _tools(*schemas: object) -> dict[str, object]:
-    return {
-        "tools": [{"type": "function", "function": {"name": f"f{n}", "parameters": s}} for n, s in enumerate(schemas)]
-    }
+def _tools(*schemas: object, strict: bool = False) -> dict[str, object]:
+    functions = ({"name": f"f{n}", "parameters": each, "strict": strict} for n, each in enumerate(schemas))
+    return {"tools": [{"type": "function", "function": function} for function in functions]}
 
 
-OF_LAST = "tools[1].function.parameters"
 E58_TOOLS: dict[str, tuple[dict[str, object], str, str]] = {
-    "a pattern": (_tools({}, {"properties": {MARK: {"pattern": f"(?={MARK})"}}}), OF_LAST, FORM),
+    "a pattern": (_tools({}, {"properties": {MARK: {"pattern": f"(?={MARK})"}}}, strict=True), OF_LAST, FORM),
     "patterns": (
         _tools({}, {"properties": {MARK: {"allOf": [{"pattern": f"^.*{MARK}{n}.*$"} for n in range(400)]}}}),
         "tools",
         FORM,
     ),
-    "a keyword": (_tools({}, {"contains": {"const": MARK}}), OF_LAST, FORM),
+    "a keyword": (_tools({}, {"contains": {"const": MARK}}, strict=True), OF_LAST, FORM),
     "large together": (_tools(*[{"enum": [MARK * 10] * 100}] * 30), "tools", FORM),
     "wide": (_tools({}, {"enum": [MARK] * 16_400}), OF_LAST, VALUE),
     "deep": (_tools({}, json.loads('{"not":' * 80 + f'"{MARK}"' + "}" * 80)), OF_LAST, VALUE),

@@ -225,6 +225,17 @@ def test_a_random_model_calls_what_is_declared(client: openai.OpenAI, choice: An
         assert keeps_to(parsed(arguments), SCHEMA | {"additionalProperties": False} if name != "now" else NOTHING)
 
 
+def test_a_random_model_keeps_to_what_is_served_of_a_schema(client: openai.OpenAI) -> None:
+    more = {"not": {"required": ["unit"]}, "dependentRequired": {"unit": ["days"]}, "minProperties": 3}
+    for seed in range(4):
+        reply = client.chat.completions.create(
+            model=BASE, messages=ASK, tools=[_function(SCHEMA | more)], tool_choice="required",
+            parallel_tool_calls=False, temperature=2, seed=seed, max_tokens=300,
+        )  # fmt: skip
+        ((_, arguments),) = calls(reply.choices[0].message)
+        assert keeps_to(parsed(arguments), SCHEMA | {"additionalProperties": False})
+
+
 def test_a_random_models_stream_is_the_whole_one(client: openai.OpenAI, real: RealEngineServer, tmp_path: Path) -> None:
     real.add(tmp_path, "loud", seed=4)
     for model in (BASE, "loud"):
@@ -254,7 +265,7 @@ def test_a_second_turn_of_a_random_model(client: openai.OpenAI) -> None:
     assert reply.choices[0].message.content or reply.choices[0].message.tool_calls
 
 
-def _function(parameters: dict[str, Any]) -> dict[str, Any]:
+def _function(parameters: dict[str, Any]) -> Any:
     return {"type": "function", "function": {"name": "f", "parameters": parameters}}
 
 

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -204,14 +205,16 @@ def test_a_name_between_special_tokens() -> None:
 
 
 def test_a_fault_names_its_function(compiler: Compiler) -> None:
-    bad = Function("g", None, {"type": "object", "not": {}}, "tools[3].function.parameters")
+    bad = Function("g", None, {"type": "object", "not": {}}, "tools[3].function.parameters", strict=True)
     with pytest.raises(BadRequest) as refused:
         start(compiler, form(functions=(*FUNCTIONS, bad)))
     assert (refused.value.param, refused.value.code) == (bad.field, "grammar_invalid")
     assert 'Unimplemented keys: ["not"]' in refused.value.message
+    assert refused.value.message.endswith("Without `strict`, what is not supported is not enforced.")
+    start(compiler, form(functions=(*FUNCTIONS, replace(bad, strict=False))))
     with pytest.raises(BadRequest) as refused:
-        start(compiler, form(text=Part("response_format", {"type": "thing"})))
-    assert refused.value.param == "response_format"
+        start(compiler, form(text=Part("response_format", {"not": {}})))
+    assert refused.value.param == "response_format" and "`strict`" not in refused.value.message
 
 
 def test_schemas_that_are_bombs_together_are_refused(compiler: Compiler) -> None:

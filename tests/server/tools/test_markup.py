@@ -71,6 +71,10 @@ SCHEMAS: Mapping[str, tuple[dict[str, object] | None, dict[str, object]]] = {
     ),
     "no schema": ({"properties": 5, "required": 5}, {"type": "object", "properties": 5, "required": 5}),
     "odd names": ({"properties": {}, "required": [[]]}, {"type": "object", "properties": {}, "required": [[]]}),
+    "in a branch": (
+        {"properties": {}, "if": True, "then": {}},
+        {"type": "object", "properties": {}, "if": True, "then": {}},
+    ),
     "elsewhere": ({"$ref": "#/$defs/a", "properties": {}}, {"type": "object", "$ref": "#/$defs/a", "properties": {}}),
 }
 
