@@ -132,7 +132,9 @@ class Chain(APIStateMachine):
 def chains(
     app: Any, examples: int, headers: Mapping[str, str] | None = None, seed: int = 0, paths: str | None = None
 ) -> Seen:
-    """`examples` chains, the same for the same seed; how often an operation, or a kind of piece, had which status.
+    """`examples` chains; how often an operation, or a kind of piece, had which status.
+
+    The same for the same seed in one process: Hypothesis also draws constants of the modules that are imported there.
 
     With `headers`, which carry a key, every request is sent without them and with a wrong one as well. With `paths`, a
     pattern, chains stay on those.
