@@ -74,6 +74,15 @@ def test_a_regular_expression_allows_what_some_match_goes_on_with(compiler: Comp
         assert (END in allowed) == (begun in matches)
 
 
+def test_digits_are_those_of_every_script_in_a_regex_and_ten_in_a_schema(compiler: Compiler) -> None:
+    arabic_three = "\N{ARABIC-INDIC DIGIT THREE}".encode()
+    assert arabic_three[0] in allowed_bytes(constraint(compiler, "regex", r"\d"))
+    answer = constraint(compiler, "json", {"type": "string", "pattern": r"^\d$"})
+    follow(answer, b'"')
+    allowed = allowed_bytes(answer)
+    assert ord("3") in allowed and arabic_three[0] not in allowed
+
+
 def test_an_answer_that_can_only_end_is_complete(compiler: Compiler) -> None:
     answer = constraint(compiler, "regex", "a{3}")
     for done in (False, False, False, True):
