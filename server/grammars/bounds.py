@@ -1,14 +1,10 @@
-"""How large a form may be before anybody reads it, and a schema as text.
+"""How large a form may be before anybody reads it.
 
 Owns these bounds. Knows no grammar library, and neither fields nor tokens.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
-
-from server.grammars.lenient import lenient
-from server.grammars.vacuous import without_vacuous
 
 MAX_BYTES = 1 << 16
 MAX_CALL_BYTES = 1 << 18
@@ -42,20 +38,3 @@ def check_schema(schema: Mapping[str, Any]) -> None:
         if isinstance(item, Mapping | list):
             within = item.values() if isinstance(item, Mapping) else item
             pending.extend((each, level + 1) for each in within)
-
-
-SPACE = {"x-guidance": {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,32}"}}
-"""Between two parts of JSON, unless a schema brings an `x-guidance` of its own.
-
-If it had no end, small models would fill answers with nothing else.
-"""
-
-
-def schema_text(schema: Mapping[str, Any], strict: bool = True) -> str:
-    """Unless `strict`, of what can be kept to.
-
-    Raises TooLarge for one of too many values or levels; unless `strict`, Malformed.
-    """
-    check_schema(schema)
-    asked = SPACE | without_vacuous(schema)
-    return json.dumps(asked if strict else lenient(asked), ensure_ascii=False)

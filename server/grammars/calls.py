@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 
-from server.grammars.bounds import schema_text
+from server.grammars.schema import kept_schema
 from server.structure import CallForm
 
 _SPACE = r"[\x20\x0A\x0D\x09]"
@@ -20,7 +20,7 @@ def call_grammar(form: CallForm, by_token: bool) -> str:
     lacks them.
     """
     schemas = [
-        {"name": f"schema{place}", "json_schema": json.loads(schema_text(part.schema, part.strict))}
+        {"name": f"schema{place}", "json_schema": kept_schema(part.schema, part.strict)}
         for place, part in enumerate(form.parts)
     ]
     lark = "\n".join(f"{name}: {body}" for name, body in _rules(form, form.tokens if by_token else {}).items())

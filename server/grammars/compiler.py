@@ -19,11 +19,12 @@ from llguidance import LLMatcher, LLTokenizer
 from engine.constraint import Constraint
 from engine.errors import ConstraintFailed
 from server.errors import BadRequest
-from server.grammars.bounds import MAX_CALL_BYTES, TooLarge, check_text, schema_text
+from server.grammars.bounds import MAX_CALL_BYTES, TooLarge, check_text
 from server.grammars.calls import call_grammar
 from server.grammars.faults import reason
 from server.grammars.lenient import Malformed
 from server.grammars.matcher import Followed, matcher_of
+from server.grammars.schema import schema_text
 from server.grammars.trial import Trial, Unreadable
 from server.structure import CallForm, Kind, Part, Structure
 
