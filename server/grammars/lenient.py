@@ -65,16 +65,16 @@ def _uncounted(schema: Mapping[str, Any]) -> Collection[str]:
     return ("minProperties", "maxProperties") if named.keys() - needed else ()
 
 
-_TOKEN = re.compile(r"\\.|\(\?<?[=!]|[\[\]]", re.DOTALL)
+_PART = re.compile(r"\\.|\(\?<?[=!]|[\[\]]", re.DOTALL)
 _AROUND = re.compile(r"\\[bBk1-9]|\(")
 
 
 def _looks_around(pattern: str) -> bool:
     """Whether a regular expression looks around itself: ahead, behind, at words' ends, or at what a group matched."""
     within = False
-    for token in _TOKEN.findall(pattern):
-        if token in "[]":
-            within = token == "["
-        elif not within and _AROUND.match(token):
+    for part in _PART.findall(pattern):
+        if part in "[]":
+            within = part == "["
+        elif not within and _AROUND.match(part):
             return True
     return False
