@@ -59,7 +59,7 @@ class Block {
         const Int inputs = linear.inputs;
         asked = linear.halves + (out + Halves::AHEAD) * inputs;
         if (PAIR_VECTORS > 1) return;
-        whole = direct && rows <= GROUP && rows * inputs <= NEAR;
+        whole = direct && rows <= WholeHalves::MOST && rows * inputs <= NEAR;
         if (rows > GROUP && rows <= DIRECT && next) asked = next;
     }
 

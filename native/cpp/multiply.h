@@ -63,12 +63,20 @@ struct Halves {
     }
 };
 
-// The same, of which whole rows are read, and once. They are asked for as they lie, line after line, however many are in a
-// tile, and few rows of x are multiplied with one after the other: memory gives one stream faster than several.
+// The same, of which whole rows are read, and once. They are read as they lie, line after line, and few rows of x are
+// multiplied with one after the other: memory gives one stream faster than several.
 struct WholeHalves {
     using X = Number;
     using Piece = Halves::Piece;
     static constexpr int ROWS = Halves::ROWS, PER_VECTOR = Halves::PER_VECTOR;
+#if defined(__AVXVNNI__)
+    static constexpr bool ASKED = true;
+#else
+    // Zen 4. Too few lines can be on their way to its nearest cache: for one or two rows of x, its own prefetching is faster
+    // than any asking, and with more rows several streams are.
+    static constexpr bool ASKED = false;
+#endif
+    static constexpr int MOST = ASKED ? ROWS : 2;  // rows of x
     static constexpr Int AHEAD = 4096;  // numbers
     const BFloat16* data;
     Int stride;
@@ -80,6 +88,7 @@ struct WholeHalves {
 // inline, as `fetch` is.
 template <int N>
 __attribute__((always_inline)) inline void ask(const WholeHalves& w, Int column, int n, Int k) {
+    if constexpr (!WholeHalves::ASKED) return;
     const BFloat16* line = w.data + column * w.stride + N * k + n * LINE;
     fetch_near(line + w.AHEAD), fetch_near(line + w.AHEAD / 2);
 }
