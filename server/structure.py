@@ -34,7 +34,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class CallForm:
-    """An answer that calls some of `functions`, at most `most` times; unless `forced`, it may be text.
+    """An answer that calls some of `functions`, at most `max_calls` times; unless `forced`, it may be text.
 
     The text keeps to the schema `text`, if there is one. `tokens` are the markup's special tokens with their ids.
     """
@@ -42,7 +42,7 @@ class CallForm:
     markup: Markup
     functions: tuple[Function, ...]
     forced: bool
-    most: int
+    max_calls: int
     text: Part | None
     tokens: Mapping[str, int]
 

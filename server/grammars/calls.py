@@ -76,10 +76,10 @@ def _calls(form: CallForm, begin: str, end: str) -> str:
     closed = f" SPACE? {end}" if end else " END" if form.markup.end else ""
     one = "call" if form.markup.listed else f"call{closed}"
     again = "COMMA" if form.markup.listed else f"SPACE? {begin}" if begin else "NEXT"
-    many = one if form.most == 1 else f"{one} ({again} {one}){{0,{form.most - 1}}}"
+    many = one if form.max_calls == 1 else f"{one} ({again} {one}){{0,{form.max_calls - 1}}}"
     if form.markup.listed:
         return f"LIST {many} CLOSE_LIST{closed}"
-    return many if form.most == 1 else f"{many} SPACE?"
+    return many if form.max_calls == 1 else f"{many} SPACE?"
 
 
 def _mark(text: str, tokens: Mapping[str, int]) -> str:

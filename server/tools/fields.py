@@ -47,6 +47,16 @@ class NamedTool(Strict):
     function: NamedFunction
 
 
+class FunctionSubset(Strict):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOLS)]
+
+
+class AllowedTools(Strict):
+    type: Literal["allowed_tools"]
+    allowed_tools: FunctionSubset
+
+
 @dataclass(frozen=True, slots=True)
 class Offer:
     """The functions that a chat's template is told of, those that may be called, and whether one of them must be."""
@@ -62,23 +72,20 @@ class ToolsBody(Strict):
 
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] = Field(default_factory=list)
     tool_choice: Annotated[
-        Literal["none", "auto", "required"] | NamedTool,
-        Field(description="A named function is called once."),
+        Literal["none", "auto", "required"] | NamedTool | AllowedTools,
+        Field(description="A named function is called once. Of allowed ones, others are shown and not called."),
     ] = "auto"
     parallel_tool_calls: bool = True
 
     @field_validator("tool_choice", mode="before")
     @classmethod
-    def _one_of_four(cls, value: Any) -> Any:
+    def _one_of_its_kinds(cls, value: Any) -> Any:
         """Told here: of a union pydantic would tell what is wrong with each of its sides."""
-        match value:
-            case "none" | "auto" | "required":
-                return value
-            case {"type": "function", "function": {"name": str() as name, **more}, **others} if not more and not others:
-                return {"type": "function", "function": {"name": name}}
+        if value in ("none", "auto", "required") or _is_named(value) or _is_allowed(value):
+            return value
         raise ValueError(
-            'must be `none`, `auto`, `required` or {"type": "function", "function": {"name": …}}; '
-            "to allow some of several functions, send these alone"
+            'must be `none`, `auto`, `required`, {"type": "function", "function": {"name": …}} or {"type": '
+            '"allowed_tools", "allowed_tools": {"mode": "auto" or "required", "tools": [functions by name]}}'
         )
 
     @model_validator(mode="after")
@@ -90,12 +97,22 @@ class ToolsBody(Strict):
                 raise BadRequest(f"`{field}` is the name of another function too. Give each its own.", field)
             seen.add(tool.function.name)
         if not self.tools and self.tool_choice not in ("none", "auto"):
-            raise BadRequest("`tool_choice` asks for a call, and there are no `tools`. Send them.", "tool_choice")
-        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in seen:
+            raise BadRequest("`tool_choice` is about functions, and there are no `tools`. Send them.", "tool_choice")
+        if not self._chosen <= seen:
             raise BadRequest(
                 "`tool_choice` names a function that is not among `tools`. Name one of them, or add it.", "tool_choice"
             )
         return self
+
+    @property
+    def _chosen(self) -> frozenset[str]:
+        """The functions that `tool_choice` names."""
+        match self.tool_choice:
+            case NamedTool():
+                return frozenset({self.tool_choice.function.name})
+            case AllowedTools():
+                return frozenset(tool.function.name for tool in self.tool_choice.allowed_tools.tools)
+        return frozenset()
 
     def offer(self) -> Offer | None:
         """None where nothing may be called."""
@@ -104,10 +121,31 @@ class ToolsBody(Strict):
         functions = tuple(
             _function(tool.function, f"tools[{place}].function.parameters") for place, tool in enumerate(self.tools)
         )
-        if not isinstance(self.tool_choice, NamedTool):
-            return Offer(functions, functions, self.tool_choice == "required", self.parallel_tool_calls)
-        name = self.tool_choice.function.name
-        return Offer(functions, tuple(each for each in functions if each.name == name), True, False)
+        callable = tuple(each for each in functions if not self._chosen or each.name in self._chosen)
+        match self.tool_choice:
+            case NamedTool():
+                return Offer(functions, callable, True, False)
+            case AllowedTools():
+                forced = self.tool_choice.allowed_tools.mode == "required"
+                return Offer(functions, callable, forced, self.parallel_tool_calls)
+        return Offer(functions, callable, self.tool_choice == "required", self.parallel_tool_calls)
+
+
+def _is_named(value: Any) -> bool:
+    """Whether a value is a function by its name."""
+    match value:
+        case {"type": "function", "function": {"name": str(), **more}, **others}:
+            return not more and not others
+    return False
+
+
+def _is_allowed(value: Any) -> bool:
+    """Whether a value is OpenAI's choice of several functions."""
+    match value:
+        case {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [*tools], **more}, **others}:
+            known = mode in ("auto", "required") and not more and not others
+            return known and 0 < len(tools) <= MAX_TOOLS and all(map(_is_named, tools))
+    return False
 
 
 def _function(body: FunctionBody, field: str) -> Function:

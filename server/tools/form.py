@@ -28,11 +28,11 @@ def call_form(offer: Offer, tokenizer: Tokenizer, asked: Structure | None) -> Ca
         )
     for function in offer.functions:
         _check(function)
-    most = markup.most if offer.parallel else 1
+    max_calls = markup.max_calls if offer.parallel else 1
     ids = {text: tokenizer.special_id(text) for text in markup.marks}
     tokens = {text: id for text, id in ids.items() if id is not None}
     text = None if asked is None or offer.forced else _text(asked, bool(markup.begin))
-    return CallForm(markup, offer.callable, offer.forced, most, text, tokens)
+    return CallForm(markup, offer.callable, offer.forced, max_calls, text, tokens)
 
 
 def shown(form: CallForm | None) -> Mapping[int, str]:

@@ -60,7 +60,6 @@ _BRANCHES = {"allOf", "anyOf", "oneOf", "if", "then", "else", "dependentSchemas"
 _OTHERS = {"additionalProperties", "patternProperties", "unevaluatedProperties"}
 _OPENING = frozenset(_REFERENCES | _BRANCHES | _OTHERS)
 """Keywords by which a schema may speak of properties elsewhere, whether these are kept to or not."""
-"""Keywords by which a schema may speak of properties elsewhere, whether they are kept to or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +76,9 @@ class Markup:
     """Each call is `{"name": …, "<arguments>": {…}}` or, with `between`, its name, this text and its arguments.
 
     It stands between `begin` and `end`. Without a `begin` an answer is a call if its first character is `{`. If
-    `listed`, one `begin` and `end` stand around a JSON list of all calls, of which an answer holds `most` at most. A
-    base has this markup if its chat template has all of `signs` and none of `others`. With `short_ids`, a template
-    takes ids of nine letters and digits only.
+    `listed`, one `begin` and `end` stand around a JSON list of all calls. An answer holds at most `max_calls`. A base
+    has this markup if its chat template has all of `signs` and none of `others`. With `short_ids`, a template takes
+    ids of nine letters and digits only.
     """
 
     name: str
@@ -88,7 +87,7 @@ class Markup:
     arguments: str = "arguments"
     between: str = ""
     listed: bool = False
-    most: int = MAX_CALLS
+    max_calls: int = MAX_CALLS
     short_ids: bool = False
     signs: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
@@ -115,7 +114,7 @@ HERMES = Markup(
     signs=("<tool_call>",),
     others=("<function=", "<arg_key>", "<tool_sep>"),
 )
-LLAMA3 = Markup("llama3_json", "", "", "parameters", most=1, signs=("ipython", '"parameters"'))
+LLAMA3 = Markup("llama3_json", "", "", "parameters", max_calls=1, signs=("ipython", '"parameters"'))
 MISTRAL = Markup(
     "mistral", "[TOOL_CALLS]", "", listed=True, short_ids=True, signs=("[TOOL_CALLS]",), others=("[ARGS]", "[CALL_ID]")
 )
@@ -124,7 +123,7 @@ MISTRAL_ARGS = Markup(
 )
 SMOLLM2 = Markup("smollm2", "<tool_call>", "</tool_call>", listed=True)
 
-DESCRIBED = replace(HERMES, most=1)
+DESCRIBED = replace(HERMES, max_calls=1)
 """For a base whose template knows of no functions: most such bases, once they call, do nothing else."""
 
 MARKUPS: Mapping[str, Markup] = {markup.name: markup for markup in (HERMES, LLAMA3, MISTRAL, MISTRAL_ARGS, SMOLLM2)}

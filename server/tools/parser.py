@@ -128,8 +128,8 @@ class _Value:
         self.whole = False
 
     def length(self, text: str) -> int:
-        """How many characters of `text`, which goes on with it, are its."""
-        place, self._escaped = int(self._escaped and bool(text)), self._escaped and not text
+        """How many characters of `text`, which goes on with it and is not empty, are its."""
+        place, self._escaped = int(self._escaped), False
         while found := _MARKS.search(text, place):
             mark, place = found[0], found.end()
             if mark == '"':

@@ -39,13 +39,29 @@ def made(arguments: str) -> dict[str, Any]:
     return asked(MADE | {"tool_calls": [ONE | {"function": {"name": "f", "arguments": arguments}}]})
 
 
+NAMED_NOW = {"type": "function", "function": {"name": "now"}}
+
+
+def allowed(*tools: dict[str, Any], mode: str = "auto") -> dict[str, Any]:
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": list(tools)}}
+
+
 OF_LAST = "tools[1].function.parameters"
 ARGUMENTS = "messages[1].tool_calls[0].function.arguments"
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "a choice without tools": ({"tool_choice": "required"}, "tool_choice", VALUE),
     "a name without tools": ({"tool_choice": NAMED}, "tool_choice", VALUE),
     "another choice": ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice", VALUE),
-    "a choice of several": ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools"}}, "tool_choice", VALUE),
+    "no allowed functions": ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools"}}, "tool_choice", VALUE),
+    "an empty list of allowed ones": ({"tools": TOOLS, "tool_choice": allowed()}, "tool_choice", VALUE),
+    "an unknown allowed one": ({"tools": [NOW], "tool_choice": allowed(NAMED_NOW, NAMED)}, "tool_choice", VALUE),
+    "allowed ones without tools": ({"tool_choice": allowed(NAMED)}, "tool_choice", VALUE),
+    "too many allowed ones": ({"tools": TOOLS, "tool_choice": allowed(*[NAMED] * 129)}, "tool_choice", VALUE),
+    "an allowed tool of another type": ({"tools": TOOLS, "tool_choice": allowed({"type": "mcp"})}, "tool_choice",
+                                        VALUE),
+    "another mode": ({"tools": TOOLS, "tool_choice": allowed(NAMED, mode="none")}, "tool_choice", VALUE),
+    "more beside allowed ones": ({"tools": TOOLS, "tool_choice": allowed(NAMED) | {"mode": "auto"}}, "tool_choice",
+                                 VALUE),
     "an unknown name": ({"tools": [NOW], "tool_choice": NAMED}, "tool_choice", VALUE),
     "another type": ({"tools": [{"type": "web_search"}]}, "tools[0].type", VALUE),
     "no function": ({"tools": [{"type": "function"}]}, "tools[0].function", VALUE),

@@ -15,7 +15,7 @@ from tests.support.models import tiny_tokenizer
 from tests.support.real_engine_server import RealEngineServer, real_engine_server
 from tests.support.saying import ASK, NAMED, NOTHING, NOW, SCHEMA, TOOLS, Said, saying
 from tests.support.server_rig import BASE
-from tests.support.structures import keeps_to, parsed
+from tests.support.structures import allowed_bytes, follow, keeps_to, parsed
 
 CHAT = "/v1/chat/completions"
 OSLO = '{"city": "Oslo", "days": 3}'
@@ -167,6 +167,22 @@ def test_one_call_where_no_more_may_be(said: Said) -> None:
     said.whole(CALL)
     constraint = said.rig.worker.seen[-1].constraint
     assert constraint is not None and not constraint.complete
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_allowed_functions_are_called_and_no_others(said: Said, mode: str) -> None:
+    now: Any = {"type": "function", "function": {"name": "now"}}
+    wish: dict[str, Any] = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [now, now]}}
+    said.whole('<tool_call>{"name": "now", "arguments": {}}</tool_call>', tool_choice=wish)
+    assert "get_weather" in prompt_of(said) and '"now"' in prompt_of(said), "the model is told of all"
+    constraint = said.rig.worker.seen[-1].constraint
+    assert constraint is not None and not constraint.complete, "there may be another call"
+    if mode == "auto":
+        said.whole("", tool_choice=wish)
+        constraint = said.rig.worker.seen[-1].constraint
+        assert constraint is not None
+        follow(constraint, b'<tool_call>{"name": "')
+        assert allowed_bytes(constraint) == {ord("n")}
 
 
 OTHERS = {

@@ -36,7 +36,7 @@ def compiler() -> Compiler:
 
 def form(markup: Markup = HERMES, forced: bool = False, most: int | None = None, **others: Any) -> CallForm:
     fields = {"functions": FUNCTIONS, "text": None, "tokens": {}} | others
-    return CallForm(markup, forced=forced, most=markup.most if most is None else most, **fields)
+    return CallForm(markup, forced=forced, max_calls=markup.max_calls if most is None else most, **fields)
 
 
 def start(compiler: Compiler, of: CallForm) -> Constraint:
@@ -60,7 +60,7 @@ def test_whatever_must_call_calls_what_is_declared(compiler: Compiler, markup: M
     schemas = {f"f{n}": _object(draw) | COMPACT for n in range(3)}
     functions = tuple(Function(name, None, schema, "x") for name, schema in schemas.items())
     for number in range(6):
-        most = draw.choice((1, min(3, markup.most)))
+        most = draw.choice((1, min(3, markup.max_calls)))
         answer = written(start(compiler, form(markup, True, most, functions=functions)), 100 * seed + number, 2000)
         assert answer is not None
         parser = CallParser(markup, anywhere=False)
@@ -114,14 +114,15 @@ def test_words_are_free(compiler: Compiler) -> None:
 
 
 ONE = form(most=1)
-NOT_TAKEN: Mapping[str, tuple[CallForm, str, str]] = {
+NOT_TAKEN: Mapping[str, tuple[CallForm, str, str | int]] = {
     "an unknown function": (form(), '<tool_call>{"name": "', "rm"),
     "an unknown city": (form(), '<tool_call>{"name": "get_weather", "arguments": {"city": "', "Bonn"),
     "one parameter too many": (form(), '<tool_call>{"name": "get_weather", "arguments": {"city": "Rom", "', "x"),
     "a parameter where there is none": (form(), '<tool_call>{"name": "now", "arguments": {', '"'),
     "text within a call": (form(), "Well <tool_call>", "I"),
     "text after a call": (form(), QWEN, "So"),
-    "the end within a call": (form(), "<tool_call>{", "\0"),
+    "the end within a call": (form(), "<tool_call>{", END),
+    "the end within a string": (form(), '<tool_call>{"name": "get_weather", "arguments": {"', END),
     "text where a call must be": (form(forced=True), "", "W"),
     "a second call": (ONE, QWEN, "\n"),
     "Llama's second call": (form(LLAMA3), CALL.replace("arguments", "parameters"), ";"),
@@ -134,11 +135,10 @@ NOT_TAKEN: Mapping[str, tuple[CallForm, str, str]] = {
 
 
 @pytest.mark.parametrize(("of", "begun", "then"), NOT_TAKEN.values(), ids=NOT_TAKEN)
-def test_what_may_not_be_answered(compiler: Compiler, of: CallForm, begun: str, then: str) -> None:
+def test_what_may_not_be_answered(compiler: Compiler, of: CallForm, begun: str, then: str | int) -> None:
     answer = start(compiler, of)
     assert goes(answer, begun)[0] == len(begun)
-    assert answer.complete or ord(then[0]) not in allowed_bytes(answer)
-    assert answer.complete or begun == QWEN or END not in allowed_bytes(answer) or not begun.endswith(("{", '"'))
+    assert answer.complete or (ord(then[0]) if isinstance(then, str) else then) not in allowed_bytes(answer)
 
 
 def test_one_call_is_all_there_is_where_only_one_may_be(compiler: Compiler) -> None:

@@ -56,7 +56,7 @@ def test_calls_as_they_are_written() -> None:
 
 
 def test_how_many_calls_an_answer_may_hold() -> None:
-    assert (HERMES.most, LLAMA3.most, MISTRAL.most) == (32, 1, 32)
+    assert (HERMES.max_calls, LLAMA3.max_calls, MISTRAL.max_calls) == (32, 1, 32)
 
 
 CLOSED = {"type": "object", "properties": {"a": {}}, "additionalProperties": False}

@@ -29,7 +29,7 @@ MARKS = st.sampled_from(list(MARKUPS.values()))
 @st.composite
 def answers(draw: st.DrawFn, markup: Markup, text: bool) -> str:
     """An answer as the grammar lets it be, with space wherever it may be; cut off anywhere, or not."""
-    calls = draw(CALLS)[: markup.most]
+    calls = draw(CALLS)[: markup.max_calls]
     said = draw(st.text(st.sampled_from("ab é\n<tool_call [{"), max_size=12)) if text and markup.begin else ""
 
     def spaced(*parts: str) -> str:
@@ -126,7 +126,7 @@ def test_any_text_is_kept_up_to_a_beginning(text: str, markup: Markup, anywhere:
 
 @given(CALLS, MARKS)
 def test_what_is_written_is_read(calls: list[tuple[str, dict[str, Any]]], markup: Markup) -> None:
-    calls = calls[: markup.most]
+    calls = calls[: markup.max_calls]
     text, found, within = read(markup, True, [markup.written(calls)])
     assert (text, within) == ("", False)
     assert [(name, json.loads(arguments)) for name, arguments in found] == calls
