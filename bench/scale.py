@@ -5,6 +5,7 @@ read from disk, and the first token of a request whose adapter is not in memory.
 """
 
 import asyncio
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -72,18 +73,19 @@ def bring_in(setup: ScaleSetup, progress: Progress) -> None:
 def resident(setup: ScaleSetup, progress: Progress) -> dict[str, Any]:
     """Output tokens per second with few and with all adapters, by popularity, in turn; all adapters are in memory."""
     rates: dict[tuple[Popularity, int], list[float]] = {}
+    seeds = itertools.count()  # a prompt that comes again to the same adapter would be in the prefix cache
     for round_ in range(setup.rounds + 1):
         progress(
             f"throughput with few and with all: round {round_} of {setup.rounds}{'' if round_ else ', to warm up'}"
         )
         for popularity in POPULARITIES:
-            for count in (FEW, setup.count):
-                drawn = assign(popularity, 2 * setup.concurrency, count, seed=round_)
-                run = setup.send([f"a{index}" for index in drawn], setup.shape, seed=round_)
+            for adapters in (FEW, setup.count):
+                drawn = assign(popularity, 2 * setup.concurrency, adapters, seed=round_)
+                run = setup.send([f"a{index}" for index in drawn], setup.shape, seed=next(seeds))
                 if round_ > 0:
-                    rates.setdefault((popularity, count), []).append(run.tokens_per_s)
+                    rates.setdefault((popularity, adapters), []).append(run.tokens_per_s)
     return {
-        "tokens_per_s": {f"{popularity} {count}": median(own) for (popularity, count), own in rates.items()},
+        "tokens_per_s": {f"{popularity} {adapters}": median(own) for (popularity, adapters), own in rates.items()},
         "many_of_few": {
             str(popularity): median(_ratios(rates[popularity, setup.count], rates[popularity, FEW]))
             for popularity in POPULARITIES
@@ -95,11 +97,12 @@ def disturbed(setup: ScaleSetup, progress: Progress) -> dict[str, Any]:
     """The 99th percentile of base requests' inter-token gaps beside short requests: for adapters that must be read
     from disk each time, and for one adapter that is there."""
     p99: dict[str, list[float]] = {"warm": [], "cold": []}
+    seeds = itertools.count()
     for round_ in range(setup.rounds):
         for kind, own in p99.items():
             progress(f"others' pauses beside {kind} adapters: round {round_ + 1} of {setup.rounds}")
             names = ["a0"] * setup.count if kind == "warm" else setup.names
-            own.append(asyncio.run(_beside(setup, names, seed=round_)))
+            own.append(asyncio.run(_beside(setup, names, seed=next(seeds))))
     return {
         "itl_p99_s": {kind: median(own) for kind, own in p99.items()},
         "cold_of_warm": median(_ratios(p99["cold"], p99["warm"])),
@@ -112,7 +115,7 @@ async def _beside(setup: ScaleSetup, names: Sequence[str], seed: int) -> float:
     requests = make_requests([setup.base_id] * setup.concurrency, long, seed)
     steady = asyncio.create_task(closed_loop(setup.url, requests, setup.concurrency))
     async with asyncio.TaskGroup() as group:
-        group.create_task(_until(steady, setup.url, make_requests(names, setup.short, seed + 1)))
+        group.create_task(_until(steady, setup.url, make_requests(names, setup.short, seed)))
         run = await steady
     return float(np.percentile([gap for timing in run.timings for gap in timing.gaps_s], 99))
 

@@ -34,6 +34,7 @@ def test_few_and_many_are_asked_for_in_turn() -> None:
     uniform_few = [request["model"] for request in server.requests[8:12]]
     assert set(uniform_few) <= {f"a{index}" for index in range(scale.FEW)}
     assert len(server.requests) == 3 * 4 * 4, "three rounds, the first to warm up"
+    assert len({tuple(request["prompt"]) for request in server.requests}) == 3 * 4 * 4, "nothing is in a cache already"
     assert len(lines) == 3 and lines[0].endswith("to warm up")
 
 
@@ -43,6 +44,7 @@ def test_others_are_asked_for_while_base_requests_run() -> None:
         found = scale.disturbed(setup(url, 6), lines.append)
     asked = Counter(request["model"] for request in server.requests)
     assert asked["base"] == 2 * 2 * 2
+    assert len({tuple(request["prompt"]) for request in server.requests if request["model"] == "base"}) == 2 * 2 * 2
     assert asked["a0"] >= 2, "the warm one, in each round"
     assert found["cold_of_warm"] > 0
     assert len(lines) == 2 * 2
