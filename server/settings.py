@@ -54,7 +54,17 @@ class Settings(BaseSettings):
         bool, Field(description="Record decode steps as CUDA graphs; takes up to half of the adapters' device memory.")
     ] = True
     tool_call_parser: Annotated[
-        Literal["auto", "hermes", "llama3_json", "mistral", "mistral_args", "smollm2"],
+        Literal[
+            "auto",
+            "hermes",
+            "llama3_json",
+            "mistral",
+            "mistral_args",
+            "smollm2",
+            "qwen3_coder",
+            "granite",
+            "phi4_mini_json",
+        ],
         Field(description="How the base spells calls of functions; `auto`: as its chat template has it."),
     ] = "auto"
     host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from server.errors import BadRequest
 from server.strict import Strict, Unserved
 from server.tools.markup import Function, Markup
+from server.tools.parameters import parameters
 
 MAX_TEXT = 1 << 16
 MAX_CHOICES = 1024
@@ -48,9 +49,15 @@ class CallForm:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """What its parts keep to: the functions' arguments in their order, then the text."""
-        arguments = tuple(Part(function.field, function.schema, function.strict) for function in self.functions)
+        """The JSON in it: the functions' arguments in their order, or those of them that are JSON; then the text."""
+        arguments = tuple(part for function in self.functions for part in self._arguments(function))
         return arguments if self.text is None else (*arguments, self.text)
+
+    def _arguments(self, function: Function) -> list[Part]:
+        schemas: list[Mapping[str, Any]] = [function.schema]
+        if self.markup.elements:
+            schemas = [each.schema for each in parameters(function) if each.text is None]
+        return [Part(function.field, schema, function.strict) for schema in schemas]
 
 
 @dataclass(frozen=True, slots=True)

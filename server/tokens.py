@@ -29,7 +29,7 @@ _FUNCTIONS = (
 _FAULTS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What templates raise: what they mean to, and over schemas that are other than they think."""
 
-_PROBE = Function("a_function_that_is_tried", "", None, "")
+_PROBE, _OTHER = (Function(f"a_function_that_is_{what}", "", None, "") for what in ("tried", "there_too"))
 _ASKED = (Message("user", "x"),)
 _CALLED = (*_ASKED, Message("assistant", "", (Call("000000000", _PROBE.name, {}),)), Message("tool", "x", (), "0" * 9))
 
@@ -60,6 +60,7 @@ class HubTokenizer:
         self._plain_template, self._template = _texts(tokenizer.chat_template)
         self._lays_out_functions = self._lays_out(_ASKED, (_PROBE,), self._template)
         self._lays_out_calls = self._lays_out(_CALLED, (), self._plain_template)
+        self._lays_out_calls_beside = self._lays_out(_CALLED, (_OTHER,), self._template)
         if parser == "auto":
             self.markup = markup_of(self._template) if self._lays_out_functions else DESCRIBED
 
@@ -107,9 +108,11 @@ class HubTokenizer:
 
     def _laid_out(self, messages: Sequence[Message], functions: Sequence[Function]) -> str:
         """Raises what templates raise."""
-        if self._lays_out_functions if functions else self._lays_out_calls:
-            return self._render(messages, functions)
         markup = self.markup or DESCRIBED
+        if functions and self._lays_out_functions:
+            return self._render(messages, functions, None if self._lays_out_calls_beside else markup)
+        if not functions and self._lays_out_calls:
+            return self._render(messages)
         if not functions:
             return self._render(described(messages, (), markup))
         try:
@@ -126,14 +129,22 @@ class HubTokenizer:
         except _FAULTS:  # over something that has nothing to do with it
             return mentions_tools(template)
 
-    def _render(self, messages: Sequence[Message], functions: Sequence[Function] = ()) -> str:
+    def _render(
+        self, messages: Sequence[Message], functions: Sequence[Function] = (), calls_as: Markup | None = None
+    ) -> str:
         tools = [self._layout.guard_all(function.described) for function in functions]
-        return self._layout.render([self._turn(message) for message in messages], generation=True, tools=tools)
+        turns = [self._turn(message, calls_as) for message in messages]
+        return self._layout.render(turns, generation=True, tools=tools)
 
-    def _turn(self, message: Message) -> dict[str, Any]:
+    def _turn(self, message: Message, calls_as: Markup | None) -> dict[str, Any]:
+        """With `calls_as`, calls are text of this markup: the template would leave them out."""
         turn: dict[str, Any] = {"role": message.role, "content": self._layout.guard(message.content)}
         if message.calls:
-            turn["tool_calls"] = [self._called(call) for call in message.calls]
+            turn["tool_calls"] = calls = [self._called(call) for call in message.calls]
+            if calls_as is not None:
+                functions = [call["function"] for call in calls]
+                written = calls_as.written([(each["name"], each["arguments"]) for each in functions])
+                turn["content"] = "\n".join(filter(None, (turn["content"], written)))
         if message.answers:
             turn |= {"tool_call_id": self._id(message.answers), "name": message.name}
         return turn

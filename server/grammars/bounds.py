@@ -9,6 +9,8 @@ from typing import Any
 MAX_BYTES = 1 << 16
 MAX_CALL_BYTES = 1 << 18
 """Of all functions' schemas together."""
+MAX_GRAMMAR_BYTES = 1 << 20
+"""Of what is made of them."""
 MAX_VALUES = 1 << 14
 MAX_LEVELS = 64
 """Of a schema as it is written. Readers of JSON recurse."""
@@ -20,7 +22,12 @@ class TooLarge(ValueError):
 
 def check_text(text: str, most: int = MAX_BYTES) -> None:
     """Raises TooLarge."""
-    if len(text.encode()) > most:
+    check_size(len(text.encode()), most)
+
+
+def check_size(size: int, most: int) -> None:
+    """Raises TooLarge."""
+    if size > most:
         raise TooLarge(f"it is longer than {most} bytes")
 
 

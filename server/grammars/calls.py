@@ -4,9 +4,10 @@ Owns the grammar's text, in llguidance's syntax. Knows the markup's description;
 """
 
 import json
-import re
 from collections.abc import Mapping
 
+from server.grammars.element_rules import element_rules
+from server.grammars.literal import literal
 from server.grammars.schema import kept_schema
 from server.structure import CallForm
 
@@ -29,31 +30,38 @@ def call_grammar(form: CallForm, by_token: bool) -> str:
 
 def _rules(form: CallForm, tokens: Mapping[str, int]) -> dict[str, str]:
     """Once an answer has begun to call, nothing but calls follows, so that no model answers its own."""
-    markup, names = form.markup, [f"f{place}" for place in range(len(form.functions))]
+    markup = form.markup
     begin, end = _mark(markup.begin, tokens), _mark(markup.end, tokens)
-    call = f"({' | '.join(names)})"
-    between = _mark(markup.between, tokens) or "BETWEEN"
+    call = f"({' | '.join(f'f{place}' for place in range(len(form.functions)))})"
     return {
         "start": _start(form, begin),
-        "head[lazy]": f"/(?s:.*){_literal(markup.begin)}/",
+        "head[lazy]": f"/(?s:.*){literal(markup.begin)}/",
         "TEXT": "/(?s:.+)/" if markup.begin else f"/{_SPACE}+|{_SPACE}*[^\\x20\\x0A\\x0D\\x09{{](?s:.*)/",
-        "BEGIN": f"/{_literal(markup.begin)}/",
-        "NEXT": f"/{_GAP}{_literal(markup.begin)}/",
-        "END": f"/{_GAP}{_literal(markup.end)}/",
+        "BEGIN": f"/{literal(markup.begin)}/",
+        "NEXT": f"/{_GAP}{literal(markup.begin)}/",
+        "END": f"/{_GAP}{literal(markup.end)}/",
         "SPACE": f"/{_SPACE}{{1,8}}/",
         "calls": _calls(form, begin, end),
-        "call": call if markup.between else f"OPEN {call} CLOSE",
-        **{
-            name: f"{_quoted(function.name, not markup.between)} {between} @schema{place}"
-            for place, (name, function) in enumerate(zip(names, form.functions, strict=True))
-        },
+        "call": call if markup.between or markup.elements else f"OPEN {call} CLOSE",
         "OPEN": f'/{_GAP}\\{{{_GAP}"name"{_GAP}:{_GAP}/',
-        "BETWEEN": f"/{_literal(markup.between)}/" if markup.between else _before_arguments(markup.arguments),
         "CLOSE": f"/{_GAP}\\}}/",
-        "LIST": f"/{_GAP}\\[/",
+        "LIST": f"/{_GAP}{literal(markup.bracket)}/",
         "COMMA": f"/{_GAP},/",
         "CLOSE_LIST": f"/{_GAP}\\]/",
+        **(element_rules(form.functions, _GAP) if markup.elements else _json_rules(form, tokens)),
     }
+
+
+def _json_rules(form: CallForm, tokens: Mapping[str, int]) -> dict[str, str]:
+    """The functions f0, f1, …, each a name and its arguments as one object."""
+    markup = form.markup
+    between = _mark(markup.between, tokens) or "BETWEEN"
+    rules = {
+        f"f{place}": f"{_quoted(function.name, not markup.between)} {between} @schema{place}"
+        for place, function in enumerate(form.functions)
+    }
+    rules["BETWEEN"] = f"/{literal(markup.between)}/" if markup.between else _before_arguments(markup.arguments)
+    return rules
 
 
 def _before_arguments(key: str) -> str:
@@ -65,7 +73,7 @@ def _start(form: CallForm, begin: str) -> str:
     if form.forced:
         return f"{first} calls"
     if form.text is not None:
-        return f"@schema{len(form.functions)} | {first} calls"
+        return f"@schema{len(form.parts) - 1} | {first} calls"
     if not form.markup.begin:
         return "TEXT? | calls"
     return f"TEXT? | (head{f' | TEXT? {begin}' if begin else ''}) calls"
@@ -78,7 +86,7 @@ def _calls(form: CallForm, begin: str, end: str) -> str:
     again = "COMMA" if form.markup.listed else f"SPACE? {begin}" if begin else "NEXT"
     many = one if form.max_calls == 1 else f"{one} ({again} {one}){{0,{form.max_calls - 1}}}"
     if form.markup.listed:
-        return f"LIST {many} CLOSE_LIST{closed}"
+        return f"{'LIST ' if form.markup.bracket else ''}{many} CLOSE_LIST{closed}"
     return many if form.max_calls == 1 else f"{many} SPACE?"
 
 
@@ -90,7 +98,3 @@ def _mark(text: str, tokens: Mapping[str, int]) -> str:
 def _quoted(name: str, in_json: bool) -> str:
     """A literal of the name, as JSON has it or bare."""
     return json.dumps(json.dumps(name) if in_json else name)
-
-
-def _literal(text: str) -> str:
-    return re.escape(text).replace("/", r"\/")

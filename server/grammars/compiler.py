@@ -19,7 +19,7 @@ from llguidance import LLMatcher, LLTokenizer
 from engine.constraint import Constraint
 from engine.errors import ConstraintFailed
 from server.errors import BadRequest
-from server.grammars.bounds import MAX_CALL_BYTES, TooLarge, check_text
+from server.grammars.bounds import MAX_CALL_BYTES, MAX_GRAMMAR_BYTES, TooLarge, check_size, check_text
 from server.grammars.calls import call_grammar
 from server.grammars.faults import reason
 from server.grammars.lenient import Malformed
@@ -89,9 +89,7 @@ def _text(structure: Structure) -> str | list[str]:
     content = structure.content
     try:
         if isinstance(content, CallForm):
-            parts = [_part_text(part) for part in content.parts]
-            check_text("".join(parts), MAX_CALL_BYTES)
-            return [call_grammar(content, by_token=False), *parts]
+            return _call_texts(content)
         if isinstance(content, tuple):
             check_text("".join(content))
             return list(content)
@@ -100,6 +98,18 @@ def _text(structure: Structure) -> str | list[str]:
     except TooLarge as error:
         raise _refusal(structure, str(error)) from None
     return text
+
+
+def _call_texts(form: CallForm) -> list[str]:
+    """The grammar and the schemas in it. Raises TooLarge, and BadRequest for what is no schema."""
+    texts, size = [], 0
+    for part in form.parts:  # of which many may have the same definitions
+        texts.append(_part_text(part))
+        size += len(texts[-1].encode())
+        check_size(size, MAX_CALL_BYTES)
+    grammar = call_grammar(form, by_token=False)
+    check_text(grammar, MAX_GRAMMAR_BYTES)
+    return [grammar, *texts]
 
 
 def _part_text(part: Part) -> str:
@@ -117,8 +127,8 @@ def _refused(structure: Structure, error: Exception, sent: str) -> BadRequest:
     if place is None or not isinstance(form, CallForm):
         return _refusal(structure, why)
     part = form.parts[place]
-    is_function = place < len(form.functions)
-    advice = " Without `strict`, what is not supported is not enforced." if is_function and part.strict else ""
+    may_be_lenient = part is not form.text and part.strict
+    advice = " Without `strict`, what is not supported is not enforced." if may_be_lenient else ""
     return _refusal(Structure(part.field, "json", part.schema), why, advice)
 
 

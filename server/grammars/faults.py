@@ -9,7 +9,7 @@ _CAUSE = re.compile(r"^error: (.+)", re.MULTILINE)
 _PLACE = re.compile(r"^(?:at )?\d+\(\d+\): ")
 _GBNF = re.compile(r"^Failed to convert the grammar from GBNF to Lark: (.*?)(?:, '.*)?$", re.DOTALL)
 _LIMITS = ("fuel", "too many", "too big", "too large", "too complex", "too long", "current row", "panic", "recursion")
-_KEYWORDS = frozenset(
+KEYWORDS = frozenset(
     re.findall(
         r"\S+",
         """$ref $defs allOf anyOf oneOf not if then else const enum type format pattern items prefixItems contains
@@ -38,6 +38,6 @@ def reason(fault: str, sent: str) -> str:
     def kept(match: re.Match[str]) -> str:
         word = match[0]
         was_sent = word in words or (len(word) > 3 and word in sent)
-        return "…" if was_sent and word not in _KEYWORDS else word
+        return "…" if was_sent and word not in KEYWORDS else word
 
     return re.sub(r"\$?\w+", kept, line) or "it cannot be read"

@@ -4,7 +4,6 @@ Owns the library's limits, the spelling of its grammars, and `Followed`, the eng
 nor processes; the process that tries forms imports it too, so it imports little.
 """
 
-import re
 from collections.abc import Callable, Collection
 from time import thread_time
 from typing import TypeVar
@@ -12,6 +11,7 @@ from typing import TypeVar
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from
 
 from engine.errors import ConstraintFailed
+from server.grammars.literal import literal
 
 T = TypeVar("T")
 
@@ -40,15 +40,10 @@ def spelled(kind: str, content: str | list[str]) -> str:
     if kind == "calls":
         return content[0]
     if not isinstance(content, str):
-        return str(LLMatcher.grammar_from_regex("|".join(map(_literally, content))))
+        return str(LLMatcher.grammar_from_regex("|".join(map(literal, content))))
     if kind == "json":
         return LLMatcher.grammar_from_json_schema(content)
     return LLMatcher.grammar_from_regex(content) if kind == "regex" else grammar_from("grammar", content)
-
-
-def _literally(text: str) -> str:
-    """A regular expression of this text alone."""
-    return re.sub(r"[\\.+*?()|\[\]{}^$#&\-~/]", r"\\\g<0>", text)
 
 
 def matcher_of(vocabulary: LLTokenizer, grammar: str) -> LLMatcher:

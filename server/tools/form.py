@@ -10,7 +10,8 @@ from server.grammars.bounds import TooLarge, check_schema
 from server.ports import Tokenizer
 from server.structure import CallForm, Part, Structure
 from server.tools.fields import Offer
-from server.tools.markup import Function
+from server.tools.markup import Function, Markup
+from server.tools.parameters import Unwritable, parameters
 
 
 def call_form(offer: Offer, tokenizer: Tokenizer, asked: Structure | None) -> CallForm:
@@ -27,7 +28,7 @@ def call_form(offer: Offer, tokenizer: Tokenizer, asked: Structure | None) -> Ca
             "unsupported_field",
         )
     for function in offer.functions:
-        _check(function)
+        _check(function, markup)
     max_calls = markup.max_calls if offer.parallel else 1
     ids = {text: tokenizer.special_id(text) for text in markup.marks}
     tokens = {text: id for text, id in ids.items() if id is not None}
@@ -40,12 +41,20 @@ def shown(form: CallForm | None) -> Mapping[int, str]:
     return {} if form is None else {id: text for text, id in form.tokens.items()}
 
 
-def _check(function: Function) -> None:
-    """Raises BadRequest for a schema that is too large to be laid out in a prompt, let alone kept to."""
+def _check(function: Function, markup: Markup) -> None:
+    """Raises BadRequest for a schema that is too large to be laid out in a prompt, or that the markup cannot write."""
     try:
         check_schema(function.parameters or {})
     except TooLarge as error:
         raise BadRequest(f"`{function.field}` cannot be read: {error}. Send less.", function.field) from None
+    try:
+        if markup.elements:
+            parameters(function)
+    except Unwritable as error:
+        message = (
+            f"`{function.field}` cannot be kept to: {error}. Send named parameters, each with a schema of its own."
+        )
+        raise BadRequest(message, function.field, "grammar_invalid") from None
 
 
 def _text(asked: Structure, begins_otherwise: bool) -> Part:

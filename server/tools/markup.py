@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+SPACE = " \n\r\t"
+"""What may stand between two parts of a call."""
 MAX_CALLS = 32
 """In one answer. A weak model that must call would otherwise go on for ever."""
 
@@ -73,12 +75,13 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Markup:
-    """Each call is `{"name": …, "<arguments>": {…}}` or, with `between`, its name, this text and its arguments.
+    """Each call is `{"name": …, "<arguments>": {…}}`; or, with `between`, its name, this text and its arguments; or,
+    with `elements`, `<function=…>` with a `<parameter=…>` for each argument, whose strings are text without quotes.
 
     It stands between `begin` and `end`. Without a `begin` an answer is a call if its first character is `{`. If
-    `listed`, one `begin` and `end` stand around a JSON list of all calls. An answer holds at most `max_calls`. A base
-    has this markup if its chat template has all of `signs` and none of `others`. With `short_ids`, a template takes
-    ids of nine letters and digits only.
+    `listed`, one `begin` and `end` stand around a JSON list of all calls, whose bracket may be the last character of
+    `begin`. An answer holds at most `max_calls`. A base has this markup if its chat template has all of `signs` and
+    none of `others`. With `short_ids`, a template takes ids of nine letters and digits only.
     """
 
     name: str
@@ -86,6 +89,7 @@ class Markup:
     end: str
     arguments: str = "arguments"
     between: str = ""
+    elements: bool = False
     listed: bool = False
     max_calls: int = MAX_CALLS
     short_ids: bool = False
@@ -97,14 +101,27 @@ class Markup:
         """The texts that may be special tokens."""
         return tuple(filter(None, (self.begin, self.between, self.end)))
 
+    @property
+    def bracket(self) -> str:
+        """Where a list of calls begins, behind `begin`."""
+        return "" if self.begin.endswith("[") else "["
+
     def written(self, calls: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
         """Names with their arguments as an answer that calls them."""
         if self.between:
             return "".join(f"{self.begin}{name}{self.between}{dumps(given)}{self.end}" for name, given in calls)
+        if self.elements:
+            return "\n".join(f"{self.begin}\n{_in_elements(name, given)}\n{self.end}" for name, given in calls)
         bodies = [f'{{"name": {dumps(name)}, "{self.arguments}": {dumps(given)}}}' for name, given in calls]
         if self.listed:
-            return f"{self.begin}[{', '.join(bodies)}]{self.end}"
+            return f"{self.begin}{self.bracket}{', '.join(bodies)}]{self.end}"
         return "\n".join(f"{self.begin}\n{body}\n{self.end}".strip("\n") for body in bodies)
+
+
+def _in_elements(name: str, arguments: Mapping[str, Any]) -> str:
+    values = ((key, value if isinstance(value, str) else dumps(value)) for key, value in arguments.items())
+    parameters = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in values)
+    return f"<function={name}>\n{parameters}</function>"
 
 
 HERMES = Markup(
@@ -126,7 +143,19 @@ SMOLLM2 = Markup("smollm2", "<tool_call>", "</tool_call>", listed=True)
 DESCRIBED = replace(HERMES, max_calls=1)
 """For a base whose template knows of no functions: most such bases, once they call, do nothing else."""
 
-MARKUPS: Mapping[str, Markup] = {markup.name: markup for markup in (HERMES, LLAMA3, MISTRAL, MISTRAL_ARGS, SMOLLM2)}
+QWEN3_CODER = Markup(
+    "qwen3_coder",
+    "<tool_call>",
+    "</tool_call>",
+    elements=True,
+    signs=("<tool_call>", "<function=", "<parameter="),
+)
+GRANITE = Markup("granite", "<|tool_call|>", "", listed=True, signs=("<|tool_call|>",), others=("<tool_call>",))
+PHI4_MINI = Markup("phi4_mini_json", "functools[", "", listed=True, signs=("functools[",))
+
+MARKUPS: Mapping[str, Markup] = {
+    markup.name: markup for markup in (HERMES, LLAMA3, MISTRAL, MISTRAL_ARGS, SMOLLM2, QWEN3_CODER, GRANITE, PHI4_MINI)
+}
 """By the names that vLLM's `--tool-call-parser` has for them, as far as it has."""
 
 

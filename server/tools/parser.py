@@ -5,12 +5,15 @@ calls, and an answer that is cut off somewhere. Knows neither tokens nor HTTP.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
 
-from server.tools.markup import Markup
-
-SPACE = " \n\r\t"
+from server.tools.elements import Elements, overlap
+from server.tools.json_end import JsonEnd
+from server.tools.markup import SPACE, Function, Markup
+from server.tools.parameters import parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +41,31 @@ class _Where(Enum):
     ARGUMENTS = "in a call's arguments"
 
 
-class CallParser:
-    """Reads one answer. `anywhere`: whether calls may come after text; otherwise the first characters decide.
+class _Arguments(Protocol):
+    """One call's arguments as they come; `whole` at their end."""
 
-    Arguments are given as they are written, character by character. Space between text and a call is given to neither.
+    @property
+    def whole(self) -> bool: ...
+
+    def read(self, text: str) -> tuple[str, int]:
+        """What is new of them as JSON, and how many characters of `text` it was read from; the others come again."""
+        ...
+
+
+class CallParser:
+    """Reads one answer. `anywhere`: whether calls may come after text; otherwise the first characters decide. Arguments
+    that come as elements are read by the `functions` that may be called.
+
+    Arguments are given as they come, character by character. Space between text and a call is given to neither.
     """
 
-    def __init__(self, markup: Markup, anywhere: bool) -> None:
-        self._begin = markup.begin
+    def __init__(self, markup: Markup, anywhere: bool, functions: Sequence[Function] = ()) -> None:
+        self._markup, self._begin = markup, markup.begin
+        self._functions = {function.name: function for function in functions}
         self._head = head(markup)
         self._where = _Where.TEXT if anywhere and markup.begin else _Where.START
         self._held = ""
-        self._value = _Value()
+        self._arguments: _Arguments = _Json()
         self.num_calls = 0
 
     @property
@@ -94,65 +110,54 @@ class CallParser:
             said = self._take(place).rstrip(SPACE)
             self._where, self._held = _Where.MARKUP, self._held[len(self._begin) :]
             return said
-        could_begin = next(n for n in range(len(self._begin) - 1, -1, -1) if self._held.endswith(self._begin[:n]))
-        return self._take(len(self._held[: len(self._held) - could_begin].rstrip(SPACE)))
+        said = self._held[: len(self._held) - overlap(self._held, self._begin)]
+        return self._take(len(said.rstrip(SPACE)))
 
     def _next(self) -> CallPiece | None:
         """The next piece of a call that what is held has."""
         if not self._held:
             return None
         if self.within:
-            length = self._value.length(self._held)
-            self._where = _Where.MARKUP if self._value.whole else _Where.ARGUMENTS
-            return CallPiece(self.num_calls - 1, None, self._take(length))
+            told, length = self._arguments.read(self._held)
+            self._where = _Where.MARKUP if self._arguments.whole else _Where.ARGUMENTS
+            self._take(length)
+            return CallPiece(self.num_calls - 1, None, told) if told or length else None
         found = self._head.search(self._held)
         if found is None:
             return None
-        self._where, self._value = _Where.ARGUMENTS, _Value()
+        self._where, self._arguments = _Where.ARGUMENTS, self._arguments_of(found[1])
         self._held = self._held[found.end() :]
         self.num_calls += 1
         return CallPiece(self.num_calls - 1, found[1], "")
+
+    def _arguments_of(self, name: str) -> _Arguments:
+        return Elements(parameters(self._functions[name])) if self._markup.elements else _Json()
 
     def _take(self, length: int) -> str:
         taken, self._held = self._held[:length], self._held[length:]
         return taken
 
 
-class _Value:
-    """Where one JSON object ends."""
+class _Json:
+    """Arguments as they are written: one JSON object."""
 
     def __init__(self) -> None:
-        self._depth = 0
-        self._in_string = False
-        self._escaped = False
-        self.whole = False
+        self._end = JsonEnd()
 
-    def length(self, text: str) -> int:
-        """How many characters of `text`, which goes on with it and is not empty, are its."""
-        place, self._escaped = int(self._escaped), False
-        while found := _MARKS.search(text, place):
-            mark, place = found[0], found.end()
-            if mark == '"':
-                self._in_string = not self._in_string
-            elif self._in_string:
-                self._escaped = mark == "\\" and place == len(text)
-                place += mark == "\\"
-            elif mark in "{[":
-                self._depth += 1
-            elif mark in "}]":
-                self._depth -= 1
-                self.whole = self._depth == 0
-                if self.whole:
-                    return place
-        return len(text)
+    @property
+    def whole(self) -> bool:
+        return self._end.whole
 
-
-_MARKS = re.compile(r'[\\"{}\[\]]')
+    def read(self, text: str) -> tuple[str, int]:
+        length = self._end.length(text)
+        return text[:length], length
 
 
 def head(markup: Markup) -> re.Pattern[str]:
     """A call up to its arguments. Its one group is the function's name."""
     space = f"[{SPACE}]*"
+    if markup.elements:
+        return re.compile("<function=([a-zA-Z0-9_-]+)>")
     if markup.between:
         return re.compile(rf"([a-zA-Z0-9_-]+){re.escape(markup.between)}(?=\{{)")
     parts = (r"\{", '"name"', ":", '"([a-zA-Z0-9_-]+)"', ",", f'"{markup.arguments}"', r":", r"(?=\{)")

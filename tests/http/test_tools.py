@@ -10,10 +10,10 @@ import httpx
 import openai
 import pytest
 
-from server.tools.markup import LLAMA3, MISTRAL, Markup
+from server.tools.markup import LLAMA3, MARKUPS, MISTRAL, Markup
 from tests.support.models import tiny_tokenizer
 from tests.support.real_engine_server import RealEngineServer, real_engine_server
-from tests.support.saying import ASK, NAMED, NOTHING, NOW, SCHEMA, TOOLS, Said, saying
+from tests.support.saying import ASK, NAMED, NOTHING, NOW, SCHEMA, TOOLS, Said, calls, prompt_of, result_of, saying
 from tests.support.server_rig import BASE
 from tests.support.structures import allowed_bytes, follow, keeps_to, parsed
 
@@ -27,10 +27,6 @@ BOTH = f'{CALL}\n<tool_call>{{"name": "now", "arguments": {{}}}}</tool_call>'
 def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Said]:
     with saying(tmp_path_factory.mktemp("said")) as made:
         yield made
-
-
-def calls(message: Any) -> list[tuple[str, str]]:
-    return [(call.function.name, call.function.arguments) for call in message.tool_calls or []]
 
 
 def test_a_call(said: Said) -> None:
@@ -127,10 +123,6 @@ def test_several_answers(said: Said) -> None:
     assert pieces == dict.fromkeys(range(3), OSLO)
 
 
-def prompt_of(said: Said) -> str:
-    return bytes(id for id in said.rig.worker.seen[-1].prompt if id < 256).decode()
-
-
 def test_without_a_choice_to_call_the_model_is_told_of_nothing(said: Said) -> None:
     choice = said.whole(CALL, tool_choice="none").choices[0]
     assert (choice.message.content, choice.finish_reason) == (CALL, "stop"), "a text as any other"
@@ -188,6 +180,8 @@ def test_allowed_functions_are_called_and_no_others(said: Said, mode: str) -> No
 OTHERS = {
     "llama": (LLAMA3, f'{{"name": "get_weather", "parameters": {OSLO}}}'),
     "mistral": (MISTRAL, f'[TOOL_CALLS] [{{"name": "get_weather", "arguments": {OSLO}}}]'),
+    "granite": (MARKUPS["granite"], f'<|tool_call|>[{{"name": "get_weather", "arguments": {OSLO}}}]'),
+    "phi": (MARKUPS["phi4_mini_json"], f'functools[{{"name": "get_weather", "arguments": {OSLO}}}]'),
 }
 
 
@@ -275,8 +269,7 @@ def test_a_second_turn_of_a_random_model(client: openai.OpenAI) -> None:
     wish: dict[str, Any] = {"model": BASE, "tools": TOOLS, "seed": 1, "max_tokens": 200}
     first = client.chat.completions.create(messages=ASK, tool_choice=NAMED, **wish).choices[0].message
     assert first.tool_calls is not None
-    result: Any = {"role": "tool", "tool_call_id": first.tool_calls[0].id, "content": "5 C"}
-    messages: Any = [*ASK, first, result]
+    messages: Any = [*ASK, first, result_of(first)]
     reply = client.chat.completions.create(messages=messages, response_format={"type": "json_object"}, **wish)
     assert reply.choices[0].message.content or reply.choices[0].message.tool_calls
 
@@ -320,11 +313,7 @@ def test_a_base_whose_markup_is_of_special_tokens(marks: list[str], length: int,
         ((name, arguments),) = calls(whole.message)
         assert (whole.finish_reason, whole.message.content, name) == ("tool_calls", None, "get_weather")
         assert keeps_to(parsed(arguments), SCHEMA)
-        again: Any = [
-            *ASK,
-            whole.message,
-            {"role": "tool", "tool_call_id": whole.message.tool_calls[0].id, "content": "5"},
-        ]
+        again: Any = [*ASK, whole.message, result_of(whole.message)]
         chosen: dict[str, Any] = {"logit_bias": {str(begin): 100}, "temperature": 0, "parallel_tool_calls": False}
         chunks = list(client.chat.completions.create(messages=again, **wish, **chosen, stream=True))
         pieces = [piece for chunk in chunks for piece in chunk.choices[0].delta.tool_calls or []]

@@ -133,7 +133,12 @@ def test_functions_and_calls_reach_a_template_that_knows_them() -> None:
     )
 
 
-@pytest.mark.parametrize("template", [TEMPLATE, WITH_TOOLS], ids=["described", "by the template"])
+LEAVING_OUT = "{% if tools %}<|tool_call|>{{ tools | tojson }}{% endif %}" + TEMPLATE
+
+
+@pytest.mark.parametrize(
+    "template", [TEMPLATE, WITH_TOOLS, LEAVING_OUT], ids=["described", "by the template", "calls as text"]
+)
 def test_e59_special_text_in_functions_and_calls_stays_text(template: str) -> None:
     made = tokenizer(template)
     clean = [CALLED[0], Message("assistant", "", (Call("1", "f", {}),)), Message("tool", "x", answers="1", name="f")]
@@ -141,6 +146,17 @@ def test_e59_special_text_in_functions_and_calls_stays_text(template: str) -> No
     ids, plain = made.encode_chat(CALLED, [FUNCTION]), made.encode_chat(clean, [Function("f", None, None, "x")])
     assert [ids.count(each) for each in (start, end)] == [plain.count(each) for each in (start, end)]
     assert made.decode(ids).count(EVIL) == 7, "description, key, value; key, two values; result"
+
+
+def test_calls_that_a_template_leaves_out_are_text_in_its_markup() -> None:
+    """As Granite 3 has it: it lays out functions, and of earlier turns their content alone."""
+    made = tokenizer(LEAVING_OUT)
+    calls = [CALLED[0], Message("assistant", "So.", (Call("1", "f", {"é": [1]}), Call("2", "f", {})))]
+    turns = [*calls, Message("tool", "2", answers="1", name="f")]
+    text = made.decode(made.encode_chat(turns, [Function("f", None, None, "x")]))
+    written = 'So.\n<|tool_call|>[{"name": "f", "arguments": {"é": [1]}}, {"name": "f", "arguments": {}}]'
+    assert f"<|im_start|>assistant\n{written}<|im_end|>" in text and "<|im_start|>tool\n2<|im_end|>" in text
+    assert written in made.decode(made.encode_chat(turns)), "without functions too"
 
 
 def test_ids_as_mistrals_template_takes_them() -> None:

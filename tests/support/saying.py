@@ -57,3 +57,18 @@ def saying(folder: Path, markup: Markup | None = HERMES) -> Iterator[Said]:
     with serve(rig.app) as live, openai.OpenAI(base_url=f"{live.url}/v1", api_key="unused", max_retries=0) as client:
         yield Said(live, rig, client)
     rig.registry.close()
+
+
+def calls(message: Any) -> list[tuple[str, str]]:
+    """The names of the functions that a message calls, and their arguments as text."""
+    return [(call.function.name, call.function.arguments) for call in message.tool_calls or []]
+
+
+def prompt_of(said: Said) -> str:
+    """The latest request's, without its special tokens."""
+    return bytes(id for id in said.rig.worker.seen[-1].prompt if id < 256).decode()
+
+
+def result_of(message: Any) -> Any:
+    """A message that answers the first call of this one."""
+    return {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "5 C"}

@@ -63,7 +63,7 @@ def test_whatever_must_call_calls_what_is_declared(compiler: Compiler, markup: M
         most = draw.choice((1, min(3, markup.max_calls)))
         answer = written(start(compiler, form(markup, True, most, functions=functions)), 100 * seed + number, 2000)
         assert answer is not None
-        parser = CallParser(markup, anywhere=False)
+        parser = CallParser(markup, False, functions)
         piece = parser.push(answer.decode())
         assert piece.text == "" and 1 <= len(piece.calls) <= most and not parser.within
         assert all(keeps_to(parsed(call.arguments), schemas[str(call.name)]) for call in piece.calls)
@@ -78,6 +78,9 @@ def _object(draw: random.Random) -> dict[str, Any]:
 
 CALL = '{"name": "get_weather", "arguments": {"city": "Oslo", "days": 3}}'
 QWEN = f"<tool_call>\n{CALL}\n</tool_call>"
+CODER = MARKUPS["qwen3_coder"]
+DAYS = "<parameter=days>\n3\n</parameter>\n"
+CODED = f"<tool_call>\n<function=get_weather>\n<parameter=city>\nOslo\n</parameter>\n{DAYS}</function>\n</tool_call>"
 TAKEN: Mapping[str, tuple[CallForm, str]] = {
     "text": (form(), "Well, <b>no</b> {tool}_call > [1]\n"),
     "nothing": (form(), ""),
@@ -95,6 +98,14 @@ TAKEN: Mapping[str, tuple[CallForm, str]] = {
         '[TOOL_CALLS]now[ARGS]{}[TOOL_CALLS]now-utc[ARGS]{}\n[TOOL_CALLS]get_weather[ARGS]{"city": "Rom"}',
     ),
     "SmolLM2's": (form(MARKUPS["smollm2"]), f"<tool_call>[{CALL}]</tool_call>"),
+    "Granite's": (form(MARKUPS["granite"]), f"<|tool_call|>[{CALL}, {CALL}]"),
+    "Phi-4-mini's": (form(MARKUPS["phi4_mini_json"]), f"functools[\n  {CALL},\n{CALL}\n]"),
+    "text that names what begins a call": (form(MARKUPS["phi4_mini_json"]), "from functools import cache"),
+    "Qwen3-Coder's": (form(CODER), f"I look.\n{CODED}\n{CODED}"),
+    "Qwen3-Coder's without what need not be": (form(CODER), CODED.replace(DAYS, "")),
+    "Qwen3-Coder's without line breaks behind values": (form(CODER), CODED.replace("\n</p", "</p")),
+    "Qwen3-Coder's without parameters": (form(CODER), "<tool_call><function=now></function></tool_call>"),
+    "Qwen3-Coder's beside a form": (form(CODER, text=Part("f", {"enum": [1]})), "1"),
     "a form": (form(text=Part("f", {"enum": [1, "<tool_call>"]})), '"<tool_call>"'),
     "a form's call": (form(text=Part("f", {"enum": [1]})), QWEN),
 }
@@ -130,6 +141,14 @@ NOT_TAKEN: Mapping[str, tuple[CallForm, str, str | int]] = {
     "another function": (form(MARKUPS["mistral_args"]), "[TOOL_CALLS]now", "x"),
     "another's parameter": (form(MARKUPS["mistral_args"]), "[TOOL_CALLS]now-utc[ARGS]{", '"'),
     "an empty list": (form(MISTRAL), "[TOOL_CALLS][", "]"),
+    "Qwen3-Coder's unknown function": (form(CODER), "<tool_call><function=n", "a"),
+    "Qwen3-Coder's unknown city": (form(CODER), CODED.partition("Oslo")[0], "Bonn"),
+    "Qwen3-Coder's city that goes on": (form(CODER), CODED.partition("\n</p")[0], "x"),
+    "Qwen3-Coder's number of another kind": (form(CODER), CODED.partition("3")[0], "0"),
+    "Qwen3-Coder's missing parameter": (form(CODER), "<tool_call><function=get_weather>\n<", "/"),
+    "Qwen3-Coder's parameter that comes again": (form(CODER), CODED.partition("\n</f")[0] + "\n<", "p"),
+    "Qwen3-Coder's parameter where there is none": (form(CODER), "<tool_call><function=now>\n<", "p"),
+    "text after Qwen3-Coder's": (form(CODER), CODED, "S"),
     "no form": (form(text=Part("f", {"enum": [1]})), "", "2"),
 }
 

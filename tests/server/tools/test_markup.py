@@ -17,13 +17,20 @@ LLAMA = (
     "{%- endif %}{%- for message in messages %}{{- message.content }}{%- endfor %}"
 )
 NEMO = "{%- if tools %}[AVAILABLE_TOOLS]{%- endif %}{%- if message.tool_calls %}{{ '[TOOL_CALLS] [' }}{%- endif %}"
+GRANITE = (
+    "{% if tools %}Respond only with <|tool_call|> followed by a JSON list. {{ tools | tojson }}{% endif %}"
+    "{% for m in messages %}{{ m.role + m.content }}{% endfor %}"
+)
 PLAIN = "{% for message in messages %}{{ message.content }}{% endfor %}"
 TEMPLATES = {
     "Qwen": (QWEN, "hermes"),
     "Llama": (LLAMA, "llama3_json"),
     "Mistral": (NEMO, "mistral"),
     "none": (PLAIN, None),
-    "Qwen3-Coder": (QWEN.replace('{\\"name\\"', "<function="), None),
+    "Qwen3-Coder": (QWEN.replace('{\\"name\\"', "<function=f>\\n<parameter=p>"), "qwen3_coder"),
+    "Granite": (GRANITE, "granite"),
+    "Granite 4": (QWEN + GRANITE, "hermes"),
+    "Phi-4-mini": ("{% if tools %}functools[{% endif %}", "phi4_mini_json"),
     "Mistral's later one": (NEMO + "[ARGS]", "mistral_args"),
     "Mistral's with ids": (NEMO + "[CALL_ID][ARGS]", None),
     "another": ("{% if tools %}<|tool|>{% endif %}", None),
@@ -48,6 +55,10 @@ WRITTEN: Mapping[str, str] = {
     "mistral": '[TOOL_CALLS][{"name": "f", "arguments": {"é": 1}}, {"name": "g", "arguments": {}}]',
     "mistral_args": '[TOOL_CALLS]f[ARGS]{"é": 1}[TOOL_CALLS]g[ARGS]{}',
     "smollm2": '<tool_call>[{"name": "f", "arguments": {"é": 1}}, {"name": "g", "arguments": {}}]</tool_call>',
+    "qwen3_coder": "<tool_call>\n<function=f>\n<parameter=é>\n1\n</parameter>\n</function>\n</tool_call>\n"
+    "<tool_call>\n<function=g>\n</function>\n</tool_call>",
+    "granite": '<|tool_call|>[{"name": "f", "arguments": {"é": 1}}, {"name": "g", "arguments": {}}]',
+    "phi4_mini_json": 'functools[{"name": "f", "arguments": {"é": 1}}, {"name": "g", "arguments": {}}]',
 }
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.tools.markup import HERMES, LLAMA3, MARKUPS, Markup
-from server.tools.parser import SPACE, CallParser
+from server.tools.markup import HERMES, LLAMA3, MARKUPS, SPACE, Markup
+from server.tools.parser import CallParser
 
 Calls = list[tuple[str, str]]
 """Names, and arguments as they are written."""
@@ -23,7 +23,8 @@ VALUES = st.recursive(
 )
 CALLS = st.lists(st.tuples(NAMES, st.dictionaries(WORDS, VALUES, max_size=3)), min_size=1, max_size=3)
 GAP = st.text(st.sampled_from(SPACE), max_size=2)
-MARKS = st.sampled_from(list(MARKUPS.values()))
+MARKS = st.sampled_from([markup for markup in MARKUPS.values() if not markup.elements])
+"""Those whose arguments are JSON; tests/server/tools/test_elements.py has the others."""
 
 
 @st.composite
@@ -45,7 +46,7 @@ def answers(draw: st.DrawFn, markup: Markup, text: bool) -> str:
         parts = ("{", '"name"', ":", json.dumps(name), ",", json.dumps(markup.arguments), ":", given_, "}")
         bodies.append(spaced(*parts))
     if markup.listed:
-        answer = said + markup.begin + spaced("[") + spaced(",").join(bodies) + spaced("]", markup.end)
+        answer = said + markup.begin + spaced(markup.bracket) + spaced(",").join(bodies) + spaced("]", markup.end)
     else:
         answer = said + draw(GAP).join(f"{markup.begin}{body}{spaced(markup.end)}" for body in bodies)
     return answer[: draw(st.integers(0, len(answer)))] if draw(st.booleans()) else answer
@@ -168,6 +169,13 @@ EXAMPLES: Mapping[str, tuple[Markup, str, str, Calls]] = {
         "I look.",
         [("f", '{"a": 1}'), ("g-2", "{}")],
     ),
+    "Granite": (
+        MARKUPS["granite"],
+        'I look. <|tool_call|>[{"name": "f", "arguments": {"a": "]"}}, {"name": "g", "arguments": {}}]',
+        "I look.",
+        [("f", '{"a": "]"}'), ("g", "{}")],
+    ),
+    "Phi-4-mini": (MARKUPS["phi4_mini_json"], 'functools[{"name": "f", "arguments": {}}]', "", [("f", "{}")]),
     "SmolLM2": (MARKUPS["smollm2"], '<tool_call>[{"name": "f", "arguments": {}}]</tool_call>', "", [("f", "{}")]),
 }
 

@@ -1,0 +1,96 @@
+"""From the elements in which some markups write a call's arguments, as they come, to the JSON that clients are told.
+
+Owns this reading. The grammar has held the elements to the function's parameters. Knows neither bodies nor HTTP.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from server.tools.json_end import JsonEnd
+from server.tools.markup import SPACE, dumps
+from server.tools.parameters import CLOSE, Parameter, Text
+
+_NEXT = re.compile(r"<parameter=([^>]*)>\n|</function>")
+
+
+class Elements:
+    """The arguments of one call; `whole` when their last element has come."""
+
+    def __init__(self, parameters: Sequence[Parameter]) -> None:
+        self._texts: Mapping[str, Text | None] = {each.name: each.text for each in parameters}
+        self._opening = "{"
+        self._value: _Text | _Json | None = None
+        self.whole = False
+
+    def read(self, text: str) -> tuple[str, int]:
+        """What is new of the JSON, and how many characters of `text` it was read from; the others come again."""
+        told, place = "", 0
+        while not self.whole:
+            piece, length = self._element(text[place:]) if self._value is None else self._value.read(text[place:])
+            told, place = told + piece, place + length
+            if self._value is not None and self._value.whole:
+                self._value = None
+            elif not piece and not length:
+                break
+        return told, place
+
+    def _element(self, text: str) -> tuple[str, int]:
+        """The next element's beginning, or the end of all."""
+        found = _NEXT.search(text)
+        if found is None:
+            return "", 0
+        opening, name = self._opening, found[1]
+        if name is None:
+            self.whole = True
+            return "{}" if opening == "{" else "}", found.end()
+        self._opening = ", "
+        kind = self._texts.get(name)
+        self._value = _Json() if kind is None else _Text(kind.nullable)
+        return f"{opening}{dumps(name)}: ", found.end()
+
+
+class _Text:
+    """A string without quotes. The line break before its element's end is not its."""
+
+    def __init__(self, nullable: bool) -> None:
+        self._nullable = nullable
+        self._quoted = False
+        self.whole = False
+
+    def read(self, text: str) -> tuple[str, int]:
+        end = text.find(CLOSE)
+        self.whole = end >= 0
+        length = end if self.whole else len(text) - max(overlap(text, f"\n{CLOSE}"), overlap(text, CLOSE))
+        said = text[:length].removesuffix("\n") if self.whole else text[:length]
+        if self._nullable and not self._quoted:
+            if self.whole and said == "null":
+                return said, length
+            if not self.whole and "null".startswith(said):
+                return "", 0
+        opening, closing = "" if self._quoted else '"', '"' if self.whole else ""
+        self._quoted = True
+        return f"{opening}{dumps(said)[1:-1]}{closing}", length
+
+
+class _Json:
+    """A JSON value as it is written."""
+
+    def __init__(self) -> None:
+        self._end = JsonEnd()
+
+    @property
+    def whole(self) -> bool:
+        return self._end.whole
+
+    def read(self, text: str) -> tuple[str, int]:
+        """Space behind it, which a number does not show, is read again until the next character is there."""
+        if not text:
+            return "", 0
+        length = self._end.length(text)
+        said = text[:length] if self._end.in_string else text[:length].rstrip(SPACE)
+        return said, length if self.whole else len(said)
+
+
+def overlap(text: str, mark: str) -> int:
+    """How many characters at the end of `text` are a beginning of `mark`, and not all of it."""
+    return next(length for length in range(len(mark) - 1, -1, -1) if text.endswith(mark[:length]))
