@@ -6,8 +6,8 @@ Owns this reading. The grammar has held the elements to the function's parameter
 import re
 from collections.abc import Mapping, Sequence
 
-from server.tools.json_end import JsonEnd
-from server.tools.markup import SPACE, dumps
+from server.tools.json_value import JsonValue
+from server.tools.markup import dumps
 from server.tools.parameters import CLOSE, Parameter, Text
 
 _NEXT = re.compile(r"<parameter=([^>]*)>\n|</function>")
@@ -19,7 +19,7 @@ class Elements:
     def __init__(self, parameters: Sequence[Parameter]) -> None:
         self._texts: Mapping[str, Text | None] = {each.name: each.text for each in parameters}
         self._opening = "{"
-        self._value: _Text | _Json | None = None
+        self._value: _Text | JsonValue | None = None
         self.whole = False
 
     def read(self, text: str) -> tuple[str, int]:
@@ -45,7 +45,7 @@ class Elements:
             return "{}" if opening == "{" else "}", found.end()
         self._opening = ", "
         kind = self._texts.get(name)
-        self._value = _Json() if kind is None else _Text(kind.nullable)
+        self._value = JsonValue() if kind is None else _Text(kind.nullable)
         return f"{opening}{dumps(name)}: ", found.end()
 
 
@@ -70,25 +70,6 @@ class _Text:
         opening, closing = "" if self._quoted else '"', '"' if self.whole else ""
         self._quoted = True
         return f"{opening}{dumps(said)[1:-1]}{closing}", length
-
-
-class _Json:
-    """A JSON value as it is written."""
-
-    def __init__(self) -> None:
-        self._end = JsonEnd()
-
-    @property
-    def whole(self) -> bool:
-        return self._end.whole
-
-    def read(self, text: str) -> tuple[str, int]:
-        """Space behind it, which a number does not show, is read again until the next character is there."""
-        if not text:
-            return "", 0
-        length = self._end.length(text)
-        said = text[:length] if self._end.in_string else text[:length].rstrip(SPACE)
-        return said, length if self.whole else len(said)
 
 
 def overlap(text: str, mark: str) -> int:

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Protocol
 
 from server.tools.elements import Elements, overlap
-from server.tools.json_end import JsonEnd
+from server.tools.json_value import JsonValue
 from server.tools.markup import SPACE, Function, Markup
 from server.tools.parameters import parameters
 
@@ -65,7 +65,7 @@ class CallParser:
         self._head = head(markup)
         self._where = _Where.TEXT if anywhere and markup.begin else _Where.START
         self._held = ""
-        self._arguments: _Arguments = _Json()
+        self._arguments: _Arguments = JsonValue()
         self.num_calls = 0
 
     @property
@@ -131,26 +131,11 @@ class CallParser:
         return CallPiece(self.num_calls - 1, found[1], "")
 
     def _arguments_of(self, name: str) -> _Arguments:
-        return Elements(parameters(self._functions[name])) if self._markup.elements else _Json()
+        return Elements(parameters(self._functions[name])) if self._markup.elements else JsonValue()
 
     def _take(self, length: int) -> str:
         taken, self._held = self._held[:length], self._held[length:]
         return taken
-
-
-class _Json:
-    """Arguments as they are written: one JSON object."""
-
-    def __init__(self) -> None:
-        self._end = JsonEnd()
-
-    @property
-    def whole(self) -> bool:
-        return self._end.whole
-
-    def read(self, text: str) -> tuple[str, int]:
-        length = self._end.length(text)
-        return text[:length], length
 
 
 def head(markup: Markup) -> re.Pattern[str]:
