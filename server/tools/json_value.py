@@ -33,6 +33,7 @@ class JsonValue:
         return said, length if self.whole else len(said)
 
     def _length(self, text: str) -> int:
+        """How many characters of `text`, which goes on with it and is not empty, are its."""
         place, self._escaped = int(self._escaped), False
         while found := _MARKS.search(text, place):
             mark, place = found[0], found.end()

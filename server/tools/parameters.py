@@ -75,8 +75,8 @@ _NOTES = frozenset(
     {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "$schema"}
 )
 """Keywords that restrict nothing."""
-_LIBRARYS = frozenset({"x-guidance"})
-_KEPT = _NOTES | _DEFINITIONS | _LIBRARYS | {"properties", "required"}
+_LIBRARY_KEYWORDS = frozenset({"x-guidance"})
+_KEPT = _NOTES | _DEFINITIONS | _LIBRARY_KEYWORDS | {"properties", "required"}
 _MAX_STEPS = 8
 """From reference to reference, which may go round."""
 
@@ -93,7 +93,7 @@ def _parameter(name: str, required: bool, schema: Any, root: Mapping[str, Any]) 
 
 def _by_itself(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
     """With the definitions that it may refer to, and what the whole schema asks of the grammar library."""
-    beside = _DEFINITIONS | _LIBRARYS if '"$ref"' in json.dumps(schema) else _LIBRARYS
+    beside = _DEFINITIONS | _LIBRARY_KEYWORDS if '"$ref"' in json.dumps(schema) else _LIBRARY_KEYWORDS
     return {**schema, **{key: root[key] for key in beside if key in root}}
 
 
