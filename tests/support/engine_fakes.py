@@ -162,6 +162,7 @@ class Bench:
         batch_tokens: int = 16,
         sequences: int = 4,
         waiting: int = 100,
+        model_len: int = 200,
         adapters: Mapping[str, int] | None = None,
         device: int = 100,
         host: int = 1000,
@@ -184,7 +185,7 @@ class Bench:
             tiers=AdapterTiers(Residency(device, host, fetches, quotas), self.mover, observe),
             decode=decode,
             eos={EOS},
-            limits=Limits(max_model_len=200, max_waiting=waiting),
+            limits=Limits(model_len, waiting),
             observe=observe,
         )
 
