@@ -84,16 +84,18 @@ class Decoding:
 
     def __init__(self, base: Base, store: BlobStore, setup: StepSetup, steps: int, graphs: bool) -> None:
         self._base, self._setting, self._steps = base, setup, steps
-        length = setup.context + steps + 2
         on_cuda = base.device.type == "cuda"
-        block = default_block_size(on_cuda)
+        block, batch = default_block_size(on_cuda), default_batch_tokens(on_cuda)
+        # Those whose prompt was read first go on while the others' are read, and must not be done before the last step.
+        self._tokens = steps + 2 + setup.rows * (setup.context // batch + 1)
+        length = setup.context + self._tokens
         config = EngineConfig(
             num_blocks=setup.rows * (length // block + 1),
             max_model_len=length,
             adapter_device_bytes=ADAPTER_BYTES,
             adapter_host_bytes=ADAPTER_BYTES,
             block_size=block,
-            max_batch_tokens=default_batch_tokens(on_cuda),
+            max_batch_tokens=batch,
             max_sequences=setup.rows,
         )
         self._engine: Engine = build(base, store, config, recorder=cuda_graphs(base) if graphs else None)
@@ -101,15 +103,16 @@ class Decoding:
 
     def step_seconds(self, adapters: Sequence[AdapterId | None]) -> list[float]:
         """The seconds of each timed decode step, with rows that take `adapters` in turn; None is the base."""
-        params = SamplingParams(max_tokens=self._steps + 2, temperature=0.0, ignore_eos=True)
+        params = SamplingParams(max_tokens=self._tokens, temperature=0.0, ignore_eos=True)
         for row in range(self._setting.rows):
-            prompt = tuple(int(token) for token in torch.randint(256, 4096, (self._setting.context,)))
+            prompt = tuple(torch.randint(self._base.model.config.vocab_size, (self._setting.context,)).tolist())
             self._asked += 1
             self._engine.submit(Request(str(self._asked), prompt, params, adapters[row % len(adapters)]))
         scheduler = self._engine.scheduler
         while scheduler.waiting or any(sequence.remaining > 1 for sequence in scheduler.running):
             self._engine.step()
         times = [self._step_s() for _ in range(self._steps)]
+        assert len(scheduler.running) == self._setting.rows
         self._engine.abort_all()
         return times[WARM_UP:]
 
