@@ -5,11 +5,11 @@ Owns the memory that blocks number. Which block belongs to whom is `blocks.py`'s
 
 from collections.abc import Sequence
 from math import prod
-from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 import torch
 from torch import Tensor
 
+from loader import pages
 from loader.plan import KVLayer
 
 
@@ -50,8 +50,7 @@ class KVCache:
 
 
 def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """On a CPU, pages that the system gives when they are first written to: a cache takes memory as it fills."""
+    """On a CPU a cache takes memory as it fills."""
     if device.type != "cpu":
         return torch.zeros(*shape, dtype=dtype, device=device)
-    pages = mmap(-1, prod(shape) * dtype.itemsize, flags=MAP_PRIVATE | MAP_ANONYMOUS)
-    return torch.frombuffer(pages, dtype=dtype).view(*shape)
+    return pages.zeros(prod(shape), dtype).view(*shape)

@@ -21,13 +21,17 @@ def empty(count: int, dtype: torch.dtype) -> Tensor:
     With pages of 4 KiB the processor looks up where each lies, and does not read ahead from one into the next:
     docs/performance.md says what that costs.
     """
+    return zeros(count, dtype) if count * dtype.itemsize >= LARGE else torch.empty(count, dtype=dtype)
+
+
+def zeros(count: int, dtype: torch.dtype) -> Tensor:
+    """The same, zero, in pages that the system gives when they are first written to. At least one number."""
     size = count * dtype.itemsize
-    if size < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(count, dtype=dtype)
     region = mmap.mmap(-1, size + LARGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     begin = -torch.frombuffer(region, dtype=torch.uint8).data_ptr() % LARGE
-    with suppress(OSError):  # a kernel that was built without them
-        region.madvise(mmap.MADV_HUGEPAGE, begin, size // LARGE * LARGE)
+    if hasattr(mmap, "MADV_HUGEPAGE") and size >= LARGE:
+        with suppress(OSError):  # a kernel that was built without them
+            region.madvise(mmap.MADV_HUGEPAGE, begin, size // LARGE * LARGE)
     return torch.frombuffer(region, dtype=dtype, count=count, offset=begin)
 
 

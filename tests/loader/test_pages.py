@@ -17,6 +17,14 @@ def test_it_is_memory_as_any_other(count: int) -> None:
     assert some.sum(dtype=torch.float64) == count and bool((other == 2).all())
 
 
+@pytest.mark.parametrize("count", [1, 5000, 3 * pages.LARGE // 2 + 7])
+def test_it_is_zero_where_that_was_asked_for(count: int) -> None:
+    some = pages.zeros(count, torch.bfloat16)
+    assert some.shape == (count,) and not some.any()
+    some.fill_(1)
+    assert not pages.zeros(count, torch.bfloat16).any()
+
+
 @pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="this system has no large pages to ask for")
 def test_what_is_worth_a_large_page_begins_with_one() -> None:
     assert pages.empty(pages.LARGE, torch.uint8).data_ptr() % pages.LARGE == 0
