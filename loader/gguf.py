@@ -9,13 +9,11 @@ import os
 import shutil
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
 
 from loader import directory
+from loader.apart import EndedEarly, run_apart
 from loader.errors import BaseNotFound, LoaderError
 from loader.progress import Progress
 
@@ -68,13 +66,23 @@ def convert(file: Path, base_id: str, data_dir: Path, progress: Progress) -> Pat
 def _write_apart(file: Path, made: Path) -> None:
     """Convert in a process of its own: it needs several times the model's size, and the server must not keep that."""
     try:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            process.submit(_write, file, made).result()
-    except BrokenProcessPool as error:
-        raise LoaderError(
-            f"The conversion of {file.name} was killed, most likely for lack of memory. Convert it on a larger "
-            "machine, or give --base the model's safetensors directory."
-        ) from error
+        run_apart(_write, file, made)
+    except EndedEarly as early:
+        raise LoaderError(f"The conversion of {file.name} {early}. {_fix(early)}") from early
+
+
+def _fix(early: EndedEarly) -> str:
+    if early.killed:
+        return (
+            "Most likely the memory did not suffice. Convert it on a larger machine, or give --base the model's "
+            "safetensors directory."
+        )
+    if early.exit_code < 0:
+        return "Start it again."
+    return (
+        "What it wrote on standard error says why. If this program is a script of yours, it must be a file, and guard "
+        'its start by `if __name__ == "__main__":`, since the process that converts imports it.'
+    )
 
 
 def _write(file: Path, made: Path) -> None:
