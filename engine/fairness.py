@@ -86,13 +86,14 @@ class VirtualCounters:
         in before you ask for the next: it is looked at again.
         """
         queues = _by_tenant(waiting)
-        turns = [(self.counter(t), t in running, place, t) for place, t in enumerate(queues)]
+        turns = [(self.counter(t), t in running, queue[0][0], t) for t, queue in queues.items()]
         heapify(turns)
         while turns:
-            _, served, place, tenant = turns[0]
-            yield queues[tenant].popleft()
-            if queues[tenant]:
-                heapreplace(turns, (self.counter(tenant), served, place, tenant))
+            _, served, _, tenant = turns[0]
+            queue = queues[tenant]
+            yield queue.popleft()[1]
+            if queue:
+                heapreplace(turns, (self.counter(tenant), served, queue[0][0], tenant))
             else:
                 heappop(turns)
 
@@ -100,15 +101,15 @@ class VirtualCounters:
         """Everyone who waits, one of each tenant after the other: about how they will come in, for loading ahead."""
         queues = _by_tenant(waiting)
         rounds = zip_longest(*(queues[tenant] for tenant in sorted(queues, key=self.counter)))
-        return (sequence for sequence in chain.from_iterable(rounds) if sequence is not None)
+        return (placed[1] for placed in chain.from_iterable(rounds) if placed is not None)
 
     def _lift(self, tenant: str, floor: float) -> None:
         self._counters[tenant] = max(self.counter(tenant), floor)
 
 
-def _by_tenant(waiting: Iterable[Sequence]) -> dict[str, deque[Sequence]]:
-    """The tenants in the order in which their first sequences came."""
-    queues: dict[str, deque[Sequence]] = defaultdict(deque)
-    for sequence in waiting:
-        queues[sequence.tenant].append(sequence)
+def _by_tenant(waiting: Iterable[Sequence]) -> dict[str, deque[tuple[int, Sequence]]]:
+    """Each tenant's sequences with their places in the queue, the tenants in the order in which their first came."""
+    queues: dict[str, deque[tuple[int, Sequence]]] = defaultdict(deque)
+    for place, sequence in enumerate(waiting):
+        queues[sequence.tenant].append((place, sequence))
     return queues

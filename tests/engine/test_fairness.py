@@ -92,6 +92,17 @@ def test_turns_are_those_of_the_papers_algorithm(data: st.DataObject) -> None:
         assert {client: pytest.approx(ours.counter(client)) for client in "abc"} == {c: paper.c[c] for c in "abc"}
 
 
+def test_of_equal_counters_who_has_waited_longest_goes_first() -> None:
+    """The next of each, not whose first one came before: with b1 and a1 in, both have paid 5."""
+    counters = VirtualCounters(PRICES)
+    waiting = [sequence(id, [0] * 5, tenant=id[0]) for id in ("b1", "a1", "a2", "b2")]
+    order = []
+    for each in counters.in_turn(waiting, ()):
+        counters.charge(each.tenant, PRICES.input * each.prompt_len)
+        order.append(each.id)
+    assert order == ["b1", "a1", "a2", "b2"]
+
+
 class Books:
     """What each tenant was served, counted from the plans alone: every position once, by its price, and every move of
     an adapter, whose name begins with its tenant's. `most_moved` is the most that moves cost it between two turns.
@@ -220,7 +231,8 @@ def test_work_is_never_held_back() -> None:
     bench = Bench(counters=VirtualCounters(PRICES, {"small": 0.01}))
     for number in range(20):
         bench.submit(str(number), [number], tenant="small", max_tokens=10)
-    assert all(len(plan.chunks) == 4 for plan in (bench.step() for _ in range(10)) if plan)
+    plans = [bench.step() for _ in range(10)]
+    assert [plan and len(plan.chunks) for plan in plans] == [4] * 10
 
 
 @pytest.mark.parametrize("idle_steps", [0, 50])
