@@ -190,8 +190,8 @@ def test_blocks_that_held_nan_are_reused_without_a_trace(
     rig = EngineRig.load(model_dir, tmp_path, num_blocks=12)
     bad = rig.add(write_adapter(tmp_path / "bad", rig.base.shape, change=huge))
     for start in range(0, 150, 30):
-        rig.submit(range(start, start + 30), greedy(), bad)
-        rig.run()
+        broken = rig.submit(range(start, start + 30), greedy(), bad)
+        assert rig.run()[broken].error_code == "adapter_overflow", "otherwise no block held any"
     id = rig.submit(PROMPTS[3], greedy())
     check(rig.run()[id], PROMPTS[3], reference)
     rig.close()

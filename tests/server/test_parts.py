@@ -3,11 +3,10 @@
 import asyncio
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.samples import Sample
 
 from adapters.manifest import AdapterId
@@ -27,16 +26,12 @@ from server.answer import fold
 from server.body import parse_json
 from server.datadir import DataDir, DataDirInUse, DataDirUnusable
 from server.errors import TABLE, BadRequest, Draining, NotReady, api_error
-from server.gauges import EngineCollector, ServerCollector
 from server.lifecycle import Lifecycle
 from server.logprobs import CompletionLogprobs, chat_logprobs
 from server.loop_lag import watch_loop_lag
 from server.metrics import MAX_ADAPTER_LABELS, AdapterLabels, Metrics
 from server.resolve import reference
 from server.settings import SettingsError, read_settings
-from server.version import version
-from tests.support.engine import FakeWorker
-from tests.support.server_rig import BASE, make_rig
 from tests.support.tokenizer import ByteTokenizer
 
 
@@ -246,31 +241,6 @@ def test_metrics_count_every_event() -> None:
 
 def labels_of(id: AdapterId) -> str:
     return id.removeprefix("sha256:")[:12]
-
-
-def test_gateways_find_the_running_adapters() -> None:
-    worker = FakeWorker(pinned={id_of(1)}, merged=id_of(2))
-    metrics = Metrics()
-    names = {id_of(1): "one", id_of(2): "two"}
-    metrics.registry.register(EngineCollector(worker, metrics.labels, lambda id: names[id]))
-    text = generate_latest(metrics.registry).decode()
-    assert 'vllm:lora_requests_info{max_lora="10",running_lora_adapters="",waiting_lora_adapters=""}' in text
-    assert 'rootstock_adapters_resident{tier="merged"} 1.0' in text
-
-
-def test_a_scrape_tells_the_phase_and_the_engine(tmp_path: Path) -> None:
-    worker, life = FakeWorker(silent_s=7.0), Lifecycle()
-    registry = CollectorRegistry()
-    registry.register(ServerCollector(replace(make_rig(tmp_path, worker).services, lifecycle=life)))
-    assert registry.get_sample_value("rootstock_ready") == 0
-    life.ready()
-    with life.answering():
-        assert registry.get_sample_value("rootstock_answers_in_progress") == 1
-    assert registry.get_sample_value("rootstock_ready") == 1
-    assert registry.get_sample_value("rootstock_engine_silent_seconds") == 7
-    assert registry.get_sample_value("rootstock_build_info", {"base": BASE, "version": version()}) == 1
-    worker.alive = False
-    assert registry.get_sample_value("rootstock_ready") == registry.get_sample_value("rootstock_engine_alive") == 0
 
 
 def test_a_blocked_loop_is_noticed() -> None:
