@@ -15,9 +15,11 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
+from bench.errors import BenchError
 from bench.measure import BASE, Record
 
 NOTE = "note"
+JOURNALS = "`bench run`, `compare`, `peers` and `regress`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +144,37 @@ class Journal:
 
 
 def read(file: Path) -> tuple[dict[str, Any], list[Record]]:
-    """The setting of a journal, with its notes, and its records. Raises KeyError or TypeError for another file."""
-    first, *lines = (orjson.loads(line) for line in file.read_bytes().splitlines())
-    notes = [line[NOTE] for line in lines if NOTE in line]
+    """The setting of a journal, with its notes, and its records. Raises BenchError for another file.
+
+    A last line without an end is what a run wrote when it was killed; it is left out, and a note says so.
+    """
+    whole, newline, rest = file.read_bytes().rpartition(b"\n")
+    first, *lines = _documents(file, whole) if newline else [None]
+    if not (isinstance(first, dict) and isinstance(first.get("setting"), dict) and "title" in first["setting"]):
+        raise BenchError(f"{file} is no journal of a run: {JOURNALS} write one.")
+    notes = [line[NOTE] for line in lines if isinstance(line, dict) and NOTE in line]
+    notes += [f"{file} ends within a line, which is left out."] if rest.strip() else []
     setting = first["setting"] | ({"notes": notes} if notes else {})
-    return setting, [Record(**_with_nan(line)) for line in lines if NOTE not in line]
+    numbered = enumerate(lines, start=2)
+    return setting, [_record(file, at, line) for at, line in numbered if not (isinstance(line, dict) and NOTE in line)]
+
+
+def _documents(file: Path, lines: bytes) -> list[Any]:
+    """Raises BenchError for a line that is no JSON; a file in another format has one at once."""
+    found = []
+    for number, line in enumerate(lines.split(b"\n"), start=1):
+        try:
+            found.append(orjson.loads(line))
+        except orjson.JSONDecodeError as error:
+            raise BenchError(f"{file}, line {number}, is no JSON. A journal is what {JOURNALS} write.") from error
+    return found
+
+
+def _record(file: Path, number: int, line: Any) -> Record:
+    try:
+        return Record(**_with_nan(line))
+    except (AttributeError, TypeError) as error:
+        raise BenchError(f"{file}, line {number}, is no measurement as this version writes it: {error}") from error
 
 
 def _with_nan(line: dict[str, Any]) -> dict[str, Any]:

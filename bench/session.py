@@ -3,15 +3,17 @@
 Owns the terminal's output and the files. Knows neither how targets are started nor what they are.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import typer
 from rich.console import Console
 
 from bench import plots, report
+from bench.errors import BenchError
 from bench.measure import Cell, Record, Schedule, Target, measure
 
 NO_NOTES: Mapping[str, str] = MappingProxyType({})
@@ -69,7 +71,10 @@ def record_session(
             )
     for note in notes.values():
         journal.note(note)
-    print_results(console, session.title, records, journal.file, list(notes.values()))
+    pictures = print_results(console, session.title, records, journal.file, list(notes.values()))
+    setting = report.machine()
+    console.print(f"{setting['processor']}, {setting['cores']} cores, load now {setting['load']:.2f}")
+    _say_written(console, (journal.file, *pictures))
     if failures:
         raise typer.Exit(1)
     return records
@@ -87,21 +92,34 @@ def missing_adapters(targets: Sequence[Target], cells: Sequence[Cell]) -> list[s
 
 def print_results(
     console: Console, title: str, records: Sequence[Record], journal: Path, notes: Sequence[str] = ()
-) -> None:
-    """Print the table with `notes` under it, and draw the pictures beside `journal`."""
+) -> list[Path]:
+    """Print the table with `notes` under it, and draw the pictures beside `journal`, whose paths are returned."""
     rows = report.rows(records)
     console.print(report.table(title, rows))
     for note in notes:
         console.print(note, markup=False, soft_wrap=True)
-    setting = report.machine()
-    console.print(f"{setting['processor']}, {setting['cores']} cores, load now {setting['load']:.2f}")
-    pictures = plots.write(journal.parent, journal.stem, title, rows)
-    console.print("Written: " + ", ".join(str(path) for path in (journal, *pictures)), soft_wrap=True)
+    return plots.write(journal.parent, journal.stem, title, rows)
 
 
 def show(console: Console, journals: Sequence[Path]) -> None:
-    """The table and the pictures of runs that were measured before, in one; pictures go beside the first."""
+    """The table and the pictures of runs that were measured before, in one; pictures go beside the first.
+
+    Raises BenchError for other files.
+    """
     read = [report.read(journal) for journal in journals]
+    if not any(records for _, records in read):
+        raise BenchError(f"{', '.join(map(str, journals))}: no measurement; the run ended before its first.")
     title = " + ".join(dict.fromkeys(str(setting["title"]) for setting, _ in read))
     notes = [note for setting, _ in read for note in setting.get("notes", ())]
-    print_results(console, title, [record for _, records in read for record in records], journals[0], notes)
+    pictures = print_results(console, title, [record for _, records in read for record in records], journals[0], notes)
+    for machine in dict.fromkeys(_machine(setting) for setting, _ in read):  # where they were measured, not this one
+        console.print(machine)
+    _say_written(console, pictures)
+
+
+def _machine(setting: Mapping[str, Any]) -> str:
+    return f"{setting.get('processor', 'unknown processor')}, {setting.get('cores', '?')} cores"
+
+
+def _say_written(console: Console, files: Iterable[Path]) -> None:
+    console.print("Written: " + ", ".join(map(str, files)), soft_wrap=True)

@@ -13,7 +13,15 @@ from bench.terminal import terminal
 
 
 def main(
-    journal: Annotated[list[Path], typer.Argument(exists=True, help="JSON lines of earlier runs, put together.")],
+    journal: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE…",
+            exists=True,
+            dir_okay=False,
+            help="Journals (*.jsonl) of `bench run`, `compare`, `peers` or `regress`, shown as one run.",
+        ),
+    ],
 ) -> None:
     """Print the table of earlier runs again, and draw their pictures."""
     show(terminal(), journal)

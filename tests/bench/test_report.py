@@ -9,6 +9,7 @@ from rich.console import Console
 
 from bench import plots, report
 from bench.arrivals import ClosedLoop
+from bench.errors import BenchError
 from bench.load import LoadResult, RequestTiming
 from bench.measure import BASE, Cell, Record, to_record
 from bench.session import show
@@ -74,3 +75,42 @@ def test_journals_are_shown_together(tmp_path: Path) -> None:
     assert "first + second" in text
     assert "8 adapters" in text
     assert (tmp_path / "first-throughput.png").exists()
+
+
+def test_a_journal_that_was_cut_off_is_shown_without_its_last_line(tmp_path: Path) -> None:
+    journal = report.Journal(tmp_path / "run.jsonl", {"title": "t", "processor": "another machine", "cores": 99})
+    for _ in range(2):
+        journal.add(as_record(BASE_CELL, 1, 5))
+    journal.file.write_bytes(journal.file.read_bytes()[:-20])
+    setting, records = report.read(journal.file)
+    assert len(records) == 1
+    assert "run.jsonl ends within a line" in setting["notes"][0]
+    console = Console(record=True, width=200)
+    show(console, [journal.file])
+    text = console.export_text()
+    assert "ends within a line" in text
+    assert "another machine, 99 cores" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "no journal"),
+        (b"\n", "line 1, is no JSON"),
+        (b'{"setting": {"title": "t"}', "no journal"),
+        (b'{"setting": {}}\n', "no journal"),
+        (b"[]\n", "no journal"),
+        (b'{"group": "method", "seed": 1}\n', "no journal"),
+        (b'{\n  "setting": {}\n}\n', "line 1, is no JSON"),
+        (b'{"setting": {"title": "t"}}\n{"server": "ours"}\n', "line 2, is no measurement"),
+        (b'{"setting": {"title": "t"}}\n3\n', "line 2, is no measurement"),
+        (b'{"setting": {"title": "t"}}\n', "no measurement"),
+        (b"\x89PNG\r\n\x1a\n", "line 1, is no JSON"),
+    ],
+)
+def test_what_is_no_journal_is_refused_in_words(content: bytes, told: str, tmp_path: Path) -> None:
+    (tmp_path / "file.jsonl").write_bytes(content)
+    with pytest.raises(BenchError, match=told) as raised:
+        show(Console(), [tmp_path / "file.jsonl"])
+    assert "file.jsonl" in str(raised.value)
+    assert list(tmp_path.iterdir()) == [tmp_path / "file.jsonl"], "no picture is drawn"
