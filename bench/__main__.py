@@ -6,7 +6,6 @@ Owns the list. Imports nothing of the project, and nothing that takes long to im
 import signal
 import sys
 
-import httpx
 import typer
 
 from bench import (
@@ -26,7 +25,7 @@ from bench import (
     step,
     training,
 )
-from bench.errors import BenchError
+from bench.errors import words
 from bench.peers.command import main as peers
 
 app = typer.Typer(
@@ -60,8 +59,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # servers that were started stop too
     try:
         app(prog_name="rootstock bench")
-    except (BenchError, httpx.HTTPError) as error:
-        typer.secho(str(error), err=True, fg="red")
+    except Exception as error:
+        if (told := words(error)) is None:
+            raise
+        typer.secho(told, err=True, fg="red")
         sys.exit(1)
 
 

@@ -8,6 +8,7 @@ Owns these three and the spans of lengths. Knows no server.
 """
 
 import random
+import re
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -28,10 +29,10 @@ class Span:
     @classmethod
     def parse(cls, text: str) -> "Span":
         """`128`, or `64-256`. Raises ValueError for anything else."""
-        low, _, high = text.partition("-")
-        span = cls(int(low), int(high or low))
+        ends = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+        span = cls(int(ends[1]), int(ends[2] or ends[1])) if ends else cls(0, 0)
         if not 1 <= span.low <= span.high:
-            raise ValueError(f"A span of tokens is like 128 or 64-256, not {text}.")
+            raise ValueError("Write a number of tokens from 1 on, as 128, or two from low to high, as 64-256.")
         return span
 
     def draw(self, generator: random.Random) -> int:

@@ -7,6 +7,7 @@ command, or measures the one at `--url`.
 import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +15,17 @@ import typer
 
 from bench import launch, make_adapters, options, weight_shapes
 from bench.arrivals import ClosedLoop, Span
+from bench.errors import BenchError
 from bench.measure import BASE, Cell
 from bench.session import Session, run_session
 from bench.terminal import terminal
 from bench.workload import Mix, Popularity
+
+
+class Precision(StrEnum):
+    BF16 = "bf16"
+    NF4 = "nf4"
+    FP4 = "fp4"
 
 
 def comparison_cells(
@@ -38,14 +46,19 @@ def comparison_cells(
 
 
 def main(
-    url: Annotated[str | None, typer.Option(help="Measure this server instead of starting some.")] = None,
-    base_dir: Annotated[Path | None, typer.Option(help="With --url: the directory of the base it serves.")] = None,
+    url: options.Url = None,
+    base_dir: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="With --url: the directory of the base it serves.")
+    ] = None,
     minutes: options.Minutes = None,
     work_dir: options.WorkDir = options.WORK_DIR,
-    precision: Annotated[list[str] | None, typer.Option(help="bf16, nf4 or fp4; repeat for several.")] = None,
+    precision: Annotated[
+        list[Precision] | None,
+        typer.Option(help="Of the base, a server each; repeat for several. bf16 and nf4 by default."),
+    ] = None,
     serve_flags: options.ServeFlags = "",
     rounds: options.Rounds = 3,
-    concurrency: options.SomeClients = None,
+    concurrency: Annotated[list[int] | None, options.several_clients("8")] = None,
     per_client: options.PerClient = 2,
     prompt_tokens: options.PromptTokens = 128,
     output_tokens: options.OutputTokens = 64,
@@ -55,11 +68,15 @@ def main(
     """Measure base, one adapter and several adapters on our own servers, in one interleaved run."""
     with ExitStack() as stack:
         if url:
-            servers = {"server": launch.Server(url, launch.base_id(url), base_dir)}
+            if base_dir is None:
+                raise typer.BadParameter(
+                    "It is needed with --url: adapters are made to its shapes.", param_hint="--base-dir"
+                )
+            servers: dict[str, launch.Server] = {"server": launch.Server(url, launch.base_id(url), base_dir)}
         else:
             servers = {
-                name: stack.enter_context(launch.serve(work_dir / name, _flags(name, serve_flags)))
-                for name in precision or ["bf16", "nf4"]
+                name.value: stack.enter_context(launch.serve(work_dir / name, _flags(name, serve_flags)))
+                for name in precision or (Precision.BF16, Precision.NF4)
             }
         base = _base_directory(servers)
         written = make_adapters.write(base, work_dir / "adapters", count=adapters, rank=rank)
@@ -84,17 +101,13 @@ def main(
         )
 
 
-def _flags(precision: str, more: str) -> list[str]:
-    quantization = {"bf16": [], "nf4": ["--quantization", "nf4"], "fp4": ["--quantization", "fp4"]}
-    if precision not in quantization:
-        raise typer.BadParameter(f"{precision} is none of {', '.join(quantization)}.", param_hint="--precision")
-    return quantization[precision] + shlex.split(more)
+def _flags(precision: Precision, more: str) -> list[str]:
+    quantization = [] if precision is Precision.BF16 else ["--quantization", precision.value]
+    return quantization + shlex.split(more)
 
 
 def _base_directory(servers: dict[str, launch.Server]) -> Path:
     for server in servers.values():
         if server.base is not None:
             return server.base
-    raise typer.BadParameter(
-        "Give the directory of the base: adapters are made to its shapes.", param_hint="--base-dir"
-    )
+    raise BenchError("The directory of the base that is served was not found, and adapters are made to its shapes.")

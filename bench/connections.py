@@ -162,13 +162,19 @@ def violations(result: Result, health_p99_ms: float, growth_mib: float) -> list[
 
 
 def main(
-    url: Annotated[str | None, typer.Option(help="A server that runs already.")] = None,
+    url: options.Url = None,
     connections: Annotated[int, typer.Option(min=1, help="Streams that are open at once.")] = 1000,
     prompt_tokens: options.PromptTokens = 16,
     output_tokens: options.OutputTokens = 64,
-    vocab: Annotated[int, typer.Option(min=2, help="Prompts' token ids are drawn below it.")] = bytes_base.BYTES,
-    health_p99_ms: Annotated[float, typer.Option(help="For the 99th percentile of health answers.")] = HEALTH_P99_MS,
-    growth_mib: Annotated[float, typer.Option(help="MiB that the server's memory may grow by.")] = GROWTH_MIB,
+    vocab: Annotated[
+        int, typer.Option(min=2, help="Prompts' token ids are drawn below it: at most the base's vocabulary.")
+    ] = bytes_base.BYTES,
+    health_p99_ms: Annotated[
+        float, typer.Option(min=0, help="Fail where the 99th percentile of health answers takes more milliseconds.")
+    ] = HEALTH_P99_MS,
+    growth_mib: Annotated[
+        float, typer.Option(min=0, help="Fail where the server's memory grows by more MiB.")
+    ] = GROWTH_MIB,
     work_dir: options.WorkDir = options.WORK_DIR,
     serve_flags: options.ServeFlags = "",
 ) -> None:

@@ -223,16 +223,26 @@ def table(title: str, phases: Sequence[Phase], verdict: Verdict) -> Table:
 
 
 def main(
-    requests: Annotated[int, typer.Option(min=1, help="Of the quiet tenant, in each phase.")] = 10,
-    prompt_tokens: Annotated[str, typer.Option(help="Of the quiet tenant: 128, or 64-256 to draw evenly.")] = "128",
-    output_tokens: Annotated[str, typer.Option(help="Of the quiet tenant.")] = "16",
+    requests: Annotated[int, typer.Option(min=1, help="Requests of the quiet tenant in each phase.")] = 10,
+    prompt_tokens: Annotated[
+        str, typer.Option(help="Tokens of the quiet tenant's prompts: 128, or 64-256 to draw.")
+    ] = "128",
+    output_tokens: Annotated[
+        str, typer.Option(help="Tokens of the quiet tenant's answers: 16, or 8-32 to draw.")
+    ] = "16",
     pause: Annotated[float, typer.Option(min=0.001, help="Mean seconds between an answer and the next request.")] = 0.3,
-    streams: Annotated[int, typer.Option(min=1, help="What the other tenant keeps in flight.")] = 32,
-    flood_prompt_tokens: Annotated[str, typer.Option(help="Of the other tenant.")] = "512",
-    flood_output_tokens: Annotated[str, typer.Option(help="Of the other tenant.")] = "64-192",
+    streams: Annotated[int, typer.Option(min=1, help="Requests that the other tenant keeps in flight.")] = 32,
+    flood_prompt_tokens: Annotated[
+        str, typer.Option(help="Tokens of the other tenant's prompts: 512, or 256-512 to draw.")
+    ] = "512",
+    flood_output_tokens: Annotated[
+        str, typer.Option(help="Tokens of the other tenant's answers: 64, or 64-192 to draw.")
+    ] = "64-192",
     settle: Annotated[float, typer.Option(min=0, help="Seconds of flood before the quiet tenant asks.")] = 8.0,
-    rounds: Annotated[int, typer.Option(min=1, help="Each is idle, then flooded.")] = 3,
-    most: Annotated[float, typer.Option(help="The ratio of medians above which the command ends with 1.")] = 2.0,
+    rounds: Annotated[int, typer.Option(min=1, help="How often the server is measured idle, then flooded.")] = 3,
+    most: Annotated[
+        float, typer.Option(min=0, help="Fail where the first token takes more times as long as on the idle server.")
+    ] = 2.0,
     work_dir: options.WorkDir = options.WORK_DIR,
     base: options.Base = "embedded",
     serve_flags: options.ServeFlags = "",

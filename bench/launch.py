@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import httpx
 import orjson
@@ -24,6 +25,7 @@ from bench.measure import HttpTarget
 
 START_S = 600.0
 STOP_S = 30.0
+LIST_S = 30.0
 UPLOADS = 4
 """At once: each waits for the disk several times, and for a process that reads it."""
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
@@ -68,9 +70,20 @@ def flags(base: str, more: str) -> list[str]:
 
 
 def base_id(url: str, headers: Mapping[str, str] = NO_HEADERS) -> str:
-    """The id of the base that `url` serves: the one model without a parent."""
-    models = httpx.get(f"{url}/v1/models", headers=dict(headers)).raise_for_status().json()["data"]
-    return next(str(model["id"]) for model in models if not model.get("parent"))
+    """The id of the base that `url` serves: the one model without a parent. Raises as `models`."""
+    return next(str(model["id"]) for model in models(url, headers) if not model.get("parent"))
+
+
+def models(url: str, headers: Mapping[str, str] = NO_HEADERS) -> list[dict[str, Any]]:
+    """The models that `url` lists, a base among them. Raises httpx.HTTPError, and BenchError for another list."""
+    reply = httpx.get(f"{url}/v1/models", headers=dict(headers), timeout=LIST_S).raise_for_status()
+    try:
+        listed = [dict(model) for model in reply.json()["data"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise BenchError(f"{url}/v1/models is no list of models. Is that a server of the kind in --api?") from error
+    if not any("id" in model and not model.get("parent") for model in listed):
+        raise BenchError(f"{url} lists no base: no model without a parent.")
+    return listed
 
 
 def target(name: str, server: Server, adapters: Sequence[Path] = ()) -> HttpTarget:

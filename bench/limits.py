@@ -78,30 +78,34 @@ def read_bandwidth(megabytes: int = 512, repeats: int = 5) -> float:
 
 
 def main(
-    base: Annotated[Path, typer.Argument(help="Directory of the base: config.json and *.safetensors.")],
-    context: Annotated[int, typer.Option(min=1, help="Tokens before each row.")] = 160,
-    adapters: options.Adapters = 8,
+    base: options.BaseFolder,
+    rows: Annotated[
+        list[int] | None,
+        typer.Option(min=1, show_default="1, 8, 16", help="Requests in the batch; repeat for several numbers."),
+    ] = None,
+    context: options.Context = 160,
+    adapters: options.AdaptersInBatch = 8,
     rank: options.Rank = 16,
-    concurrency: options.SomeClients = None,
 ) -> None:
     """Compute the floor under a decode step by the bytes it reads, at this machine's measured bandwidth."""
+    weight_shapes.head_weights(base)  # a directory that is no base is told before anything is measured
     bandwidth = read_bandwidth()
     table = Table(title=f"{base.name}: at most, at {bandwidth / 1e9:.1f} GB/s, {adapters} adapters r={rank}")
     for column in ("weights", "rows", "weights MB", "KV MB", "adapters MB", "base step", "mixed step", "base tok/s"):
         table.add_column(column, justify="right")
     table.add_column("mixed tok/s", justify="right")
     for name, weight_bytes in (("bf16", BF16), ("NF4", NF4)):
-        for rows in concurrency or [1, 8, 16]:
-            plain = floor(base, rows, context, 0, rank, weight_bytes)
-            mixed = floor(base, rows, context, adapters, rank, weight_bytes)
+        for count in rows or [1, 8, 16]:
+            plain = floor(base, count, context, 0, rank, weight_bytes)
+            mixed = floor(base, count, context, adapters, rank, weight_bytes)
             steps = [one.seconds(bandwidth) for one in (plain, mixed)]
             megabytes = (mixed.weights / 1e6, mixed.kv / 1e6, mixed.adapters / 1e6)
             table.add_row(
                 name,
-                str(rows),
+                str(count),
                 *(f"{one:.1f}" for one in megabytes),
                 *(f"{1e3 * step:.1f} ms" for step in steps),
-                *(f"{rows / step:.0f}" for step in steps),
+                *(f"{count / step:.0f}" for step in steps),
             )
     console = terminal()
     console.print(table)

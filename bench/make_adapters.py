@@ -13,6 +13,7 @@ import typer
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from bench import options
 from bench.errors import BenchError
 from bench.weight_shapes import Linear, linears
 
@@ -67,11 +68,13 @@ def _normal(generator: np.random.Generator, shape: tuple[int, int]) -> NDArray[n
 
 
 def main(
-    base: Annotated[Path, typer.Argument(help="Directory of the base: config.json and *.safetensors.")],
-    target: Annotated[Path, typer.Argument(help="Where to write the adapters.")],
-    count: Annotated[int, typer.Option(min=1)] = 8,
-    rank: Annotated[int, typer.Option(min=1, max=256)] = 16,
-    seed: int = 0,
+    base: options.BaseFolder,
+    target: Annotated[
+        Path, typer.Argument(metavar="TARGET", callback=options.writable, help="Folder that gets a0, a1 and so on.")
+    ],
+    count: Annotated[int, typer.Option(min=1, help="Adapters to write.")] = 8,
+    rank: options.Rank = 16,
+    seed: options.Seed = 0,
 ) -> None:
     """Write random adapters for BASE into TARGET."""
     for path in write(base, target, count=count, rank=rank, seed=seed):

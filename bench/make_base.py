@@ -128,15 +128,27 @@ def _bfloat16(seed: np.random.SeedSequence, size: tuple[int, ...]) -> NDArray[np
 
 
 def main(
-    shape: Annotated[ShapeName, typer.Argument(help="Which widths and depth.")],
-    target: Annotated[Path, typer.Argument(help="Where to write the base.")],
+    shape: Annotated[
+        ShapeName,
+        typer.Argument(metavar="SHAPE", help="Widths and depth: 8b, 0.5b, 135m, or tiny to measure the rest."),
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="TARGET", callback=options.writable, help="Folder that the base is written to.")
+    ],
     like: Annotated[
-        Path | None, typer.Option(help="The base whose tokenizer it gets; by default the embedded one.")
+        Path | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Directory of the base whose tokenizer it gets; by default the embedded one's.",
+        ),
     ] = None,
-    seed: int = 0,
+    seed: options.Seed = 0,
     work_dir: options.WorkDir = options.WORK_DIR,
 ) -> None:
     """Write a base of random weights: its speed is real, its answers mean nothing."""
+    if like is not None and target.exists() and target.samefile(like):
+        raise typer.BadParameter("It is the base of --like, which would be overwritten.", param_hint="TARGET")
     with ExitStack() as stack:
         if like is None:  # a server converts the embedded base when it starts
             like = stack.enter_context(launch.serve(work_dir / "embedded", [])).base

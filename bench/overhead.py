@@ -74,7 +74,7 @@ def bare_step_s(base: str, rows: int, context: int, steps: int) -> float:
 
 
 def main(
-    base: Annotated[str, typer.Option(help="As --base of `rootstock serve`; the smaller, the more is seen.")],
+    base: Annotated[str, typer.Option(help="As --base of `rootstock serve`; the smaller it is, the more is seen.")],
     concurrency: options.Clients = 32,
     output_tokens: options.OutputTokens = 128,
     rounds: options.Rounds = 5,

@@ -91,19 +91,23 @@ def table(found: Sequence[Verdict], threshold: float) -> Table:
 
 
 def main(
-    base: Annotated[str, typer.Argument(help="The commit to compare with.")],
-    head: Annotated[str, typer.Argument(help="The commit to judge.")] = "HEAD",
-    threshold: Annotated[float, typer.Option(min=0, help="A median ratio below it fails.")] = 0.95,
-    repository: Annotated[Path, typer.Option(help="A clone that has both.")] = Path(),
+    base: Annotated[str, typer.Argument(metavar="OLD_COMMIT", help="The commit to compare with.")],
+    head: Annotated[str, typer.Argument(metavar="[NEW_COMMIT]", help="The commit to judge.")] = "HEAD",
+    threshold: Annotated[
+        float, typer.Option(min=0, help="Fail where the new one's median throughput over the old one's is below it.")
+    ] = 0.95,
+    repository: Annotated[
+        Path, typer.Option(exists=True, file_okay=False, help="A clone that has both commits.")
+    ] = Path(),
     serve_flags: options.ServeFlags = "",
     rounds: options.Rounds = 5,
-    concurrency: options.SomeClients = None,
+    concurrency: Annotated[list[int] | None, options.several_clients("1, 8")] = None,
     per_client: options.PerClient = 1,
     prompt_tokens: options.PromptTokens = 128,
     output_tokens: options.OutputTokens = 64,
     adapters: options.Adapters = 8,
     rank: options.Rank = 16,
-    model: Annotated[str, typer.Option(help="As --base of `rootstock serve`.")] = "embedded",
+    model: options.BaseModel = "embedded",
     work_dir: options.WorkDir = options.WORK_DIR,
 ) -> None:
     """Serve two commits side by side, measure them in turn, and fail where HEAD is slower than the threshold allows."""

@@ -3,10 +3,12 @@
 Owns how a workload is typed. Starts no server; uploads adapters only where --base-dir names their base.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -19,29 +21,46 @@ from bench.session import Session, run_session
 from bench.terminal import terminal
 from bench.workload import Mix
 
+T = TypeVar("T", int, float)
+
 LISTED = 0
 """The rank of adapters that a server has already: it is not known."""
 
 
 def main(
     server: Annotated[list[str], typer.Argument(metavar="[NAME=]URL…", help="Servers; they are measured in turn.")],
-    api: Annotated[list[Dialect] | None, typer.Option(help="One for all servers, or one for each.")] = None,
-    base_dir: Annotated[
-        Path | None, typer.Option(help="The base's directory: adapters are made to its shapes and uploaded.")
+    api: Annotated[
+        list[Dialect] | None, typer.Option(help="How servers are asked: one for all, or one for each. vllm by default.")
     ] = None,
-    adapters: Annotated[list[int] | None, typer.Option(help="How many; repeat for several.")] = None,
-    rank: Annotated[list[int] | None, typer.Option(help="With --base-dir; repeat for several.")] = None,
+    base_dir: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="The base's directory: adapters are made to it and uploaded."),
+    ] = None,
+    adapters: Annotated[
+        list[int] | None, typer.Option(min=1, help="Adapters in the traffic; repeat for several numbers. 8 by default.")
+    ] = None,
+    rank: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=256, help="Of the adapters made for --base-dir; repeat for several. 16 by default."),
+    ] = None,
     popularity: Annotated[
-        list[str] | None, typer.Option(help="identical, distinct, uniform, zipf:1.5 or skewed; repeat for several.")
+        list[str] | None,
+        typer.Option(help="identical, distinct, uniform, skewed or zipf:1.5; repeat for several. zipf by default."),
     ] = None,
     arrivals: Annotated[
-        list[str] | None, typer.Option(help="closed:CLIENTS, poisson:RATE or a trace's FILE.jsonl; repeat for several.")
+        list[str] | None,
+        typer.Option(
+            help="closed:CLIENTS, poisson:REQUESTS_PER_SECOND or a trace's FILE.jsonl; repeat for several."
+            " closed:8 by default."
+        ),
     ] = None,
-    requests: Annotated[int, typer.Option(min=1, help="In each measurement; a trace has its own.")] = 16,
-    prompt_tokens: Annotated[str, typer.Option(help="128, or 64-256 to draw evenly.")] = "128",
-    output_tokens: Annotated[str, typer.Option(help="64, or 16-128 to draw evenly.")] = "64",
+    requests: Annotated[int, typer.Option(min=1, help="Requests in each measurement; a trace has its own.")] = 16,
+    prompt_tokens: options.PromptSpan = "128",
+    output_tokens: options.OutputSpan = "64",
     rounds: options.Rounds = 3,
-    vocab: Annotated[int, typer.Option(min=512, help="Prompts are token ids below it; read from --base-dir.")] = 32000,
+    vocab: Annotated[
+        int, typer.Option(min=512, help="Prompts are token ids below it; --base-dir tells its own instead.")
+    ] = 32000,
     minutes: options.Minutes = None,
     work_dir: options.WorkDir = options.WORK_DIR,
 ) -> None:
@@ -70,12 +89,20 @@ def parse_arrivals(text: str) -> Arrivals:
     kind, _, value = text.partition(":")
     match kind:
         case "closed":
-            return ClosedLoop(int(value or 8))
+            return ClosedLoop(_positive(int, value or "8", "closed:8"))
         case "poisson":
-            return Poisson(float(value))
+            return Poisson(_positive(float, value, "poisson:2.5"))
     if not text.endswith(".jsonl"):
         raise ValueError("Arrivals are closed:CLIENTS, poisson:RATE or a FILE.jsonl.")
     return Replay.read(Path(text))
+
+
+def _positive(number: Callable[[str], T], text: str, example: str) -> T:
+    """Raises ValueError where `text` is no finite number above 0."""
+    with suppress(ValueError):
+        if 0 < (value := number(text)) < math.inf:
+            return value
+    raise ValueError(f"Write a number above 0, as in {example}.")
 
 
 def _targets(servers: Sequence[str], dialects: Sequence[Dialect]) -> Iterator[HttpTarget]:
@@ -85,7 +112,8 @@ def _targets(servers: Sequence[str], dialects: Sequence[Dialect]) -> Iterator[Ht
         name, equals, url = argument.partition("=")
         if not equals:
             name, url = argument.removeprefix("http://"), argument
-        yield connect(name, url.rstrip("/"), dialects[index % len(dialects)])
+        url = options.parse_url(url, "[NAME=]URL")
+        yield connect(name, url, dialects[index % len(dialects)])
 
 
 def _uploaded(targets: Sequence[HttpTarget], base: Path, work_dir: Path, rank: int, count: int) -> list[str]:

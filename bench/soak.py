@@ -232,10 +232,10 @@ def judge(
 
 
 def main(
-    minutes: Annotated[float, typer.Option(min=0.05, help="How long the traffic lasts.")] = 2.0,
-    clients: Annotated[int, typer.Option(min=1, help="Clients at once.")] = 12,
-    seed: Annotated[int, typer.Option(help="Of the clients' choices.")] = 0,
-    growth: Annotated[float, typer.Option(min=0, help="MiB a minute that memory may grow by.")] = 8.0,
+    minutes: Annotated[float, typer.Option(min=0.05, help="Minutes of traffic.")] = 2.0,
+    concurrency: options.Clients = 12,
+    seed: Annotated[int, typer.Option(min=0, help="Of the clients' random choices.")] = 0,
+    growth: Annotated[float, typer.Option(min=0, help="Fail where memory grows by more MiB a minute.")] = 8.0,
     work_dir: options.WorkDir = options.WORK_DIR,
     serve_flags: options.ServeFlags = "",
 ) -> None:
@@ -249,7 +249,7 @@ def main(
         answers: Counter[str] = Counter()
         files = []
         for part, its_seed in ((WARM_UP, seed), (1 - WARM_UP, seed + 1)):
-            traffic = soak(server, adapters, part * minutes, clients, its_seed)
+            traffic = soak(server, adapters, part * minutes, concurrency, its_seed)
             answers += asyncio.run(_while_sampling(server.pid, samples, traffic)).answers
             left = settle(lambda: held(server.url) | on_disk(data))
             files.append(psutil.Process(server.pid).num_fds())

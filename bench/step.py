@@ -4,7 +4,7 @@ Owns the command. torch and the engine are imported when it runs, so that the ot
 """
 
 from collections.abc import Mapping
-from pathlib import Path
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import orjson
@@ -17,19 +17,37 @@ if TYPE_CHECKING:
     from bench.decode_steps import StepSetup
 
 
+class Dtype(StrEnum):
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+
+
 def main(
     base: options.Base = "embedded",
-    dtype: str = "bfloat16",
-    quantization: Annotated[str | None, typer.Option(help="nf4 or fp4; as it is stored if not given.")] = None,
-    data_dir: Annotated[Path, typer.Option(help="Where a converted base is kept.")] = Path("data"),
+    dtype: Annotated[Dtype, typer.Option(help="Precision of the weights that are not quantized.")] = Dtype.BFLOAT16,
+    quantization: Annotated[
+        options.Quantization | None, typer.Option(help="Quantize the base to 4 bits; in --dtype if not given.")
+    ] = None,
+    data_dir: options.DataDir = options.DATA_DIR,
     rows: Annotated[int, typer.Option(min=1, help="Requests in the batch.")] = 8,
-    context: Annotated[int, typer.Option(min=1, help="Prompt tokens of each.")] = 128,
-    adapters: options.Adapters = 8,
+    context: options.Context = 128,
+    adapters: options.AdaptersInBatch = 8,
     rank: options.Rank = 16,
-    steps: Annotated[int, typer.Option(min=3, help="Steps of each kind in each round.")] = 20,
-    rounds: Annotated[int, typer.Option(min=1, help="All kinds are measured in turn so often.")] = 3,
-    kernels: Annotated[bool, typer.Option(help="With the compiled CPU kernels.")] = True,
-    graphs: Annotated[bool, typer.Option("--cuda-graphs/--no-cuda-graphs", help="Replay steps on a GPU.")] = True,
+    steps: Annotated[
+        int, typer.Option(min=3, help="Steps of each kind in each round; the first two are not counted.")
+    ] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="How often all kinds are measured in turn.")] = 3,
+    kernels: Annotated[
+        bool, typer.Option(help="With the compiled CPU kernels, as the server; or with torch alone.")
+    ] = True,
+    graphs: Annotated[
+        bool,
+        typer.Option(
+            "--cuda-graphs/--no-cuda-graphs",
+            help="On a GPU, replay recorded steps, as the server; or launch each operator.",
+        ),
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
 ) -> None:
     """Time decode steps of the base, its bare products, steps with adapters, and with one that is merged, in turn."""

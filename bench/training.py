@@ -20,7 +20,8 @@ import typer
 import yaml
 from rich.console import Console
 
-from bench import launch, training_report
+from bench import launch, options, training_report
+from bench.errors import BenchError
 from bench.report import machine
 
 STEPS = 30
@@ -89,7 +90,13 @@ def planned(config: Path, seeds: int, sweep_seeds: int) -> list[Run]:
 
 def _data(config: Path) -> list[Path]:
     """The files that the config trains on and measures with: other data is another comparison."""
-    named = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]
+    try:
+        keys = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BenchError(f"{config} is no YAML: {error}") from error
+    named = keys.get("data") if isinstance(keys, dict) else None
+    if not isinstance(named, dict):
+        raise BenchError(f"{config} has no table `data`. Give a config of `rootstock train`.")
     return [Path(named[key]) for key in ("train", "heldout") if key in named]
 
 
@@ -146,23 +153,29 @@ class Command:
     data_dir: Path
 
     def __call__(self, config: Path, changes: Sequence[str], target: Path) -> None:
-        """Raises RuntimeError, with the end of its output, when it fails."""
+        """Raises BenchError, with the end of its output, when it fails."""
         settings = [part for change in changes for part in ("--set", change)]
         command = [launch.rootstock(), "train", str(config), *settings, "--output", str(target)]
         done = subprocess.run(
             [*command, "--data-dir", str(self.data_dir)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}")
+            raise BenchError(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}")
 
 
 def main(
-    config: Annotated[Path, typer.Option(help="The task: a config of `rootstock train`.")] = Path("demo/reports.yaml"),
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each method.")] = 3,
-    sweep_seeds: Annotated[int, typer.Option(min=0, help="Seeds of each point of a sweep.")] = 1,
-    minutes: Annotated[float | None, typer.Option(help="Begin no run after so long; go on later.")] = None,
-    out: Annotated[Path, typer.Option(help="Where the raw results, the table and the plot go.")] = Path("docs"),
-    data_dir: Annotated[Path, typer.Option(help="Where the converted base is kept.")] = Path("data"),
+    config: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help="The task: a config of `rootstock train`.")
+    ] = Path("demo/reports.yaml"),
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, each with its own seed.")] = 3,
+    sweep_seeds: Annotated[int, typer.Option(min=0, help="Runs of each point of a sweep; 0 leaves sweeps out.")] = 1,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Begin no run after so many minutes; the same command goes on later.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(callback=options.writable, help="Folder for the raw results, the table and the plot.")
+    ] = Path("docs"),
+    data_dir: options.DataDir = options.DATA_DIR,
 ) -> None:
     """Compare methods and settings of training on one task; skips runs that are in the raw results already."""
     console = Console()

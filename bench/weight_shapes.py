@@ -11,6 +11,11 @@ from typing import Any
 
 import orjson
 
+from bench.errors import BenchError
+
+_LONGEST_HEADER = 100_000_000
+"""Bytes, as the format has it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Linear:
@@ -29,7 +34,7 @@ class Linear:
 def linears(directory: Path) -> list[Linear]:
     """Every linear inside the decoder layers of the base in `directory`, in file order; the head is left out.
 
-    Raises FileNotFoundError where the directory has no safetensors.
+    Raises BenchError where the directory has no safetensors, or broken ones.
     """
     return [
         Linear(name.removesuffix(".weight"), in_features=shape[1], out_features=shape[0])
@@ -39,7 +44,7 @@ def linears(directory: Path) -> list[Linear]:
 
 
 def vocab_size(directory: Path) -> int:
-    """The rows of the token embedding. Raises ValueError where no tensor is named as one."""
+    """The rows of the token embedding. Raises BenchError as `linears`, and where no tensor is named as one."""
     return _embedding(directory)[0]
 
 
@@ -53,19 +58,22 @@ def _embedding(directory: Path) -> list[int]:
     for name, shape in _shapes(directory).items():
         if name.endswith("embed_tokens.weight"):
             return shape
-    raise ValueError(f"No tensor in {directory} is named *embed_tokens.weight, so its vocabulary is not known.")
+    raise BenchError(f"No tensor in {directory} is named *embed_tokens.weight, so its vocabulary is not known.")
 
 
 def _shapes(directory: Path) -> dict[str, list[int]]:
     files = sorted(directory.glob("*.safetensors"))
     if not files:
-        raise FileNotFoundError(f"{directory} has no *.safetensors. Give the directory of a Hugging Face model.")
+        raise BenchError(f"{directory} has no *.safetensors. Give the directory of a Hugging Face model.")
     return {name: entry["shape"] for file in files for name, entry in _header(file).items() if name != "__metadata__"}
 
 
 def _header(file: Path) -> dict[str, Any]:
     """The JSON after the eight-byte little-endian length that opens a safetensors file."""
     with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header: dict[str, Any] = orjson.loads(stream.read(length))
+        try:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header: dict[str, Any] = orjson.loads(stream.read(min(length, _LONGEST_HEADER)))
+        except (struct.error, orjson.JSONDecodeError) as error:
+            raise BenchError(f"{file} is no safetensors file, or not whole. Write or download it again.") from error
         return header

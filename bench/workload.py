@@ -5,6 +5,7 @@ Imports nothing but the standard library, so that tests of the engine can use it
 """
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -45,11 +46,15 @@ class Mix:
     def parse(cls, text: str) -> "Mix":
         """Raises ValueError for anything else."""
         name, colon, exponent = text.partition(":")
+        if name not in set(Popularity):
+            raise ValueError(f"Write one of {', '.join(Popularity)}, or zipf:1.2 for another exponent.")
         popularity = Popularity(name)
         if not colon:
             return cls(popularity)
         if popularity is not Popularity.ZIPF:
             raise ValueError(f"Only zipf takes an exponent, not {name}.")
+        if not re.fullmatch(r"\d+(\.\d+)?", exponent):
+            raise ValueError("Write the exponent as a number, as in zipf:1.2.")
         return cls(popularity, float(exponent))
 
 

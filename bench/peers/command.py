@@ -44,21 +44,26 @@ def chosen(names: Sequence[str]) -> list[Peer]:
 
 
 def main(
-    peer: Annotated[list[str] | None, typer.Option(help="Only these; repeat for several.")] = None,
+    peer: Annotated[
+        list[str] | None, typer.Option(help="Measure only this one; repeat for several. All by default.")
+    ] = None,
     install_missing: Annotated[
-        bool, typer.Option("--install/--no-install", help="Install what is missing; --no-install leaves it out.")
+        bool, typer.Option("--install/--no-install", help="Install peers that are missing, or leave them out.")
     ] = True,
-    install_only: Annotated[bool, typer.Option("--install-only", help="Measure nothing.")] = False,
+    install_only: Annotated[
+        bool, typer.Option("--install-only", help="Install what is missing and measure nothing.")
+    ] = False,
     in_turn: Annotated[
         bool, typer.Option("--in-turn/--together", help="One peer runs at a time, or all at once, which needs memory.")
     ] = True,
     peers_dir: Annotated[
-        Path | None, typer.Option(help="Their environments; by default peers/ in the work dir.")
+        Path | None,
+        typer.Option(help="Folder of their environments; by default peers/ in --work-dir."),
     ] = None,
-    model: Annotated[str, typer.Option(help="As --base of `rootstock serve`.")] = "embedded",
+    model: options.BaseModel = "embedded",
     serve_flags: options.ServeFlags = "",
     rounds: options.Rounds = 3,
-    concurrency: options.SomeClients = None,
+    concurrency: Annotated[list[int] | None, options.several_clients("1, 8, 16")] = None,
     per_client: options.PerClient = 1,
     prompt_tokens: options.PromptTokens = 128,
     output_tokens: options.OutputTokens = 64,

@@ -21,7 +21,7 @@ def test_only_the_linears_of_the_layers_are_found(tmp_path: Path) -> None:
 
 
 def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="safetensors"):
+    with pytest.raises(BenchError, match="safetensors"):
         weight_shapes.linears(tmp_path)
 
 
