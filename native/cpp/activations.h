@@ -44,6 +44,15 @@ struct Activations {
 };
 
 #if defined(BF16_TILES)
+// A vector of each of 16 rows, as they lie in a group: the first pair of all rows, then the next.
+template <class Take>
+inline void put_square(Take vector_of, Number* to) {
+    Vec rows[TILE_ROWS];
+    for (Int r = 0; r < TILE_ROWS; ++r) rows[r] = Vec(vector_of(r));
+    transpose(rows);
+    for (Int pair = 0; pair < TILE_ROWS; ++pair) memcpy(to + pair * PER_VECTOR, rows + pair, sizeof(Vec));
+}
+
 // As they are loaded, from a row to the end of its group.
 inline ActivationTiles tiles_of(const Activations& x, Int row) {
     const Int step = x.step(row);

@@ -111,15 +111,17 @@ constexpr bool CODES_IN_OWN_ORDER = true;
 
 inline Int place_beside_codes(Int i) { return i / CODE_BLOCK * CODE_BLOCK + i % 2 * PER_VECTOR + i % CODE_BLOCK / 2; }
 
+// A block's numbers with even places, or with odd ones.
+inline Operand beside_codes_of(const BFloat16* block, Int odd) {
+    alignas(sizeof(Operand)) uint16_t places[PER_VECTOR];
+    for (int i = 0; i < PER_VECTOR; ++i) places[i] = uint16_t(2 * i + odd);
+    return _mm512_permutex2var_epi16(operand(block), _mm512_load_si512(places), operand(block + PER_VECTOR));
+}
+
 // As `pack`.
 inline void pack_beside_codes(const BFloat16* from, Number* to, Int step, Int count, Int stride) {
-    alignas(sizeof(Operand)) uint16_t evens[PER_VECTOR], odds[PER_VECTOR];
-    for (int i = 0; i < PER_VECTOR; ++i) evens[i] = uint16_t(2 * i), odds[i] = uint16_t(2 * i + 1);
     const auto put = [&](const BFloat16* some) {
-        const Operand a = operand(some), b = operand(some + PER_VECTOR);
-        for (const uint16_t* which : {evens, odds}) {
-            to = ActivationLayout::put(_mm512_permutex2var_epi16(a, _mm512_load_si512(which), b), to, step);
-        }
+        for (Int odd = 0; odd < 2; ++odd) to = ActivationLayout::put(beside_codes_of(some, odd), to, step);
     };
     Int i = 0;
     for (; i + CODE_BLOCK <= count; i += CODE_BLOCK) put(from + i);

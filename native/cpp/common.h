@@ -84,8 +84,11 @@ inline Vec rounded(Vec value) {
     return value;
 }
 
+// What is too small for a normal number may come out as zero.
 inline void store(BFloat16* to, Vec value) {
-#if defined(__AVX512F__)
+#if defined(__AVX512BF16__)
+    const __m256bh half = _mm512_cvtneps_pbh(__m512(value));
+#elif defined(__AVX512F__)
     const HalfVec half = HalfVec(_mm512_cvtepi32_epi16(__m512i(rounded_bits(value) >> 16)));
 #else
     const HalfVec half = __builtin_convertvector(rounded_bits(value) >> 16, HalfVec);

@@ -38,8 +38,14 @@ class Inputs {
         const Int rows = orders[0].rows, spans = (orders[0].stride + SPAN - 1) / SPAN;
 #pragma omp for
         for (Int unit = 0; unit < (rows + GROUP - 1) / GROUP * spans; ++unit) {
-            const Int begin = unit / spans * GROUP, end = std::min(begin + GROUP, rows);
-            for (Int row = begin; row < end; ++row) put_span(row, from + row * count, count, unit % spans * SPAN);
+            const Int begin = unit / spans * GROUP, end = std::min(begin + GROUP, rows), first = unit % spans * SPAN;
+#if defined(BF16_TILES)
+            if (end - begin == TILE_ROWS && first + SPAN <= count) {
+                put_squares(begin, from + begin * count + first, count, first);
+                continue;
+            }
+#endif
+            for (Int row = begin; row < end; ++row) put_span(row, from + row * count, count, first);
         }
     }
 
@@ -48,6 +54,19 @@ class Inputs {
 
   private:
     static constexpr Int SPAN = 2 * CODE_BLOCK;
+
+#if defined(BF16_TILES)
+    // SPAN numbers of each row of a whole group, from `first` on; rows lie `count` numbers apart.
+    void put_squares(Int row, const BFloat16* from, Int count, Int first) const {
+        const Activations &plain = orders[0], &other = orders[1];
+        for (Int i = 0; plain.data && i < SPAN; i += PER_VECTOR)
+            put_square([&](Int r) { return operand(from + r * count + i); }, plain.at(row, first + i));
+        for (Int i = 0; other.data && i < SPAN; i += CODE_BLOCK)
+            for (Int odd = 0; odd < 2; ++odd)
+                put_square([&](Int r) { return beside_codes_of(from + r * count + i, odd); },
+                           other.at(row, first + i + odd * PER_VECTOR));
+    }
+#endif
 
     // Up to SPAN numbers of a row, from the first on.
     void put_span(Int row, const BFloat16* from, Int count, Int first) const {

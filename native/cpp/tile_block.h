@@ -14,8 +14,8 @@ class Block {
   public:
     // `next`: where the thread will read after this, or null. Memory is asked for it meanwhile, as much as this is.
     Block(const Linear& linear, Int out, Int outs, Int rows, const void* next, Scratch& scratch)
-        : linear(linear), out(out), outs(outs), tiles((outs + TILE_ROWS - 1) / TILE_ROWS), end(linear.stride()),
-          next(static_cast<const uint8_t*>(next)), scratch(scratch) {
+        : linear(linear), out(out), outs(outs), tiles((outs + TILE_ROWS - 1) / TILE_ROWS),
+          turns((rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE), end(linear.stride()), next(static_cast<const uint8_t*>(next)), scratch(scratch) {
         direct = linear.halves && linear.inputs % TILE_DEPTH == 0 && outs % TILE_ROWS == 0;
         if (direct) end = linear.inputs;
         depth = direct || rows > GROUP ? end : std::min(end, DEPTH);
@@ -40,7 +40,7 @@ class Block {
         } else {
             take_all<4>(x, row, y);
         }
-        next = nullptr;  // it is there
+        if (++turn == turns) next = nullptr;  // it is there
         return x.group(row) + (both ? x.group(row + GROUP) : 0);
     }
 
@@ -75,7 +75,8 @@ class Block {
         const Int inputs = linear.inputs;
         const BFloat16* data = linear.halves + (out + n * TILE_ROWS) * inputs;
         const uint8_t* meanwhile = next ? next + n * TILE_ROWS * linear.row_bytes() : nullptr;
-        return {data, inputs * 2, TILE_ROWS * inputs, TILE_DEPTH, reinterpret_cast<const BFloat16*>(meanwhile)};
+        const auto part = [&](Int number) { return TILE_ROWS * number / turns * LINE; };
+        return {data, inputs * 2, TILE_ROWS * inputs, TILE_DEPTH, reinterpret_cast<const BFloat16*>(meanwhile), part(turn), part(turn + 1)};
     }
 
     // Lays inputs [from, to) of all outputs out, at most `depth`: the tiles of 16 outputs one after the other.
@@ -135,8 +136,8 @@ class Block {
     }
 
     const Linear& linear;
-    const Int out, outs, tiles;
-    Int end, depth;
+    const Int out, outs, tiles, turns;  // `turns`: how often `products` is asked
+    Int end, depth, turn = 0;
     const uint8_t* next;
     Scratch& scratch;
     bool direct;

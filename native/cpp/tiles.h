@@ -128,6 +128,7 @@ struct WeightTiles {
     const BFloat16* data;
     Int row_bytes, step, deeper;  // from one row to the next; from one tile to the next; to the tile of the next inputs
     const BFloat16* next;  // what is asked for meanwhile, in the order of memory and a tile for a tile, or null
+    Int ask_from = 0, ask_to = TILE_NUMBERS;  // which part of each of those tiles
 };
 
 struct ActivationTiles {
@@ -152,7 +153,7 @@ template <int W, int U, int FROM = 0>
 inline void add_tiles(const WeightTiles& w, const BFloat16* at, const BFloat16* next) {
     constexpr int MINE = 6 + FROM % 2;
     if (next)
-        for (Int i = 0; i < TILE_NUMBERS; i += LINE) fetch(next + i);
+        for (Int i = w.ask_from; i < w.ask_to; i += LINE) fetch(next + i);
     load_tile<MINE>(at, w.row_bytes);
     multiply_tiles<FROM * U, MINE, 4>();
     if constexpr (U == 2) multiply_tiles<FROM * U + 1, MINE, 5>();
