@@ -78,7 +78,7 @@ class _Reading:
     def __init__(self, form: CallForm | None) -> None:
         self._markup = None if form is None else form.markup
         free = form is not None and not form.forced and form.text is None
-        self._parser = None if form is None else CallParser(form.markup, free, form.functions)
+        self._parser = None if form is None else CallParser(form.markup, free, form.elements)
         self._ended: FinishReason | None = None
 
     def add(self, output: Output) -> Piece:

@@ -4,8 +4,8 @@ Owns their bounds, and the one `Structure` that all spellings come to. Knows nei
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from server.errors import BadRequest
 from server.strict import Strict, Unserved
 from server.tools.markup import Function, Markup
-from server.tools.parameters import parameters
+from server.tools.parameters import Parameter
 
 MAX_TEXT = 1 << 16
 MAX_CHOICES = 1024
@@ -37,7 +37,8 @@ class Part:
 class CallForm:
     """An answer that calls some of `functions`, at most `max_calls` times; unless `forced`, it may be text.
 
-    The text keeps to the schema `text`, if there is one. `tokens` are the markup's special tokens with their ids.
+    The text keeps to the schema `text`, if there is one. `tokens` are the markup's special tokens with their ids. In a
+    markup of elements, `elements` are the functions' parameters by their names, in the order of `functions`.
     """
 
     markup: Markup
@@ -46,6 +47,7 @@ class CallForm:
     max_calls: int
     text: Part | None
     tokens: Mapping[str, int]
+    elements: Mapping[str, Sequence[Parameter]] = field(default_factory=dict)
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -54,9 +56,9 @@ class CallForm:
         return arguments if self.text is None else (*arguments, self.text)
 
     def _arguments(self, function: Function) -> list[Part]:
-        schemas: list[Mapping[str, Any]] = [function.schema]
+        schemas = [function.schema]
         if self.markup.elements:
-            schemas = [each.schema for each in parameters(function) if each.text is None]
+            schemas = [each.schema for each in self.elements[function.name] if each.text is None]
         return [Part(function.field, schema, function.strict) for schema in schemas]
 
 

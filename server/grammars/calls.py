@@ -4,11 +4,10 @@ Owns the grammar's text, in llguidance's syntax. Knows the markup's description;
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from server.grammars.element_rules import element_rules
 from server.grammars.literal import literal
-from server.grammars.schema import kept_schema
 from server.structure import CallForm
 
 _SPACE = r"[\x20\x0A\x0D\x09]"
@@ -16,16 +15,16 @@ _GAP = _SPACE + "{0,8}"
 """Between two parts of the markup."""
 
 
-def call_grammar(form: CallForm, by_token: bool) -> str:
-    """The markup's special tokens are named by their ids or, unless `by_token`, spelled as text, for a vocabulary that
+def call_grammar(form: CallForm, schemas: Sequence[str], by_token: bool) -> str:
+    """`schemas` are those of the form's parts as JSON.
+
+    The markup's special tokens are named by their ids or, unless `by_token`, spelled as text, for a vocabulary that
     lacks them.
     """
-    schemas = [
-        {"name": f"schema{place}", "json_schema": kept_schema(part.schema, part.strict)}
-        for place, part in enumerate(form.parts)
-    ]
     lark = "\n".join(f"{name}: {body}" for name, body in _rules(form, form.tokens if by_token else {}).items())
-    return json.dumps({"grammars": [{"name": "calls", "lark_grammar": f"%llguidance {{}}\n{lark}"}, *schemas]})
+    calls = json.dumps({"name": "calls", "lark_grammar": f"%llguidance {{}}\n{lark}"})
+    named = [f'{{"name": "schema{place}", "json_schema": {schema}}}' for place, schema in enumerate(schemas)]
+    return f'{{"grammars": [{", ".join((calls, *named))}]}}'
 
 
 def _rules(form: CallForm, tokens: Mapping[str, int]) -> dict[str, str]:
@@ -48,7 +47,7 @@ def _rules(form: CallForm, tokens: Mapping[str, int]) -> dict[str, str]:
         "LIST": f"/{_GAP}{literal(markup.bracket)}/",
         "COMMA": f"/{_GAP},/",
         "CLOSE_LIST": f"/{_GAP}\\]/",
-        **(element_rules(form.functions, _GAP) if markup.elements else _json_rules(form, tokens)),
+        **(element_rules(form.elements, _GAP) if markup.elements else _json_rules(form, tokens)),
     }
 
 

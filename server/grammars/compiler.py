@@ -1,7 +1,7 @@
 """Forms of answers, compiled for one base's vocabulary: JSON Schemas, regular expressions, choices and grammars.
 
 Owns who compiles when, and the refusal of what cannot be compiled. Implements `Grammars` of server/ports.py; knows no
-routes.
+routes. What is kept of it for later is the cache's.
 """
 
 import asyncio
@@ -16,10 +16,10 @@ import anyio.to_thread
 import structlog
 from llguidance import LLMatcher, LLTokenizer
 
-from engine.constraint import Constraint
 from engine.errors import ConstraintFailed
 from server.errors import BadRequest
 from server.grammars.bounds import MAX_CALL_BYTES, MAX_GRAMMAR_BYTES, TooLarge, check_size, check_text
+from server.grammars.cache import Cache, Compiled, key_of
 from server.grammars.calls import call_grammar
 from server.grammars.faults import reason
 from server.grammars.lenient import Malformed
@@ -37,7 +37,8 @@ STACK_BYTES = 64 << 20
 class Compiler:
     """Compiles one form at a time, in a thread, and lets tenants take turns: a flood delays its own tenant.
 
-    The vocabulary is made with the first form.
+    A form that its tenant has sent before is in the cache, and waits for nobody. The vocabulary is made with the first
+    form.
     """
 
     def __init__(
@@ -46,22 +47,30 @@ class Compiler:
         self._make = vocabulary
         self._made: LLTokenizer | None = None
         self._trial = trial or Trial()
+        self._cache = Cache()
         self._limiter = anyio.CapacityLimiter(1)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def compile(self, structure: Structure, tenant: str) -> Callable[[], Constraint]:
+    async def compile(self, structure: Structure, tenant: str) -> Compiled:
         """What makes a constraint for each answer. Raises BadRequest."""
+        key = key_of(structure, tenant)
+        if (kept := self._cache.get(key)) is not None:
+            return kept
         turn = self._turns.setdefault(tenant, asyncio.Lock())
         async with turn:
-            return await anyio.to_thread.run_sync(self.compile_now, structure, limiter=self._limiter)
+            if (kept := self._cache.get(key)) is not None:  # whoever's turn came first had sent it too
+                return kept
+            made = await anyio.to_thread.run_sync(self.compile_now, structure, limiter=self._limiter)
+            self._cache.put(key, made)
+            return made
 
-    def compile_now(self, structure: Structure) -> Callable[[], Constraint]:
+    def compile_now(self, structure: Structure) -> Compiled:
         """As `compile`, while this thread waits. Only one may."""
         content = _text(structure)
         try:
             grammar = self._trial(structure.kind, content)
             if isinstance(structure.content, CallForm):
-                grammar = call_grammar(structure.content, by_token=True)
+                grammar = call_grammar(structure.content, content[1:], by_token=True)
             self._made = made = self._made or self._vocabulary(structure)
             matcher: LLMatcher = _with_stack(lambda: matcher_of(made, grammar))
         except (Unreadable, ConstraintFailed) as error:
@@ -107,7 +116,7 @@ def _call_texts(form: CallForm) -> list[str]:
         texts.append(_part_text(part))
         size += len(texts[-1].encode())
         check_size(size, MAX_CALL_BYTES)
-    grammar = call_grammar(form, by_token=False)
+    grammar = call_grammar(form, texts, by_token=False)
     check_text(grammar, MAX_GRAMMAR_BYTES)
     return [grammar, *texts]
 

@@ -4,29 +4,29 @@ Owns these rules, in llguidance's syntax. Knows neither the rest of the grammar 
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 
 from server.grammars.literal import literal
-from server.tools.markup import Function
-from server.tools.parameters import CLOSE, Parameter, Text, parameters
+from server.tools.parameters import CLOSE, Parameter, Text
 
 _CLOSE = literal(CLOSE)
 _ONCE = rf"~/(?s:.*){_CLOSE}(?s:.+)/"
 """What ends an element ends it where it first comes."""
 
 
-def element_rules(functions: Sequence[Function], gap: str) -> dict[str, str]:
-    """The functions are the rules f0, f1, …; schema0, schema1, … are those of their parameters that are JSON, in order.
+def element_rules(functions: Mapping[str, Sequence[Parameter]], gap: str) -> dict[str, str]:
+    """The functions, whose parameters stand by their names, are the rules f0, f1, …; schema0, schema1, … are those of
+    their parameters that are JSON, in order.
 
     Each element of a text ends with the first `</parameter>`; a line break before that is not the text's.
     """
     rules = {"JSON_END": f"/{gap}{_CLOSE}/"}
     texts: dict[Text, str] = {}
     schemas = count()
-    for place, function in enumerate(functions):
-        written = [_element(parameter, texts, schemas) for parameter in parameters(function)]
-        rules[f"f{place}"] = " ".join((_tag(f"<function={function.name}>"), *written, _tag("</function>")))
+    for place, (name, parameters) in enumerate(functions.items()):
+        written = [_element(parameter, texts, schemas) for parameter in parameters]
+        rules[f"f{place}"] = " ".join((_tag(f"<function={name}>"), *written, _tag("</function>")))
     for text, name in texts.items():
         rules[f"{name}[lazy]"] = name.upper()
         rules[name.upper()] = _terminal(text)

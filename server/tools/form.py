@@ -3,7 +3,7 @@
 Owns what goes together and what does not. Knows the tokenizer by its port; knows no grammars.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from server.errors import BadRequest
 from server.grammars.bounds import TooLarge, check_schema
@@ -11,7 +11,7 @@ from server.ports import Tokenizer
 from server.structure import CallForm, Part, Structure
 from server.tools.fields import Offer
 from server.tools.markup import Function, Markup
-from server.tools.parameters import Unwritable, parameters
+from server.tools.parameters import Parameter, Unwritable, parameters
 
 
 def call_form(offer: Offer, tokenizer: Tokenizer, asked: Structure | None) -> CallForm:
@@ -27,13 +27,13 @@ def call_form(offer: Offer, tokenizer: Tokenizer, asked: Structure | None) -> Ca
             "tools",
             "unsupported_field",
         )
-    for function in offer.functions:
-        _check(function, markup)
+    checked = {function.name: _checked(function, markup) for function in offer.functions}
     max_calls = markup.max_calls if offer.parallel else 1
     ids = {text: tokenizer.special_id(text) for text in markup.marks}
     tokens = {text: id for text, id in ids.items() if id is not None}
     text = None if asked is None or offer.forced else _text(asked, bool(markup.begin))
-    return CallForm(markup, offer.callable, offer.forced, max_calls, text, tokens)
+    elements = {function.name: checked[function.name] for function in offer.callable}
+    return CallForm(markup, offer.callable, offer.forced, max_calls, text, tokens, elements)
 
 
 def shown(form: CallForm | None) -> Mapping[int, str]:
@@ -41,15 +41,17 @@ def shown(form: CallForm | None) -> Mapping[int, str]:
     return {} if form is None else {id: text for text, id in form.tokens.items()}
 
 
-def _check(function: Function, markup: Markup) -> None:
-    """Raises BadRequest for a schema that is too large to be laid out in a prompt, or that the markup cannot write."""
+def _checked(function: Function, markup: Markup) -> Sequence[Parameter]:
+    """Its parameters, where the markup has an element for each.
+
+    Raises BadRequest for a schema that is too large to be laid out in a prompt, or that the markup cannot write.
+    """
     try:
         check_schema(function.parameters or {})
     except TooLarge as error:
         raise BadRequest(f"`{function.field}` cannot be read: {error}. Send less.", function.field) from None
     try:
-        if markup.elements:
-            parameters(function)
+        return parameters(function) if markup.elements else ()
     except Unwritable as error:
         message = (
             f"`{function.field}` cannot be kept to: {error}. Send named parameters, each with a schema of its own."

@@ -5,15 +5,16 @@ calls, and an answer that is cut off somewhere. Knows neither tokens nor HTTP.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from types import MappingProxyType
 from typing import Protocol
 
 from server.tools.elements import Elements, overlap
 from server.tools.json_value import JsonValue
-from server.tools.markup import SPACE, Function, Markup
-from server.tools.parameters import parameters
+from server.tools.markup import SPACE, Markup
+from server.tools.parameters import Parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,9 @@ class _Where(Enum):
     ARGUMENTS = "in a call's arguments"
 
 
+_NONE: Mapping[str, Sequence[Parameter]] = MappingProxyType({})
+
+
 class _Arguments(Protocol):
     """One call's arguments as they come; `whole` at their end."""
 
@@ -54,14 +58,14 @@ class _Arguments(Protocol):
 
 class CallParser:
     """Reads one answer. `anywhere`: whether calls may come after text; otherwise the first characters decide. Arguments
-    that come as elements are read by the `functions` that may be called.
+    that come as elements are read by `elements`, the functions' parameters by their names.
 
     Arguments are given as they come, character by character. Space between text and a call is given to neither.
     """
 
-    def __init__(self, markup: Markup, anywhere: bool, functions: Sequence[Function] = ()) -> None:
+    def __init__(self, markup: Markup, anywhere: bool, elements: Mapping[str, Sequence[Parameter]] = _NONE) -> None:
         self._markup, self._begin = markup, markup.begin
-        self._functions = {function.name: function for function in functions}
+        self._elements = elements
         self._head = head(markup)
         self._where = _Where.TEXT if anywhere and markup.begin else _Where.START
         self._held = ""
@@ -131,7 +135,7 @@ class CallParser:
         return CallPiece(self.num_calls - 1, found[1], "")
 
     def _arguments_of(self, name: str) -> _Arguments:
-        return Elements(parameters(self._functions[name])) if self._markup.elements else JsonValue()
+        return Elements(self._elements[name]) if self._markup.elements else JsonValue()
 
     def _take(self, length: int) -> str:
         taken, self._held = self._held[:length], self._held[length:]

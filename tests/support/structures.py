@@ -2,10 +2,12 @@
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.constraint import Constraint
+from server.tools.markup import Function
+from server.tools.parameters import Parameter, parameters
 from tests.support.tokenizer import END
 
 COMPACT: dict[str, Any] = {"x-guidance": {"whitespace_flexible": False}}
@@ -30,6 +32,11 @@ def written(constraint: Constraint, seed: int, longest: int = 400) -> bytes | No
         answer.append(token)
         constraint.accept(token)
     return bytes(answer)
+
+
+def in_elements(functions: Sequence[Function]) -> Mapping[str, Sequence[Parameter]]:
+    """What a form of calls holds for a markup that writes arguments as elements."""
+    return {function.name: parameters(function) for function in functions}
 
 
 def follow(constraint: Constraint, text: bytes) -> None:

@@ -14,7 +14,7 @@ from server.grammars.compiler import Compiler
 from server.structure import CallForm, Part, Structure
 from server.tools.markup import HERMES, LLAMA3, MARKUPS, MISTRAL, Function, Markup
 from server.tools.parser import CallParser
-from tests.support.structures import COMPACT, allowed_bytes, keeps_to, parsed, random_schema, written
+from tests.support.structures import COMPACT, allowed_bytes, in_elements, keeps_to, parsed, random_schema, written
 from tests.support.tokenizer import END, START, byte_vocabulary
 
 WEATHER: dict[str, Any] = {
@@ -36,6 +36,7 @@ def compiler() -> Compiler:
 
 def form(markup: Markup = HERMES, forced: bool = False, most: int | None = None, **others: Any) -> CallForm:
     fields = {"functions": FUNCTIONS, "text": None, "tokens": {}} | others
+    fields["elements"] = in_elements(fields["functions"]) if markup.elements else {}
     return CallForm(markup, forced=forced, max_calls=markup.max_calls if most is None else most, **fields)
 
 
@@ -63,7 +64,7 @@ def test_whatever_must_call_calls_what_is_declared(compiler: Compiler, markup: M
         most = draw.choice((1, min(3, markup.max_calls)))
         answer = written(start(compiler, form(markup, True, most, functions=functions)), 100 * seed + number, 2000)
         assert answer is not None
-        parser = CallParser(markup, False, functions)
+        parser = CallParser(markup, False, in_elements(functions))
         piece = parser.push(answer.decode())
         assert piece.text == "" and 1 <= len(piece.calls) <= most and not parser.within
         assert all(keeps_to(parsed(call.arguments), schemas[str(call.name)]) for call in piece.calls)

@@ -249,8 +249,8 @@ async def test_tenants_take_turns(compiler: Compiler) -> None:
 
     shared = Compiler(byte_vocabulary, slow)
     async with anyio.create_task_group() as tasks:
-        for _ in range(8):
-            tasks.start_soon(shared.compile, Structure("f", "regex", "flood"), "loud")
+        for number in range(8):
+            tasks.start_soon(shared.compile, Structure("f", "regex", f"flood {number}"), "loud")
         await anyio.sleep(0.005)
         tasks.start_soon(shared.compile, Structure("f", "regex", "one"), "quiet")
     assert len(read) == 9 and read.index("one") <= 2

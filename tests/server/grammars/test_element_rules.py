@@ -13,7 +13,7 @@ from server.grammars.compiler import Compiler
 from server.structure import CallForm, Structure
 from server.tools.markup import MARKUPS, Function
 from server.tools.parser import CallParser
-from tests.support.structures import allowed_bytes, keeps_to
+from tests.support.structures import allowed_bytes, in_elements, keeps_to
 from tests.support.tokenizer import byte_vocabulary
 
 CODER = MARKUPS["qwen3_coder"]
@@ -30,7 +30,8 @@ def function(schema: Any, **more: Any) -> Function:
 
 
 def start(compiler: Compiler, *functions: Function) -> Constraint:
-    return compiler.compile_now(Structure("tools", "calls", CallForm(CODER, functions, True, 1, None, {})))()
+    form = CallForm(CODER, functions, True, 1, None, {}, in_elements(functions))
+    return compiler.compile_now(Structure("tools", "calls", form))()
 
 
 def goes(answer: Constraint, text: str) -> bool:
@@ -42,7 +43,7 @@ def goes(answer: Constraint, text: str) -> bool:
 
 
 def told(text: str, of: Function) -> Any:
-    (call,) = CallParser(CODER, False, [of]).push(text).calls
+    (call,) = CallParser(CODER, False, in_elements([of])).push(text).calls
     return json.loads(call.arguments)["p"]
 
 
@@ -96,7 +97,7 @@ def test_names_are_as_they_are(compiler: Compiler) -> None:
     of = Function("f", None, {"properties": {'größe "/.': {"type": "integer"}}}, "x")
     answer = '<tool_call><function=f><parameter=größe "/.>\n5</parameter></function></tool_call>'
     assert goes(start(compiler, of), answer)
-    (call,) = CallParser(CODER, False, [of]).push(answer).calls
+    (call,) = CallParser(CODER, False, in_elements([of])).push(answer).calls
     assert json.loads(call.arguments) == {'größe "/.': 5}
 
 

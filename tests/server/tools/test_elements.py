@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from server.tools.markup import MARKUPS, Function
 from server.tools.parser import CallParser
+from tests.support.structures import in_elements
 
 CODER = MARKUPS["qwen3_coder"]
 STRING: dict[str, Any] = {"type": "string"}
 OR_NULL: dict[str, Any] = {"anyOf": [STRING, {"type": "null"}]}
 SCHEMAS = {"text": STRING, "größe": STRING, "maybe": OR_NULL, "any": {}, "quoted": STRING | {"pattern": "."}}
 FUNCTIONS = [Function(name, None, {"properties": SCHEMAS}, "x") for name in ("f", "g-2")]
+ELEMENTS = in_elements(FUNCTIONS)
 JSON_ONES = ("any", "quoted")
 
 WORDS = st.text(st.sampled_from('ab é😀"\\<>/\nnul=parmet{}'), max_size=12) | st.just("null")
@@ -33,7 +35,7 @@ CALLS = st.lists(st.tuples(st.sampled_from(["f", "g-2"]), ARGUMENTS), min_size=1
 
 def read(pieces: Sequence[str]) -> tuple[str, list[tuple[str, str]], bool]:
     """Its text, its calls with their arguments as they are told, and whether the last one is cut off."""
-    parser, text, calls = CallParser(CODER, True, FUNCTIONS), "", list[tuple[str, str]]()
+    parser, text, calls = CallParser(CODER, True, ELEMENTS), "", list[tuple[str, str]]()
     for piece in pieces:
         new = parser.push(piece)
         text += new.text
@@ -111,7 +113,7 @@ def test_what_is_laid_out_is_read(calls: list[tuple[str, dict[str, Any]]]) -> No
 
 
 def test_text_is_told_character_by_character() -> None:
-    parser = CallParser(CODER, True, FUNCTIONS)
+    parser = CallParser(CODER, True, ELEMENTS)
     answer = '<tool_call>\n<function=f>\n<parameter=text>\nSo "é"\n\n</parameter>\n<parameter=any>\n12\n</parameter>'
     told = ["".join(call.arguments for call in parser.push(letter).calls) for letter in answer]
     assert [each for each in told if each] == [
