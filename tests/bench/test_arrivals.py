@@ -28,13 +28,14 @@ def test_poisson_arrivals_rise_and_have_their_rate() -> None:
     assert due != Poisson(4.0).due_s(4000, seed=2)
 
 
-def test_a_trace_begins_with_its_first_line(tmp_path: Path) -> None:
+def test_a_trace_begins_with_its_earliest_line(tmp_path: Path) -> None:
     file = tmp_path / "morning.jsonl"
     file.write_text(
         '{"at": 7, "prompt_tokens": 3, "output_tokens": 2}\n{"at": 9.5, "prompt_tokens": 4, "output_tokens": 5}\n'
+        '{"at": 6, "prompt_tokens": 1, "output_tokens": 1}\n'
     )
     replay = Replay.read(file)
-    assert replay.lines == (TraceLine(0.0, 3, 2), TraceLine(2.5, 4, 5))
+    assert replay.lines == (TraceLine(1.0, 3, 2), TraceLine(3.5, 4, 5), TraceLine(0.0, 1, 1))
     assert str(replay) == "morning"
 
 

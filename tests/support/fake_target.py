@@ -24,6 +24,7 @@ class FakeTarget:
     pid: int | None = None
     answers: Mapping[str, Sequence[int]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    seen: list[Sequence[CompletionRequest]] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
 
     def run(self, requests: Sequence[CompletionRequest], arrivals: Arrivals, seed: int) -> LoadResult:
@@ -32,6 +33,7 @@ class FakeTarget:
             raise BenchError("out of memory")
         rate = self.rates[len(self.asked) % len(self.rates)]
         self.asked.append(requests[0].model)
+        self.seen.append(requests)
         timings = (
             RequestTiming(ttft_s=0.5, gaps_s=(0.01, 0.03), tokens=10, ids=self.ids(request)) for request in requests
         )
