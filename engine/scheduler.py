@@ -210,6 +210,7 @@ class Scheduler:
         held = {block for sequence in self.running for block in sequence.blocks}
         assert len(held) == self._pool.num_used, "a block is held by nobody, or by somebody who does not run"
         assert all(not sequence.blocks for sequence in self.waiting)
+        assert self._overtaken.keys() <= {sequence.id for sequence in (*self.waiting, *self.running)}
 
     def _continue(self, draft: _Draft, sequences: Iterable[Sequence]) -> None:
         """Let running sequences compute what they lack, while tokens last."""

@@ -68,6 +68,50 @@ def test_least_recently_used_leaves_first() -> None:
     assert step(residency, [C]) == AdapterPlan(off_device=(B,), place=(C,))
 
 
+def test_least_recently_used_leaves_host_memory_first() -> None:
+    residency = placed(Residency(40, 20), A, B)
+    step(residency, running=[A])
+    assert step(residency, [C]) == AdapterPlan(off_host=(B,), fetch=(C,))
+
+
+def test_what_is_wanted_soonest_leaves_last() -> None:
+    residency = placed(Residency(20, 40), A, B)
+    step(residency, [C, A, B])
+    assert step(residency, [C, A, B]) == AdapterPlan(off_device=(B,), place=(C,)), "though it came later than A"
+
+
+def test_so_many_are_read_at_once_and_no_more() -> None:
+    residency = Residency(100, 100, max_fetches=2)
+    for fetch in ((A, B), ()):
+        plan = residency.plan(SIZES, (), uses(A, B, C))
+        assert plan.fetch == fetch
+        residency.apply(plan, SIZES)
+    residency.fetched(A)
+    assert residency.plan(SIZES, (), uses(B, C)).fetch == (C,)
+
+
+def test_whatever_moves_or_is_pinned_is_a_change() -> None:
+    """Otherwise what others see of it stays as it was."""
+    residency = Residency(20, 40)
+    seen = [residency.changes]
+    for change in (
+        lambda: residency.apply(residency.plan(SIZES, (), uses(A)), SIZES),
+        lambda: residency.fetched(A),
+        lambda: residency.apply(residency.plan(SIZES, (), uses(A)), SIZES),
+        lambda: residency.place_failed(A),
+        lambda: residency.pin(A, 10),
+        lambda: residency.unpin(A),
+        lambda: residency.apply(residency.plan(SIZES, (), uses(B)), SIZES),
+        lambda: residency.fetch_failed(B),
+        lambda: residency.apply(AdapterPlan(off_host=(A,)), SIZES),
+    ):
+        change()
+        seen.append(residency.changes)
+    assert seen == sorted(set(seen))
+    residency.apply(AdapterPlan(), SIZES)
+    assert residency.changes == seen[-1]
+
+
 def test_running_and_pinned_stay() -> None:
     residency = placed(Residency(20, 40), A, B)
     residency.pin(A, 10)
@@ -137,6 +181,7 @@ def test_a_merged_adapter_is_kept_like_a_pinned_one() -> None:
 def test_a_failed_fetch_gives_its_room_back() -> None:
     residency = Residency(20, 10)
     residency.apply(residency.plan(SIZES, (), uses(A)), SIZES)
+    assert not list(residency.residents()), "what is being read is not there yet"
     assert residency.plan(SIZES, (), uses(B)) == AdapterPlan(), "the room is reserved"
     residency.fetch_failed(A)
     assert residency.host_used == 0 and residency.idle

@@ -1,5 +1,7 @@
 """What a request goes through, from submission to its one end, whatever happens on the way."""
 
+import time
+
 import pytest
 
 from adapters.errors import UnknownAdapter
@@ -55,6 +57,20 @@ def test_before_min_tokens_nothing_stops() -> None:
     assert bench.tokens("r") == [997, 998, 999, 0, 1, 2]
 
 
+def test_the_token_that_makes_up_min_tokens_may_stop() -> None:
+    bench = Bench()
+    bench.submit("r", [0], params=SamplingParams(max_tokens=6, min_tokens=3, stop=(letters([3]),)))
+    bench.run()
+    assert bench.tokens("r") == [1, 2, 3] and bench.reason("r") is FinishReason.STOP
+
+
+def test_every_token_has_its_logprob_the_one_that_ends_too() -> None:
+    bench = Bench()
+    bench.submit("r", [996], params=SamplingParams(max_tokens=9, logprobs=0))
+    bench.run()
+    assert [report.token_id for output in bench.outputs["r"] for report in output.logprobs] == [997, 998, EOS]
+
+
 def test_a_stop_string_ends_the_text_before_it() -> None:
     bench = Bench()
     bench.submit("r", [0], params=SamplingParams(max_tokens=20, stop=("fg", "zz")))
@@ -107,6 +123,15 @@ def test_refusals_come_before_anything_is_queued() -> None:
         bench.submit("r")
     bench.run()
     assert bench.reason("waits") is FinishReason.LENGTH and len(bench.of(Finished)) == 1
+
+
+def test_what_just_fits_is_taken() -> None:
+    bench = Bench(model_len=16)
+    bench.submit("r", range(10), max_tokens=6)
+    bench.run()
+    assert len(bench.tokens("r")) == 6
+    with pytest.raises(PromptTooLong):
+        bench.submit("s", range(10), max_tokens=7)
 
 
 def test_an_empty_prompt_and_a_second_use_of_an_id_are_our_bugs() -> None:
@@ -215,8 +240,28 @@ def test_observers_see_the_whole_life() -> None:
     assert kinds[:8] == [
         AdapterLoaded, AdapterLoaded, Admitted, FirstToken, StepDone, NextToken, StepDone, NextToken,
     ]  # fmt: skip
+    assert [event.tokens for event in bench.events if isinstance(event, StepDone)] == [3, 1, 1, 3]
     assert AdapterEvicted("a", "device") in bench.events  # type: ignore[arg-type]
     assert [event.generated_tokens for event in bench.events if isinstance(event, Finished)] == [3, 1]
+
+
+def test_an_answers_parts_are_no_longer_than_the_whole() -> None:
+    """Times to the first token and between tokens follow one another, and so do loading and waiting."""
+    bench = Bench(adapters={"a": 60})
+    bench.runner.delay_s, bench.mover.instant = 0.01, False
+    began = time.monotonic()
+    bench.submit("r", adapter="a", max_tokens=4)
+    bench.step()
+    time.sleep(0.05)
+    bench.mover.arrive(named("a"))
+    bench.run_until("r")
+    lasted = time.monotonic() - began
+    (finished,) = (event.seconds for event in bench.events if isinstance(event, Finished))
+    first = [event.ttft_s for event in bench.events if isinstance(event, FirstToken)]
+    gaps = [event.gap_s for event in bench.events if isinstance(event, NextToken)]
+    assert len(first) == 1 and len(gaps) == 3 and sum(first + gaps) <= finished <= lasted
+    admission = bench.outputs["r"][0].admission
+    assert admission is not None and admission.load_s >= 0.05 and admission.queue_s + admission.load_s <= first[0]
 
 
 def test_a_merge_finds_room_under_steady_traffic() -> None:
@@ -231,6 +276,9 @@ def test_a_merge_finds_room_under_steady_traffic() -> None:
             break
     assert bench.engine.merged == named("a")
     assert turn > PATIENCE, "otherwise the device was never full"
+    bench.engine.unmerge()
+    bench.submit("afterwards", adapter="b")
+    bench.run_until("afterwards")
 
 
 def test_a_merge_waits_for_its_adapter_and_keeps_it() -> None:
@@ -264,8 +312,12 @@ def test_prefixes_are_not_shared_across_a_merge() -> None:
     bench.step()
     bench.submit("after", range(8), adapter="a")
     bench.run()
-    admission = bench.outputs["after"][0].admission
-    assert admission is not None and admission.cached_tokens == 0
+    bench.engine.unmerge()
+    bench.submit("at last", range(8), adapter="a")
+    bench.run()
+    for id in ("after", "at last"):
+        admission = bench.outputs[id][0].admission
+        assert admission is not None and admission.cached_tokens == 0, id
 
 
 def test_a_merge_that_fails_leaves_everything_as_it_was() -> None:

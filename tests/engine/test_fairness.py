@@ -101,6 +101,8 @@ def test_of_equal_counters_who_has_waited_longest_goes_first() -> None:
         counters.charge(each.tenant, PRICES.input * each.prompt_len)
         order.append(each.id)
     assert order == ["b1", "a1", "a2", "b2"]
+    behind = VirtualCounters(PRICES).in_turn(waiting, {"b"})
+    assert next(behind).id == "a1", "before those who have something in the batch"
 
 
 class Books:

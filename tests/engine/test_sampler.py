@@ -115,10 +115,10 @@ def test_a_seed_gives_the_same_tokens_and_each_draw_another() -> None:
     assert first != [one(flat, sequence(generated=[0] * n, stream=8)).token for n in range(30)]
 
 
-def adjusted(of: Sequence, eos: Collection[int] = ()) -> list[float]:
-    """The logits that a request's wishes leave, by the formulas."""
+def adjusted(row: torch.Tensor, of: Sequence, eos: Collection[int] = ()) -> list[float]:
+    """The logits that a request's wishes leave of `row`, by the formulas."""
     p, values = of.params, []
-    for token, logit in enumerate(LOGITS.tolist()):
+    for token, logit in enumerate(row.tolist()):
         if p.repetition_penalty != 1 and token in of.tokens:
             logit = logit / p.repetition_penalty if logit > 0 else logit * p.repetition_penalty
         count = of.tokens[of.prompt_len :].count(token)
@@ -139,25 +139,21 @@ PENALTIES = [
     SamplingParams(temperature=0, repetition_penalty=0.2),
     SamplingParams(temperature=0, logit_bias={4: 100.0, 5: -100.0}),
     SamplingParams(temperature=0, logit_bias={3: 2.0}, repetition_penalty=1.3, presence_penalty=0.5, min_tokens=9),
-    SamplingParams(temperature=0, min_tokens=9, stop_token_ids=(int(LOGITS.argmax()),)),
+    SamplingParams(temperature=0, min_tokens=9, stop_token_ids=(int(LOGITS.topk(2).indices[1]),)),
 ]
 
 
+@pytest.mark.parametrize("shift", [0, -10], ids=["around 0", "below 0"])
 @pytest.mark.parametrize("params", PENALTIES, ids=str)
-def test_penalties_and_bias_by_the_formula(params: SamplingParams) -> None:
+def test_penalties_and_bias_by_the_formula(params: SamplingParams, shift: float) -> None:
+    """The best token is the end, and the next best one may be a stop token."""
     best = LOGITS.argsort(descending=True).tolist()
     of = sequence(prompt=[best[2], best[7]], generated=[best[0], best[1], best[0], best[8]], params=params)
-    expected = adjusted(of, eos=[best[0]])
     for token in range(V):  # with a push of its own, every token wins exactly when the formula says so
-        row = LOGITS.clone()
+        row = LOGITS + shift
         row[token] += 3
-        pushed = list(expected)
-        bonus = 3.0
-        if params.repetition_penalty != 1 and token in of.tokens:
-            continue  # not additive: the plain row below covers it
-        pushed[token] += bonus
-        assert one(row, of, eos=[best[0]]).token == max(range(V), key=lambda other: pushed[other])
-    assert one(LOGITS, of, eos=[best[0]]).token == max(range(V), key=lambda other: expected[other])
+        expected = adjusted(row, of, eos=[best[0]])
+        assert one(row, of, eos=[best[0]]).token == max(range(V), key=lambda other: expected[other])
 
 
 def test_min_tokens_ends_when_they_are_there() -> None:
@@ -193,10 +189,11 @@ def test_as_many_alternatives_as_asked(asked: int, given_: int) -> None:
     assert one(LOGITS, sequence()).logprob is None
 
 
-def test_prompt_reports_are_log_softmax() -> None:
-    rows = torch.randn(3, V, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_prompt_reports_are_log_softmax_in_float32(dtype: torch.dtype) -> None:
+    rows = torch.randn(3, V, generator=torch.Generator().manual_seed(0)).to(dtype)
     reports = report_prompt(rows, [4, 0, 11], 2)
-    expected = rows.log_softmax(-1)
+    expected = rows.float().log_softmax(-1)
     assert [r.logprob for r in reports] == pytest.approx([float(expected[i, t]) for i, t in enumerate((4, 0, 11))])
     assert [r.top[0][0] for r in reports] == rows.argmax(-1).tolist()
 

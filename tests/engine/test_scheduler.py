@@ -2,6 +2,7 @@
 
 import pytest
 
+from engine.fairness import VirtualCounters
 from engine.scheduler import MULTI_TENANT_STEPS, PROMPT_BUDGET_DIVISOR, StepPlan
 from engine.sequence import FinishReason, SamplingParams
 from tests.support.engine_fakes import Bench, expected_tokens, named
@@ -219,13 +220,47 @@ def test_a_tenant_that_fills_the_batch_pauses_for_a_newcomer_though_never_twice_
     assert shape(bench.step()) == [("f1", 2, 1), ("f2", 2, 1), ("f3", 2, 1), ("a", 3, 1), ("b", 0, 2)]
 
 
-def test_nobody_who_decodes_pauses_where_no_tenant_has_most() -> None:
+@pytest.mark.parametrize("there", ["ab", "aab"])
+def test_nobody_who_decodes_pauses_where_no_tenant_has_most(there: str) -> None:
+    """Half of the seats is not most of them."""
     bench = Bench(batch_tokens=8)
-    for name in "ab":
-        bench.submit(name, [1, 2], max_tokens=9, tenant=name)
+    for place, tenant in enumerate(there):
+        bench.submit(str(place), [1, 2], max_tokens=9, tenant=tenant)
     bench.step()
     bench.submit("c", [1, 2], max_tokens=9, tenant="c")
-    assert shape(bench.step()) == [("a", 2, 1), ("b", 2, 1), ("c", 0, 2)]
+    *decoding, newcomer = shape(bench.step())
+    assert sorted(decoding) == [(str(place), 2, 1) for place in range(len(there))] and newcomer == ("c", 0, 2)
+
+
+def test_a_newcomer_without_a_seat_has_the_latest_of_the_tenant_with_most() -> None:
+    bench = Bench(sequences=4)
+    for name in ("a1", "f1", "f2", "f3"):
+        bench.submit(name, [1], max_tokens=9, tenant=name[0])
+    bench.step()
+    bench.submit("b", [1], max_tokens=9, tenant="b")
+    plan = bench.step()
+    assert plan and [s.id for s in plan.preempted] == ["f3"] and [s.id for s in plan.admitted] == ["b"]
+
+
+def test_a_newcomer_takes_nobodys_only_seat() -> None:
+    bench = Bench(sequences=2)
+    for name in ("a", "b"):
+        bench.submit(name, [1], max_tokens=9, tenant=name)
+    bench.step()
+    bench.submit("c", [1], max_tokens=9, tenant="c")
+    assert shape(bench.step()) == [("a", 1, 1), ("b", 1, 1)]
+
+
+def test_a_newcomer_takes_no_seat_of_a_tenant_that_had_less() -> None:
+    bench = Bench(sequences=2, counters=VirtualCounters(weights={"small": 100.0}))
+    bench.submit("before", [1], max_tokens=40, tenant="large")
+    bench.step()
+    bench.submit("s1", [1], max_tokens=90, tenant="small")
+    bench.run_until("before")
+    bench.submit("s2", [1], max_tokens=90, tenant="small")
+    bench.step()
+    bench.submit("again", [1], max_tokens=9, tenant="large")
+    assert [name for name, _, _ in shape(bench.step())] == ["s1", "s2"]
 
 
 def test_where_there_were_several_tenants_prompts_come_in_short_pieces_beside_those_who_decode() -> None:

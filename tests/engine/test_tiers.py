@@ -4,8 +4,9 @@ import pytest
 
 from adapters.residency import Tier
 from engine.errors import AdapterTooLarge
-from engine.events import AdapterFailed
+from engine.events import AdapterEvicted, AdapterFailed
 from engine.sequence import FinishReason
+from engine.tiers import PATIENCE
 from tests.support.engine_fakes import Bench, named
 
 A, B, C = named("a"), named("b"), named("c")
@@ -39,6 +40,38 @@ def test_a_pinned_adapter_that_takes_most_of_the_budget_can_be_used() -> None:
     bench.submit("r", adapter="a")
     bench.run()
     assert bench.reason("r") is FinishReason.LENGTH
+
+
+def test_a_pin_is_read_before_what_is_wanted() -> None:
+    bench = bench_of(a=60, b=40)
+    bench.submit("r", adapter="b")
+    bench.engine.tiers.pin(A)
+    bench.step()
+    assert bench.mover.reads == [A, B]
+
+
+def test_while_a_pin_is_read_nothing_is_to_be_done_and_nobody_drains() -> None:
+    """However long it takes: no eviction would speed it up, and turning round and round would not either."""
+    bench = bench_of(a=60, b=40)
+    bench.mover.instant = False
+    bench.engine.tiers.pin(A)
+    bench.step()
+    assert bench.idle()
+    for _ in range(PATIENCE + 2):
+        bench.step()
+    assert not bench.engine.tiers.must_drain
+    bench.mover.arrive(A)
+    assert not bench.idle()
+    settle(bench)
+    assert bench.engine.tiers.ready(A) and bench.idle()
+
+
+def test_what_leaves_a_tier_is_told() -> None:
+    bench = Bench(adapters={"a": 60, "b": 60}, device=100, host=100)
+    for adapter in "ab":
+        bench.submit(adapter, adapter=adapter)
+        bench.run()
+    assert bench.of(AdapterEvicted) == [AdapterEvicted(A, "host"), AdapterEvicted(A, "device")]
 
 
 def test_pins_count_before_they_are_placed() -> None:
