@@ -28,6 +28,7 @@ def test_a_running_server_is_compared_and_reported(tmp_path: Path) -> None:
     assert asked == {"base": 12, "a0": 12 + 6, "a1": 6}, "three rounds of four requests, the first to warm up"
     _, records = report.read(work / "compare.jsonl")
     assert [one.traffic for one in records] == ["base", "1 adapter", "2 adapters"] * 2
+    assert [one.rank for one in records] == [0, 2, 2] * 2
     assert {one.arrivals for one in records} == {"c2"}
     for picture in ("throughput", "latency"):
         assert (work / f"compare-{picture}.png").read_bytes().startswith(b"\x89PNG")

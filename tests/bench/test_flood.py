@@ -34,6 +34,7 @@ def test_each_round_is_judged_by_itself_and_their_median_counts() -> None:
     verdict = judge(phases, most=1.5)
     assert verdict.ratios == (1.5, 1.5, 8)
     assert verdict.ratio == 1.5 and verdict.holds
+    assert verdict.ratio_p95 == pytest.approx(212 / 62), "of all requests"
     assert not judge(phases, most=1.4).holds
 
 

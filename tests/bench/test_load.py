@@ -22,7 +22,13 @@ def test_requests_ask_for_exactly_the_shape() -> None:
     assert all(256 <= token < 1000 for token in first.prompt)
     assert first.prompt != second.prompt
     assert first.output_tokens == 7
-    assert make_requests(["base"], SHAPE, seed=3)[0] == first
+    assert make_requests(["base"], SHAPE, seed=3)[0] == first != make_requests(["base"], SHAPE, seed=4)[0]
+
+
+def test_prompts_have_no_token_that_the_vocabulary_lacks() -> None:
+    """However small it is: its upper half, where no token is special."""
+    (request,) = make_requests(["base"], RequestShape(vocab=4, prompt_tokens=200), seed=0)
+    assert set(request.prompt) == {2, 3}
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7])
@@ -37,6 +43,26 @@ def test_every_token_is_counted_however_they_are_chunked(chunk: int) -> None:
         assert timing.tokens == 7
         assert len(timing.gaps_s) == 7 - chunk
         assert 0 < timing.ttft_s <= run.wall_s
+
+
+def test_a_chunks_gap_is_spread_over_its_tokens() -> None:
+    with running(FakeServer([BASE], chunk=3, gap_s=0.02)) as url:
+        run = asyncio.run(closed_loop(url, make_requests(["base"], SHAPE, seed=0), concurrency=1))
+    (timing,) = run.timings
+    assert timing.gaps_s[0] == timing.gaps_s[1] == timing.gaps_s[2] and len(timing.gaps_s) == 4
+    assert timing.ttft_s + sum(timing.gaps_s) <= run.wall_s
+
+
+def test_a_closed_loop_has_so_many_clients_and_no_more() -> None:
+    fake = FakeServer([BASE], gap_s=0.01)
+    with running(fake) as url:
+        asyncio.run(closed_loop(url, make_requests(["base"] * 9, SHAPE, seed=0), concurrency=3))
+    assert 1 < fake.most_at_once <= 3
+
+
+def test_an_answer_that_ends_with_an_error_has_no_speed() -> None:
+    with running(FakeServer([BASE], broken=frozenset({"base"}))) as url, pytest.raises(BenchError, match="has failed"):
+        asyncio.run(closed_loop(url, make_requests(["base"], SHAPE, seed=0), concurrency=1))
 
 
 def test_an_answer_with_too_few_tokens_has_no_speed() -> None:

@@ -1,6 +1,7 @@
 """One commit against another: ratios by round, the verdict, and worktrees that are gone afterwards."""
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from bench.arrivals import ClosedLoop
 from bench.errors import BenchError
 from bench.load import LoadResult, RequestTiming
 from bench.measure import Cell, Record, to_record
-from bench.regress import serve_command, verdicts, worktree
+from bench.regress import Verdict, serve_command, table, verdicts, worktree
 from tests.support.fake_target import FakeTarget
 
 
@@ -26,6 +27,17 @@ def test_a_verdict_is_the_median_of_the_rounds_own_ratios() -> None:
     assert (found.traffic, found.arrivals) == ("base", "c1")
     assert found.ratios == pytest.approx((0.5, 0.9, 1.0))
     assert found.median == pytest.approx(0.9)
+
+
+def test_each_kind_of_arrivals_has_its_verdict() -> None:
+    records = as_records("base", "base", (100,)) + as_records("head", "base", (90,))
+    records += [replace(one, arrivals="c8", tokens_per_s=one.round * 50) for one in records]
+    assert [(one.arrivals, one.median) for one in verdicts(records)] == [("c1", pytest.approx(0.9)), ("c8", 1.0)]
+
+
+def test_what_fails_is_told_in_red() -> None:
+    found = [Verdict("slower", "c1", (0.9, 0.94, 1.0)), Verdict("as fast", "c1", (0.95,))]
+    assert list(table(found, 0.95).columns[2].cells) == ["[red]0.940[/red]", "[green]0.950[/green]"]
 
 
 def git(repository: Path, *arguments: str) -> None:

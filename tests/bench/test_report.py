@@ -1,7 +1,8 @@
 """Rows from records: ratios within rounds, a journal that is read as it was written, and the pictures it gives."""
 
 import math
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,27 @@ def test_ratios_compare_within_a_round() -> None:
     assert base.ttft_p50_ms == pytest.approx(500)
     assert base.itl_p50_ms == pytest.approx(20)
     assert base.rss_bytes == 2**30
+
+
+def test_a_ratio_is_to_the_base_under_the_same_arrivals() -> None:
+    alone = [as_record(replace(cell, arrivals=ClosedLoop(1)), 1, rate) for cell, rate in ((BASE_CELL, 8), (MIXED, 2))]
+    assert [row.of_base for row in report.rows([*measured(), *alone])] == pytest.approx([1, 0.6, 1, 0.25])
+
+
+def test_each_latency_has_its_own_median_and_its_own_column() -> None:
+    names = [field.name for field in fields(report.Row) if field.name.endswith("_ms")]
+    assert len(names) == 6
+    records = [
+        replace(as_record(BASE_CELL, n, 10, n * 2**20), **{name: 100 * at + n * n for at, name in enumerate(names, 1)})
+        for n in (1, 2, 3)
+    ]
+    (row,) = report.rows(records)
+    assert [getattr(row, name) for name in names] == [104, 204, 304, 404, 504, 604]
+    console = Console(record=True, width=200)
+    console.print(report.table("t", [row]))
+    told = re.findall(r"(\d+) (ms|MiB)", console.export_text())
+    shown = ("ttft_p50_ms", "ttft_p95_ms", "itl_p50_ms", "itl_p95_ms", "itl_p99_ms")
+    assert told == [*((f"{getattr(row, name)}", "ms") for name in shown), ("3", "MiB")], "the most memory of all rounds"
 
 
 def test_without_a_base_there_is_no_ratio() -> None:

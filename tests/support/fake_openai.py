@@ -4,11 +4,12 @@ Owns the smallest part of the OpenAI API that our load clients use. Runs on a th
 """
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 
 import orjson
@@ -18,17 +19,37 @@ import orjson
 class FakeServer:
     """`requests` collects the completion bodies in order of arrival. `chunk` tokens travel in each event.
 
-    A model named in `short` sends one token too few. Uploaded adapters are served. `merges` collects the methods that
-    reached a merge route; `metrics` stands at /metrics as it is when that is read.
+    `gap_s` passes after each. A model named in `short` sends one token too few, one in `broken` an error at the end.
+    `most_at_once` is how many streams there were at the same time.
+
+    Uploaded adapters are served. `merges` collects the methods that reached a merge route; `metrics` stands at /metrics
+    as it is when that is read.
     """
 
     models: list[dict[str, Any]]
     chunk: int = 1
+    gap_s: float = 0.0
     short: frozenset[str] = frozenset()
+    broken: frozenset[str] = frozenset()
     requests: list[dict[str, Any]] = field(default_factory=list)
     uploads: list[bytes] = field(default_factory=list)
     merges: list[str] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
+    most_at_once: int = 0
+    _streams: int = 0
+    _lock: Lock = field(default_factory=Lock)
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """One more stream until the block ends."""
+        with self._lock:
+            self._streams += 1
+            self.most_at_once = max(self.most_at_once, self._streams)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._streams -= 1
 
     def upload(self, body: bytes) -> None:
         """Remember a form, and serve an adapter of the name that it gives."""
@@ -42,6 +63,9 @@ class FakeServer:
         for start in range(0, total, self.chunk):
             ids = list(range(start, min(start + self.chunk, total)))
             yield {"choices": [{"index": 0, "text": "x" * len(ids), "token_ids": ids}]}
+            time.sleep(self.gap_s)
+        if body["model"] in self.broken:
+            yield {"error": {"message": "the engine has failed"}}
         yield {"choices": [], "usage": {"completion_tokens": total}}
 
 
@@ -98,8 +122,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.end_headers()
-        for event in self.fake.events(request):
-            self.wfile.write(b"data: " + orjson.dumps(event) + b"\n\n")
+        with self.fake.counted():
+            for event in self.fake.events(request):
+                self.wfile.write(b"data: " + orjson.dumps(event) + b"\n\n")
         self.wfile.write(b"data: [DONE]\n\n")
 
     def log_message(self, format: str, *args: Any) -> None:
