@@ -45,4 +45,4 @@ class Bucket:
         return min(self.limit, self._level + (self._clock() - self._at) * self.limit / MINUTE)
 
     def _set(self, level: float) -> None:
-        self._at, self._level = self._clock(), min(level, self.limit)
+        self._at, self._level = self._clock(), level

@@ -2,6 +2,7 @@
 
 import pytest
 
+from adapters.device_quotas import DeviceQuota, DeviceQuotas
 from engine.fairness import VirtualCounters
 from engine.scheduler import MULTI_TENANT_STEPS, PROMPT_BUDGET_DIVISOR, StepPlan
 from engine.sequence import FinishReason, SamplingParams
@@ -145,14 +146,15 @@ def test_nothing_waits_behind_a_loading_adapter_however_long_it_takes() -> None:
     assert bench.reason("waits") is FinishReason.LENGTH
 
 
-def test_one_adapter_does_not_starve_another_that_finds_no_room() -> None:
-    """Room for one adapter, and A, B, A, A, A, ... without end."""
-    bench = Bench(adapters={"a": 60, "b": 60}, device=100, patience=8)
+@pytest.mark.parametrize("quota", [DeviceQuota(), DeviceQuota(adapters=1)], ids=["unlimited", "limited"])
+def test_one_adapter_does_not_starve_another_that_finds_no_room(quota: DeviceQuota) -> None:
+    """Room for one adapter, and A, B, A, A, A, ... without end. A quota that has room for B is no reason to wait."""
+    bench = Bench(adapters={"a": 60, "b": 60}, device=100, patience=8, quotas=DeviceQuotas(tenants={"b": quota}))
     bench.submit("a0", adapter="a", max_tokens=5)
     bench.run_until("a0")
     bench.submit("a1", adapter="a", max_tokens=5)
     bench.step()
-    bench.submit("b", adapter="b", max_tokens=5)
+    bench.submit("b", adapter="b", max_tokens=5, tenant="b")
     for turn in range(60):
         bench.submit(f"a late {turn}", adapter="a", max_tokens=5)
         bench.step()

@@ -256,6 +256,23 @@ async def test_what_is_above_disk_or_on_its_way_is_held() -> None:
         assert worker.residents() == () and not worker.holds(named("b"))
 
 
+async def test_the_thread_rests_while_nothing_can_be_done() -> None:
+    bench = Bench(adapters={"slow": 10})
+    bench.mover.instant = False
+    async with running(bench) as worker:
+        await worker.submit(request("waits", adapter="slow"))
+        await until(lambda: worker.silent_s > 0.3)
+
+
+async def test_who_has_an_answer_sees_what_was_done() -> None:
+    async with running(Bench(adapters={"a": 10})) as worker:
+        for _ in range(20):
+            await worker.pin(named("a"))
+            assert worker.pins() == {named("a")}
+            await worker.unpin(named("a"))
+            assert worker.pins() == set()
+
+
 async def test_the_thread_ticks_while_it_has_nothing_to_do() -> None:
     async with running(Bench()) as worker:
         await until(lambda: worker.silent_s > 0.01)

@@ -73,6 +73,22 @@ async def test_g72_a_failed_engine_is_replaced_and_everybody_is_told() -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(("most", "error"), [(1, EngineRestarting), (0, EngineStopped)])
+async def test_g72_who_waits_for_a_merge_is_told(most: int, error: type[Exception]) -> None:
+    workshop = Workshop()
+    workshop.benches[0].mover.instant = False
+    worker = EngineWorker(workshop.benches[0].engine, workshop.remake, Restarts(most=most))
+    worker.start()
+    merging = asyncio.create_task(worker.merge(named("slow")))
+    await until(lambda: worker.holds(named("slow")))
+    workshop.fail()
+    await worker.prefetch([])  # wakes it
+    with pytest.raises(error):
+        await asyncio.wait_for(merging, 20)
+    await worker.stop(1)
+
+
+@pytest.mark.anyio
 async def test_g72_an_engine_that_fails_too_often_stays_down() -> None:
     workshop = Workshop()
     worker = EngineWorker(workshop.benches[0].engine, workshop.remake, Restarts(most=2))

@@ -105,6 +105,13 @@ def test_i86_what_was_under_way_at_a_kill_is_lost_once_with_its_prompt_and_what_
         ledger.close()
 
 
+def test_what_is_lost_did_not_end_before_it_began_though_the_clock_was_set_back(tmp_path: Path) -> None:
+    ledger = Ledger(url(tmp_path / "usage.sqlite"))
+    ledger.append([], [BEGUN])
+    assert [row.ended for row in ledger.lost(BEGUN.started - 60)] == [BEGUN.started]
+    ledger.close()
+
+
 def test_what_ends_within_a_moment_is_written_once_and_what_goes_on_is_under_way(tmp_path: Path) -> None:
     ledger = Counting(tmp_path / "usage.sqlite")
     writer = LedgerWriter(ledger)
