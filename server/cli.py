@@ -4,6 +4,7 @@ Owns the list of commands and the way every error ends: a message that says the 
 Imports nothing heavy; each command imports what it needs.
 """
 
+import errno
 import sys
 
 import typer
@@ -55,8 +56,14 @@ def main() -> None:
         code = _exit_code(error)
         if code is None:
             raise
-        typer.secho(str(error), err=True, fg="red")
+        typer.secho(_words(error), err=True, fg="red")
         sys.exit(code)
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename or 'standard output'}: {error.strerror}."
+    return str(error)
 
 
 def _exit_code(error: Exception) -> int | None:
@@ -76,4 +83,6 @@ def _exit_code(error: Exception) -> int | None:
         return 2
     if isinstance(error, AdapterError | LoaderError | TrainingError | DataDirUnusable | AddressInUse | KeysError):
         return 1
+    if isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC):
+        return 1  # a path that was typed leads nowhere, may not be written to, or its disk is full
     return None

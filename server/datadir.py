@@ -75,6 +75,8 @@ class DataDir:
                 f"User {os.geteuid()} may not write to {self.root}. Give it to that user, with "
                 f"`chown -R {os.geteuid()}:{os.getegid()} DIR`, or name another with --data-dir."
             ) from None
+        except OSError as error:
+            raise self.unusable(error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -83,6 +85,12 @@ class DataDir:
                 f"Another server uses {self.root}. Stop it, or give this one its own --data-dir."
             ) from None
         return descriptor
+
+    def unusable(self, error: OSError) -> DataDirUnusable:
+        """What `error`, met while the directory was made, means to whoever named it."""
+        return DataDirUnusable(
+            f"{self.root} cannot be a data directory ({error.strerror}). Name a directory with --data-dir."
+        )
 
     def clear_uploads(self) -> None:
         """Remove what a killed server left of its forms; resumable uploads go on. Call it under the lock."""

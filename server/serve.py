@@ -37,7 +37,7 @@ from server.pins import restore_pins
 from server.ports import Authenticator, Services
 from server.quotas.tenant_quotas import Quotas
 from server.screen import loading
-from server.settings import Settings
+from server.settings import Settings, SettingsError
 from server.shutdown import Server, Shutdown, Signals
 from server.usage.ledger import Ledger
 from server.usage.writer import LedgerWriter
@@ -63,7 +63,15 @@ def serve(settings: Settings) -> int:
     return code
 
 
+def _check_adapters(settings: Settings) -> None:
+    """Before a base is loaded. Raises SettingsError for an adapter that is no directory."""
+    for name, folder in settings.adapters.items():
+        if not folder.is_dir():
+            raise SettingsError(f"--adapter {name}={folder}: there is no such directory.")
+
+
 def _serve(settings: Settings, signals: Signals) -> int:
+    _check_adapters(settings)
     raise_file_limit()
     logs.set_up(settings.log_level, settings.log_format)
     console = Console()

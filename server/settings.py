@@ -5,6 +5,7 @@ Owns `Settings` and `read_settings`. Nothing else in the project reads the envir
 
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+from pydantic_settings import SettingsError as UnreadableSource
 
 from loader.dtypes import Dtype
 from server.quotas.quota import Quota
@@ -189,7 +191,8 @@ class Settings(BaseSettings):
         assert isinstance(init_settings, InitSettingsSource)
         named = init_settings.init_kwargs.get("config") or env_settings().get("config")
         if named is not None and not Path(named).is_file():
-            raise SettingsError(f"The settings file {named} is not there.")
+            what = "no file" if Path(named).exists() else "not there"
+            raise SettingsError(f"--config (or ROOTSTOCK_CONFIG): the settings file {named} is {what}.")
         file = TomlConfigSettingsSource(settings_cls, Path(named) if named else DEFAULT_FILE)
         return init_settings, env_settings, file
 
@@ -200,10 +203,25 @@ def read_settings(flags: Mapping[str, object]) -> Settings:
     try:
         return Settings(**typed)  # type: ignore[arg-type]
     except ValidationError as error:
-        lines = [f"{_spelled(fault['loc'])}: {fault['msg'].removeprefix('Value error, ')}" for fault in error.errors()]
-        raise SettingsError("\n".join(lines)) from None
+        raise SettingsError(
+            "\n".join(_told(fault["type"], fault["loc"], fault["msg"]) for fault in error.errors())
+        ) from None
+    except UnreadableSource as error:  # only tables are read as JSON; all else stays as it was typed
+        name = "ROOTSTOCK_TENANTS" if '"tenants"' in str(error) else "ROOTSTOCK_QUOTA"
+        raise SettingsError(f'{name} is no JSON. Write an object, such as {{"adapters": 5}}.') from None
     except ValueError as error:
         raise SettingsError(f"The settings file cannot be read: {error}") from None
+
+
+def _told(kind: str, loc: tuple[int | str, ...], message: str) -> str:
+    """One fault, with the place where its setting may be spelt."""
+    if kind != "extra_forbidden":
+        return f"{_spelled(loc)}: {message.removeprefix('Value error, ')}"
+    known = Quota.model_fields if loc[0] in TABLES else Settings.model_fields
+    near = get_close_matches(str(loc[-1]), known, n=1)
+    table = f"[{'.'.join(map(str, loc[:-1]))}] " if loc[:-1] else ""
+    hint = f"Did you mean `{near[0]}`?" if near else "docs/settings.md lists them."
+    return f"{table}{loc[-1]} in the settings file is no setting. {hint}"
 
 
 def _spelled(loc: tuple[int | str, ...]) -> str:

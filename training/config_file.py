@@ -76,7 +76,7 @@ def parse_config(values: Mapping[str, Any], source: str = "The config") -> Train
 
 def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals:
+    if not equals or not key:
         raise ConfigInvalid(f"--set {override}", ["it is no KEY=VALUE. Write for example --set steps.epochs=2."])
     *sections, last = key.split(".")
     for section in sections:

@@ -101,7 +101,9 @@ def alias(
 def canary(
     name: AdapterName,
     version: Annotated[int | None, typer.Argument(metavar="[VERSION]", min=1, help="The version to try.")] = None,
-    weight: Annotated[float, typer.Option("--weight", help="Its share of the alias's traffic.")] = 0.1,
+    weight: Annotated[
+        float, typer.Option("--weight", min=0, max=1, help="Its share of the alias's traffic, between 0 and 1.")
+    ] = 0.1,
     alias: AliasOption = "prod",
     url: Url = LOCAL,
     key: ApiKey = None,

@@ -21,8 +21,11 @@ _HELP = "/model NAME changes the model, /reset forgets the conversation, /quit l
 def chat(
     model: Annotated[str, typer.Option("--model", "-m", help="The base or an adapter; the base by default.")] = "",
     system: Annotated[str | None, typer.Option("--system", help="A system message to begin with.")] = None,
-    temperature: Annotated[float, typer.Option("--temperature", min=0, max=2, help="0 is greedy.")] = 0.7,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 512,
+    temperature: Annotated[
+        float,
+        typer.Option("--temperature", min=0, max=2, help="How freely tokens are drawn; 0 always takes the likeliest."),
+    ] = 0.7,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens of the longest answer.")] = 512,
     url: Url = LOCAL,
     key: ApiKey = None,
 ) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.commands.errors import CommandFailed
 from server.commands.options import DataDirOption, data_folder
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def doctor(
     from server.datadir import DataDir
 
     data = DataDir(data_folder(data_dir))
+    if not any(path.exists() for path in (data.registry, data.blobs, data.keys)):
+        raise CommandFailed(f"No server has used {data.root}. Give the server's own --data-dir.")
     lock = data.lock()
     try:
         store = BlobStore(data.blobs)

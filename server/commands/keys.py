@@ -30,7 +30,11 @@ DataDir = Annotated[
 ]
 Pepper = Annotated[
     Path | None,
-    typer.Option("--keys-pepper-file", envvar="ROOTSTOCK_KEYS_PEPPER_FILE", help="As for `rootstock serve`."),
+    typer.Option(
+        "--keys-pepper-file",
+        envvar="ROOTSTOCK_KEYS_PEPPER_FILE",
+        help="The file of the keys' pepper; keys.pepper in the data directory by default.",
+    ),
 ]
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="The part between `sk-` and `_`; a whole key will do.")]
 
@@ -40,20 +44,24 @@ _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 @app.command()
 def create(
     tenant: Annotated[str, typer.Option("--tenant", help="Who owns what this key uploads.")],
-    project: Annotated[str, typer.Option("--project", help="A part of the tenant, for usage.")] = "default",
+    project: Annotated[
+        str, typer.Option("--project", help="A part of the tenant, told apart in `rootstock usage`.")
+    ] = "default",
     scopes: Annotated[
         list[Scope] | None, typer.Option("--scope", help="Give it once for each; infer and read by default.")
     ] = None,
-    expires: Annotated[str | None, typer.Option("--expires", metavar="90d", help="Minutes, hours or days.")] = None,
+    expires: Annotated[
+        str | None,
+        typer.Option("--expires", metavar="90d", help="When it ends: 30m, 12h or 90d from now; never by default."),
+    ] = None,
     data_dir: DataDir = None,
     pepper: Pepper = None,
     as_json: Json = False,
 ) -> None:
     """Make a key. Its text is printed now and never again."""
-    from adapters.naming import check_slug
-
-    owner, part = check_slug(tenant, "a tenant's name"), check_slug(project, "a project's name")
-    lifetime = None if expires is None else _lifetime(expires)
+    owner = _slug(tenant, "a tenant's name", "--tenant")
+    part = _slug(project, "a project's name", "--project")
+    lifetime = None if expires is None else _lifetime(expires, "--expires")
     data = _folder(data_dir)
     with _store(data, pepper) as store:
         key, text = store.create(owner, part, scopes or [Scope.INFER, Scope.READ], lifetime)
@@ -80,14 +88,16 @@ def revoke(id: KeyId, data_dir: DataDir = None, pepper: Pepper = None, as_json: 
 @app.command()
 def rotate(
     id: KeyId,
-    grace: Annotated[str, typer.Option("--grace", metavar="1d", help="How long the old key stays valid.")] = "1d",
+    grace: Annotated[
+        str, typer.Option("--grace", metavar="1d", help="How long the old key stays valid: 30m, 12h or 1d.")
+    ] = "1d",
     data_dir: DataDir = None,
     pepper: Pepper = None,
     as_json: Json = False,
 ) -> None:
     """Make a key with the same rights; both are valid until the old one's grace is over."""
     with _store(_with_keys(data_dir), pepper) as store:
-        key, text = store.rotate(_id(id), _lifetime(grace))
+        key, text = store.rotate(_id(id), _lifetime(grace, "--grace"))
     _show_new(key, text, as_json)
 
 
@@ -129,10 +139,20 @@ def _id(text: str) -> str:
     return id
 
 
-def _lifetime(text: str) -> timedelta:
+def _slug(text: str, kind: str, option: str) -> str:
+    from adapters.errors import NameInvalid
+    from adapters.naming import check_slug
+
+    try:
+        return check_slug(text, kind)
+    except NameInvalid as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+def _lifetime(text: str, option: str) -> timedelta:
     form = re.fullmatch(r"([0-9]{1,6})([mhd])", text)
     if form is None:
-        raise typer.BadParameter(f"{text} is no span of time. Write 30m, 12h or 90d.")
+        raise typer.BadParameter(f"{text} is no span of time. Write 30m, 12h or 90d.", param_hint=option)
     return timedelta(**{_UNITS[form[2]]: int(form[1])})
 
 

@@ -8,14 +8,16 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loader.dtypes import Dtype
 from server.commands.errors import CommandFailed
-from server.commands.options import AdapterDir, BaseOption, DataDirOption, data_folder
+from server.commands.options import AdapterDir, BaseOption, DataDirOption, Quantization, data_folder
 
 if TYPE_CHECKING:
     from adapters.checkpoint import Checkpoint
@@ -42,12 +44,16 @@ def merge(
     base: BaseOption = "embedded",
     way: Annotated[Way | None, typer.Option("--from", help="What an adapter of a 4-bit base is merged into.")] = None,
     heldout: Annotated[
-        Path | None, typer.Option("--heldout", help="JSONL as for training: report the loss of each way on it.")
+        Path | None,
+        typer.Option(
+            "--heldout", exists=True, dir_okay=False, help="JSONL as for training: report the loss of each way on it."
+        ),
     ] = None,
     quantization: Annotated[
-        str | None, typer.Option("--quantization", help="nf4 or fp4: the base in training, where no record says so.")
+        Quantization | None,
+        typer.Option("--quantization", help="Of the base in training, where the adapter's record does not say."),
     ] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="bfloat16, float16 or float32.")] = "bfloat16",
+    dtype: Annotated[Dtype, typer.Option("--dtype", help="Precision of the checkpoint.")] = "bfloat16",
     data_dir: DataDirOption = None,
 ) -> None:
     """Write base and adapter as one checkpoint that transformers loads."""
@@ -55,20 +61,27 @@ def merge(
 
     from server.screen import loading
 
-    if out.exists():
-        raise CommandFailed(f"{out} exists already. Name a directory that does not.")
-    with loading(Console(stderr=True)) as progress:
-        job = _Merge(folder, out, base, dtype, quantization, data_folder(data_dir), progress)
-        chosen = job.choice(way, measured=heldout is not None)
-        job.write(job.ways if heldout is not None else (chosen or "original",))
-        losses = job.losses(heldout) if heldout is not None else {}
-    try:
+    _check_place(out)
+    with ExitStack() as stack:
+        with loading(Console(stderr=True)) as progress:
+            job = _Merge(folder, out, base, dtype, quantization, data_folder(data_dir), progress)
+            stack.callback(job.clear)
+            chosen = job.choice(way, measured=heldout is not None)
+            job.write(job.ways if heldout is not None else (chosen or "original",))
+            losses = job.losses(heldout) if heldout is not None else {}
         _print_losses(losses)
         chosen = chosen or _asked(job.question)
         job.publish(chosen)
-    finally:
-        job.clear()
     typer.echo(f"written to {out}")
+
+
+def _check_place(out: Path) -> None:
+    """Before a base is loaded. Raises CommandFailed where `out` is there already, or cannot be made."""
+    if out.exists():
+        raise CommandFailed(f"{out} exists already. Name a directory that does not.")
+    there = next(path for path in out.absolute().parents if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise CommandFailed(f"{out} cannot be made in {there}. Name OUT in a directory that you may write to.")
 
 
 class _Merge:
@@ -163,8 +176,6 @@ def _trained_in(checkpoint: "Checkpoint", typed: str | None) -> str | None:
     """The base's 4-bit type in training, by the adapter's record or, where there is none, as it was typed."""
     record = checkpoint.manifest.trained_on
     recorded = None if record is None or record.quantization == "none" else record.quantization
-    if typed not in (None, "nf4", "fp4"):
-        raise CommandFailed(f"--quantization {typed} is not one of nf4, fp4.")
     if record is not None and typed is not None and typed != recorded:
         raise CommandFailed(
             f"The adapter's record says that its base had quantization {record.quantization}, not {typed}. "

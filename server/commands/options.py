@@ -6,27 +6,62 @@ Knows typer and rich; knows no server.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import typer
 
 from loader.memory import format_bytes
 
-Url = Annotated[str, typer.Option("--url", envvar="ROOTSTOCK_URL", help="The server to talk to.")]
+LOCAL = "http://127.0.0.1:8000"
+Quantization = Literal["nf4", "fp4"]
+
+
+def checked_url(url: str | None) -> str | None:
+    """`url` as it was typed. Raises typer.BadParameter for what is no address of a server."""
+    if url is None:
+        return None
+    try:
+        address = urlsplit(url)
+        good = address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
+    except ValueError:  # a port out of range, a bracket without its pair
+        good = False
+    if not good:
+        raise typer.BadParameter(f"{url or 'nothing'} is no URL. Write it as {LOCAL}.")
+    return url
+
+
+Url = Annotated[
+    str, typer.Option("--url", envvar="ROOTSTOCK_URL", callback=checked_url, help="The running server to talk to.")
+]
 ApiKey = Annotated[
     str | None,
-    typer.Option("--api-key", envvar="ROOTSTOCK_API_KEY", help="Better in the environment: flags are seen by others."),
+    typer.Option(
+        "--api-key",
+        envvar="ROOTSTOCK_API_KEY",
+        help="The key that the server asks for. Better in the environment: flags are seen by others.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 AdapterDir = Annotated[Path, typer.Argument(metavar="DIR", help="A directory that PEFT saved.")]
 AdapterName = Annotated[str, typer.Argument(metavar="NAME", help="The adapter's name.")]
 AliasOption = Annotated[str, typer.Option("--alias", help="The alias that clients name.")]
-BaseOption = Annotated[str, typer.Option("--base", envvar="ROOTSTOCK_BASE", help="As for `rootstock serve`.")]
-DataDirOption = Annotated[
-    Path | None, typer.Option("--data-dir", envvar="ROOTSTOCK_DATA_DIR", help="Where converted bases live.")
+BaseOption = Annotated[
+    str,
+    typer.Option(
+        "--base",
+        envvar="ROOTSTOCK_BASE",
+        help="As for `rootstock serve`: embedded, a directory, a .gguf file or an id.",
+    ),
 ]
-
-LOCAL = "http://127.0.0.1:8000"
+DataDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        envvar="ROOTSTOCK_DATA_DIR",
+        help="The server's data directory, which keeps converted bases; the server's own default.",
+    ),
+]
 
 
 def data_folder(given: Path | None) -> Path:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from server.commands.errors import CommandFailed
 from server.commands.options import BaseOption, Json, print_json
 
 if TYPE_CHECKING:
@@ -43,22 +42,33 @@ class Precision(StrEnum):
 
 def plan(
     base: BaseOption = "embedded",
-    method: Annotated[Method, typer.Option("--method")] = Method.lora,
-    objective: Annotated[Objective, typer.Option("--objective")] = Objective.sft,
+    method: Annotated[
+        Method, typer.Option("--method", help="How the base is kept and what of it learns.")
+    ] = Method.lora,
+    objective: Annotated[
+        Objective, typer.Option("--objective", help="What is learnt: examples, preferences or rewards.")
+    ] = Objective.sft,
     rank: Annotated[int, typer.Option("--rank", min=1, max=256, help="The adapter's rank.")] = 16,
     targets: Annotated[str, typer.Option("--targets", help="all-linear, or names: q_proj,v_proj.")] = "all-linear",
     dropout: Annotated[float, typer.Option("--dropout", min=0, max=0.99, help="The adapter's dropout.")] = 0.0,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences in a micro-batch; pairs for dpo.")] = 4,
     step: Annotated[int, typer.Option("--step", min=1, help="Sequences in a whole optimizer step.")] = 16,
     sequence: Annotated[int, typer.Option("--sequence", min=1, help="Tokens of the longest sequence.")] = 1024,
-    optimizer: Annotated[OptimizerName, typer.Option("--optimizer")] = OptimizerName.adamw,
+    optimizer: Annotated[
+        OptimizerName, typer.Option("--optimizer", help="Whose states are kept, and in how many bits.")
+    ] = OptimizerName.adamw,
     checkpointing: Annotated[bool, typer.Option(help="Recompute activations instead of keeping them.")] = True,
     dtype: Annotated[Precision, typer.Option("--dtype", help="What products are computed in.")] = Precision.bfloat16,
-    gpu: Annotated[str | None, typer.Option("--gpu", help="Its memory: 48GB (decimal) or 48GiB.")] = None,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", help="The GPU's memory: 48GB (decimal) or 48GiB; no limit by default.")
+    ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Plan for training on the CPU.")] = False,
     requests: Annotated[int, typer.Option("--requests", min=1, help="Whole requests served at once.")] = 8,
     as_json: Json = False,
-    png: Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Draw it, with what would fit.")] = None,
+    png: Annotated[
+        Path | None,
+        typer.Option("--png", metavar="FILE", dir_okay=False, help="Draw it as a picture, with what would fit."),
+    ] = None,
 ) -> None:
     """Tell the memory that a training run takes at its peak, part by part, and what would fit instead."""
     from loader.anatomy import anatomy_of
@@ -123,7 +133,7 @@ def _bytes(text: str | None) -> int | None:
     try:
         return int(TypeAdapter(ByteSize).validate_python(f"{text}GB" if text.strip().isdecimal() else text))
     except ValidationError:
-        raise CommandFailed(f"--gpu {text} is no size. Write 48GB, or 48GiB.") from None
+        raise typer.BadParameter(f"{text} is no size. Write 48GB, or 48GiB.", param_hint="--gpu") from None
 
 
 def _title(base: str, config: "TrainConfig") -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from server.commands.deliver import Destination, check
-from server.commands.options import ApiKey, DataDirOption, data_folder, print_json
+from server.commands.options import ApiKey, DataDirOption, checked_url, data_folder, print_json
 
 if TYPE_CHECKING:
     from training.config import TrainConfig
@@ -27,7 +27,9 @@ def train(
     output: Annotated[
         Path | None, typer.Option("--output", help="The folder that appears when the run is done.")
     ] = None,
-    push: Annotated[str | None, typer.Option("--push", metavar="URL", help="A running server that gets it.")] = None,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="URL", callback=checked_url, help="A running server that gets it.")
+    ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Its name there; the output folder's by default.")] = None,
     alias: Annotated[str | None, typer.Option("--alias", help="A word to point at it there, as `prod`.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check config and data, show one example, stop.")] = False,

@@ -19,14 +19,16 @@ class Format(StrEnum):
     csv, json = "csv", "json"
 
 
-Time = typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"], help="UTC.")
+Time = typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"], help="A moment in UTC.")
 
 
 def usage(
-    format: Annotated[Format, typer.Option("--format")] = Format.csv,
+    format: Annotated[Format, typer.Option("--format", help="CSV with a header, or a JSON list.")] = Format.csv,
     since: Annotated[datetime | None, Time] = None,
     until: Annotated[datetime | None, Time] = None,
-    tenant: Annotated[str | None, typer.Option("--tenant", help="This one's only.")] = None,
+    tenant: Annotated[
+        str | None, typer.Option("--tenant", help="Requests of this tenant only; of all by default.")
+    ] = None,
     data_dir: Annotated[
         Path | None, typer.Option("--data-dir", envvar="ROOTSTOCK_DATA_DIR", help="The server's data directory.")
     ] = None,

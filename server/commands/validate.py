@@ -9,14 +9,25 @@ import typer
 
 from loader.memory import format_bytes
 from server.commands.errors import CommandFailed
-from server.commands.options import AdapterDir, BaseOption, DataDirOption, Json, data_folder, print_json
+from server.commands.options import (
+    AdapterDir,
+    BaseOption,
+    DataDirOption,
+    Json,
+    Quantization,
+    data_folder,
+    print_json,
+)
 
 
 def validate(
     folder: AdapterDir,
     base: BaseOption = "embedded",
     quantization: Annotated[
-        str | None, typer.Option("--quantization", envvar="ROOTSTOCK_QUANTIZATION", help="nf4 or fp4, as served.")
+        Quantization | None,
+        typer.Option(
+            "--quantization", envvar="ROOTSTOCK_QUANTIZATION", help="Of the base, as served; none by default."
+        ),
     ] = None,
     allow_quantization_mismatch: Annotated[
         bool, typer.Option("--allow-quantization-mismatch", help="As for `rootstock serve`.")

@@ -16,9 +16,12 @@ from server.keys.store import KeyStore
 
 
 def open_keys(data: DataDir, pepper_file: Path | None = None, by: str = "", disk: Disk | None = None) -> KeyStore:
-    """Raises PepperUnusable, and DatabaseUnusable for a damaged database. Close it when done."""
+    """Raises DataDirUnusable, PepperUnusable, and DatabaseUnusable for a damaged database. Close it when done."""
     if not data.keys.exists():
-        data.root.mkdir(parents=True, exist_ok=True)
+        try:
+            data.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise data.unusable(error) from error
         with _alone(data.root):
             _make(data, own_pepper=pepper_file is None, disk=disk or Disk())
     pepper = read_pepper(data.pepper if pepper_file is None else pepper_file)

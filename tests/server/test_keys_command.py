@@ -47,7 +47,7 @@ def test_h81_a_whole_key_names_itself_and_its_secret_is_not_told(tmp_path: Path)
 
 def test_what_is_typed_wrongly_is_told(tmp_path: Path) -> None:
     for words, code, told in (
-        (("create", "--tenant", "a/b"), 1, "not a tenant's name"),
+        (("create", "--tenant", "a/b"), 2, "not a tenant's name"),
         (("create", "--tenant", "acme", "--expires", "soon"), 2, "30m, 12h or 90d"),
         (("create", "--tenant", "acme", "--scope", "root"), 2, "infer"),
         (("revoke", "nobody"), 1, f"no keys in {tmp_path}"),
