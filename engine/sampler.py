@@ -7,13 +7,14 @@ Shape suffixes: S rows to sample, V vocabulary.
 """
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Seq
 from hashlib import blake2b
 from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.errors import ConstraintFailed
@@ -31,10 +32,12 @@ def sample(logits_SV: Tensor, sequences: Seq[Sequence], eos: Collection[int]) ->
     largest_S = logits_SV[range(len(tokens)), tokens]  # NaN where there is one, for to an argmax it is the largest
     failed = {row: ChunkResult(finite=False) for row, ok in enumerate(largest_S.isfinite().tolist()) if not ok}
     reports = _reports(logits_SV, sequences)
-    allowed, stuck = _allowed(sequences, logits_SV, failed)
+    adjusts = [_adjusts(s, eos) for s in sequences]
+    likeliest = {row: tokens[row] for row, s in enumerate(sequences) if not (adjusts[row] or s.params.temperature)}
+    allowed, stuck = _allowed(sequences, logits_SV, failed, likeliest)
     failed |= stuck
     adjusted = logits_SV
-    if allowed or any(_adjusts(s, eos) for s in sequences):
+    if allowed or any(adjusts):
         adjusted = logits_SV.clone()
         for row, sequence in enumerate(sequences):
             _adjust(adjusted[row], sequence, eos)
@@ -51,9 +54,13 @@ def sample(logits_SV: Tensor, sequences: Seq[Sequence], eos: Collection[int]) ->
 
 
 def _allowed(
-    sequences: Seq[Sequence], like_SV: Tensor, failed: Collection[int]
+    sequences: Seq[Sequence], like_SV: Tensor, failed: Collection[int], likeliest: Mapping[int, int]
 ) -> tuple[dict[int, Tensor], dict[int, ChunkResult]]:
-    """`[V]`, true where a token may come next, for each row that has a constraint, and the rows whose failed."""
+    """`[V]`, true where a token may come next, for each row that has a constraint, and the rows whose failed.
+
+    Not for a row that takes its `likeliest` token, where that may come: nothing has to be ruled out, which costs a few
+    passes over the logits. A model that was told what to write mostly does.
+    """
     allowed: dict[int, Tensor] = {}
     stuck: dict[int, ChunkResult] = {}
     for row, sequence in enumerate(sequences):
@@ -64,10 +71,17 @@ def _allowed(
         except ConstraintFailed:
             stuck[row] = ChunkResult(stuck=True)
             continue
+        if row in likeliest and _has(bits, likeliest[row]):
+            continue
         flags_V = np.unpackbits(bits, count=like_SV.shape[1], bitorder="little").view(np.bool_)
         assert flags_V.any(), "a constraint that leaves nothing says that it failed"
         allowed[row] = torch.from_numpy(flags_V).to(like_SV.device)
     return allowed, stuck
+
+
+def _has(bits: NDArray[np.uint8], token: int) -> bool:
+    """Whether a mask, which may be shorter than the vocabulary, allows a token."""
+    return token // 8 < len(bits) and bool(bits[token // 8] >> token % 8 & 1)
 
 
 def _constrain(row_V: Tensor, allowed_V: Tensor) -> None:

@@ -49,10 +49,18 @@ def test_only_what_is_allowed_comes(seed: int, allowed: set[int], ruled_out: set
 
 
 @settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 1 << 20), allowed=st.sets(st.integers(0, V - 1), min_size=1), params=st.sampled_from(WISHES))
-def test_it_is_the_draw_from_logits_without_the_others(seed: int, allowed: set[int], params: SamplingParams) -> None:
+@given(
+    seed=st.integers(0, 1 << 20),
+    allowed=st.sets(st.integers(0, V - 1), min_size=1),
+    params=st.sampled_from(WISHES),
+    likeliest=st.booleans(),
+)
+def test_it_is_the_draw_from_logits_without_the_others(
+    seed: int, allowed: set[int], params: SamplingParams, likeliest: bool
+) -> None:
     """The plain loop: give the sampler logits in which the forbidden tokens have none."""
     logits = row(seed)
+    allowed = allowed | {int(logits.argmax())} if likeliest else allowed
     plain = torch.tensor([value if token in allowed else -math.inf for token, value in enumerate(logits.tolist())])
     mine = sequence(params=params, stream=seed, constraint=Only(allowed))
     free = sequence(params=params, stream=seed)
