@@ -52,6 +52,8 @@ class HubTokenizer:
         self.vocab_size = vocab_size
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
+        self._backend.no_padding()  # some tokenizer.json files do both by themselves, and nobody would be told
+        self._backend.no_truncation()
         self._added = {id: token.content for id, token in tokenizer.added_tokens_decoder.items()}
         self._special = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._layout = ChatLayout(tokenizer)

@@ -23,6 +23,10 @@ TEMPLATE = (
 
 @cache
 def tokenizer(template: str | None = TEMPLATE) -> HubTokenizer:
+    return HubTokenizer(fast_tokenizer(template), vocab_size=300)
+
+
+def fast_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: place for place, letter in enumerate(alphabet)} | {"ab": 256}
     backend = Tokenizer(BPE(vocabulary, [("a", "b")]))
@@ -31,7 +35,7 @@ def tokenizer(template: str | None = TEMPLATE) -> HubTokenizer:
     backend.add_special_tokens([AddedToken("<|im_start|>", special=True), AddedToken("<|im_end|>", special=True)])
     fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
     fast.chat_template = template
-    return HubTokenizer(fast, vocab_size=300)
+    return fast
 
 
 def user(text: str) -> list[Message]:
@@ -43,6 +47,17 @@ def test_a_chat_is_the_templates_text() -> None:
     ids = made.encode_chat(user("abc"))
     assert made.decode(ids) == "<|im_start|>user\nabc<|im_end|>\n<|im_start|>assistant\n"
     assert ids == made.encode("<|im_start|>user\nabc<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_no_prompt_is_cut_or_padded_whatever_the_file_says() -> None:
+    """It is too long for the model, or it is not; a tokenizer.json may have what its makers trained with."""
+    fast, whole = fast_tokenizer(), tokenizer()
+    fast.backend_tokenizer.enable_truncation(4)
+    fast.backend_tokenizer.enable_padding(length=64)
+    made = HubTokenizer(fast, vocab_size=300)
+    for text in ("abc", "abc" * 5000):
+        assert made.encode(text) == whole.encode(text)
+        assert made.encode_chat(user(text)) == whole.encode_chat(user(text))
 
 
 @pytest.mark.parametrize("times", [1, 10_000])
