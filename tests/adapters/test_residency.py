@@ -1,6 +1,6 @@
 """Who is fetched, placed and evicted: budgets hold, running and pinned stay, whoever is wanted gets there."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -94,7 +94,7 @@ def test_whatever_moves_or_is_pinned_is_a_change() -> None:
     """Otherwise what others see of it stays as it was."""
     residency = Residency(20, 40)
     seen = [residency.changes]
-    for change in (
+    changes: tuple[Callable[[], None], ...] = (
         lambda: residency.apply(residency.plan(SIZES, (), uses(A)), SIZES),
         lambda: residency.fetched(A),
         lambda: residency.apply(residency.plan(SIZES, (), uses(A)), SIZES),
@@ -104,7 +104,8 @@ def test_whatever_moves_or_is_pinned_is_a_change() -> None:
         lambda: residency.apply(residency.plan(SIZES, (), uses(B)), SIZES),
         lambda: residency.fetch_failed(B),
         lambda: residency.apply(AdapterPlan(off_host=(A,)), SIZES),
-    ):
+    )
+    for change in changes:
         change()
         seen.append(residency.changes)
     assert seen == sorted(set(seen))

@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -50,10 +51,10 @@ def test_a_ratio_is_to_the_base_under_the_same_arrivals() -> None:
 def test_each_latency_has_its_own_median_and_its_own_column() -> None:
     names = [field.name for field in fields(report.Row) if field.name.endswith("_ms")]
     assert len(names) == 6
-    records = [
-        replace(as_record(BASE_CELL, n, 10, n * 2**20), **{name: 100 * at + n * n for at, name in enumerate(names, 1)})
-        for n in (1, 2, 3)
-    ]
+    records = []
+    for n in (1, 2, 3):
+        latencies: dict[str, Any] = {name: 100 * at + n * n for at, name in enumerate(names, 1)}
+        records.append(replace(as_record(BASE_CELL, n, 10, n * 2**20), **latencies))
     (row,) = report.rows(records)
     assert [getattr(row, name) for name in names] == [104, 204, 304, 404, 504, 604]
     console = Console(record=True, width=200)
