@@ -210,15 +210,16 @@ def test_metrics_count_every_event() -> None:
     for event in (
         Admitted("r", one, "disk", 0.1, 0.0, 10, 4),
         FirstToken("r", one, 0.2),
-        NextToken(one, 0.01),
+        NextToken(one, 0.02),
         Finished("r", one, FinishReason.STOP, 7, 1.0),
-        AdapterLoaded(one, "disk", 0.3, 1000),
+        AdapterLoaded(one, "disk", 0.4, 1000),
         AdapterEvicted(one, "device"),
         AdapterFailed(one, "adapter_corrupt"),
         Preempted("r", None),
         StepDone(0.01, 5, 2),
     ):
         metrics.observe(event)
+    metrics.loop_lag(0.3)
     text = generate_latest(metrics.registry).decode()
     label = labels_of(one)
     for line in (
@@ -231,10 +232,15 @@ def test_metrics_count_every_event() -> None:
         f'rootstock_adapter_evictions_total{{adapter="{label}",tier="device"}} 1.0',
         f'rootstock_adapter_load_failures_total{{adapter="{label}",code="adapter_corrupt"}} 1.0',
         "rootstock_preemptions_total 1.0",
-        "rootstock_time_to_first_token_seconds_count 1.0",
-        "rootstock_inter_token_seconds_count 1.0",
-        "rootstock_step_seconds_count 1.0",
-        'rootstock_adapter_load_seconds_count{tier="disk"} 1.0',
+        f'rootstock_adapter_loads_total{{adapter="{label}",tier="disk"}} 1.0',
+        "rootstock_queue_seconds_sum 0.1",
+        "rootstock_time_to_first_token_seconds_sum 0.2",
+        "rootstock_inter_token_seconds_sum 0.02",
+        "rootstock_request_seconds_sum 1.0",
+        "rootstock_step_seconds_sum 0.01",
+        "rootstock_step_tokens_sum 5.0",
+        "rootstock_event_loop_lag_seconds_sum 0.3",
+        'rootstock_adapter_load_seconds_sum{tier="disk"} 0.4',
     ):
         assert line in text, line
 

@@ -51,6 +51,16 @@ def test_batched_loss_is_the_mean_over_counted_tokens(arch: str, batch_tokens: i
     assert found == pytest.approx(one_by_one(model, ROWS), abs=2e-5)
 
 
+def test_it_is_measured_without_dropout_in_batches_that_are_bounded() -> None:
+    model, seen = tiny_model("llama").train(), list[tuple[bool, int]]()
+    model.register_forward_pre_hook(
+        lambda module, _, given: seen.append((module.training, given["input_ids"].numel())), with_kwargs=True
+    )
+    mean_loss(model, ROWS, batch_tokens=60)
+    assert len(seen) > 1 and all(not training and tokens <= 60 for training, tokens in seen)
+    assert model.training, "as it was before"
+
+
 def test_nothing_that_counts_has_no_loss() -> None:
     assert mean_loss(tiny_model("llama"), [ROWS[2], ROWS[5]]) is None
 

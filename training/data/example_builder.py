@@ -37,7 +37,7 @@ class ExampleBuilder:
         self._format = format
         self._encoder = encoder
         loss = config.data.loss_on
-        self._learn_all = loss == "all" or format == "text"
+        self._learn_all = loss == "all"
         self._learn_earlier = loss in ("auto", "assistant") and format == "messages" and config.objective == "sft"
         self._endings: Counter[int | None] = Counter()
         if encoder.eos is None:

@@ -1,6 +1,7 @@
 """What is learned: the tokens that the server would compute, one end of turn, and a loss on the answers alone."""
 
 from collections.abc import Iterable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,52 @@ def test_long_examples_are_cut_and_counted(tmp_path: Path) -> None:
     assert [example.tokens for example in split.examples][0] == 50
     assert (split.used.truncated, split.used.examples) == (1, 2)
     assert split.used.tokens == sum(example.tokens for example in split.examples)
+
+
+@pytest.mark.parametrize(
+    ("objective", "row"),
+    [
+        ("sft", {"prompt": "q", "completion": "abc"}),
+        ("sft", {"text": "abcd"}),
+        ("dpo", {"prompt": "q", "chosen": "a", "rejected": "abcdefg"}),
+        ("dpo", {"prompt": "q", "chosen": "abcdefg", "rejected": "a"}),
+    ],
+)
+def test_what_just_fits_is_not_cut(tmp_path: Path, objective: str, row: dict[str, str]) -> None:
+    made = tokenizer("chatml")
+    [whole] = prepared(tmp_path, [row], made, objective).train.examples
+    for limit, cut in ((whole.longest, 0), (whole.longest - 1, 1)):
+        split = prepared(tmp_path, [row], made, objective, max_tokens=limit).train
+        assert (split.used.truncated, split.examples[0].longest) == (cut, limit)
+
+
+@pytest.mark.parametrize(
+    ("objective", "row", "room"),
+    [
+        ("sft", {"prompt": "q" * 20, "completion": "a"}, 1),
+        ("dpo", {"prompt": "q" * 20, "chosen": "a", "rejected": "b"}, 1),
+        ("grpo", {"prompt": "q" * 20}, 0),
+    ],
+)
+@pytest.mark.parametrize("loss_on", ["auto", "all"])
+def test_a_prompt_that_just_leaves_room(
+    tmp_path: Path, objective: str, row: dict[str, str], room: int, loss_on: str
+) -> None:
+    """For a token of the answer; grpo makes the answers itself."""
+    made = tokenizer("chatml")
+    limit = len(made.encode(row["prompt"])) + room
+    data = {"loss_on": loss_on} if objective == "sft" else {}
+    assert prepared(tmp_path, [row], made, objective, max_tokens=limit, **data).train.used.examples == 1
+    with pytest.raises(DataInvalid, match="its prompt alone is"):
+        prepared(tmp_path, [row], made, objective, max_tokens=limit - 1, **data)
+
+
+def test_a_tokenizer_that_cuts_and_pads_by_itself_does_not(tmp_path: Path) -> None:
+    made, row = deepcopy(tokenizer("chatml")), {"prompt": "q" * 9, "completion": "a" * 9}
+    whole = example(tmp_path, row, made)
+    made.backend_tokenizer.enable_truncation(4)
+    made.backend_tokenizer.enable_padding(length=64)
+    assert example(tmp_path, row, made) == whole
 
 
 def test_a_prompt_that_leaves_no_answer_is_refused(tmp_path: Path) -> None:

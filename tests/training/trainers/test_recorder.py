@@ -41,11 +41,12 @@ def test_a_checkpoint_that_a_kill_left_half_written_is_passed_over(tmp_path: Pat
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
 
 
-def test_a_loss_that_is_no_number_ends_the_run_with_what_to_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", ["nan", "inf"])
+def test_a_loss_that_is_no_number_ends_the_run_with_what_to_do(tmp_path: Path, loss: str) -> None:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
     recorder = Recorder(tmp_path, SilentObserver(), None, "eval_loss", greater_is_better=False)
     state = TrainerState(global_step=3, max_steps=9)
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
-    with pytest.raises(TrainingError, match=r"nan at step 3. Lower optimizer.learning_rate"):
-        recorder.on_log(arguments, state, TrainerControl(), logs={"loss": float("nan")})
+    with pytest.raises(TrainingError, match=rf"{loss} at step 3. Lower optimizer.learning_rate"):
+        recorder.on_log(arguments, state, TrainerControl(), logs={"loss": float(loss)})
