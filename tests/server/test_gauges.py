@@ -8,13 +8,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from adapters.manifest import AdapterId
+from adapters.tenant_catalog import TenantCatalog
 from engine.snapshot import EngineStats, Resident
-from server.gauges import EngineCollector, ServerCollector
+from server.gauges import EngineCollector, Names, ServerCollector
 from server.lifecycle import Lifecycle
 from server.metrics import AdapterLabels
 from server.version import version
 from tests.support.engine import FakeWorker
-from tests.support.server_rig import BASE, make_rig
+from tests.support.server_rig import BASE, make_rig, write_adapter
 
 
 def id_of(number: int) -> AdapterId:
@@ -104,6 +105,15 @@ def test_gateways_find_adapters_by_the_names_that_clients_use(scraped: Collector
     """The usual adapter here has 1500 bytes, of which the device holds six."""
     labels = {"max_lora": "6", "running_lora_adapters": "one,two", "waiting_lora_adapters": "three"}
     assert scraped.get_sample_value("vllm:lora_requests_info", labels) is not None
+
+
+def test_an_adapter_goes_by_its_name_and_a_tenants_by_its_id(tmp_path: Path) -> None:
+    rig = make_rig(tmp_path)
+    ours, _ = rig.catalog.add_directory("ours", write_adapter(tmp_path / "1", seed=1))
+    theirs, _ = TenantCatalog(rig.catalog, "acme").add_directory("theirs", write_adapter(tmp_path / "2", seed=2))
+    names = Names(rig.catalog)
+    assert (names(ours.id), names(theirs.id)) == ("ours", theirs.id)
+    rig.registry.close()
 
 
 def test_a_scrape_tells_the_phase_and_the_engine(tmp_path: Path) -> None:

@@ -53,14 +53,23 @@ async def test_i86_what_an_answer_got_is_noted_whether_or_not_anybody_reads_it(t
     ledger = Ledger(url(tmp_path / "usage.sqlite"))
     writer = LedgerWriter(ledger)
     metered = Meter(writer=writer).admit(ANYONE, Claim("r0", "", prompt_tokens=3, max_tokens=100))
+    asked = list[int]()
+
+    def so_far() -> int:
+        asked.append(7)
+        return 7
+
     metered.accepted()
-    metered.follow(lambda: 7)
+    metered.follow(so_far)
     async with asyncio.timeout(10):
         while [begun.generated_tokens for begun in ledger.under_way()] != [7]:
             await asyncio.sleep(0.05)
     metered.end(0, 9, "length")
+    before = len(asked)
+    await asyncio.sleep(1.1)  # a whole second passes
+    assert len(asked) == before, "nothing is noted after the end"
     writer.close()
-    assert ledger.under_way() == [], "nothing is noted after the end"
+    assert ledger.under_way() == []
     assert [row.generated_tokens for row in ledger.rows(EVERY)] == [9]
     ledger.close()
 
