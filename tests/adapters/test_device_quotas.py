@@ -66,6 +66,13 @@ def test_at_its_quota_a_tenant_makes_room_of_its_own_before_anybody_elses() -> N
         assert (plan.off_device, plan.place) == (leaving, ("c",))
 
 
+def test_what_did_not_reach_the_device_counts_for_nobody() -> None:
+    residency = furnished(DeviceQuotas(tenants={"t": DeviceQuota(adapters=1)}), use("a", "t"))
+    assert residency.quotas.held("t") == {"a": 10}
+    residency.place_failed(AdapterId("a"))
+    assert residency.quotas.held("t") == {}
+
+
 def test_what_counts_for_nobody_leaves_before_what_was_used_longest_ago() -> None:
     """A warm start that nobody came for takes room that belongs to no quota."""
     residency = furnished(DeviceQuotas(DeviceQuota(adapters=1)), use("a", "t"), device=30)
