@@ -21,6 +21,7 @@ from tests.support.kernels import furnished
 from tests.support.models import tiny_model_dir
 from tests.support.peft_adapters import KINDS, write_adapter
 from training.base import disable_repacking
+from training.errors import DataInvalid
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
@@ -99,6 +100,17 @@ def test_heldout_reports_base_and_adapter_beside_both_ways(
     assert losses["merged, from quantized"] == pytest.approx(losses["base + adapter"], abs=2e-3)
     assert abs(losses["merged, from original"] - losses["base + adapter"]) > 0.01
     assert out.is_dir()
+
+
+def test_a_merge_that_fails_after_it_wrote_leaves_nothing_beside_out(
+    model: Path, adapter: Path, out: Path, tmp_path: Path
+) -> None:
+    heldout = tmp_path / "heldout.jsonl"
+    heldout.write_text('{"neither": "prompt"}\n')
+    before = set(out.parent.iterdir())
+    with pytest.raises(DataInvalid, match="no known format"):
+        merge(adapter, out, base=str(model), heldout=heldout, data_dir=tmp_path / "data")
+    assert {path for path in set(out.parent.iterdir()) - before if out.name in path.name} == set()
 
 
 def test_an_adapter_without_a_record_is_merged_as_before_or_as_it_is_told(
