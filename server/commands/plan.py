@@ -42,9 +42,7 @@ class Precision(StrEnum):
 
 def plan(
     base: BaseOption = "embedded",
-    method: Annotated[
-        Method, typer.Option("--method", help="How the base is kept and what of it learns.")
-    ] = Method.lora,
+    method: Annotated[Method, typer.Option("--method", help="How the base is kept, and what learns.")] = Method.lora,
     objective: Annotated[
         Objective, typer.Option("--objective", help="What is learnt: examples, preferences or rewards.")
     ] = Objective.sft,
