@@ -52,9 +52,7 @@ def plan(
     batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences in a micro-batch; pairs for dpo.")] = 4,
     step: Annotated[int, typer.Option("--step", min=1, help="Sequences in a whole optimizer step.")] = 16,
     sequence: Annotated[int, typer.Option("--sequence", min=1, help="Tokens of the longest sequence.")] = 1024,
-    optimizer: Annotated[
-        OptimizerName, typer.Option("--optimizer", help="Whose states are kept, and in how many bits.")
-    ] = OptimizerName.adamw,
+    optimizer: Annotated[OptimizerName, typer.Option("--optimizer", help="Its states are kept.")] = OptimizerName.adamw,
     checkpointing: Annotated[bool, typer.Option(help="Recompute activations instead of keeping them.")] = True,
     dtype: Annotated[Precision, typer.Option("--dtype", help="What products are computed in.")] = Precision.bfloat16,
     gpu: Annotated[
@@ -76,8 +74,7 @@ def plan(
     from training.memory.serving_plan import serving_plan
     from training.memory.suggestions import PlannedRun, suggestions, until_it_fits
 
-    limit = _bytes(gpu)
-    whole = -(-max(step, batch) // batch) * batch
+    limit, whole = _bytes(gpu), -(-max(step, batch) // batch) * batch
     config = _config(
         method=method.value,
         objective=objective.value,
@@ -97,14 +94,18 @@ def plan(
     grafts = grafts_of(config, anatomy)
     served = serving_plan(anatomy, grafts, length=sequence, requests=requests, limit=limit, quantized=quantized)
     if png is not None:
-        from training.memory.plot import draw
-
-        bars = [(f"{method.value}, as asked", made), *((each.change, each.plan) for each in instead[:SHOWN])]
-        draw(bars, limit, _title(found.id, config), png)
+        asked = (f"{method.value}, as asked", made)
+        _draw([asked, *((each.change, each.plan) for each in instead[:SHOWN])], limit, _title(found.id, config), png)
     if as_json:
         print_json(_as_json(found.id, made, work, limit, instead, path, served))
     else:
         typer.echo("\n".join(_text(found.id, config, made, work, limit, instead, path, served)))
+
+
+def _draw(bars: "Sequence[tuple[str, TrainingMemoryPlan]]", limit: int | None, title: str, png: Path) -> None:
+    from training.memory.plot import draw
+
+    draw(bars, limit, title, png)
 
 
 def _config(**values: Any) -> "TrainConfig":
