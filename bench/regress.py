@@ -1,6 +1,7 @@
-"""`rootstock bench regress BASE [HEAD]`: one commit against another, by ratios from one interleaved run.
+"""`rootstock bench regress OLD_COMMIT [NEW_COMMIT]`: one against the other, by ratios from one interleaved run.
 
-Owns the worktrees and the verdict. Each commit's server runs from its own sources, in this environment.
+Owns the worktrees and the verdict. Each commit's server runs from its own sources, in this environment. In results the
+old one is called base and the new one head, as in a pull request.
 """
 
 import subprocess
@@ -30,7 +31,7 @@ SIDES = ("base", "head")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """HEAD over BASE in throughput for one traffic: the rounds' own ratios, sorted."""
+    """The new commit over the old one in throughput for one traffic: the rounds' own ratios, sorted."""
 
     traffic: str
     arrivals: str
@@ -92,7 +93,7 @@ def table(found: Sequence[Verdict], threshold: float) -> Table:
 
 def main(
     base: Annotated[str, typer.Argument(metavar="OLD_COMMIT", help="The commit to compare with.")],
-    head: Annotated[str, typer.Argument(metavar="[NEW_COMMIT]", help="The commit to judge.")] = "HEAD",
+    head: Annotated[str, typer.Argument(metavar="NEW_COMMIT", help="The commit to judge.")] = "HEAD",
     threshold: Annotated[
         float, typer.Option(min=0, help="Fail where the new one's median throughput over the old one's is below it.")
     ] = 0.95,
@@ -110,7 +111,7 @@ def main(
     model: options.BaseModel = "embedded",
     work_dir: options.WorkDir = options.WORK_DIR,
 ) -> None:
-    """Serve two commits side by side, measure them in turn, and fail where HEAD is slower than the threshold allows."""
+    """Serve two commits side by side, measure them in turn, and fail where the new one is slower than allowed."""
     console, commits = terminal(), {}
     with ExitStack() as stack:
         servers = {}

@@ -1,6 +1,6 @@
-"""Memory in large pages, for what every step reads whole on a CPU.
+"""Memory in large pages, for what steps read on a CPU: weights, keys and values, adapters.
 
-Owns where such bytes lie. Knows nothing of what they are.
+Owns where such bytes lie. Computes nothing with them.
 """
 
 import mmap
