@@ -271,9 +271,9 @@ class Attention {
         const Int apart = at[1] - at[0];
         bool even = apart > 0;
         for (Int j = 1; j < TILE_ROWS; ++j) even &= at[j] - at[j - 1] == apart;
-        if (even) return {k + at[0], apart * 2, 0, TILE_DEPTH, nullptr};
+        if (even) return {k + at[0], apart * 2, 0, TILE_DEPTH};
         for (Int j = 0; j < TILE_ROWS; ++j) std::copy_n(k + at[j], width, copied + j * width);
-        return {copied, width * 2, 0, TILE_DEPTH, nullptr};
+        return {copied, width * 2, 0, TILE_DEPTH};
     }
 
     // p[line][j] = q[line] . k[j] for all keys and lines. Asks for the next tile's keys meanwhile.

@@ -9,24 +9,29 @@ constexpr Int BLOCK = 48;  // outputs that a thread takes at most at a time
 constexpr Int DEPTH = 3072 / sizeof(Number);
 constexpr Int NEAR = 32 * 1024 / sizeof(Number);  // numbers of x that stay there anyway
 
-// Of a weight that is read for several groups of rows, at most so much at a time: the next block comes to the second-level
-// cache beside it. Of one that is read once, only a few rows have to wait in a cache.
-constexpr Int block_bytes(Int rows) { return rows <= GROUP ? INT64_MAX : 384 * 1024; }
+constexpr Int LEAST_ROWS = 4 * GROUP;  // that are multiplied with one block after the other
+
+// Outputs that a thread takes at most. Of a weight that is read for several groups of rows, few enough for the next block to
+// come to the second-level cache beside it. Of one that is read once, only a few rows have to wait in a cache.
+inline Int widest(const Linear& linear, Int rows) {
+    constexpr Int READ_AGAIN = 384 * 1024;  // bytes
+    return rows <= GROUP ? BLOCK : std::min(BLOCK, READ_AGAIN / linear.row_bytes());
+}
 
 // Rows [out, out + outs) of a weight, in the form in which `rows` rows of activations are multiplied with them.
 class Block {
   public:
-    // `next`: where the thread will read after this, or null. Memory is asked for it meanwhile, as much as this is, where
-    // this is read several times; where it is read once, for rows a few ahead, wherever a block ends.
-    Block(const Linear& linear, Int out, Int outs, Int rows, const void* next, Scratch& scratch)
+    // `next`: where the thread will read after this. Memory is asked for it meanwhile, as much as this is, where this is
+    // read several times; where it is read once, for rows a few ahead, wherever a block ends.
+    Block(const Linear& linear, Int out, Int outs, const Range& range, const NextRows& next, Scratch& scratch)
         : linear(linear), out(out), outs(outs), scratch(scratch) {
         scratch.sums.fit(GROUP * BLOCK);
-        const Int inputs = linear.inputs;
+        const Int inputs = linear.inputs, rows = range.count();
         direct = inputs % (linear.halves ? PAIR : CODE_BLOCK) == 0 && (rows <= DIRECT || (linear.halves && PAIR_VECTORS == 1));
 #if !defined(__AVX512F__)
         direct &= linear.halves != nullptr;
 #endif
-        if (linear.halves) choose_reading(rows, static_cast<const BFloat16*>(next));
+        if (linear.halves) choose_reading(rows, static_cast<const BFloat16*>(next.data()));
         if (!linear.halves && inputs % CODE_BLOCK == 0) {
             const Int count = inputs / CODE_BLOCK;
             scratch.scales.fit(outs * count);

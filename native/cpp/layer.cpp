@@ -91,9 +91,9 @@ class LayerPass {
         const Linear* projections[] = {&layer.q, &layer.k, &layer.v};
         project_width = width_for(layer.q, layer.q.outputs + 2 * layer.k.outputs);
         for (int i = 0; i < 3; ++i) starts[i + 1] = starts[i] + blocks_of(projections[i]->outputs, project_width);
-        buffers.attention.product_tasks.set(parts_of(layer.q) * starts[3]);
+        buffers.attention.product_tasks.set(Parts(layer.q, rows).count() * starts[3]);
         for (auto [linear, input] : {std::pair{&layer.o, &buffers.out}, {&layer.gate, &buffers.mlp}, {&layer.down, &buffers.down}})
-            input->product_tasks.set(parts_of(*linear) * blocks_of(linear->outputs, width_for(*linear)));
+            input->product_tasks.set(Parts(*linear, rows).count() * blocks_of(linear->outputs, width_for(*linear)));
     }
 
     // Every thread of the team calls this once.
@@ -110,7 +110,8 @@ class LayerPass {
         gate_and_up(thread);
         buffers.down.x.put(buffers.gated.data(), layer.down.inputs);
         shrink(buffers.down, thread);
-        add_product(layer.down, buffers.down, y, after ? begin(*after, buffers.attention.product_tasks.first()) : nullptr, thread);
+        add_product(layer.down, buffers.down, y,
+                    after ? begin(*after, buffers.attention.product_tasks.first()) : NextRows{}, thread);
     }
 
   private:
@@ -143,14 +144,14 @@ class LayerPass {
         shrink(buffers.attention, thread);
         const Linear* linears[] = {&layer.q, &layer.k, &layer.v};
         BFloat16* results[] = {buffers.q.data(), buffers.k.data(), buffers.v.data()};
-        const void* last = begin(layer.o, buffers.out.product_tasks.first());
+        const NextRows last = begin(layer.o, buffers.out.product_tasks.first());
         buffers.attention.product_tasks.run([&](Int task, Int following) {
             const auto [which, out] = projection(task);
             const Linear& linear = *linears[which];
             const Int outs = std::min(project_width, linear.outputs - out);
-            const Range range = part(layer.q, task / starts[3]);
+            const Range range = Parts(layer.q, rows)[task / starts[3]];
             BFloat16* to = results[which] + out;
-            Block block(linear, out, outs, range.count(), following == NONE ? last : begin(layer, following), thread.scratch[0]);
+            Block block(linear, out, outs, range, following == NONE ? last : begin(layer, following), thread.scratch[0]);
             products(block, linear, buffers.attention, which, range, out, outs, [&](Int row, Int count, const float* sums) {
                 for (Int m = 0; m < count; ++m) round_row(sums + m * BLOCK, to + (row + m) * linear.outputs, outs);
             });
@@ -182,12 +183,12 @@ class LayerPass {
 
     void gate_and_up(ThreadState& thread) {
         const Int outputs = layer.gate.outputs, width = width_for(layer.gate), blocks = blocks_of(outputs, width);
-        const void* last = begin(layer.down, buffers.down.product_tasks.first());
+        const NextRows last = begin(layer.down, buffers.down.product_tasks.first());
         buffers.mlp.product_tasks.run([&](Int task, Int following) {
             const Int out = task % blocks * width, outs = std::min(width, outputs - out);
-            const Range range = part(layer.gate, task / blocks);
-            Block gate(layer.gate, out, outs, range.count(), layer.up.row(out), thread.scratch[0]);
-            Block up(layer.up, out, outs, range.count(), following == NONE ? last : begin(layer.gate, following), thread.scratch[1]);
+            const Range range = Parts(layer.gate, rows)[task / blocks];
+            Block gate(layer.gate, out, outs, range, NextRows{&layer.up, out}, thread.scratch[0]);
+            Block up(layer.up, out, outs, range, following == NONE ? last : begin(layer.gate, following), thread.scratch[1]);
             products(gate, layer.gate, buffers.mlp, 0, range, out, outs, [&](Int row, Int count, const float* gates) {
                 float ups[ROWS_AT_ONCE * BLOCK];
                 group_products(up, layer.up, buffers.mlp, 1, row, out, outs, ups);
@@ -201,12 +202,12 @@ class LayerPass {
     }
 
     // y = before + W x. `last`: what the thread reads when it has finished its share.
-    void add_product(const Linear& linear, LinearInput& input, const BFloat16* before, const void* last, ThreadState& thread) {
+    void add_product(const Linear& linear, LinearInput& input, const BFloat16* before, const NextRows last, ThreadState& thread) {
         const Int outputs = linear.outputs, width = width_for(linear), blocks = blocks_of(outputs, width);
         input.product_tasks.run([&](Int task, Int following) {
             const Int out = task % blocks * width, outs = std::min(width, outputs - out);
-            const Range range = part(linear, task / blocks);
-            Block block(linear, out, outs, range.count(), following == NONE ? last : begin(linear, following), thread.scratch[0]);
+            const Range range = Parts(linear, rows)[task / blocks];
+            Block block(linear, out, outs, range, following == NONE ? last : begin(linear, following), thread.scratch[0]);
             products(block, linear, input, 0, range, out, outs, [&](Int row, Int count, const float* sums) {
                 for (Int m = 0; m < count; ++m) {
                     const Int at = (row + m) * outputs + out;
@@ -220,33 +221,20 @@ class LayerPass {
     Int width_for(const Linear& linear, Int outputs) const { return block_width(linear, outputs, rows, omp_get_max_threads()); }
     static Int blocks_of(Int outputs, Int width) { return (outputs + width - 1) / width; }
 
-    // Where the weights of a task begin that has all outputs of a linear, or the projections of a layer like this one.
-    const void* begin(const Linear& linear, Int task) const {
+    // Where a task begins to read that has all outputs of a linear, or the projections of a layer like this one.
+    NextRows begin(const Linear& linear, Int task) const {
         const Int width = width_for(linear);
-        return task == NONE ? nullptr : linear.row(task % blocks_of(linear.outputs, width) * width);
+        return task == NONE ? NextRows{} : NextRows{&linear, task % blocks_of(linear.outputs, width) * width};
     }
-    const void* begin(const DecoderLayer& like, Int task) const {
-        if (task == NONE) return nullptr;
+    NextRows begin(const DecoderLayer& like, Int task) const {
+        if (task == NONE) return {};
         const auto [which, out] = projection(task);
-        return (which == 0 ? like.q : which == 1 ? like.k : like.v).row(out);
-    }
-
-    struct Range {
-        Int first, stop;
-        Int count() const { return stop - first; }
-    };
-
-    // All rows, in parts that stay in a cache while one block after the other is multiplied with them.
-    Int parts_of(const Linear& linear) const { return (rows + rows_at_once(linear) - 1) / rows_at_once(linear); }
-
-    Range part(const Linear& linear, Int number) const {
-        const Int size = rows_at_once(linear);
-        return {number * size, std::min(number * size + size, rows)};
+        return {which == 0 ? &like.q : which == 1 ? &like.k : &like.v, out};
     }
 
     // Sums of W x + s B (A x), times the gain, plus bias, for outputs [out, out + outs) of some rows, a group at a time.
     template <class Emit>
-    void products(Block& block, const Linear& linear, LinearInput& input, int which, Range range, Int out, Int outs, Emit emit) {
+    void products(Block& block, const Linear& linear, LinearInput& input, int which, const Range& range, Int out, Int outs, Emit emit) {
         for (Int row = range.first; row < range.stop; row += ROWS_AT_ONCE) {
             float sums[ROWS_AT_ONCE * BLOCK];
             const Int count = group_products(block, linear, input, which, row, out, outs, sums);

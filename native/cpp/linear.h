@@ -23,6 +23,20 @@ struct Linear {
     bool beside_codes() const { return CODES_IN_OWN_ORDER && !halves; }  // how they lie
 };
 
+// Where a thread reads on: at an output of a linear, or nowhere.
+struct NextRows {
+    const Linear* linear = nullptr;
+    Int out = 0;
+
+    const void* data() const { return linear ? linear->row(out) : nullptr; }
+};
+
+// Rows [first, stop) of a batch.
+struct Range {
+    Int first, stop;
+    Int count() const { return stop - first; }
+};
+
 // A batch's activations in each order in which they will be read.
 class Inputs {
   public:
@@ -86,4 +100,5 @@ struct Scratch {
     Buffer<float> scales;
     ScaleTable scale_table;
     Buffer<Vec> sums;
+    Buffer<float> tile_sums;
 };

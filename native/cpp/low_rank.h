@@ -180,10 +180,9 @@ struct Shrink {
             a = block.data();
         }
         clear_tiles<1>();
-        for (Int k = 0; k < wide; k += TILE_DEPTH) {
+        add_tiles<1, 1>({a, wide * 2, 0, TILE_DEPTH}, x_tiles, 0, wide, [&] {
             if (direct(ranks)) ahead.read(TILE_ROWS);
-            add_tiles<1, 1>({a + k, wide * 2, 0, TILE_DEPTH, nullptr}, x_tiles, k, k + TILE_DEPTH);
-        }
+        });
         alignas(LINE_BYTES) float found[TILE_SUMS];
         store_tile<0>(found);
         put_sums(found, stop - start, sums, RANKS);

@@ -36,19 +36,22 @@ extern "C" void product_bf16(const BFloat16* x, const Linear* linear, const floa
     const Inputs& wide = kept;  // the caller's, for the whole team
     const Epilogue epilogue{linear->bias, plus, gains, outputs};
     const Int width = block_width(*linear, outputs, rows, omp_get_max_threads());
+    const Int blocks = (outputs + width - 1) / width;
+    const Parts parts(*linear, rows);
     static thread_local TaskSharing kept_sharing;
     TaskSharing& sharing = kept_sharing;
-    sharing.set((outputs + width - 1) / width);
+    sharing.set(parts.count() * blocks);
 #pragma omp parallel
     {
         static thread_local Scratch scratch;
         const TileUse tiles(rows);
         wide.put(x, inputs);
         sharing.run([&](Int task, Int following) {
-            const Int out = task * width, outs = std::min(width, outputs - out);
-            const void* next = following == TaskSharing::NONE ? nullptr : linear->row(following * width);
-            Block block(*linear, out, outs, rows, next, scratch);
-            for (Int row = 0; row < rows; row += ROWS_AT_ONCE) {
+            const Int out = task % blocks * width, outs = std::min(width, outputs - out);
+            const Range range = parts[task / blocks];
+            const NextRows next = following == TaskSharing::NONE ? NextRows{} : NextRows{linear, following % blocks * width};
+            Block block(*linear, out, outs, range, next, scratch);
+            for (Int row = range.first; row < range.stop; row += ROWS_AT_ONCE) {
                 float sums[ROWS_AT_ONCE * BLOCK];
                 const Int count = block.products(wide, row, sums);
                 for (Int m = 0; m < count; ++m) epilogue.write(sums + m * BLOCK, row + m, out, outs, y);

@@ -3,6 +3,31 @@
 
 #include "common.h"
 
+// Rows of memory, one after the other, of which only the first bytes are read.
+class RowsAhead {
+  public:
+    RowsAhead() = default;
+    RowsAhead(const void* from, Int rows, Int bytes, Int row_bytes)
+        : at(static_cast<const char*>(from)), rows(rows), row_lines((bytes + LINE_BYTES - 1) / LINE_BYTES), row_bytes(row_bytes),
+          left(row_lines) {}
+
+    Int lines() const { return rows * row_lines; }
+
+    // Asks for so many more lines.
+    __attribute__((always_inline)) void ask(Int count) {
+        while (count > 0 && rows) {
+            const Int some = std::min(count, left);
+            for (Int i = 0; i < some; ++i) fetch(at + (row_lines - left + i) * LINE_BYTES);
+            count -= some, left -= some;
+            if (!left) at += row_bytes, left = row_lines, --rows;
+        }
+    }
+
+  private:
+    const char* at = nullptr;
+    Int rows = 0, row_lines = 0, row_bytes = 0, left = 0;
+};
+
 // Lines of memory in the order in which they are read: one of each row, then the next of each.
 struct Lines {
     const BFloat16* from = nullptr;

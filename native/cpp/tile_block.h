@@ -2,81 +2,152 @@
 #pragma once
 
 #include "linear.h"
+#include "read_ahead.h"
 
 constexpr Int BLOCK = 4 * TILE_ROWS;  // outputs that a thread takes at most at a time
-// Of a weight that is read once, at most so much at a time: the next block comes to the second-level cache beside it.
-constexpr Int block_bytes(Int rows) { return rows <= GROUP ? 160 * 1024 : INT64_MAX; }
-constexpr Int DEPTH = CODE_BLOCK;  // inputs whose weights are laid out before they are multiplied: so few that both overlap
+constexpr Int LEAST_ROWS = 8 * GROUP;  // that are multiplied with one block after the other
+constexpr Int DEPTH = CODE_BLOCK;  // inputs whose weights are laid out before few rows are multiplied: so few that both overlap
+// Many rows of more inputs than WHOLE are multiplied with SLICE inputs after the other: so much of a block stays in the
+// nearest cache until all rows have met it.
+constexpr Int WHOLE = 1536, SLICE = 3 * CODE_BLOCK;
+
+// Outputs that a thread takes at most. Of a weight that is read once, few enough for the next block to come to the
+// second-level cache beside it; with many rows, as many as are multiplied together, and more where reading the rows again
+// for each block would cost more than that some threads have nothing to do in the end.
+inline Int widest(const Linear& linear, Int rows) {
+    constexpr Int READ_ONCE = 160 * 1024, REREAD = 1536 * 1024;  // bytes
+    if (rows <= GROUP) return std::min(BLOCK, READ_ONCE / linear.row_bytes());
+    return LEAST_ROWS * linear.stride() * Int(sizeof(Number)) > REREAD ? BLOCK : BLOCK / 2;
+}
 
 // Rows [out, out + outs) of a weight. In memory's order where a tile can be loaded from there; laid out as tiles where
-// not: all at once for many rows of activations, a few inputs after the other for those that are read once.
+// not.
 class Block {
   public:
-    // `next`: where the thread will read after this, or null. Memory is asked for it meanwhile, as much as this is.
-    Block(const Linear& linear, Int out, Int outs, Int rows, const void* next, Scratch& scratch)
-        : linear(linear), out(out), outs(outs), tiles((outs + TILE_ROWS - 1) / TILE_ROWS),
-          turns((rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE), end(linear.stride()), next(static_cast<const uint8_t*>(next)), scratch(scratch) {
+    // `next`: where the thread will read after this. Memory is asked for it meanwhile.
+    Block(const Linear& linear, Int out, Int outs, const Range& range, const NextRows& next, Scratch& scratch)
+        : linear(linear), out(out), outs(outs), tiles((outs + TILE_ROWS - 1) / TILE_ROWS), range(range), next(next), scratch(scratch) {
         direct = linear.halves && linear.inputs % TILE_DEPTH == 0 && outs % TILE_ROWS == 0;
-        if (direct) end = linear.inputs;
-        depth = direct || rows > GROUP ? end : std::min(end, DEPTH);
+        depth = depth_of(linear);
+        scratch.tile_sums.fit(padded(range.count(), GROUP) * BLOCK);
         if (!linear.halves && linear.inputs % CODE_BLOCK == 0) {
             const Int count = linear.inputs / CODE_BLOCK;
             scratch.scales.fit(outs * count);
             linear.codes.scales(out * count, outs * count, scratch.scale_table, scratch.scales.data());
         }
-        if (direct) return;
-        scratch.weights.fit(tiles * TILE_ROWS * depth);
-        if (depth == end) fill(0, end);
+        if (!direct) scratch.weights.fit(tiles * TILE_ROWS * depth);
     }
 
-    // y[m][n] = x[m] . w[n] for up to ROWS_AT_ONCE rows from `row`; y has BLOCK columns. Returns how many they are.
+    // y[m][n] = x[m] . w[n] for up to ROWS_AT_ONCE rows from `row`; y has BLOCK columns. Returns how many they are. The first
+    // call multiplies the whole range.
     Int products(const Inputs& inputs, Int row, float* y) {
         const Activations& x = inputs.of(linear);
-        const bool both = row + GROUP < x.rows && depth == end;
-        if (both) {
-            Int n = 0;
-            for (; n + 2 <= tiles; n += 2) take<2, 2>(n, x, row, y);
-            if (n < tiles) take<1, 2>(n, x, row, y);
-        } else {
-            take_all<4>(x, row, y);
-        }
-        if (++turn == turns) next = nullptr;  // it is there
-        return x.group(row) + (both ? x.group(row + GROUP) : 0);
+        if (row == range.first) few() ? multiply_few<BLOCK / TILE_ROWS>(x) : multiply(x);
+        const Int count = std::min(ROWS_AT_ONCE, range.stop - row);
+        for (Int m = 0; m < count; m += GROUP)
+            for (Int n = 0; n < tiles; ++n)
+                put_sums(sums(row + m, n), std::min(GROUP, count - m), y + m * BLOCK + n * TILE_ROWS, BLOCK);
+        return count;
     }
 
   private:
-    // All tiles with one group of rows.
-    template <int MOST>
-    void take_all(const Activations& x, Int row, float* y) {
-        if (tiles == MOST) return take<MOST, 1>(0, x, row, y);
-        if constexpr (MOST > 1) take_all<MOST - 1>(x, row, y);
+    bool few() const { return range.count() <= GROUP; }
+    Int end() const { return direct ? linear.inputs : linear.stride(); }
+
+    // Inputs after which sums are put aside or, of few rows, other inputs' weights are laid out.
+    Int depth_of(const Linear& weight) const {
+        const Int all = direct ? weight.inputs : weight.stride();
+        if (few()) return direct ? all : std::min(all, DEPTH);
+        return all <= WHOLE ? all : SLICE;
+    }
+
+    // One group of rows, whose sums stay in tiles.
+    template <int W>
+    void multiply_few(const Activations& x) {
+        if constexpr (W > 1)
+            if (tiles < W) return multiply_few<W - 1>(x);
+        const ActivationTiles at[] = {tiles_of(x, range.first)};
+        RowsAhead ahead = direct ? after(0) : RowsAhead();
+        const Int each = asked_beside(ahead, end() / TILE_DEPTH);
+        clear_tiles<W>();
+        for (Int from = 0, to; from < end(); from = to) {
+            to = std::min(from + depth, end());
+            if (!direct) fill(from, to);
+            add_tiles<W, 1>(weights(0, from), at, from, to, [&] { ahead.ask(each); });
+        }
+        store_sums<W, 1>(sums(range.first, 0));
+    }
+
+    void multiply(const Activations& x) {
+        for (Int from = 0, to; from < end(); from = to) {
+            to = std::min(from + depth, end());
+            if (!direct) fill(from, to);
+            const Int pairs = (range.count() + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE * ((tiles + 1) / 2);
+            RowsAhead ahead = direct ? after(to) : RowsAhead();
+            const Int each = asked_beside(ahead, pairs * ((to - from) / TILE_DEPTH));
+            const auto beside = [&] { ahead.ask(each); };
+            for (Int row = range.first; row < range.stop; row += ROWS_AT_ONCE)
+                for (Int n = 0; n < tiles; n += 2) {
+                    const bool rows = row + GROUP < range.stop, columns = n + 1 < tiles;
+                    if (rows && columns) add<2, 2>(n, x, row, from, to, beside);
+                    else if (rows) add<1, 2>(n, x, row, from, to, beside);
+                    else if (columns) add<2, 1>(n, x, row, from, to, beside);
+                    else add<1, 1>(n, x, row, from, to, beside);
+                }
+        }
     }
 
     // Tiles [n, n + W) with U groups of rows.
-    template <int W, int U>
-    void take(Int n, const Activations& x, Int row, float* y) {
+    template <int W, int U, class Beside>
+    void add(Int n, const Activations& x, Int row, Int from, Int to, Beside beside) {
         ActivationTiles at[U];
         for (Int u = 0; u < U; ++u) at[u] = tiles_of(x, row + u * GROUP);
-        clear_tiles<W * U>();
-        for (Int from = 0, to; from < end; from = to) {
-            to = std::min(from + depth, end);
-            if (depth < end) fill(from, to);
-            add_tiles<W, U>(weights(n), at, from, to);
-        }
-        alignas(LINE_BYTES) float sums[W * U * TILE_SUMS];
-        store_tiles<W * U>(sums);
-        for (Int w = 0; w < W; ++w)
-            for (Int u = 0; u < U; ++u)
-                put_sums(sums + (w * U + u) * TILE_SUMS, x.group(row + u * GROUP), y + u * GROUP * BLOCK + (n + w) * TILE_ROWS, BLOCK);
+        float* const there = sums(row, n);
+        if (from)
+            load_sums<W, U>(there);
+        else
+            clear_tiles<W * U>();
+        add_tiles<W, U>(weights(n, from), at, from, to, beside);
+        store_sums<W, U>(there);
     }
 
-    WeightTiles weights(Int n) const {
-        if (!direct) return {scratch.weights.data() + n * depth * TILE_ROWS, LINE_BYTES, depth * TILE_ROWS, TILE_NUMBERS, nullptr};
+    // What is read when inputs [0, to) have been multiplied, of this block's next slice or else of the next block, as much of it
+    // as is read at a time; `to` is 0 for all inputs.
+    RowsAhead after(Int to) const {
+        if (to && to < end()) return {linear.halves + out * linear.inputs + to, outs, std::min(depth, end() - to) * 2, linear.row_bytes()};
+        if (!next.linear) return {};
+        const Linear& other = *next.linear;
+        return {next.data(), outs, other.halves ? depth_of(other) * 2 : other.row_bytes(), other.row_bytes()};
+    }
+
+    static Int asked_beside(const RowsAhead& ahead, Int steps) { return (ahead.lines() + steps - 1) / steps; }
+
+    // Where the sums of tile n and the group of a row are: a group's tiles one after the other.
+    float* sums(Int row, Int n) const {
+        return scratch.tile_sums.data() + ((row - range.first) / GROUP * (BLOCK / TILE_ROWS) + n) * TILE_SUMS;
+    }
+
+    template <int W, int U, int T = 0>
+    static void store_sums(float* to) {
+        store_tile<T>(to + place_of_sums<U>(T));
+        if constexpr (T + 1 < W * U) store_sums<W, U, T + 1>(to);
+    }
+
+    template <int W, int U, int T = 0>
+    static void load_sums(const float* from) {
+        load_tile<T>(from + place_of_sums<U>(T), LINE_BYTES);
+        if constexpr (T + 1 < W * U) load_sums<W, U, T + 1>(from);
+    }
+
+    template <int U>
+    static constexpr Int place_of_sums(int tile) {
+        return (tile % U * (BLOCK / TILE_ROWS) + tile / U) * TILE_SUMS;
+    }
+
+    WeightTiles weights(Int n, Int from) const {
+        if (!direct) return {scratch.weights.data() + n * depth * TILE_ROWS, LINE_BYTES, depth * TILE_ROWS, TILE_NUMBERS};
         const Int inputs = linear.inputs;
-        const BFloat16* data = linear.halves + (out + n * TILE_ROWS) * inputs;
-        const uint8_t* meanwhile = next ? next + n * TILE_ROWS * linear.row_bytes() : nullptr;
-        const auto part = [&](Int number) { return TILE_ROWS * number / turns * LINE; };
-        return {data, inputs * 2, TILE_ROWS * inputs, TILE_DEPTH, reinterpret_cast<const BFloat16*>(meanwhile), part(turn), part(turn + 1)};
+        return {linear.halves + (out + n * TILE_ROWS) * inputs + from, inputs * 2, TILE_ROWS * inputs, TILE_DEPTH};
     }
 
     // Lays inputs [from, to) of all outputs out, at most `depth`: the tiles of 16 outputs one after the other.
@@ -112,14 +183,15 @@ class Block {
     void fill_code_blocks(Int from, Int to) const {
         const Int row = linear.inputs / 2, blocks = linear.inputs / CODE_BLOCK;
         const CodeTable table(linear.codes.values);
-        const uint8_t *all = linear.codes.data + out * row, *ahead = next + from * outs / 2;
+        const bool asked = next.linear;
+        const uint8_t *all = linear.codes.data + out * row, *ahead = static_cast<const uint8_t*>(next.data()) + from * outs / 2;
         for (Int i = from; i < to; i += CODE_BLOCK) {
             const uint8_t* codes = all + i / 2;
             const float* scale = scratch.scales.data() + i / CODE_BLOCK;
             for (Int first = 0; first < outs; first += TILE_ROWS) {
                 Number* at = place(first, i);
                 for (Int n = std::min(TILE_ROWS, outs - first); n; --n) {
-                    if (next && n % 2) fetch(ahead);  // two rows' are a line
+                    if (asked && n % 2) fetch(ahead);  // two rows' are a line
                     fetch_near(codes + LINE_BYTES);
                     table.pack(codes, *scale, at, TILE_NUMBERS);
                     ahead += CODE_BLOCK / 2, codes += row, scale += blocks, at += TILE_DEPTH;
@@ -136,9 +208,10 @@ class Block {
     }
 
     const Linear& linear;
-    const Int out, outs, tiles, turns;  // `turns`: how often `products` is asked
-    Int end, depth, turn = 0;
-    const uint8_t* next;
+    const Int out, outs, tiles;
+    const Range range;
+    const NextRows next;
     Scratch& scratch;
     bool direct;
+    Int depth;
 };

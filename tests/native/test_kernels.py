@@ -17,9 +17,10 @@ from native.tables import FourBitWeight, LowRankPart, part_table, span_table, te
 from tests.support.kernels import kernels
 
 ROUNDING = 2**-8
-# None, one row, a tile, a tile and a rest, two readings of the weight, many; widths with and without a rest.
+# None, one row, a tile, a tile and a rest, two readings of the weight, many; widths with and without a rest, and some
+# that are multiplied a slice of inputs after the other.
 ROWS = (0, 1, 3, 4, 5, 12, 70)
-SHAPES = ((12, 64), (25, 40), (3, 33), (13, 1100))
+SHAPES = ((12, 64), (25, 40), (3, 33), (13, 1100), (48, 1600), (40, 2010))
 
 
 def bf16(*shape: int, scale: float = 1.0) -> Tensor:
@@ -78,13 +79,13 @@ def test_a_product_keeps_leading_dimensions_and_takes_strided_input(compiled: Ke
 
 
 @pytest.mark.parametrize("kind", [None, "nf4"])
-@pytest.mark.parametrize("inputs", [576, 4864])
+@pytest.mark.parametrize("inputs", [576, 2010, 4864])
 def test_a_row_does_not_depend_on_its_neighbours(compiled: Kernels, kind: str | None, inputs: int) -> None:
     """However many they are: that decides how a weight is read, and whether in parts."""
-    x, weight = bf16(37, inputs), bf16(50, inputs) if kind is None else four_bits(kind, 50, inputs)
+    x, weight = bf16(150, inputs), bf16(50, inputs) if kind is None else four_bits(kind, 50, inputs)
     together = compiled.linear(x, weight, None)
-    for rows in (1, 4, 8, 12, 16, 20):
-        for some in range(0, 37, rows):
+    for rows in (1, 4, 8, 12, 16, 20, 37, 130):
+        for some in range(0, max(37, rows), rows):
             assert torch.equal(compiled.linear(x[some : some + rows], weight, None), together[some : some + rows])
 
 
