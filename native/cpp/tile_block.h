@@ -67,13 +67,16 @@ class Block {
         if constexpr (W > 1)
             if (tiles < W) return multiply_few<W - 1>(x);
         const ActivationTiles at[] = {tiles_of(x, range.first)};
-        RowsAhead ahead = direct ? after(0) : RowsAhead();
-        const Int each = asked_beside(ahead, end() / TILE_DEPTH);
+        const char* ahead = direct ? static_cast<const char*>(next.data()) : nullptr;  // a tile for a tile, in memory's order
         clear_tiles<W>();
         for (Int from = 0, to; from < end(); from = to) {
             to = std::min(from + depth, end());
             if (!direct) fill(from, to);
-            add_tiles<W, 1>(weights(0, from), at, from, to, [&] { ahead.ask(each); });
+            add_tiles<W, 1>(weights(0, from), at, from, to, [&] {
+                if (!ahead) return;
+#pragma GCC unroll 1
+                for (Int i = 0; i < TILE_ROWS; ++i, ahead += LINE_BYTES) fetch(ahead);
+            });
         }
         store_sums<W, 1>(sums(range.first, 0));
     }
@@ -82,9 +85,9 @@ class Block {
         for (Int from = 0, to; from < end(); from = to) {
             to = std::min(from + depth, end());
             if (!direct) fill(from, to);
-            const Int pairs = (range.count() + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE * ((tiles + 1) / 2);
             RowsAhead ahead = direct ? after(to) : RowsAhead();
-            const Int each = asked_beside(ahead, pairs * ((to - from) / TILE_DEPTH));
+            const Int readings = (range.count() + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+            const Int each = asked_beside(ahead, readings * tiles * ((to - from) / TILE_DEPTH));
             const auto beside = [&] { ahead.ask(each); };
             for (Int row = range.first; row < range.stop; row += ROWS_AT_ONCE)
                 for (Int n = 0; n < tiles; n += 2) {
@@ -111,16 +114,15 @@ class Block {
         store_sums<W, U>(there);
     }
 
-    // What is read when inputs [0, to) have been multiplied, of this block's next slice or else of the next block, as much of it
-    // as is read at a time; `to` is 0 for all inputs.
+    // What is read when inputs [0, to) have been multiplied: this block's next slice, or of the next block what is read first.
     RowsAhead after(Int to) const {
-        if (to && to < end()) return {linear.halves + out * linear.inputs + to, outs, std::min(depth, end() - to) * 2, linear.row_bytes()};
+        if (to < end()) return {linear.halves + out * linear.inputs + to, outs, std::min(depth, end() - to) * 2, linear.row_bytes()};
         if (!next.linear) return {};
         const Linear& other = *next.linear;
         return {next.data(), outs, other.halves ? depth_of(other) * 2 : other.row_bytes(), other.row_bytes()};
     }
 
-    static Int asked_beside(const RowsAhead& ahead, Int steps) { return (ahead.lines() + steps - 1) / steps; }
+    static Int asked_beside(const RowsAhead& ahead, Int read) { return (ahead.lines() + read - 1) / read; }
 
     // Where the sums of tile n and the group of a row are: a group's tiles one after the other.
     float* sums(Int row, Int n) const {

@@ -147,17 +147,18 @@ inline void store_tiles(float* to) {
 }
 
 // Tile w's products with the activations in tiles 4 and 5; sums are in tiles below 4, weights in 6 and 7 by turns.
-template <int W, int U, int FROM = 0>
-inline void add_tiles(const WeightTiles& w, const BFloat16* at) {
+template <int W, int U, int FROM = 0, class Beside>
+inline void add_tiles(const WeightTiles& w, const BFloat16* at, Beside beside) {
     constexpr int MINE = 6 + FROM % 2;
+    beside();
     load_tile<MINE>(at, w.row_bytes);
     multiply_tiles<FROM * U, MINE, 4>();
     if constexpr (U == 2) multiply_tiles<FROM * U + 1, MINE, 5>();
-    if constexpr (FROM + 1 < W) add_tiles<W, U, FROM + 1>(w, at + w.step);
+    if constexpr (FROM + 1 < W) add_tiles<W, U, FROM + 1>(w, at + w.step, beside);
 }
 
-// The first W * U tiles += W tiles of w . U of x over inputs [from, to) of x, which w begins with; `beside` is called once
-// for each tile of inputs. The order of additions of one sum does not depend on what else is in a tile, so a request's
+// The first W * U tiles += W tiles of w . U of x over inputs [from, to) of x, which w begins with; `beside` is called for
+// each tile of w. The order of additions of one sum does not depend on what else is in a tile, so a request's
 // result does not depend on its neighbours.
 template <int W, int U, class Beside>
 inline void add_tiles(const WeightTiles& w, const ActivationTiles (&x)[U], Int from, Int to, Beside beside) {
@@ -169,10 +170,9 @@ inline void add_tiles(const WeightTiles& w, const ActivationTiles (&x)[U], Int f
     const BFloat16* at = w.data;
     for (Int k = from / TILE_DEPTH; k < to / TILE_DEPTH; ++k, at += w.deeper) {
         if (U == 2 && k % STORE_EVERY == STORE_EVERY - 1) store_tile<4>(unread);
-        beside();
         load_tile<4>(x[0].data + k * x[0].deeper, x[0].row_bytes);
         if constexpr (U == 2) load_tile<5>(x[1].data + k * x[1].deeper, x[1].row_bytes);
-        add_tiles<W, U>(w, at);
+        add_tiles<W, U>(w, at, beside);
     }
 }
 
