@@ -1,62 +1,26 @@
-"""`python -m bench`, which is `rootstock bench`: the list of everything that measures.
+"""`python -m bench`, which is `rootstock bench`: how every measurement begins and ends.
 
-Owns the list. Imports nothing of the project, and nothing that takes long to import.
+Owns the way every error ends: a message that says the fix, and an exit code.
 """
 
 import signal
 import sys
 
-import typer
-
-from bench import (
-    compare,
-    connections,
-    flood,
-    limits,
-    make_adapters,
-    make_base,
-    overhead,
-    regress,
-    reuse,
-    run,
-    scale,
-    show,
-    soak,
-    step,
-    training,
-)
-from bench.errors import words
-from bench.peers.command import main as peers
-
-app = typer.Typer(
-    name="bench",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Measure multi-adapter servers: ours, others, and one commit against another.",
-)
-for name, command in (
-    ("run", run.main),
-    ("compare", compare.main),
-    ("peers", peers),
-    ("regress", regress.main),
-    ("scale", scale.main),
-    ("reuse", reuse.main),
-    ("overhead", overhead.main),
-    ("connections", connections.main),
-    ("flood", flood.main),
-    ("soak", soak.main),
-    ("step", step.main),
-    ("limits", limits.main),
-    ("training", training.main),
-    ("show", show.main),
-    ("base", make_base.main),
-    ("adapters", make_adapters.main),
-):
-    app.command(name)(command)
-
 
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # servers that were started stop too
+    try:
+        _measure()
+    except KeyboardInterrupt:  # before the command line has been read; later it is typer's to end
+        sys.exit(128 + signal.SIGINT)
+
+
+def _measure() -> None:
+    import typer  # these take a second, in which a person may think better of it
+
+    from bench.commands import app
+    from bench.errors import words
+
     try:
         app(prog_name="rootstock bench")
     except Exception as error:

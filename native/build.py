@@ -3,10 +3,12 @@
 Owns the compiler's command and the cache. Knows neither torch nor what the kernels do.
 """
 
+import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from hashlib import sha256
@@ -52,8 +54,23 @@ def build(cache: Path, arithmetic: Arithmetic | None = None) -> Path:
     options = [*OPTIONS, *DEFINES[arithmetic]]
     library = cache / f"kernels-{_key(options, macros)}.so"
     if not library.exists():
-        _compile([compiler, *options], library)
+        cache.mkdir(parents=True, exist_ok=True)
+        with _alone(cache):
+            if not library.exists():  # or another process has compiled it meanwhile
+                _compile([compiler, *options], library)
     return library
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Waits for other processes that do this for the same folder, where its file system lets it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def has(arithmetic: Arithmetic, macros: bytes) -> bool:
@@ -101,7 +118,6 @@ def _key(options: Sequence[str], macros: bytes) -> str:
 
 def _compile(command: Sequence[str], library: Path) -> None:
     """Compile with OpenMP but link without: its symbols are torch's, and so is its pool of threads."""
-    library.parent.mkdir(parents=True, exist_ok=True)
     partial = library.with_name(f".{library.stem}-{os.getpid()}")
     objects = [partial.with_name(f"{partial.name}-{path.stem}.o") for path in sources()]
     try:

@@ -3,8 +3,9 @@
 Owns `Settings` and `read_settings`. Nothing else in the project reads the environment or a settings file.
 """
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +32,8 @@ MANY = {"adapters": ("--adapter", "NAME=DIR"), "trusted_hosts": ("--trusted-host
 """Settings whose flag is given once for each value: the flag, and what follows it."""
 _HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]")
 _FREE = "default: from what is free"
+_PREFIX = "ROOTSTOCK_"
+_NEAR = 0.75
 
 
 class SettingsError(Exception):
@@ -40,7 +43,7 @@ class SettingsError(Exception):
 class Settings(BaseSettings):
     """One server's settings. Sizes are bytes and may be written `512MiB`; times are seconds."""
 
-    model_config = SettingsConfigDict(env_prefix="ROOTSTOCK_", extra="forbid", frozen=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="forbid", frozen=True, env_ignore_empty=True)
 
     base: Annotated[str, Field(description="`embedded`, a directory, a .gguf file or a hub id.")] = "embedded"
     dtype: Annotated[Dtype, Field(description="Precision of the weights.")] = "bfloat16"
@@ -200,6 +203,7 @@ class Settings(BaseSettings):
 def read_settings(flags: Mapping[str, object]) -> Settings:
     """The settings that hold, given the flags that were typed; a flag that is None was not. Raises SettingsError."""
     typed = {name: value for name, value in flags.items() if value is not None and value != []}
+    _check_names(os.environ)
     try:
         return Settings(**typed)  # type: ignore[arg-type]
     except ValidationError as error:
@@ -211,6 +215,21 @@ def read_settings(flags: Mapping[str, object]) -> Settings:
         raise SettingsError(f'{name} is no JSON. Write an object, such as {{"adapters": 5}}.') from None
     except ValueError as error:
         raise SettingsError(f"The settings file cannot be read: {error}") from None
+
+
+def _check_names(environment: Iterable[str]) -> None:
+    """Raises SettingsError for a variable that is nearly a setting.
+
+    Others are let be: commands have some, and Kubernetes makes some for a service of this name, such as
+    ROOTSTOCK_SERVICE_HOST.
+    """
+    names = [name.upper() for name in Settings.model_fields]
+    for variable in environment:
+        name = variable.upper().removeprefix(_PREFIX)
+        if name == variable.upper() or name in names:
+            continue
+        if near := get_close_matches(name, names, n=1, cutoff=_NEAR):
+            raise SettingsError(f"{variable} in the environment is no setting. Did you mean `{_PREFIX}{near[0]}`?")
 
 
 def _told(kind: str, loc: tuple[int | str, ...], message: str) -> str:

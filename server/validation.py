@@ -4,20 +4,28 @@ Knows pydantic's error types; knows no routes.
 """
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from server.errors import BadRequest
+from server.strict import UNKNOWN
 
 _PLACES = frozenset({"body", "path", "query", "header"})
 
 
 def bad_request(errors: Sequence[Mapping[str, Any]]) -> BadRequest:
     """One refusal for all of `errors`; `param` is the first one's field."""
-    faults: dict[str, str] = {}
+    faults: dict[str, Mapping[str, Any]] = {}
     for error in errors:
-        faults.setdefault(_field(error["loc"]), _says(error))
-    message = " ".join(f"`{field}`: {text}." if field else f"{text}." for field, text in list(faults.items())[:8])
+        faults.setdefault(_field(_place(error)), error)
+    told = [(field, _says(error)) for field, error in list(faults.items())[:8]]
+    message = " ".join(f"`{field}`: {text}" if field else text for field, text in told)
     return BadRequest(message, next(iter(faults)) or None, "validation_error")
+
+
+def _place(error: Mapping[str, Any]) -> Sequence[str | int]:
+    loc: Sequence[str | int] = error["loc"]
+    return (*loc, error["ctx"]["field"]) if error["type"] == UNKNOWN else loc
 
 
 def _field(loc: Sequence[str | int]) -> str:
@@ -36,12 +44,15 @@ def _word(part: str) -> str:
 
 def _says(error: Mapping[str, Any]) -> str:
     kind = error["type"]
+    if kind == UNKNOWN:
+        near = get_close_matches(_word(error["ctx"]["field"]), error["ctx"]["known"], n=1)
+        return f"this field is not known here; {f'did you mean `{near[0]}`?' if near else 'leave it out.'}"
     if kind == "extra_forbidden":
-        return "this field is not known here; leave it out"
+        return "this field is not known here; leave it out."
     if kind == "missing":
-        return "this field is required" if len(error["loc"]) > 1 else "the body is empty; send a JSON object"
+        return "this field is required." if len(error["loc"]) > 1 else "the body is empty; send a JSON object."
     if kind in ("model_attributes_type", "model_type", "dict_type") and len(error["loc"]) <= 1:
-        return "the body must be a JSON object"
+        return "the body must be a JSON object."
     text: str = error["msg"]
     text = text.removeprefix("Value error, ").rstrip(".")
-    return text[:1].lower() + text[1:]
+    return f"{text[:1].lower()}{text[1:]}."

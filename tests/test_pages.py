@@ -8,7 +8,7 @@ import pytest
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from bench.__main__ import app as bench_app
+from bench.commands import app as bench_app
 from server.cli import _app
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from bench.__main__ import app
+from bench.commands import app
 from bench.errors import BenchError, words
 from tests.support import tiny_base
 from tests.support.fake_openai import FakeServer, running

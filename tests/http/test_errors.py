@@ -57,6 +57,25 @@ def test_every_route_with_odd_bodies(content: bytes, http: httpx.Client, rig: Se
                 check(reply)
 
 
+@pytest.mark.parametrize(
+    ("fields", "param", "says"),
+    [
+        ({"max_token": 3}, "max_token", "did you mean `max_tokens`?"),
+        ({"messages": [{"role": "user", "content": "hi", "nam": "a"}]}, "messages[0].nam", "did you mean `name`?"),
+        ({"zzzzzz": 3}, "zzzzzz", "leave it out."),
+    ],
+)
+def test_a_field_that_is_not_there_is_named_with_the_nearest(
+    fields: dict[str, object], param: str, says: str, http: httpx.Client
+) -> None:
+    body = {"model": BASE, "messages": [{"role": "user", "content": "hi"}], **fields}
+    reply = http.post("/v1/chat/completions", json=body)
+    assert reply.status_code == 400
+    error = reply.json()["error"]
+    assert (error["param"], error["code"]) == (param, "validation_error")
+    assert error["message"].startswith(f"`{param}`: this field is not known here; ") and error["message"].endswith(says)
+
+
 @pytest.mark.parametrize("host", ["x/health?", "x", "a:b:c", ""])
 def test_the_host_header_changes_nothing(host: str, http: httpx.Client) -> None:
     assert http.get("/v1/models", headers={"host": host}).json()["data"][0]["id"] == BASE

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,25 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_pa
     with pytest.raises(Unavailable, match="no such option"):
         build.build(tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*"))
+
+
+def test_of_two_that_need_it_at_once_one_compiles_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    slow = tmp_path / "g++"
+    slow.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in *-dM*) exit;; esac\n'
+        "sleep 0.1\n"
+        'while [ "$1" != -o ]; do shift; done\n'
+        f'echo "$2" >> {made}\n'
+        ': > "$2"\n'
+    )
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: build.build(tmp_path / "cache"), range(2))
+    assert first == second
+    assert len(made.read_text().splitlines()) == len(sources()) + 1
 
 
 def test_a_library_that_does_not_load_is_no_crash(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from server.commands.errors import CommandFailed
 ROOTSTOCK = "import sys; from server.cli import main; sys.argv[0] = 'rootstock'; main()"
 WITHOUT_TORCH = """
 import sys
-import bench.__main__
+import bench.commands
 heavy = {"torch", "transformers", "peft", "matplotlib", "server", "engine", "loader"} & set(sys.modules)
 sys.exit(f"imported {heavy}" if heavy else 0)
 """

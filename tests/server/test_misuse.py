@@ -109,6 +109,25 @@ def test_a_key_that_is_no_setting_is_told_with_the_nearest(text: str, told: str,
     assert str(raised.value) == told
 
 
+@pytest.mark.parametrize(
+    ("name", "setting"), [("MAX_SEQUENCE", "MAX_SEQUENCES"), ("LOGLEVEL", "LOG_LEVEL"), ("adapter", "ADAPTERS")]
+)
+def test_a_variable_that_is_nearly_a_setting_is_told_with_it(
+    name: str, setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"ROOTSTOCK_{name}", "3")
+    with pytest.raises(SettingsError, match=f"ROOTSTOCK_{name} in .* Did you mean `ROOTSTOCK_{setting}`"):
+        read_settings({})
+
+
+@pytest.mark.parametrize(
+    "name", ["API_KEY", "URL", "SERVICE_HOST", "SERVICE_PORT", "PORT_8000_TCP", "PORT_8000_TCP_ADDR", "HOME"]
+)
+def test_variables_of_commands_and_of_kubernetes_are_let_be(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"ROOTSTOCK_{name}", "tcp://10.0.0.1:8000")
+    read_settings({})
+
+
 def test_a_settings_file_that_is_a_directory_is_said_to_be_no_file(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="--config .* is no file"):
         read_settings({"config": tmp_path})
