@@ -186,7 +186,7 @@ def _upload(server: launch.Server, adapters: Sequence[Path], progress: Progress)
         if done % PROGRESS_EVERY == 0:
             progress(f"uploading: {done} of {len(adapters)} done")
 
-    launch.upload_all(server.url, {adapter.name: adapter for adapter in adapters}, uploaded)
+    launch.bring(server, adapters, uploaded)
     return (time.perf_counter() - began) / len(adapters)
 
 

@@ -3,6 +3,7 @@
 Owns `load` and `Base`. Knows nothing of adapters, attention implementations or HTTP.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -136,7 +137,9 @@ def _model(
 ) -> PreTrainedModel:
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "trust_remote_code": False}
     if quantization is not None:
-        # bitsandbytes takes seconds to import, and most bases are not quantized.
+        # bitsandbytes takes seconds to import, and most bases are not quantized. On CPUs with AVX512-BF16 it warns that
+        # a package of kernels is missing, which nothing here would use.
+        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
         from loader import quantize
 
         if quantization not in quantize.TYPES:
