@@ -103,18 +103,25 @@ class Decoding:
 
     def step_seconds(self, adapters: Sequence[AdapterId | None]) -> list[float]:
         """The seconds of each timed decode step, with rows that take `adapters` in turn; None is the base."""
-        params = SamplingParams(max_tokens=self._tokens, temperature=0.0, ignore_eos=True)
-        for row in range(self._setting.rows):
-            prompt = tuple(torch.randint(self._base.model.config.vocab_size, (self._setting.context,)).tolist())
-            self._asked += 1
-            self._engine.submit(Request(str(self._asked), prompt, params, adapters[row % len(adapters)]))
         scheduler = self._engine.scheduler
+        for adapter in adapters:  # else rows would decode while another's adapter is still read
+            self._ask(1, 1, adapter)
+        while scheduler.waiting or scheduler.running:
+            self._engine.step()
+        for row in range(self._setting.rows):
+            self._ask(self._setting.context, self._tokens, adapters[row % len(adapters)])
         while scheduler.waiting or any(sequence.remaining > 1 for sequence in scheduler.running):
             self._engine.step()
         times = [self._step_s() for _ in range(self._steps)]
         assert len(scheduler.running) == self._setting.rows
         self._engine.abort_all()
         return times[WARM_UP:]
+
+    def _ask(self, prompt_tokens: int, output_tokens: int, adapter: AdapterId | None) -> None:
+        prompt = tuple(torch.randint(self._base.model.config.vocab_size, (prompt_tokens,)).tolist())
+        params = SamplingParams(max_tokens=output_tokens, temperature=0.0, ignore_eos=True)
+        self._asked += 1
+        self._engine.submit(Request(str(self._asked), prompt, params, adapter))
 
     def merge(self, adapter: AdapterId) -> None:
         done = self._engine.merge(adapter)

@@ -40,7 +40,7 @@ def test_h81_a_whole_key_names_itself_and_its_secret_is_not_told(tmp_path: Path)
         (f"sk-{id[::-1]}_{secret}", 1, f"no key '{id[::-1]}'"),
         (secret, 1, "no key's id"),
     ):
-        done = rootstock("keys", "revoke", typed, "--data-dir", str(tmp_path))
+        done = rootstock("keys", "revoke", "--data-dir", str(tmp_path), "--", typed)  # a secret may begin with a dash
         assert done.returncode == code and told in done.stdout + done.stderr, done.stderr
         assert secret[:8] not in done.stdout + done.stderr
 
