@@ -88,23 +88,24 @@ def models(url: str, headers: Mapping[str, str] = NO_HEADERS) -> list[dict[str, 
 
 def target(name: str, server: Server, adapters: Sequence[Path] = ()) -> HttpTarget:
     """Upload `adapters`, each under its directory's name; gives `server` as one that has them."""
-    bring(server, adapters)
+    clear(server, adapters)
+    upload_all(server.url, {adapter.name: adapter for adapter in adapters})
     names = frozenset(adapter.name for adapter in adapters)
     return HttpTarget(name, server.url, server.base_id, names, pid=server.pid)
 
 
-def bring(server: Server, adapters: Sequence[Path], progress: Callable[[int], None] = lambda _: None) -> None:
-    """Upload `adapters`, each under its directory's name. On a server of ours, they replace what an earlier run left.
+def clear(server: Server, adapters: Sequence[Path]) -> None:
+    """Delete what an earlier run left under the names of `adapters`, on a server of ours.
 
-    That might be served otherwise: bytes that a name has had before make no new version of it. Raises as `upload`.
+    That might be served otherwise: bytes that a name has had before make no new version of it.
     """
-    if server.pid is not None:
-        with httpx.Client(base_url=server.url, timeout=START_S) as client:
-            for adapter in adapters:
-                reply = client.delete(f"/v1/adapters/{adapter.name}")
-                if reply.status_code != httpx.codes.NOT_FOUND:
-                    reply.raise_for_status()
-    upload_all(server.url, {adapter.name: adapter for adapter in adapters}, progress)
+    if server.pid is None:
+        return
+    with httpx.Client(base_url=server.url, timeout=START_S) as client:
+        for adapter in adapters:
+            reply = client.delete(f"/v1/adapters/{adapter.name}")
+            if reply.status_code != httpx.codes.NOT_FOUND:
+                reply.raise_for_status()
 
 
 def upload_all(url: str, adapters: Mapping[str, Path], progress: Callable[[int], None] = lambda _: None) -> None:

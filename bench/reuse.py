@@ -81,7 +81,8 @@ def main(
         directory = options.known_base(server.base, options.FOR_ADAPTERS)
         vocab = weight_shapes.vocab_size(directory)
         written = make_adapters.write(directory, work_dir / "adapters", count=2, rank=16)
-        launch.bring(server, written)
+        launch.clear(server, written)
+        launch.upload_all(server.url, {adapter.name: adapter for adapter in written})
         for model in (server.base_id, "a0", "a1"):  # loads what is to be loaded
             _one(server.url, model, RequestShape(vocab, 8, 2), seed=0)
         found = {

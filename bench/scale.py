@@ -179,6 +179,7 @@ def _clocked(console: Console) -> Progress:
 
 def _upload(server: launch.Server, adapters: Sequence[Path], progress: Progress) -> float:
     """Seconds for each of them."""
+    launch.clear(server, adapters)
     began = time.perf_counter()
     progress(f"uploading {len(adapters)}")
 
@@ -186,7 +187,7 @@ def _upload(server: launch.Server, adapters: Sequence[Path], progress: Progress)
         if done % PROGRESS_EVERY == 0:
             progress(f"uploading: {done} of {len(adapters)} done")
 
-    launch.bring(server, adapters, uploaded)
+    launch.upload_all(server.url, {adapter.name: adapter for adapter in adapters}, uploaded)
     return (time.perf_counter() - began) / len(adapters)
 
 

@@ -225,8 +225,8 @@ def _check_names(environment: Iterable[str]) -> None:
     """
     names = [name.upper() for name in Settings.model_fields]
     for variable in environment:
-        name = variable.upper().removeprefix(_PREFIX)
-        if name == variable.upper() or name in names:
+        prefix, name = variable[: len(_PREFIX)].upper(), variable[len(_PREFIX) :].upper()
+        if prefix != _PREFIX or name in names:
             continue
         if near := get_close_matches(name, names, n=1, cutoff=_NEAR):
             raise SettingsError(f"{variable} in the environment is no setting. Did you mean `{_PREFIX}{near[0]}`?")

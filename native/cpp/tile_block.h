@@ -29,7 +29,7 @@ class Block {
         : linear(linear), out(out), outs(outs), tiles((outs + TILE_ROWS - 1) / TILE_ROWS), range(range), next(next), scratch(scratch) {
         direct = linear.halves && linear.inputs % TILE_DEPTH == 0 && outs % TILE_ROWS == 0;
         depth = depth_of(linear);
-        scratch.tile_sums.fit(padded(range.count(), GROUP) * BLOCK);
+        scratch.tile_sums.fit(padded(range.count(), GROUP) * tiles * TILE_ROWS);
         if (!linear.halves && linear.inputs % CODE_BLOCK == 0) {
             const Int count = linear.inputs / CODE_BLOCK;
             scratch.scales.fit(outs * count);
@@ -42,7 +42,7 @@ class Block {
     // call multiplies the whole range.
     Int products(const Inputs& inputs, Int row, float* y) {
         const Activations& x = inputs.of(linear);
-        if (row == range.first) few() ? multiply_few<BLOCK / TILE_ROWS>(x) : multiply(x);
+        if (row == range.first) multiply_all(x);
         const Int count = std::min(ROWS_AT_ONCE, range.stop - row);
         for (Int m = 0; m < count; m += GROUP)
             for (Int n = 0; n < tiles; ++n)
@@ -60,6 +60,8 @@ class Block {
         if (few()) return direct ? all : std::min(all, DEPTH);
         return all <= WHOLE ? all : SLICE;
     }
+
+    void multiply_all(const Activations& x) { few() ? multiply_few<BLOCK / TILE_ROWS>(x) : multiply_many(x); }
 
     // One group of rows, whose sums stay in tiles.
     template <int W>
@@ -81,7 +83,8 @@ class Block {
         store_sums<W, 1>(sums(range.first, 0));
     }
 
-    void multiply(const Activations& x) {
+    // One slice of inputs after the other, each with all rows.
+    void multiply_many(const Activations& x) {
         for (Int from = 0, to; from < end(); from = to) {
             to = std::min(from + depth, end());
             if (!direct) fill(from, to);
@@ -126,24 +129,24 @@ class Block {
 
     // Where the sums of tile n and the group of a row are: a group's tiles one after the other.
     float* sums(Int row, Int n) const {
-        return scratch.tile_sums.data() + ((row - range.first) / GROUP * (BLOCK / TILE_ROWS) + n) * TILE_SUMS;
+        return scratch.tile_sums.data() + ((row - range.first) / GROUP * tiles + n) * TILE_SUMS;
     }
 
     template <int W, int U, int T = 0>
-    static void store_sums(float* to) {
+    void store_sums(float* to) const {
         store_tile<T>(to + place_of_sums<U>(T));
         if constexpr (T + 1 < W * U) store_sums<W, U, T + 1>(to);
     }
 
     template <int W, int U, int T = 0>
-    static void load_sums(const float* from) {
+    void load_sums(const float* from) const {
         load_tile<T>(from + place_of_sums<U>(T), LINE_BYTES);
         if constexpr (T + 1 < W * U) load_sums<W, U, T + 1>(from);
     }
 
     template <int U>
-    static constexpr Int place_of_sums(int tile) {
-        return (tile % U * (BLOCK / TILE_ROWS) + tile / U) * TILE_SUMS;
+    Int place_of_sums(int tile) const {
+        return (tile % U * tiles + tile / U) * TILE_SUMS;
     }
 
     WeightTiles weights(Int n, Int from) const {

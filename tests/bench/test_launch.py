@@ -4,7 +4,7 @@ from pathlib import Path
 
 import httpx
 
-from bench.launch import Server, bring
+from bench.launch import Server, target
 from tests.support.http import LiveServer
 from tests.support.server_rig import BASE, write_adapter
 
@@ -13,12 +13,12 @@ def served(server: Server, folder: Path, seeds: tuple[int, ...]) -> list[str]:
     """What is behind a name after each of some runs."""
     found = []
     for seed in seeds:
-        bring(server, [write_adapter(folder, seed)])
+        target("served", server, [write_adapter(folder, seed)])
         found.append(httpx.get(f"{server.url}/v1/adapters/{folder.name}").json()["id"])
     return found
 
 
-def test_a_server_of_ours_serves_what_was_brought_last(live: LiveServer, tmp_path: Path) -> None:
+def test_a_server_of_ours_serves_what_was_uploaded_last(live: LiveServer, tmp_path: Path) -> None:
     first, second, third = served(Server(live.url, BASE, None, pid=1), tmp_path / "a0", (0, 1, 0))
     assert first == third != second
 
