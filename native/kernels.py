@@ -21,6 +21,7 @@ from native.tables import (
     FourBitWeight,
     Gains,
     Heads,
+    Move,
     Rows,
     SpanTable,
     StackTable,
@@ -33,6 +34,8 @@ from native.tables import (
 MOST_GROUPS = 32
 """Query heads of one key/value head that `attend` can take."""
 WIDEST_VECTOR = 16
+
+_PACKERS = {torch.float32: "pack_floats", torch.float16: "pack_halves", torch.bfloat16: "pack_bf16"}
 
 _Int = ctypes.c_int64
 _Pointer = ctypes.c_void_p
@@ -49,6 +52,7 @@ class Kernels:
             raise Unavailable(f"the compiled kernels do not load: {error}") from error
         if not self._library.tiles_usable():
             raise NoTiles("the operating system does not let this process use the processor's tiles")
+        self._packers: dict[torch.dtype, Any] = {}
         signatures: Mapping[str, Sequence[Any]] = {
             "product_bf16": [_Pointer] * 5 + [_Int],
             "low_rank_bf16": [_Pointer] * 3 + [_Int] * 5,
@@ -63,6 +67,10 @@ class Kernels:
         for name, types in signatures.items():
             function = getattr(self._library, name)
             function.argtypes, function.restype = types, None
+        for dtype, name in _PACKERS.items():
+            packer = getattr(self._library, name)
+            packer.argtypes, packer.restype = [_Pointer, _Pointer, _Int, _Pointer], ctypes.c_float
+            self._packers[dtype] = packer
 
     @staticmethod
     def takes(*tensors: Tensor) -> bool:
@@ -80,6 +88,17 @@ class Kernels:
     def work_alone(self) -> None:
         """Let the calling thread compute alone from now on, without a pool of its own."""
         self._library.work_alone()
+
+    def pack(self, stored: Tensor, moves: Sequence[Move], into: Tensor) -> float:
+        """Round tensors of `stored`, in float32, float16 or bf16, to where they go in `into`; by one thread.
+
+        Returns the largest magnitude there: infinite where a number is infinite in bf16, or is none.
+        """
+        assert stored.is_contiguous() and into.is_contiguous() and self.takes(into)
+        table = (Move * len(moves))(*moves)
+        packer = self._packers[stored.dtype]
+        largest: float = packer(stored.data_ptr(), ctypes.addressof(table), len(moves), into.data_ptr())
+        return largest
 
     def linear(
         self,

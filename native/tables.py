@@ -53,6 +53,13 @@ class Term(ctypes.Structure):
     _fields_ = [("start", _Int), ("stop", _Int), ("parts", _Pointer)]
 
 
+class Move(ctypes.Structure):
+    """`count` tensors `[rows, columns]` of a file, one every `step` numbers from `start`, and where they go: side by
+    side from `to` on, each as it is or, if `transposed`, as `[columns, rows]`."""
+
+    _fields_ = [(name, _Int) for name in ("start", "step", "to", "count", "rows", "columns", "transposed")]
+
+
 class Rows(ctypes.Structure):
     _fields_ = [("data", _Pointer), ("token", _Int), ("head", _Int)]
 

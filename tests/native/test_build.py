@@ -28,6 +28,7 @@ def test_the_sources_are_there() -> None:
         "attention",
         "layer",
         "low_rank",
+        "packing",
         "pointwise",
         "product",
         "threads",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from native.build import Arithmetic
 from native.kernels import Kernels
-from native.tables import FourBitWeight, LowRankPart, part_table, span_table, term_table
+from native.tables import FourBitWeight, LowRankPart, Move, part_table, span_table, term_table
 from tests.support.kernels import kernels
 
 ROUNDING = 2**-8
@@ -260,3 +260,50 @@ def test_a_pool_that_is_given_back_is_gone_and_comes_again(compiled: Kernels) ->
         first, many, few, again = loader.submit(counts).result()
     assert few < many
     assert torch.equal(first, again)
+
+
+STORED = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (8, 40), (33, 7), (64, 16), (70, 35), (31, 65)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_tensors_are_packed_as_torch_rounds_them(
+    compiled: Kernels, stored: torch.dtype, rows: int, columns: int, transposed: bool
+) -> None:
+    """Three of them, five numbers apart, behind two that others have written."""
+    size = rows * columns
+    file = torch.randn(3 + 3 * (size + 5)).to(stored)
+    packed = torch.full((2 + 3 * size + 2,), 9.0).bfloat16()
+    largest = compiled.pack(file, [Move(3, size + 5, 2, 3, rows, columns, transposed)], packed)
+    tensors = file[3:].view(3, -1)[:, :size].view(3, rows, columns).bfloat16()
+    want = tensors.transpose(1, 2) if transposed else tensors
+    assert torch.equal(packed[2:-2], want.flatten()) and packed[:2].tolist() == packed[-2:].tolist() == [9, 9]
+    assert largest == tensors.abs().max()
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_every_half_and_every_upper_half_of_a_float_is_packed(compiled: Kernels, stored: torch.dtype) -> None:
+    bits = torch.arange(1 << 16, dtype=torch.int32)
+    file = {
+        torch.float32: (bits << 16 | 0x8000).view(torch.float32),  # each is a tie
+        torch.float16: bits.to(torch.uint16).view(torch.float16),
+        torch.bfloat16: bits.to(torch.uint16).view(torch.bfloat16),
+    }[stored]
+    numbers = file[~file.isnan()]
+    packed = torch.empty(len(numbers), dtype=torch.bfloat16)
+    assert compiled.pack(numbers, [Move(0, 0, 0, 1, 1, len(numbers), False)], packed) == float("inf")
+    assert torch.equal(packed.view(torch.int16), numbers.bfloat16().view(torch.int16))
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("which", [float("inf"), float("-inf"), float("nan"), -float("nan")])
+def test_the_largest_magnitude_tells_what_is_not_finite(compiled: Kernels, stored: torch.dtype, which: float) -> None:
+    packed = torch.empty(20, dtype=torch.bfloat16)
+    for place in range(20):
+        file = torch.ones(20, dtype=stored)
+        moves = [Move(0, 10, 0, 2, 2, 5, False)]
+        assert compiled.pack(file, moves, packed) == 1
+        file[place] = which
+        assert compiled.pack(file, moves, packed) == float("inf")
+    assert compiled.pack(file, [], packed) == 0
