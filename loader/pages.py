@@ -4,6 +4,9 @@ Owns where such bytes lie. Computes nothing with them.
 """
 
 import mmap
+import threading
+import weakref
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import accumulate
 
@@ -26,13 +29,51 @@ def empty(count: int, dtype: torch.dtype) -> Tensor:
 
 def zeros(count: int, dtype: torch.dtype) -> Tensor:
     """The same, zero, in pages that the system gives when they are first written to. At least one number."""
-    size = count * dtype.itemsize
+    return torch.frombuffer(_region(count * dtype.itemsize), dtype=dtype, count=count)
+
+
+class Pool:
+    """The same memory again and again, for what comes and goes: the system fills a large page with zeros before it
+    gives it, and where none is free, tens of milliseconds go by until it has made one.
+
+    Keeps the `regions` that came back last. Safe to use from many threads.
+    """
+
+    def __init__(self, regions: int) -> None:
+        self._regions = regions
+        self._free: Sequence[memoryview] = ()
+        self._lock = threading.RLock()  # memory may come back to a thread that is about to take some
+
+    def empty(self, count: int, dtype: torch.dtype) -> Tensor:
+        """As `pages.empty`; the memory comes back when the last tensor on it is gone."""
+        size = count * dtype.itemsize
+        if size < LARGE:
+            return torch.empty(count, dtype=dtype)
+        region = self._take(size) or _region(size)
+        lent = region[:]
+        weakref.finalize(lent, self._give_back, region).atexit = False
+        return torch.frombuffer(lent, dtype=dtype, count=count)
+
+    def _take(self, size: int) -> memoryview | None:
+        """One that has room for `size` bytes, and little more."""
+        with self._lock:
+            found = next((region for region in self._free if size <= len(region) <= size + size // 8), None)
+            self._free = [region for region in self._free if region is not found]
+        return found
+
+    def _give_back(self, region: memoryview) -> None:
+        with self._lock:
+            self._free = [*self._free, region][-self._regions :]
+
+
+def _region(size: int) -> memoryview:
+    """Fresh memory that begins at a large page."""
     region = mmap.mmap(-1, size + LARGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     begin = -torch.frombuffer(region, dtype=torch.uint8).data_ptr() % LARGE
     if hasattr(mmap, "MADV_HUGEPAGE") and size >= LARGE:
         with suppress(OSError):  # a kernel that was built without them
             region.madvise(mmap.MADV_HUGEPAGE, begin, size // LARGE * LARGE)
-    return torch.frombuffer(region, dtype=dtype, count=count, offset=begin)
+    return memoryview(region)[begin : begin + size]
 
 
 def gather(tensors: list[Tensor]) -> None:

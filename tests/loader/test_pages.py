@@ -30,6 +30,44 @@ def test_what_is_worth_a_large_page_begins_with_one() -> None:
     assert pages.empty(pages.LARGE, torch.uint8).data_ptr() % pages.LARGE == 0
 
 
+def test_what_is_let_go_is_lent_again_and_to_nobody_before() -> None:
+    pool, count = pages.Pool(1), 2 * pages.LARGE
+    first = pool.empty(count, torch.bfloat16)
+    begin, part = first.data_ptr(), first[7:9].fill_(3)
+    del first
+    other = pool.empty(count, torch.bfloat16)
+    assert other.data_ptr() != begin and begin % pages.LARGE == 0
+    other.fill_(4)
+    assert part.tolist() == [3, 3]
+    del part
+    again, fewer = pool.empty(count // 2 - 5, torch.float32), (count // 2 - 5,)
+    assert (again.data_ptr(), again.shape, again.dtype) == (begin, fewer, torch.float32)
+
+
+def test_as_many_regions_as_asked_for_are_kept_the_latest() -> None:
+    pool, count = pages.Pool(2), pages.LARGE
+    lent = [pool.empty(count, torch.uint8) for _ in range(3)]
+    begins = [one.data_ptr() for one in lent]
+    while lent:
+        del lent[0]  # in the order in which they were lent
+    again = [pool.empty(count, torch.uint8).data_ptr()]
+    held = [pool.empty(count, torch.uint8) for _ in range(2)]
+    assert again[0] in begins[1:] and {one.data_ptr() for one in held} == set(begins[1:])
+
+
+@pytest.mark.parametrize("count", [pages.LARGE, 3 * pages.LARGE])
+def test_memory_is_lent_to_what_needs_nearly_as_much(count: int) -> None:
+    pool = pages.Pool(4)
+    begin = pool.empty(2 * pages.LARGE, torch.uint8).data_ptr()
+    other = pool.empty(count, torch.uint8)
+    assert other.data_ptr() != begin and len(other.fill_(1)) == count
+    assert pool.empty(2 * pages.LARGE - 9, torch.uint8).data_ptr() == begin
+
+
+def test_little_is_memory_as_any_other() -> None:
+    assert [len(pages.Pool(1).empty(count, torch.bfloat16)) for count in (0, 1, 5000)] == [0, 1, 5000]
+
+
 def test_a_models_parameters_lie_side_by_side_and_are_what_they_were() -> None:
     table, head, other = nn.Embedding(50, 7), nn.Linear(7, 50), nn.Linear(7, 3).bfloat16()
     head.weight = table.weight
