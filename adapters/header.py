@@ -23,7 +23,8 @@ CHUNK_BYTES = 4 << 20
 READ_BYTES = 64 << 10
 """What is asked of the system at once: the disk then brings the next bytes while these are looked at."""
 AHEAD_BYTES = 4 << 20
-"""What a disk brings while a request finds its way to a thread that reads; asking for more takes time itself."""
+"""What a disk is asked for ahead of whoever reads: at first while a request finds its way to a thread; asking for more
+takes time itself."""
 ITEM_BYTES: Mapping[str, int] = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
@@ -147,14 +148,15 @@ def chunks(file: BinaryIO, spec: TensorSpec) -> Iterator[bytes]:
 def read_ahead(path: Path) -> None:
     """Have the system begin to read the file, so that it is there sooner for whoever opens it next, and is told what
     goes wrong. Returns at once; where the system cannot be asked, nothing happens."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    with suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.posix_fadvise(descriptor, 0, AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
-        finally:
-            os.close(descriptor)
+    with suppress(OSError), path.open("rb", buffering=0) as file:
+        will_read(file, 0, AHEAD_BYTES)
+
+
+def will_read(file: BinaryIO, start: int, stop: int) -> None:
+    """The same for bytes [`start`, `stop`) of a file that is open."""
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):
+            os.posix_fadvise(file.fileno(), start, stop - start, os.POSIX_FADV_WILLNEED)
 
 
 def read_into(file: BinaryIO, start: int, content: memoryview) -> None:

@@ -7,6 +7,8 @@ Owns that layout and the conversion to the base's dtype. Whether the bytes are t
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from math import inf, isfinite
 
 import torch
@@ -16,14 +18,18 @@ from adapters.bank import Loaded, PackedParts, Part
 from adapters.checkpoint import Checkpoint
 from adapters.errors import Fault, InvalidAdapter
 from adapters.expected import FACTOR_A, MAGNITUDE, PREFIX
-from adapters.header import read_into
+from adapters.header import AHEAD_BYTES, read_into, will_read
 from adapters.identity import HANDED_BYTES, Digest, damaged
-from adapters.layout import Layout, Piece, lay_out
-from adapters.manifest import Graft
+from adapters.layout import Layout, Piece, Run, lay_out
+from adapters.manifest import AdapterId, Graft, Manifest
 from adapters.op import LowRank
 from loader import pages
+from native.kernels import Kernels
+from native.tables import DTYPE, Move
 
 KEPT_BYTES = 8 << 20
+KEPT_REGIONS = 2
+"""Large adapters whose memory is kept for the next ones: as many as are read at once."""
 _DTYPES: Mapping[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -45,61 +51,79 @@ class Scratch(threading.local):
         return made
 
 
-def load(
-    checkpoint: Checkpoint,
-    dtype: torch.dtype,
-    base_weight: Callable[[str], Tensor],
-    pin: bool = False,
-    beside: Executor | None = None,
-    scratch: Scratch | None = None,
-) -> Loaded:
-    """Read an adapter into host memory as one allocation in `dtype`, and one for DoRA's gains, page-locked on request.
+@dataclass(frozen=True, slots=True)
+class Loader:
+    """Reads adapters into host memory, each as one allocation in `dtype`, and one for DoRA's gains.
 
-    `base_weight(path)` is the base's pristine `W [out, in]`, needed for DoRA's gains only. `beside`, if given, computes
-    the digest while this thread packs. Raises AdapterCorrupt where the file holds anything but what the id stands for,
-    and InvalidAdapter where a number is too large for `dtype`, or B is once it is scaled: an infinity in one adapter
-    would turn every row of its batch into NaN.
+    `base_weight(path)` is the base's pristine `W [out, in]`, needed for DoRA's gains only. With `pin` the memory is
+    page-locked. `beside`, if given, computes the digest of a large adapter while the calling thread packs it; `kernels`
+    pack what is in their dtype. Keeps memory from one load to the next. Safe to use from many threads.
     """
-    manifest, layout = checkpoint.manifest, checkpoint.layout or lay_out(checkpoint.tensors)
-    scratch = scratch or Scratch()
-    if sum(piece.stop - piece.start for piece in layout.pieces) < HANDED_BYTES:
-        beside = None  # it is hashed at once, while it is in the processor's cache
-    packing, digest = _Packing(layout, dtype, pin, scratch), Digest(manifest.kind, manifest.grafts, beside)
-    try:
-        _read(checkpoint, layout, packing, digest, scratch)
-    except InvalidAdapter as error:
-        raise damaged(manifest.id) from error
-    if digest.id() != manifest.id:
-        raise damaged(manifest.id)
-    packed, largest = PackedParts(packing.flat, layout.places, manifest.grafts), packing.largest_magnitude()
-    if not isfinite(largest):
-        raise _too_large(checkpoint, "some elements are", dtype)
-    if not _fit_scaled(packed, manifest.grafts, largest, torch.finfo(dtype).max):
-        raise _too_large(checkpoint, "some elements of B, times the adapter's scaling, are", dtype)
-    gains = torch.empty(sum(graft.out_features for graft in manifest.grafts if graft.dora), pin_memory=pin)
-    if not len(gains):
-        return Loaded(manifest, packed, (packing.flat,))
-    parts: dict[str, Part] = {}
-    done = 0
-    for graft in manifest.grafts:
-        low, gain = packed[graft.path].low, None
-        if graft.dora:
-            gain = gains[done : done + graft.out_features]
-            gain.copy_(_gain(graft, packing.magnitude(graft), low, base_weight))
-            done += graft.out_features
-        parts[graft.path] = Part(low, gain)
-    return Loaded(manifest, parts, (packing.flat, gains))
 
+    dtype: torch.dtype
+    base_weight: Callable[[str], Tensor]
+    pin: bool = False
+    beside: Executor | None = None
+    kernels: Kernels | None = None
+    scratch: Scratch = field(default_factory=Scratch)
+    memory: pages.Pool = field(default_factory=lambda: pages.Pool(KEPT_REGIONS))
 
-def _read(checkpoint: Checkpoint, layout: Layout, packing: "_Packing", digest: Digest, scratch: Scratch) -> None:
-    """Raises InvalidAdapter when the file is shorter than its tensors."""
-    with checkpoint.weights.open("rb", buffering=0) as file:
-        for piece in layout.pieces:
-            content = scratch.of(piece.stop - piece.start, torch.uint8)
-            view = content.numpy().data
-            read_into(file, piece.start, view)
-            digest.update(piece.hashed(view))
-            packing.take(piece, content)
+    def load(self, checkpoint: Checkpoint) -> Loaded:
+        """Raises AdapterCorrupt where the file holds anything but what the id stands for.
+
+        Raises InvalidAdapter where a number is too large for `dtype`, or B is once it is scaled: an infinity in one
+        adapter would turn every row of its batch into NaN.
+        """
+        manifest, layout = checkpoint.manifest, checkpoint.layout or lay_out(checkpoint.tensors)
+        packing = _Packing(layout, self)
+        try:
+            found = self._read(checkpoint, layout, packing)
+        except InvalidAdapter as error:
+            raise damaged(manifest.id) from error
+        if found != manifest.id:
+            raise damaged(manifest.id)
+        packed, largest = PackedParts(packing.flat, layout.places, manifest.grafts), packing.largest_magnitude()
+        if not isfinite(largest):
+            raise self._too_large(checkpoint, "some elements are")
+        if not _fit_scaled(packed, manifest.grafts, largest, torch.finfo(self.dtype).max):
+            raise self._too_large(checkpoint, "some elements of B, times the adapter's scaling, are")
+        if not any(graft.dora for graft in manifest.grafts):
+            return Loaded(manifest, packed, (packing.flat,))
+        return self._with_gains(manifest, packed, packing)
+
+    def _read(self, checkpoint: Checkpoint, layout: Layout, packing: "_Packing") -> AdapterId:
+        """Pack what the file holds; returns the id of just that. Raises InvalidAdapter when the file is too short."""
+        size = sum(piece.stop - piece.start for piece in layout.pieces)
+        beside = None if size < HANDED_BYTES else self.beside  # little is hashed at once, in the processor's cache
+        digest = Digest(checkpoint.manifest.kind, checkpoint.manifest.grafts, beside)
+        later = layout.pieces[AHEAD_BYTES // HANDED_BYTES :]  # those before them have been asked for
+        with checkpoint.weights.open("rb", buffering=0) as file:
+            for piece, ahead in zip_longest(layout.pieces, later):
+                if ahead is not None:
+                    will_read(file, ahead.start, ahead.stop)
+                content = self.scratch.of(piece.stop - piece.start, torch.uint8)
+                view = content.numpy().data
+                read_into(file, piece.start, view)
+                digest.update(piece.hashed(view))
+                packing.take(piece, content)
+        return digest.id()
+
+    def _with_gains(self, manifest: Manifest, packed: PackedParts, packing: "_Packing") -> Loaded:
+        gains = torch.empty(sum(graft.out_features for graft in manifest.grafts if graft.dora), pin_memory=self.pin)
+        parts: dict[str, Part] = {}
+        done = 0
+        for graft in manifest.grafts:
+            low, gain = packed[graft.path].low, None
+            if graft.dora:
+                gain = gains[done : done + graft.out_features]
+                gain.copy_(_gain(graft, packing.magnitude(graft), low, self.base_weight))
+                done += graft.out_features
+            parts[graft.path] = Part(low, gain)
+        return Loaded(manifest, parts, (packing.flat, gains))
+
+    def _too_large(self, checkpoint: Checkpoint, what: str) -> InvalidAdapter:
+        problem = f"{what} too large for {self.dtype}, in which this base is served"
+        return InvalidAdapter([Fault(str(checkpoint.weights.name), problem, "Serve the base in bfloat16 or float32")])
 
 
 def _fit_scaled(parts: Mapping[str, Part], grafts: Sequence[Graft], largest: float, limit: float) -> bool:
@@ -109,11 +133,6 @@ def _fit_scaled(parts: Mapping[str, Part], grafts: Sequence[Graft], largest: flo
     return all(float(part.low.b_RO.abs().max()) * abs(part.low.scaling) <= limit for part in parts.values())
 
 
-def _too_large(checkpoint: Checkpoint, what: str, dtype: torch.dtype) -> InvalidAdapter:
-    problem = f"{what} too large for {dtype}, in which this base is served"
-    return InvalidAdapter([Fault(str(checkpoint.weights.name), problem, "Serve the base in bfloat16 or float32")])
-
-
 class _Packing:
     """An adapter's tensors side by side in `flat`, group by group: `A [rank, in]`, `B [rank, out]` transposed.
 
@@ -121,13 +140,14 @@ class _Packing:
     converted as a whole, and a run of tensors is put in its place as one.
     """
 
-    def __init__(self, layout: Layout, dtype: torch.dtype, pin: bool, scratch: Scratch) -> None:
-        self._dtype, self._scratch = dtype, scratch
+    def __init__(self, layout: Layout, loader: Loader) -> None:
+        self._layout, self._dtype, self._scratch = layout, loader.dtype, loader.scratch
+        self._kernels = loader.kernels if self._dtype is DTYPE else None
         self._as_filed: list[Tensor] = []  # by the number of the group: [N, ...], indexed as a file holds them
         self._magnitudes: dict[str, Tensor] = {}
-        self._extremes: list[Tensor] = []
-        size = layout.elements
-        self.flat = torch.empty(size, dtype=dtype, pin_memory=True) if pin else pages.empty(size, dtype)
+        self._extremes: list[float] = []
+        size, dtype = layout.elements, loader.dtype
+        self.flat = torch.empty(size, dtype=dtype, pin_memory=True) if loader.pin else loader.memory.empty(size, dtype)
         for (group, names), begin in zip(layout.groups.items(), layout.begins, strict=True):
             if group.suffix == MAGNITUDE:
                 as_filed = torch.empty(len(names), *group.shape)
@@ -140,16 +160,34 @@ class _Packing:
 
     def take(self, piece: Piece, content: Tensor) -> None:
         stored = content.view(_DTYPES[piece.dtype])
-        converted = self._converted(stored)
-        if not self._magnitudes:
-            self._extremes += converted.aminmax()
+        factors = [run for run in piece.runs if self._as_filed[run.group].dim() == 3]
+        if self._kernels is not None:
+            moves = [self._move(run, stored.itemsize) for run in factors]
+            self._extremes.append(self._kernels.pack(stored, moves, self.flat))
+        elif factors:
+            converted = self._converted(stored)
+            if not self._magnitudes:
+                self._extremes += map(float, converted.aminmax())
+            for run in factors:
+                self._copy(run, converted, stored.itemsize)
         for run in piece.runs:
-            place = self._as_filed[run.group]
-            source = converted if place.dtype is self._dtype else stored
-            each, size = place.shape[1:], stored.itemsize
-            strides = (run.step // size, *((each[1], 1) if len(each) == 2 else (1,)))
-            tensors = source.as_strided((run.count, *each), strides, run.begin // size)
-            place[run.first : run.first + run.count].copy_(tensors)
+            if self._as_filed[run.group].dim() < 3:
+                self._copy(run, stored, stored.itemsize)
+
+    def _move(self, run: Run, itemsize: int) -> Move:
+        """A run of A or B, for the kernel."""
+        rows, columns = self._as_filed[run.group].shape[1:]
+        to = self._layout.begins[run.group] + run.first * rows * columns
+        transposed = self._as_filed[run.group].stride(1) == 1
+        return Move(run.begin // itemsize, run.step // itemsize, to, run.count, rows, columns, transposed)
+
+    def _copy(self, run: Run, source: Tensor, itemsize: int) -> None:
+        """A run of anything, by torch, from the numbers of a piece in which each took `itemsize` bytes."""
+        place = self._as_filed[run.group]
+        each = place.shape[1:]
+        strides = (run.step // itemsize, *((each[1], 1) if len(each) == 2 else (1,)))
+        tensors = source.as_strided((run.count, *each), strides, run.begin // itemsize)
+        place[run.first : run.first + run.count].copy_(tensors)
 
     def _converted(self, stored: Tensor) -> Tensor:
         """In steps that torch does quickly each: float16 goes by way of float32, and what is smaller is transposed."""
@@ -163,8 +201,8 @@ class _Packing:
 
     def largest_magnitude(self) -> float:
         """Of A and B; infinite where one is, or is no number. The extremes of a piece tell it, at a twentieth of what
-        `isfinite` takes; where magnitudes lie among them, those of everything that was packed."""
-        extremes = [float(one) for one in (self.flat.aminmax() if self._magnitudes else self._extremes)]
+        `isfinite` takes; where torch has packed and magnitudes lie among them, those of everything that was packed."""
+        extremes = self._extremes or [float(one) for one in self.flat.aminmax()]
         return max(map(abs, extremes)) if all(map(isfinite, extremes)) else inf
 
 

@@ -16,7 +16,7 @@ from adapters.bank import Loaded, Part
 from adapters.checkpoint import Checkpoint
 from adapters.errors import Fault, InvalidAdapter
 from adapters.layer import GraftedLinear
-from adapters.loading import load
+from adapters.loading import Loader
 from loader import pages
 from loader.base import Base, quiet
 from loader.errors import DoesNotFit
@@ -76,7 +76,7 @@ def write_merged(base: Base, checkpoint: Checkpoint, out: Path) -> None:
     Raises InvalidAdapter where a merged weight overflows the base's precision. A head that shares the
     embedding's weight gets its own copy when the adapter touches it.
     """
-    adapter = load(checkpoint, torch.float32, base.weight)
+    adapter = Loader(torch.float32, base.weight).load(checkpoint)
     model = base.model
     for path, part in adapter.parts.items():
         module = base.linears[path]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adapters.bank import Bank, Loaded, num_bytes
 from adapters.errors import AdapterCorrupt
-from adapters.loading import Scratch, load
+from adapters.loading import Loader
 from adapters.manifest import AdapterId
 from adapters.mover import Arrival
 from adapters.store import BlobStore
@@ -27,13 +27,12 @@ class Supply:
         self._store = store
         self._bank = bank
         self._dtype = dtype
-        self._base_weight = base_weight
         self._host: dict[AdapterId, Loaded] = {}
         self._sizes: dict[AdapterId, int] = {}
         alone = None if bank.kernels is None else bank.kernels.work_alone  # the processors belong to the engine
         self._threads = ThreadPoolExecutor(readers, thread_name_prefix="adapter-reader", initializer=alone)
-        self._scratch = Scratch()
         self._hashing = ThreadPoolExecutor(readers, thread_name_prefix="adapter-hasher")
+        self._loader = Loader(dtype, base_weight, bank.device.type == "cuda", self._hashing, bank.kernels)
 
     def size(self, adapter: AdapterId) -> int:
         if adapter not in self._sizes:
@@ -67,10 +66,8 @@ class Supply:
             arrived(Arrival(adapter, monotonic() - started))
 
     def _load(self, adapter: AdapterId) -> Loaded:
-        on_cuda = self._bank.device.type == "cuda"
         try:
-            checkpoint = self._store.open(adapter)
-            return load(checkpoint, self._dtype, self._base_weight, on_cuda, self._hashing, self._scratch)
+            return self._loader.load(self._store.open(adapter))
         except AdapterCorrupt:
             self._store.quarantine_if_damaged(adapter)
             raise

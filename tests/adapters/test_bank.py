@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adapters.bank import Bank, Loaded, PackedParts, num_bytes
 from adapters.checkpoint import read_directory
-from adapters.loading import load
+from adapters.loading import Loader
 from adapters.manifest import Kind
 from native.tables import LowRankPart, PartTable, part_table
 from tests.support.adapters import llama_shape, write_adapter
@@ -24,7 +24,7 @@ def base_weight(path: str) -> Tensor:
 
 def adapter(root: Path, dtype: torch.dtype = torch.float32, kind: Kind = "lora", stored: str = "float32") -> Loaded:
     folder = write_adapter(root / "adapter", SHAPE, kind=kind, dtype=stored)
-    return load(read_directory(folder, SHAPE), dtype, base_weight)
+    return Loader(dtype, base_weight).load(read_directory(folder, SHAPE))
 
 
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])

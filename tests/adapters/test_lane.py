@@ -12,7 +12,7 @@ from adapters.bank import Bank, Loaded
 from adapters.checkpoint import read_directory
 from adapters.lane import Lane
 from adapters.layer import Segment, Selection, Selections
-from adapters.loading import load
+from adapters.loading import Loader
 from adapters.stage import Stage
 from tests.support.adapters import llama_shape, write_adapter
 
@@ -51,9 +51,8 @@ class Queues:
 def adapter(root: Path, seed: int = 0, kind: str = "lora") -> Loaded:
     folder = write_adapter(root / f"{kind}-{seed}", SHAPE, kind=kind, seed=seed)  # type: ignore[arg-type]
     weight = torch.ones(64, 64)
-    return load(
-        read_directory(folder, SHAPE), torch.float32, lambda path: weight[: SHAPE.linears[path].out_features, :32]
-    )
+    loader = Loader(torch.float32, lambda path: weight[: SHAPE.linears[path].out_features, :32])
+    return loader.load(read_directory(folder, SHAPE))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from adapters.checkpoint import read_directory
 from adapters.errors import InvalidAdapter
-from adapters.loading import load
+from adapters.loading import Loader
 from adapters.manifest import AdapterId
 from adapters.merge import fold, write_merged
 from engine.sequence import SamplingParams
@@ -110,7 +110,7 @@ def test_a_merged_checkpoint_is_loaded_by_stock_transformers(
 
 def test_folding_is_the_formula_in_float32(rig: EngineRig, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "a", rig.base.shape, kind="rsdora", scale=0.3)
-    loaded = load(read_directory(folder, rig.base.shape), torch.float32, rig.base.weight)
+    loaded = Loader(torch.float32, rig.base.weight).load(read_directory(folder, rig.base.shape))
     path, part = next(iter(loaded.parts.items()))
     weight = rig.base.weight(path)
     delta = part.low.scaling * part.low.b_RO.double().T @ part.low.a_RI.double()

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapters.bank import Bank, Loaded, Part
 from adapters.checkpoint import read_directory
-from adapters.loading import load
+from adapters.loading import Loader
 from adapters.manifest import AdapterId
 from adapters.stage import NO_GAIN, UNIT, Stage, Staged, unit_bytes, units_within
 from tests.support.adapters import KINDS, MLP, llama_shape, write_adapter
@@ -44,7 +44,7 @@ def bank(tmp_path: Path) -> Bank:
         folder = write_adapter(
             tmp_path / str(number), SHAPE, kind=kind, rank=1 + number, seed=number, targets=targets, scale=0.3
         )
-        filled.place(load(read_directory(folder, SHAPE), torch.float32, weight))
+        filled.place(Loader(torch.float32, weight).load(read_directory(folder, SHAPE)))
     return filled
 
 
