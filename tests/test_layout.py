@@ -35,6 +35,7 @@ MAY_IMPORT_TORCH = {
     "engine.build",
     "engine.compiled_attention",
     "engine.compiled_layer",
+    "engine.draws",
     "engine.flash",
     "engine.graphs",
     "engine.kv_cache",

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.draws import BLOCK, uniform
 from engine.result import ChunkResult
-from engine.sampler import report_prompt, sample, uniform
+from engine.sampler import report_prompt, sample
 from engine.sequence import SamplingParams, Sequence
 from tests.support.sequences import sequence
 
@@ -29,7 +30,8 @@ def draws(params: SamplingParams, count: int = 2000, row: torch.Tensor = LOGITS)
 
 def plain(row: torch.Tensor, p: SamplingParams) -> dict[int, float]:
     """The distribution by the book: temperature, then top-k, top-p, min-p over sorted lists."""
-    weights = {token: math.exp(logit / p.temperature) for token, logit in enumerate(row.tolist())}
+    best = float(row.max())
+    weights = {token: math.exp((logit - best) / p.temperature) for token, logit in enumerate(row.tolist())}
     ranked = sorted(weights, key=lambda token: -weights[token])[: p.top_k or None]
     total = sum(weights[token] for token in ranked)
     kept, before = [], 0.0
@@ -52,6 +54,12 @@ def inverted(distribution: dict[int, float], order: list[int], at: float) -> int
     return order[-1]
 
 
+def near(distribution: dict[int, float], stream: int) -> set[int]:
+    """The tokens that a stream's first number stands for, or one that is off by what floats round away."""
+    places = (uniform(stream, 0) + shift for shift in (-1e-5, 0.0, 1e-5))
+    return {inverted(distribution, sorted(distribution), min(max(at, 0.0), 1 - 1e-12)) for at in places}
+
+
 FILTERS = [
     SamplingParams(),
     SamplingParams(temperature=0.3),
@@ -68,12 +76,28 @@ FILTERS = [
 @pytest.mark.parametrize("params", FILTERS, ids=str)
 def test_draws_follow_the_plain_distribution(params: SamplingParams) -> None:
     expected = plain(LOGITS, params)
-    filtered = params.top_k or params.top_p < 1 or params.min_p
-    order = sorted(range(V), key=lambda token: -float(LOGITS[token])) if filtered else list(range(V))
     for stream in range(300):
-        at = uniform(stream, 0)
-        near = {inverted(expected, order, min(max(at + shift, 0.0), 1 - 1e-12)) for shift in (-1e-5, 0.0, 1e-5)}
-        assert one(LOGITS, sequence(params=params, stream=stream)).token in near
+        assert one(LOGITS, sequence(params=params, stream=stream)).token in near(expected, stream)
+
+
+@pytest.mark.parametrize("size", [BLOCK - 1, BLOCK, 2 * BLOCK, 3 * BLOCK + 7])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 30.0])
+def test_draws_of_a_batch_do_too_over_any_number_of_blocks(size: int, spread: float) -> None:
+    """Every token's logit is its own, if only by a little: what weighs the same as the last that stays would stay."""
+    generator = torch.Generator().manual_seed(size)
+    for draw in range(20):
+        ranks = torch.stack([torch.randperm(size, generator=generator) for _ in FILTERS])
+        rows = ranks * 1e-4 + spread * torch.randn(len(FILTERS), size, generator=generator)
+        results = sample(rows, [sequence(params=p, stream=draw) for p in FILTERS], ())
+        for row, params, result in zip(rows, FILTERS, results, strict=True):
+            assert result.token in near(plain(row, params), draw)
+
+
+def test_what_weighs_as_much_as_the_last_that_stays_stays_too() -> None:
+    row = torch.tensor([0.0, 2.0, 1.0, 1.0, 1.0, 0.0])
+    assert draws(SamplingParams(top_k=2), 200, row).keys() == {1, 2, 3, 4}
+    assert draws(SamplingParams(top_p=0.6), 200, row).keys() == {1, 2, 3, 4}
+    assert draws(SamplingParams(min_p=math.exp(-1)), 200, row).keys() == {1, 2, 3, 4}
 
 
 def test_draws_are_uniform() -> None:
