@@ -11,11 +11,15 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """One greedy completion: `output_tokens` tokens of `model` after the token ids in `prompt`."""
+    """One completion: `output_tokens` tokens of `model` after the token ids in `prompt`.
+
+    Greedy, unless `wishes`, more fields of an OpenAI-style body, say something else.
+    """
 
     model: str
     prompt: tuple[int, ...]
     output_tokens: int
+    wishes: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Api(Protocol):
@@ -142,4 +146,5 @@ def _completion(request: CompletionRequest) -> dict[str, Any]:
         "max_tokens": request.output_tokens,
         "temperature": 0,
         "stream": True,
+        **request.wishes,
     }

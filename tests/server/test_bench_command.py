@@ -27,7 +27,7 @@ def test_the_list_of_scales_is_shown_from_anywhere(tmp_path: Path) -> None:
     (tmp_path / "bench" / "__main__.py").write_text("print('another bench')")
     ended = python("-c", ROOTSTOCK, "bench", "--help", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
-    for command in ("run", "compare", "peers", "regress", "scale", "reuse", "overhead", "step", "limits"):
+    for command in ("run", "compare", "peers", "regress", "scale", "reuse", "sampling", "overhead", "step", "limits"):
         assert f" {command} " in ended.stdout
 
 
