@@ -54,7 +54,7 @@ void expand_tile(const float* h, Int h_stride, const BFloat16* b, Int outputs, I
 
 template <int N>
 void expand_rows(const float* h, Int h_stride, Int rows, const BFloat16* b, Int outputs, Int ranks, float* y, Int y_stride) {
-    constexpr int M = LANES == 16 ? 4 : N == 1 ? 4 : 2;
+    constexpr int M = LANES == 16 ? (N == 2 ? 8 : 4) : N == 1 ? 4 : 2;  // as many sums as stay in registers
     for (; rows >= M; rows -= M, h += M * h_stride, y += M * y_stride)
         expand_tile<M, N>(h, h_stride, b, outputs, ranks, y, y_stride);
     for (; rows; --rows, h += h_stride, y += y_stride) expand_tile<1, N>(h, h_stride, b, outputs, ranks, y, y_stride);
@@ -66,6 +66,7 @@ inline void expand(const float* h, Int h_stride, Int rows, const Part& part, Int
     const BFloat16* b = part.b + out;
     Int n = 0;
     for (; n + 3 * LANES <= outs; n += 3 * LANES) expand_rows<3>(h, h_stride, rows, b + n, outputs, part.rank, y + n, y_stride);
+    for (; n + 2 * LANES <= outs; n += 2 * LANES) expand_rows<2>(h, h_stride, rows, b + n, outputs, part.rank, y + n, y_stride);
     for (; n + LANES <= outs; n += LANES) expand_rows<1>(h, h_stride, rows, b + n, outputs, part.rank, y + n, y_stride);
     for (; n < outs; ++n)
         for (Int t = 0; t < rows; ++t) {
