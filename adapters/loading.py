@@ -5,10 +5,10 @@ Owns that layout and the conversion to the base's dtype. Whether the bytes are t
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from math import inf, isfinite
 
 import torch
@@ -28,8 +28,8 @@ from native.kernels import Kernels
 from native.tables import DTYPE, Move
 
 KEPT_BYTES = 8 << 20
-KEPT_REGIONS = 2
-"""Large adapters whose memory is kept for the next ones: as many as are read at once."""
+KEPT_FOR_OTHERS_BYTES = 128 << 20
+"""What is kept for the next ones of the memory of large adapters that have left."""
 _DTYPES: Mapping[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -66,7 +66,7 @@ class Loader:
     beside: Executor | None = None
     kernels: Kernels | None = None
     scratch: Scratch = field(default_factory=Scratch)
-    memory: pages.Pool = field(default_factory=lambda: pages.Pool(KEPT_REGIONS))
+    memory: pages.Pool = field(default_factory=lambda: pages.Pool(KEPT_FOR_OTHERS_BYTES))
 
     def load(self, checkpoint: Checkpoint) -> Loaded:
         """Raises AdapterCorrupt where the file holds anything but what the id stands for.
@@ -96,14 +96,20 @@ class Loader:
         size = sum(piece.stop - piece.start for piece in layout.pieces)
         beside = None if size < HANDED_BYTES else self.beside  # little is hashed at once, in the processor's cache
         digest = Digest(checkpoint.manifest.kind, checkpoint.manifest.grafts, beside)
-        later = layout.pieces[AHEAD_BYTES // HANDED_BYTES :]  # those before them have been asked for
+        later = deque(piece for piece in layout.pieces if piece.stop > AHEAD_BYTES)  # the disk was asked for the others
+        ahead = AHEAD_BYTES
         with checkpoint.weights.open("rb", buffering=0) as file:
-            for piece, ahead in zip_longest(layout.pieces, later):
-                if ahead is not None:
-                    will_read(file, ahead.start, ahead.stop)
+            for piece in layout.pieces:
+                if later and later[0] is piece:
+                    later.popleft()
+                while later and ahead < AHEAD_BYTES:
+                    asked = later.popleft()
+                    will_read(file, asked.start, asked.stop)
+                    ahead += asked.stop - asked.start
                 content = self.scratch.of(piece.stop - piece.start, torch.uint8)
                 view = content.numpy().data
                 read_into(file, piece.start, view)
+                ahead -= len(view)
                 digest.update(piece.hashed(view))
                 packing.take(piece, content)
         return digest.id()

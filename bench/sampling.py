@@ -13,12 +13,13 @@ from typing import Any
 
 from bench import launch, options, report, weight_shapes
 from bench.api import OpenAI
+from bench.errors import BenchError
 from bench.load import VLLM, RequestShape, closed_loop, make_requests
 from bench.terminal import terminal
 
 PROMPT_TOKENS = 32
 LONG = {"type": "array", "items": {"type": "string"}, "minItems": 100}
-"""A schema that no answer of the benchmark's size is done with, so that all have that size."""
+"""A schema that an answer of the benchmark's size is not done with, so that all have that size."""
 WISHES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "greedy": {},
@@ -37,14 +38,19 @@ WISHES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 
 def rates(url: str, model: str, shape: RequestShape, rounds: int, concurrency: int) -> dict[str, list[float]]:
-    """Output tokens per second of every wish, in turn; a round that warms up comes first and is left out."""
+    """Output tokens per second of every wish, in turn, and in every other round in the other order.
+
+    A round that warms up comes first and is left out. Raises BenchError where answers differ in size.
+    """
     found: dict[str, list[float]] = {wish: [] for wish in WISHES}
     for round_ in range(rounds + 1):
-        for turn, (wish, own) in enumerate(found.items()):
+        for turn, (wish, own) in enumerate(list(found.items())[:: (-1) ** round_]):
             plain = make_requests([model] * 2 * concurrency, shape, seed=round_ * len(found) + turn)
             requests = [replace(request, wishes=WISHES[wish]) for request in plain]
             api = OpenAI() if wish == "schema" else VLLM  # a form and `ignore_eos` do not go together
             run = asyncio.run(closed_loop(url, requests, concurrency, api))
+            if run.tokens != len(requests) * shape.output_tokens:
+                raise BenchError(f"{wish}: some answers ended early, so that they compare with none. Ask for less.")
             if round_ > 0:
                 own.append(run.tokens_per_s)
     return found

@@ -25,14 +25,13 @@ def draw(logits_RV: Tensor, sequences: Seq[Sequence]) -> list[int]:
     """In the order of ids, the token at which each row's cumulative distribution passes its next random number.
 
     Looks for it by the sums of blocks first: to add up a whole vocabulary token by token takes several times as long as
-    all the rest. A row whose largest logit is not finite gets a number that means nothing.
+    all the rest. Each row's largest logit is finite.
     """
     params = [sequence.params for sequence in sequences]
     weights_RV = _weights(logits_RV, params)
     for weights_V, p in zip(weights_RV, params, strict=True):
         if p.top_k or p.top_p < 1.0 or p.min_p:
-            below = np.nextafter(np.float32(_least(weights_V, p)), np.float32(0))
-            torch.threshold_(weights_V, float(below), 0.0)  # a tenth of what filling by a mask of bools takes
+            _filter(weights_V, p)
     numbers = [uniform(sequence.stream, sequence.num_generated) for sequence in sequences]
     numbers_R = torch.tensor(numbers, dtype=torch.float64).to(logits_RV.device)
     blocks_RBN = weights_RV.unflatten(-1, (-1, BLOCK))
@@ -71,28 +70,34 @@ def _weights(logits_RV: Tensor, params: Seq[SamplingParams]) -> Tensor:
     return F.pad(scaled_RV.softmax(-1), (0, missing)) if missing else scaled_RV.softmax(-1)
 
 
-def _least(weights_V: Tensor, p: SamplingParams) -> float:
-    """The smallest weight that top-k, top-p and min-p leave, in that order. What weighs as much as it stays too.
+def _filter(weights_V: Tensor, p: SamplingParams) -> None:
+    """Leave nothing of the weights that top-k, top-p and min-p, in that order, rule out.
 
     A token stays in the nucleus while those above it have less than `top_p` of the sum (arXiv 1904.09751): while it and
-    those below it have more than the rest.
+    those below it have more than the rest. Of tokens that weigh the same the first stay.
     """
-    least = p.min_p * float(weights_V.max()) if p.min_p else 0.0
-    if not p.top_k and p.top_p >= 1.0:
-        return least
-    ascending_K, below = _largest(weights_V, p)
-    first = 0
-    if p.top_p < 1.0:
-        up_to_K = ascending_K.cumsum(-1, dtype=torch.float64) + below
-        first = int(torch.searchsorted(up_to_K, (1.0 - p.top_p) * up_to_K[-1:], right=True))
-    return max(least, float(ascending_K[min(first, len(ascending_K) - 1)]))
+    least, most = p.min_p * float(weights_V.max()) if p.min_p else 0.0, len(weights_V)
+    if p.top_k or p.top_p < 1.0:
+        ascending_K, below = _largest(weights_V, p)
+        first = 0
+        if p.top_p < 1.0:
+            up_to_K = ascending_K.cumsum(-1, dtype=torch.float64) + below
+            first = int(torch.searchsorted(up_to_K, (1.0 - p.top_p) * up_to_K[-1:], right=True))
+        first = min(first, len(ascending_K) - 1)
+        least, most = max(least, float(ascending_K[first])), len(ascending_K) - first
+    below_least = np.nextafter(np.float32(least), np.float32(0))
+    torch.threshold_(weights_V, float(below_least), 0.0)  # a tenth of what filling by a mask of bools takes
+    surplus = int(weights_V.count_nonzero()) - most
+    if surplus > 0:
+        weights_V[(weights_V == least).nonzero()[-surplus:]] = 0.0
 
 
 def _largest(weights_V: Tensor, p: SamplingParams) -> tuple[Tensor, float]:
     """The `top_k` largest in ascending order, or all that may be in the nucleus and the sum of those below them.
 
-    Tokens with less than `(1 - top_p) / V` each have less than `1 - top_p` together, so none of them is in it. Sorting
-    what is left takes little. numpy's sort is vectorised, torch's own on a CPU takes 25 times as long.
+    Tokens with less than `(1 - top_p) / V` each have less than `1 - top_p` together, so none of them is in it; a
+    hundredth is for what is rounded. Sorting the others takes little. numpy's sort is vectorised, torch's own on a CPU
+    takes 25 times as long.
     """
     if not weights_V.is_cpu:
         return weights_V.sort().values[-p.top_k :], 0.0

@@ -25,24 +25,26 @@ from engine.sequence import Sequence, TokenLogprob
 
 
 def sample(logits_SV: Tensor, sequences: Seq[Sequence], eos: Collection[int]) -> list[ChunkResult]:
-    """Choose one token per row from float32 logits. A row without a finite maximum fails alone, and so does one whose
-    constraint fails.
+    """Choose one token per row from float32 logits. A row without a finite maximum, as the model gave it or after its
+    request's wishes, fails alone, and so does one whose constraint fails.
     """
     tokens = _best(logits_SV)
-    largest_S = logits_SV[range(len(tokens)), tokens]  # NaN where there is one, for to an argmax it is the largest
-    failed = {row: ChunkResult(finite=False) for row, ok in enumerate(largest_S.isfinite().tolist()) if not ok}
+    failed = {row: ChunkResult(finite=False) for row in _not_finite(logits_SV, tokens)}
     reports = _reports(logits_SV, sequences)
     adjusts = [_adjusts(s, eos) for s in sequences]
     likeliest = {row: tokens[row] for row, s in enumerate(sequences) if not (adjusts[row] or s.params.temperature)}
     allowed, stuck = _allowed(sequences, failed, likeliest)
     failed |= stuck
-    adjusted = _constrained(logits_SV, allowed) if allowed else logits_SV
+    adjusted = logits_SV
     if any(adjusts):
-        adjusted = adjusted.clone()
+        adjusted = logits_SV.clone()
         for row in compress(range(len(tokens)), adjusts):
             _adjust(adjusted[row], sequences[row], eos)
+    if allowed:
+        adjusted = _constrained(adjusted, allowed)
     if adjusted is not logits_SV:
         tokens = _best(adjusted)
+        failed = {row: ChunkResult(finite=False) for row in _not_finite(adjusted, tokens)} | failed
     warm = [row for row, s in enumerate(sequences) if row not in failed and s.params.temperature > 0]
     if warm:
         rows = adjusted if len(warm) == len(tokens) else adjusted[warm]
@@ -84,7 +86,7 @@ def _has(bits: NDArray[np.uint8], token: int) -> bool:
 
 
 def _constrained(logits_SV: Tensor, allowed: Mapping[int, NDArray[np.uint8]]) -> Tensor:
-    """The logits without the tokens that may not come. Where the model rules out all others, these are alike.
+    """The logits without the tokens that may not come. Where all others are ruled out as well, those are alike.
 
     Bits become numbers that are added by a table of all bytes: a tenth of what filling by a mask of bools takes.
     """
@@ -104,6 +106,12 @@ def _constrained(logits_SV: Tensor, allowed: Mapping[int, NDArray[np.uint8]]) ->
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
 _PLUS_OF_BYTE = torch.from_numpy(np.where(_BITS, np.float32(0), np.float32(-inf)))
 """For each byte of a constraint's bits `[256, 8]` what is added to its tokens' logits: 0 where one may come."""
+
+
+def _not_finite(logits_SV: Tensor, best: Seq[int]) -> list[int]:
+    """The rows whose largest logit is not. Where there is a NaN it is the largest to an argmax."""
+    finite = logits_SV[range(len(best)), best].isfinite().tolist()
+    return [row for row, ok in enumerate(finite) if not ok]
 
 
 def _best(logits_SV: Tensor) -> list[int]:

@@ -6,7 +6,6 @@ Owns where such bytes lie. Computes nothing with them.
 import mmap
 import threading
 import weakref
-from collections.abc import Sequence
 from contextlib import suppress
 from itertools import accumulate
 
@@ -36,12 +35,12 @@ class Pool:
     """The same memory again and again, for what comes and goes: the system fills a large page with zeros before it
     gives it, and where none is free, tens of milliseconds go by until it has made one.
 
-    Keeps the `regions` that came back last. Safe to use from many threads.
+    Keeps what came back last, up to `limit` bytes. Safe to use from many threads.
     """
 
-    def __init__(self, regions: int) -> None:
-        self._regions = regions
-        self._free: Sequence[memoryview] = ()
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._free: dict[int, memoryview] = {}
         self._lock = threading.RLock()  # memory may come back to a thread that is about to take some
 
     def empty(self, count: int, dtype: torch.dtype) -> Tensor:
@@ -49,7 +48,9 @@ class Pool:
         size = count * dtype.itemsize
         if size < LARGE:
             return torch.empty(count, dtype=dtype)
-        region = self._take(size) or _region(size)
+        region = self._take(size)
+        if region is None:
+            region = _region(size)
         lent = region[:]
         weakref.finalize(lent, self._give_back, region).atexit = False
         return torch.frombuffer(lent, dtype=dtype, count=count)
@@ -57,13 +58,16 @@ class Pool:
     def _take(self, size: int) -> memoryview | None:
         """One that has room for `size` bytes, and little more."""
         with self._lock:
-            found = next((region for region in self._free if size <= len(region) <= size + size // 8), None)
-            self._free = [region for region in self._free if region is not found]
-        return found
+            fits = (key for key, region in list(self._free.items()) if size <= len(region) <= size + size // 8)
+            return self._free.pop(next(fits, 0), None)
 
     def _give_back(self, region: memoryview) -> None:
+        if len(region) > self._limit:
+            return
         with self._lock:
-            self._free = [*self._free, region][-self._regions :]
+            self._free[id(region)] = region
+            while sum(map(len, list(self._free.values()))) > self._limit:
+                del self._free[next(iter(self._free))]
 
 
 def _region(size: int) -> memoryview:

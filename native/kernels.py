@@ -94,7 +94,11 @@ class Kernels:
 
         Returns the largest magnitude there: infinite where a number is infinite in bf16, or is none.
         """
-        assert stored.is_contiguous() and into.is_contiguous() and self.takes(into)
+        assert stored.is_contiguous() and stored.is_cpu and into.is_contiguous() and self.takes(into)
+        for move in moves:
+            size = move.rows * move.columns
+            assert move.start + (move.count - 1) * move.step + size <= len(stored), "it lies within the file's numbers"
+            assert move.to + move.count * size <= len(into), "and goes where there is room"
         table = (Move * len(moves))(*moves)
         packer = self._packers[stored.dtype]
         largest: float = packer(stored.data_ptr(), ctypes.addressof(table), len(moves), into.data_ptr())

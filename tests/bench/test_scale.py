@@ -99,7 +99,8 @@ def test_every_wish_is_measured_in_turn_with_requests_of_one_size() -> None:
     assert all(len(own) == 2 for own in found.values())
     sent = [server.requests[at : at + 4] for at in range(0, len(server.requests), 4)]
     assert len(sent) == 3 * len(sampling.WISHES)
-    for requests, (wish, fields) in zip(sent, [*sampling.WISHES.items()] * 3, strict=True):
+    wishes = [*sampling.WISHES.items()]
+    for requests, (wish, fields) in zip(sent, [*wishes, *wishes[::-1], *wishes], strict=True):
         for request in requests:
             assert request["temperature"] == fields.get("temperature", 0)
             assert fields.items() <= request.items() and request["max_tokens"] == SHAPE.output_tokens

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Collection
+from dataclasses import replace
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ def test_draws_follow_the_plain_distribution(params: SamplingParams) -> None:
 @pytest.mark.parametrize("size", [BLOCK - 1, BLOCK, 2 * BLOCK, 3 * BLOCK + 7])
 @pytest.mark.parametrize("spread", [0.0, 1.0, 30.0])
 def test_draws_of_a_batch_do_too_over_any_number_of_blocks(size: int, spread: float) -> None:
-    """Every token's logit is its own, if only by a little: what weighs the same as the last that stays would stay."""
+    """Every token's logit is its own, if only by a little."""
     generator = torch.Generator().manual_seed(size)
     for draw in range(20):
         ranks = torch.stack([torch.randperm(size, generator=generator) for _ in FILTERS])
@@ -93,11 +94,31 @@ def test_draws_of_a_batch_do_too_over_any_number_of_blocks(size: int, spread: fl
             assert result.token in near(plain(row, params), draw)
 
 
-def test_what_weighs_as_much_as_the_last_that_stays_stays_too() -> None:
+def test_of_tokens_that_weigh_the_same_the_first_stay() -> None:
     row = torch.tensor([0.0, 2.0, 1.0, 1.0, 1.0, 0.0])
-    assert draws(SamplingParams(top_k=2), 200, row).keys() == {1, 2, 3, 4}
-    assert draws(SamplingParams(top_p=0.6), 200, row).keys() == {1, 2, 3, 4}
+    assert draws(SamplingParams(top_k=2), 200, row).keys() == {1, 2}
+    assert draws(SamplingParams(top_p=0.6), 200, row).keys() == {1, 2, 3}
+    assert draws(SamplingParams(top_k=3, min_p=math.exp(-1)), 200, row).keys() == {1, 2, 3}
     assert draws(SamplingParams(min_p=math.exp(-1)), 200, row).keys() == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("params", [SamplingParams(top_k=1), SamplingParams(top_p=1e-9), SamplingParams(min_p=1.0)])
+def test_what_leaves_the_best_token_alone_is_greedy(params: SamplingParams) -> None:
+    row = LOGITS.clone()
+    row[5] = row.max() if params.min_p == 0 else row.min()
+    assert draws(params, 50, row).keys() == {int(row.argmax())}
+
+
+@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(top_p=0.9), SamplingParams(temperature=0)])
+def test_a_row_that_its_wishes_leave_without_a_finite_logit_fails_alone(params: SamplingParams) -> None:
+    """A logit of 1e37 over a repetition penalty of 0.01 is more than a float holds."""
+    broken = LOGITS.clone()
+    broken[[1, 2]] = 1e37
+    wild = replace(params, repetition_penalty=0.01)
+    of = [sequence(params=params, stream=5), sequence(prompt=(1, 2), params=wild), sequence(params=params, stream=5)]
+    results = sample(torch.stack([LOGITS, broken, LOGITS]), of, ())
+    assert [result.finite for result in results] == [True, False, True]
+    assert results[0].token == results[2].token == one(LOGITS, of[0]).token
 
 
 def test_draws_are_uniform() -> None:

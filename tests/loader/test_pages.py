@@ -31,7 +31,7 @@ def test_what_is_worth_a_large_page_begins_with_one() -> None:
 
 
 def test_what_is_let_go_is_lent_again_and_to_nobody_before() -> None:
-    pool, count = pages.Pool(1), 2 * pages.LARGE
+    pool, count = pages.Pool(4 * pages.LARGE), 2 * pages.LARGE
     first = pool.empty(count, torch.bfloat16)
     begin, part = first.data_ptr(), first[7:9].fill_(3)
     del first
@@ -44,8 +44,8 @@ def test_what_is_let_go_is_lent_again_and_to_nobody_before() -> None:
     assert (again.data_ptr(), again.shape, again.dtype) == (begin, fewer, torch.float32)
 
 
-def test_as_many_regions_as_asked_for_are_kept_the_latest() -> None:
-    pool, count = pages.Pool(2), pages.LARGE
+def test_the_latest_are_kept_as_far_as_they_fit_the_limit() -> None:
+    pool, count = pages.Pool(2 * pages.LARGE + 9), pages.LARGE
     lent = [pool.empty(count, torch.uint8) for _ in range(3)]
     begins = [one.data_ptr() for one in lent]
     while lent:
@@ -55,9 +55,15 @@ def test_as_many_regions_as_asked_for_are_kept_the_latest() -> None:
     assert again[0] in begins[1:] and {one.data_ptr() for one in held} == set(begins[1:])
 
 
+def test_what_is_larger_than_the_limit_is_not_kept_and_drives_nothing_out() -> None:
+    pool = pages.Pool(pages.LARGE)
+    begins = [pool.empty(count, torch.uint8).data_ptr() for count in (pages.LARGE, 2 * pages.LARGE)]
+    assert pool.empty(pages.LARGE, torch.uint8).data_ptr() == begins[0]
+
+
 @pytest.mark.parametrize("count", [pages.LARGE, 3 * pages.LARGE])
 def test_memory_is_lent_to_what_needs_nearly_as_much(count: int) -> None:
-    pool = pages.Pool(4)
+    pool = pages.Pool(4 * pages.LARGE)
     begin = pool.empty(2 * pages.LARGE, torch.uint8).data_ptr()
     other = pool.empty(count, torch.uint8)
     assert other.data_ptr() != begin and len(other.fill_(1)) == count
@@ -65,7 +71,7 @@ def test_memory_is_lent_to_what_needs_nearly_as_much(count: int) -> None:
 
 
 def test_little_is_memory_as_any_other() -> None:
-    assert [len(pages.Pool(1).empty(count, torch.bfloat16)) for count in (0, 1, 5000)] == [0, 1, 5000]
+    assert [len(pages.Pool(pages.LARGE).empty(count, torch.bfloat16)) for count in (0, 1, 5000)] == [0, 1, 5000]
 
 
 def test_a_models_parameters_lie_side_by_side_and_are_what_they_were() -> None:
