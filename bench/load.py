@@ -154,10 +154,19 @@ async def complete(
 
 async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
     """The server-sent events of an answer. Raises BenchError at an error event."""
-    async for line in response.aiter_lines():
-        if not line.startswith("data: ") or line == "data: [DONE]":
+    async for line in _lines(response):
+        if not line.startswith(b"data: ") or line == b"data: [DONE]":
             continue
-        event: dict[str, Any] = orjson.loads(line[len("data: ") :])
+        event: dict[str, Any] = orjson.loads(line[len(b"data: ") :])
         if "error" in event:
             raise BenchError(f"The stream ended with an error: {event['error']}")
         yield event
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Ended by line feeds. httpx's own lines also end at characters that a model may write."""
+    rest = b""
+    async for piece in response.aiter_bytes():
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            yield line.removesuffix(b"\r")

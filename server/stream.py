@@ -64,13 +64,24 @@ class EventStream(Response):
     async def _events(self) -> AsyncGenerator[bytes, None]:
         try:
             async for chunk in self._chunks:
-                yield b"data: " + orjson.dumps(chunk) + b"\n\n"
+                yield _event(chunk)
         except Exception as error:
             known = api_error(error)
             if known is None or known.status_code >= 500:
                 _log.exception("stream_failed")
             else:
                 _log.warning("stream_cut", reason=known.code)
-            yield b"data: " + orjson.dumps((known or internal()).envelope()) + b"\n\n"
+            yield _event((known or internal()).envelope())
             return
         yield b"data: [DONE]\n\n"
+
+
+_LINE_ENDS = ((b"\xc2\x85", rb"\u0085"), (b"\xe2\x80\xa8", rb"\u2028"), (b"\xe2\x80\xa9", rb"\u2029"))
+
+
+def _event(content: Mapping[str, Any]) -> bytes:
+    """An event of one line. Readers of lines, httpx's among them, end one at more characters than the format does."""
+    data = orjson.dumps(content)
+    for character, escaped in _LINE_ENDS:
+        data = data.replace(character, escaped)
+    return b"data: " + data + b"\n\n"

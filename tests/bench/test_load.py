@@ -45,6 +45,13 @@ def test_every_token_is_counted_however_they_are_chunked(chunk: int) -> None:
         assert 0 < timing.ttft_s <= run.wall_s
 
 
+@pytest.mark.parametrize("letter", ["\u2028", "\x85", "\x0b"])
+def test_an_answer_may_have_what_ends_a_line_elsewhere(letter: str) -> None:
+    with running(FakeServer([BASE], letter=letter)) as url:
+        run = asyncio.run(closed_loop(url, make_requests(["base"], SHAPE, seed=0), concurrency=1))
+    assert run.tokens == 7
+
+
 def test_a_chunks_gap_is_spread_over_its_tokens() -> None:
     with running(FakeServer([BASE], chunk=3, gap_s=0.02)) as url:
         run = asyncio.run(closed_loop(url, make_requests(["base"], SHAPE, seed=0), concurrency=1))

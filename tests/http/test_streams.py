@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -15,6 +15,7 @@ from engine.sequence import Request, SamplingParams
 from server.connections import Bounds
 from server.generation import Generation
 from server.ports import Limits
+from server.stream import EventStream
 from tests.support.engine import FakeStream, FakeWorker
 from tests.support.http import LiveServer, eventually, serve
 from tests.support.reply_checks import check_after
@@ -37,6 +38,31 @@ def slow(tmp_path: Path) -> Iterator[tuple[ServerRig, LiveServer]]:
 
 def events(text: str) -> list[str]:
     return [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+
+
+def test_an_event_is_one_line_whatever_ends_a_line() -> None:
+    """str.splitlines, as httpx's iter_lines, ends lines at more characters than server-sent events do."""
+    text = "".join(map(chr, range(0x300))) + "\u2028 \\\u2028 \u2029 \N{GRINNING FACE}"
+    assert len(text.splitlines()) > 10
+    sent: list[bytes] = []
+
+    async def chunks() -> AsyncGenerator[dict[str, str], None]:
+        yield {"text": text}
+
+    async def close() -> None:
+        pass
+
+    async def send(message: Message) -> None:
+        sent.append(message.get("body", b""))
+
+    async def receive() -> Message:
+        await asyncio.sleep(10)
+        raise AssertionError("the answer ends before that")
+
+    asyncio.run(EventStream(chunks(), close, {})({"type": "http"}, receive, send))
+    lines = b"".join(sent).decode().splitlines()
+    assert lines[1:] == ["", "data: [DONE]", ""]
+    assert json.loads(lines[0].removeprefix("data: ")) == {"text": text}
 
 
 @pytest.mark.parametrize(("path", "body"), BOTH)

@@ -29,6 +29,7 @@ class FakeServer:
     models: list[dict[str, Any]]
     chunk: int = 1
     gap_s: float = 0.0
+    letter: str = "x"
     short: frozenset[str] = frozenset()
     broken: frozenset[str] = frozenset()
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -62,7 +63,7 @@ class FakeServer:
         total = body["max_tokens"] - (body["model"] in self.short)
         for start in range(0, total, self.chunk):
             ids = list(range(start, min(start + self.chunk, total)))
-            yield {"choices": [{"index": 0, "text": "x" * len(ids), "token_ids": ids}]}
+            yield {"choices": [{"index": 0, "text": self.letter * len(ids), "token_ids": ids}]}
             time.sleep(self.gap_s)
         if body["model"] in self.broken:
             yield {"error": {"message": "the engine has failed"}}
