@@ -1,6 +1,7 @@
 """Constraints in the sampler and in the step loop: what is forbidden never comes, and each token is told once."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -65,6 +66,14 @@ def test_it_is_the_draw_from_logits_without_the_others(
     mine = sequence(params=params, stream=seed, constraint=Only(allowed))
     free = sequence(params=params, stream=seed)
     assert sample(logits[None], [mine], ())[0].token == sample(plain[None], [free], ())[0].token
+
+
+@pytest.mark.parametrize("params", [SamplingParams(temperature=0), SamplingParams(top_p=0.5)], ids=str)
+def test_what_penalties_rule_out_comes_where_nothing_else_may(params: SamplingParams) -> None:
+    """A logit of -3e38 times a repetition penalty of 2 is -inf."""
+    logits = torch.full((1, V), -3e38)
+    of = sequence(prompt=(7,), params=replace(params, repetition_penalty=2.0), constraint=Only({7}))
+    assert sample(logits, [of], ())[0].token == 7
 
 
 @pytest.mark.parametrize("params", WISHES, ids=str)
