@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
 from tests.fuzz.pieces import BEGIN, END, PIECE, SHOW, Pieces
-from tests.fuzz.stateful import UPLOADS, batch, chains
+from tests.fuzz.stateful import UPLOADS, Seen, batch, chains
 from tests.support.broken_apps import (
     Careless,
     Forgetful,
@@ -32,10 +32,21 @@ from tests.support.server_rig import adapter_config, adapter_weights, make_rig
 ADAPTER = "/v1/adapters/{name}"
 
 
+def until_all_are_seen(wanted: set[tuple[str, int]], folder: Path, **how: Any) -> Seen:
+    """What chains of a few seeds saw, up to the one that completes `wanted`.
+
+    What a seed makes changes with the sources: Hypothesis draws from the constants of whatever has been imported.
+    """
+    seen: Seen = Counter()
+    for seed in range(6):
+        seen += batch(folder / str(seed), seed=seed, **how)
+        if wanted <= set(seen):
+            return seen
+    raise AssertionError(f"never seen: {wanted - set(seen)}; seen: {seen}")
+
+
 @pytest.mark.parametrize("guarded", [False, True])
 def test_what_is_deleted_is_gone_and_what_is_created_is_there(guarded: bool, tmp_path: Path) -> None:
-    seen = batch(tmp_path, examples=8, seed=0, guarded=guarded)
-    assert max(status for _, status in seen) < 500
     reached = {
         ("POST /v1/adapters", 201),
         (f"GET {ADAPTER}", 200),
@@ -45,12 +56,12 @@ def test_what_is_deleted_is_gone_and_what_is_created_is_there(guarded: bool, tmp
         ("GET /v1/adapters/uploads/{id}", 200),
         ("DELETE /v1/adapters/uploads/{id}", 200),
     }
-    assert not reached - set(seen), seen
+    seen = until_all_are_seen(reached, tmp_path, examples=8, guarded=guarded)
+    assert max(status for _, status in seen) < 500
 
 
 def test_an_upload_in_pieces_is_as_far_as_its_pieces_say(tmp_path: Path) -> None:
     """Each turn that its life can take was taken, and each answer was the model's."""
-    seen = batch(tmp_path, examples=12, seed=1, guarded=True, paths=UPLOADS)
     turns = {
         ("a piece that was due", 202),
         ("a piece that does not follow", 416),
@@ -61,7 +72,7 @@ def test_an_upload_in_pieces_is_as_far_as_its_pieces_say(tmp_path: Path) -> None
         ("an end after the end", 409),
         ("an end", 201),
     }
-    assert not turns - set(seen), seen
+    until_all_are_seen(turns, tmp_path, examples=12, guarded=True, paths=UPLOADS)
 
 
 def test_the_same_seed_makes_the_same_chains(tmp_path: Path) -> None:
