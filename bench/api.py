@@ -13,13 +13,13 @@ from typing import Any, Protocol
 class CompletionRequest:
     """One completion: `output_tokens` tokens of `model` after the token ids in `prompt`.
 
-    Greedy, unless `wishes`, more fields of an OpenAI-style body, say something else.
+    Greedy, unless `extra_body`, more fields of an OpenAI-style body, says something else.
     """
 
     model: str
     prompt: tuple[int, ...]
     output_tokens: int
-    wishes: Mapping[str, Any] = field(default_factory=dict)
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Api(Protocol):
@@ -146,5 +146,5 @@ def _completion(request: CompletionRequest) -> dict[str, Any]:
         "max_tokens": request.output_tokens,
         "temperature": 0,
         "stream": True,
-        **request.wishes,
+        **request.extra_body,
     }

@@ -1,7 +1,7 @@
-"""`rootstock bench sampling`: what the wishes of a request cost: how tokens are drawn, and what they may be.
+"""`rootstock bench sampling`: what sampling parameters and structured output cost.
 
-Owns the wishes, each a few fields of the body, and their throughput against greedy answers' of the same size. A black
-box over HTTP.
+Owns the kinds of requests, each a few fields of the body, and their throughput against greedy answers' of the same
+size. A black box over HTTP.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from bench.terminal import terminal
 PROMPT_TOKENS = 32
 LONG = {"type": "array", "items": {"type": "string"}, "minItems": 100}
 """A schema that an answer of the benchmark's size is not done with, so that all have that size."""
-WISHES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+KINDS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "greedy": {},
         "temperature": {"temperature": 1.0},
@@ -38,28 +38,28 @@ WISHES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 
 def rates(url: str, model: str, shape: RequestShape, rounds: int, concurrency: int) -> dict[str, list[float]]:
-    """Output tokens per second of every wish, in turn, and in every other round in the other order.
+    """Output tokens per second of every kind, in turn, and in every other round in the other order.
 
     A round that warms up comes first and is left out. Raises BenchError where answers differ in size.
     """
-    found: dict[str, list[float]] = {wish: [] for wish in WISHES}
+    found: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for round_ in range(rounds + 1):
-        for turn, (wish, own) in enumerate(list(found.items())[:: (-1) ** round_]):
+        for turn, (kind, own) in enumerate(list(found.items())[:: (-1) ** round_]):
             plain = make_requests([model] * 2 * concurrency, shape, seed=round_ * len(found) + turn)
-            requests = [replace(request, wishes=WISHES[wish]) for request in plain]
-            api = OpenAI() if wish == "schema" else VLLM  # a form and `ignore_eos` do not go together
+            requests = [replace(request, extra_body=KINDS[kind]) for request in plain]
+            api = OpenAI() if kind == "schema" else VLLM  # a form and `ignore_eos` do not go together
             run = asyncio.run(closed_loop(url, requests, concurrency, api))
             if run.tokens != len(requests) * shape.output_tokens:
-                raise BenchError(f"{wish}: some answers ended early, so that they compare with none. Ask for less.")
+                raise BenchError(f"{kind}: some answers ended early, so that they compare with none. Ask for less.")
             if round_ > 0:
                 own.append(run.tokens_per_s)
     return found
 
 
 def of_greedy(found: Mapping[str, list[float]]) -> dict[str, float]:
-    """The median of each wish's rate over the greedy one of its round."""
-    pairs = {wish: zip(own, found["greedy"], strict=True) for wish, own in found.items()}
-    return {wish: median(own / greedy for own, greedy in pair) for wish, pair in pairs.items()}
+    """The median of each kind's rate over the greedy one of its round."""
+    pairs = {kind: zip(own, found["greedy"], strict=True) for kind, own in found.items()}
+    return {kind: median(own / greedy for own, greedy in pair) for kind, pair in pairs.items()}
 
 
 def main(
@@ -76,6 +76,6 @@ def main(
         vocab = weight_shapes.vocab_size(options.known_base(server.base, options.FOR_PROMPTS))
         shape = RequestShape(vocab, PROMPT_TOKENS, output_tokens)
         found = rates(server.url, server.base_id, shape, rounds, concurrency)
-    medians = {wish: median(own) for wish, own in found.items()}
+    medians = {kind: median(own) for kind, own in found.items()}
     document = {"setting": setting, "tokens_per_s": medians, "of_greedy": of_greedy(found)}
     report.print_and_save(terminal(), work_dir / "sampling.json", document)

@@ -1,9 +1,9 @@
 """The draw: a token for each of many rows, by its request's temperature, filters and stream of random numbers.
 
-Owns top-k, top-p and min-p, and the inversion of the cumulative distribution. Knows requests, not models; what else a
-request wishes of its logits has been done to them before. Each row depends on its own logits and request only.
+Owns top-k, top-p and min-p, and the inversion of the cumulative distribution. Knows requests, not models; penalties,
+bias and constraints have been applied before. Each row depends on its own logits and request only.
 
-Shape suffixes: R rows to draw for, V vocabulary, B blocks of it with N tokens each, K the tokens that top-k leaves.
+Shape suffixes: R rows to draw for, V vocabulary, B blocks of it with N tokens each, K the largest of it.
 """
 
 from collections.abc import Sequence as Seq

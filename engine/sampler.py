@@ -25,8 +25,8 @@ from engine.sequence import Sequence, TokenLogprob
 
 
 def sample(logits_SV: Tensor, sequences: Seq[Sequence], eos: Collection[int]) -> list[ChunkResult]:
-    """Choose one token per row from float32 logits. A row without a finite maximum, as the model gave it or after its
-    request's wishes, fails alone, and so does one whose constraint fails.
+    """Choose one token per row from float32 logits. A row without a finite maximum, as the model gave it or after
+    penalties and bias, fails alone, and so does one whose constraint fails.
     """
     tokens = _best(logits_SV)
     failed = {row: ChunkResult(finite=False) for row in _not_finite(logits_SV, tokens)}

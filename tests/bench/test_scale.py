@@ -92,23 +92,23 @@ def test_the_same_prompt_is_sent_new_again_and_to_another_adapter() -> None:
     assert found["again_of_new"] == pytest.approx(found["ttft_s_again"] / found["ttft_s_new"])
 
 
-def test_every_wish_is_measured_in_turn_with_requests_of_one_size() -> None:
+def test_every_kind_is_measured_in_turn_with_requests_of_one_size() -> None:
     server = fake(0)
     with running(server) as url:
         found = sampling.rates(url, "base", SHAPE, rounds=2, concurrency=2)
     assert all(len(own) == 2 for own in found.values())
     sent = [server.requests[at : at + 4] for at in range(0, len(server.requests), 4)]
-    assert len(sent) == 3 * len(sampling.WISHES)
-    wishes = [*sampling.WISHES.items()]
-    for requests, (wish, fields) in zip(sent, [*wishes, *wishes[::-1], *wishes], strict=True):
+    assert len(sent) == 3 * len(sampling.KINDS)
+    kinds = [*sampling.KINDS.items()]
+    for requests, (kind, fields) in zip(sent, [*kinds, *kinds[::-1], *kinds], strict=True):
         for request in requests:
             assert request["temperature"] == fields.get("temperature", 0)
             assert fields.items() <= request.items() and request["max_tokens"] == SHAPE.output_tokens
-            assert ("ignore_eos" in request) == (wish != "schema")
+            assert ("ignore_eos" in request) == (kind != "schema")
     assert len({tuple(request["prompt"]) for request in server.requests}) == len(server.requests)
 
 
-def test_wishes_are_compared_with_the_greedy_answers_of_their_round() -> None:
+def test_kinds_are_compared_with_the_greedy_answers_of_their_round() -> None:
     found = {"greedy": [100.0, 200.0, 50.0], "top-p": [90.0, 100.0, 30.0]}
     assert sampling.of_greedy(found) == {"greedy": 1.0, "top-p": 0.6}
 
