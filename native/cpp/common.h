@@ -152,23 +152,37 @@ __attribute__((always_inline)) inline Vec totals(const Vec* values) {
 }
 #endif
 
-// e^x for x <= 0, to about 2 units in the last place; what underflows, -inf included, is 0.
-inline Vec exp_of(Vec x) {
-    const Vec low = x < -87.0f ? Vec{} - 87.0f : x;
-    const Vec magic = Vec{} + 12582912.0f;
-    const Vec whole = (low * 1.44269504f + magic) - magic;
-    const Vec r = low - whole * 0.693359375f + whole * 2.12194440e-4f;
-    Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    IntVec bits = (__builtin_convertvector(whole, IntVec) + 127) << 23;
+// 2^x for x <= 0, to about 2 units in the last place; what is not a normal number, of -inf too, is 0.
+inline Vec exp2_of(Vec x) {
+    constexpr float LEAST = -126.0f;
+#if defined(__AVX512F__)
+    const Vec whole = Vec(_mm512_roundscale_ps(__m512(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+    const Vec low = x < LEAST ? Vec{} + LEAST : x, magic = Vec{} + 12582912.0f;
+    const Vec whole = (low + magic) - magic;
+    x = low;
+#endif
+    const Vec r = x - whole;  // 2^r as a polynomial that is 1 at 0
+    Vec p = r * 1.3264727e-3f + 9.6715130e-3f;
+    p = p * r + 5.5507336e-2f;
+    p = p * r + 2.4022242e-1f;
+    p = p * r + 6.9314700e-1f;
+    p = p * r + 1.0f;
+#if defined(__AVX512F__)
+    const __mmask16 normal = _mm512_cmp_ps_mask(__m512(x), _mm512_set1_ps(LEAST), _CMP_NLT_UQ);
+    return Vec(_mm512_maskz_scalef_ps(normal, __m512(p), __m512(whole)));
+#else
+    const IntVec bits = (__builtin_convertvector(whole, IntVec) + 127) << 23;
     Vec power;
     memcpy(&power, &bits, sizeof power);
-    return x < -87.0f ? Vec{} : p * power;
+    return low > LEAST || low != low ? p * power : Vec{};
+#endif
 }
+
+constexpr float LOG2_E = 1.44269504f;
+
+// e^x for x <= 0.
+inline Vec exp_of(Vec x) { return exp2_of(x * LOG2_E); }
 
 // Asks for the cache line at an address that will be read soon. It comes to the second-level cache: the nearest one
 // waits for so few lines at a time that memory is read at half its speed. Always inline: GCC leaves out calls of a

@@ -44,6 +44,16 @@ inline Value in_register(Value value) {
     return value;
 }
 
+#if defined(BF16_DOTS)
+// Two numbers of each lane, rounded to bf16: the first in the lower half of a word.
+inline Vec rounded_pairs(Vec first, Vec second) {
+    alignas(sizeof(Operand)) static constexpr uint16_t PLACES[] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                                   8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i both = __m512i(_mm512_cvtne2ps_pbh(__m512(second), __m512(first)));
+    return Vec(_mm512_permutexvar_epi16(_mm512_load_si512(PLACES), both));
+}
+#endif
+
 // PAIR numbers of bf16, unpacked to operands.
 struct PackedPair {
     Operand vectors[PAIR_VECTORS];

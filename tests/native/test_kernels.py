@@ -200,6 +200,29 @@ def test_attention_over_scattered_slots(
         close(got[start : start + count].transpose(0, 1), want)
 
 
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(9, 3, 64), (14, 2, 96), (4, 4, 16)])
+@pytest.mark.parametrize("window", [None, 37])
+def test_a_row_attends_alone_as_among_others(
+    compiled: Kernels, heads: int, kv_heads: int, width: int, window: int | None
+) -> None:
+    """Whatever share of a sequence's rows come together: that decides how many lines have their softmax at once."""
+    tokens = 150
+    query, key, value = bf16(heads, tokens, width), bf16(kv_heads, tokens, width), bf16(kv_heads, tokens, width)
+    slots = torch.randperm(tokens + 10)[:tokens]
+    keys, values = (torch.zeros(tokens + 10, kv_heads, width).bfloat16() for _ in range(2))
+
+    def attended(start: int, stop: int) -> Tensor:
+        numbers = (torch.tensor([number]) for number in (0, stop - start, stop))
+        spans = span_table(slots[start:stop], *numbers, slots[None, :stop].contiguous())
+        rows = (one[:, start:stop] for one in (query, key, value))
+        return compiled.attend(*rows, (keys, values), spans, width**-0.5, window)
+
+    together = attended(0, tokens)
+    for size in (1, 2, 7, 40):
+        parts = [attended(start, min(start + size, tokens)) for start in range(0, tokens, size)]
+        assert torch.equal(torch.cat(parts), together)
+
+
 @pytest.mark.parametrize("width", [64, 70])
 def test_a_norm_rounds_where_transformers_does(compiled: Kernels, width: int) -> None:
     x, weight = bf16(5, width) * torch.tensor([[1e-3], [1.0], [30.0], [0.0], [1e4]]).bfloat16(), bf16(width)
