@@ -184,6 +184,16 @@ constexpr float LOG2_E = 1.44269504f;
 // e^x for x <= 0.
 inline Vec exp_of(Vec x) { return exp2_of(x * LOG2_E); }
 
+// 1 / x, to a unit in the last place, for x in [1, 2].
+inline Vec reciprocal(Vec x) {
+#if defined(__AVX512F__)  // a division takes as long as ten multiplications
+    const Vec about = Vec(_mm512_rcp14_ps(__m512(x)));
+    return about * (2.0f - x * about);
+#else
+    return 1.0f / x;
+#endif
+}
+
 // Asks for the cache line at an address that will be read soon. It comes to the second-level cache: the nearest one
 // waits for so few lines at a time that memory is read at half its speed. Always inline: GCC leaves out calls of a
 // function that does nothing but ask.

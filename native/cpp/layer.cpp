@@ -108,7 +108,7 @@ class LayerPass {
         normalise(y, layer.before_mlp, buffers.mlp);
         shrink(buffers.mlp, thread);
         gate_and_up(thread);
-        buffers.down.x.put(buffers.gated.data(), layer.down.inputs);
+        if (!gated_in_tiles()) buffers.down.x.put(buffers.gated.data(), layer.down.inputs);
         shrink(buffers.down, thread);
         add_product(layer.down, buffers.down, y,
                     after ? begin(*after, buffers.attention.product_tasks.first()) : NextRows{}, thread);
@@ -189,6 +189,9 @@ class LayerPass {
             const Range range = Parts(layer.gate, rows)[task / blocks];
             Block gate(layer.gate, out, outs, range, NextRows{&layer.up, out}, thread.scratch[0]);
             Block up(layer.up, out, outs, range, following == NONE ? last : begin(layer.gate, following), thread.scratch[1]);
+#if defined(BF16_TILES)
+            if (gated_in_tiles()) return put_gated(gate, up, range, out, outs);
+#endif
             products(gate, layer.gate, buffers.mlp, 0, range, out, outs, [&](Int row, Int count, const float* gates) {
                 float ups[ROWS_AT_ONCE * BLOCK];
                 group_products(up, layer.up, buffers.mlp, 1, row, out, outs, ups);
@@ -200,6 +203,31 @@ class LayerPass {
             });
         });
     }
+
+    // Whether gates times ups are laid out at once as what the next linear reads. They come in the order of its tiles, rows side by
+    // side; adapters' terms and biases are added row by row.
+    bool gated_in_tiles() const {
+#if defined(BF16_TILES)
+        const bool changed = buffers.mlp.terms[0].h_stride || buffers.mlp.terms[1].h_stride || layer.gate.bias || layer.up.bias;
+        return rows > GROUP && !changed && layer.down.inputs % CODE_BLOCK == 0;
+#else
+        return false;
+#endif
+    }
+
+#if defined(BF16_TILES)
+    void put_gated(Block& gate, Block& up, const Range& range, Int out, Int outs) const {
+        gate.multiply_all(buffers.mlp.x), up.multiply_all(buffers.mlp.x);
+        for (Int row = range.first; row < range.stop; row += GROUP)
+            for (Int n = 0; n < outs; n += TILE_ROWS) {
+                const float *gates = gate.sums(row, n / TILE_ROWS), *ups = up.sums(row, n / TILE_ROWS);
+                Vec gated[TILE_ROWS];
+                for (Int i = 0; i < TILE_ROWS; ++i)
+                    gated[i] = silu_product(rounded(load(gates + i * LANES)), rounded(load(ups + i * LANES)));
+                buffers.down.x.put_tile(row, out + n, gated);
+            }
+    }
+#endif
 
     // y = before + W x. `last`: what the thread reads when it has finished its share.
     void add_product(const Linear& linear, LinearInput& input, const BFloat16* before, const NextRows last, ThreadState& thread) {

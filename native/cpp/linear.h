@@ -63,6 +63,17 @@ class Inputs {
         }
     }
 
+#if defined(BF16_TILES)
+    // Lays out what a group has of 16 inputs from `first`: numbers[i] are its rows' i-th, to be rounded. By one thread.
+    void put_tile(Int row, Int first, const Vec (&numbers)[TILE_ROWS]) const {
+        const Activations &plain = orders[0], &other = orders[1];
+        for (Int i = 0; plain.data && i < TILE_ROWS; i += 2) put_pairs(plain, row, first + i, numbers[i], numbers[i + 1]);
+        for (Int odd = 0; other.data && odd < 2; ++odd)
+            for (Int i = odd; i < TILE_ROWS; i += 4)
+                put_pairs(other, row, place_beside_codes(first + i), numbers[i], numbers[i + 2]);
+    }
+#endif
+
     const Activations& plain() const { return orders[0]; }
     const Activations& of(const Linear& linear) const { return orders[linear.beside_codes()]; }
 
@@ -70,6 +81,11 @@ class Inputs {
     static constexpr Int SPAN = 2 * CODE_BLOCK;
 
 #if defined(BF16_TILES)
+    static void put_pairs(const Activations& x, Int row, Int input, Vec first, Vec second) {
+        const __mmask16 there = __mmask16((1 << x.group(row)) - 1);
+        _mm512_mask_storeu_epi32(x.at(row, input), there, __m512i(rounded_pairs(first, second)));
+    }
+
     // SPAN numbers of each row of a whole group, from `first` on; rows lie `count` numbers apart.
     void put_squares(Int row, const BFloat16* from, Int count, Int first) const {
         const Activations &plain = orders[0], &other = orders[1];

@@ -24,13 +24,16 @@ inline float silu(float x) { return x / (1.0f + std::exp(-x)); }
 
 inline Vec silu(Vec x) {
     const Vec small = exp_of(x < 0 ? x : -x);  // e^-|x| never overflows
-    return x * (x < 0 ? small : Vec{} + 1.0f) / (1.0f + small);
+    return x * (x < 0 ? small : Vec{} + 1.0f) * reciprocal(1.0f + small);
 }
 
-// y = bf16(gate * sigmoid(gate)) * up (SwiGLU, arXiv 2002.05202) of numbers that are rounded already; y may be gate.
+// bf16(gate * sigmoid(gate)) * up, of numbers that are rounded already.
+inline Vec silu_product(Vec gate, Vec up) { return rounded(silu(gate)) * up; }
+
+// The same of a row (SwiGLU, arXiv 2002.05202); y may be gate.
 inline void silu_product(const BFloat16* gate, const BFloat16* up, BFloat16* y, Int count) {
     Int i = 0;
-    for (; i + LANES <= count; i += LANES) store(y + i, rounded(silu(load(gate + i))) * load(up + i));
+    for (; i + LANES <= count; i += LANES) store(y + i, silu_product(load(gate + i), load(up + i)));
     for (; i < count; ++i) y[i] = BFloat16::of(rounded(silu(float(gate[i]))) * float(up[i]));
 }
 

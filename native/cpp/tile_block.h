@@ -38,11 +38,21 @@ class Block {
         if (!direct) scratch.weights.fit(tiles * TILE_ROWS * depth);
     }
 
+    // Multiplies the whole range. Then `sums` has x[m] . w[n] for 16 of each.
+    void multiply_all(const Inputs& inputs) {
+        const Activations& x = inputs.of(linear);
+        few() ? multiply_few<BLOCK / TILE_ROWS>(x) : multiply_many(x);
+    }
+
+    // Sums [16 outputs, 16 rows] of the n-th tile and the group of a row: a group's tiles lie one after the other.
+    float* sums(Int row, Int n) const {
+        return scratch.tile_sums.data() + ((row - range.first) / GROUP * tiles + n) * TILE_SUMS;
+    }
+
     // y[m][n] = x[m] . w[n] for up to ROWS_AT_ONCE rows from `row`; y has BLOCK columns. Returns how many they are. The first
     // call multiplies the whole range.
     Int products(const Inputs& inputs, Int row, float* y) {
-        const Activations& x = inputs.of(linear);
-        if (row == range.first) multiply_all(x);
+        if (row == range.first) multiply_all(inputs);
         const Int count = std::min(ROWS_AT_ONCE, range.stop - row);
         for (Int m = 0; m < count; m += GROUP)
             for (Int n = 0; n < tiles; ++n)
@@ -60,8 +70,6 @@ class Block {
         if (few()) return direct ? all : std::min(all, DEPTH);
         return all <= WHOLE ? all : SLICE;
     }
-
-    void multiply_all(const Activations& x) { few() ? multiply_few<BLOCK / TILE_ROWS>(x) : multiply_many(x); }
 
     // One group of rows, whose sums stay in tiles.
     template <int W>
@@ -126,11 +134,6 @@ class Block {
     }
 
     static Int asked_beside(const RowsAhead& ahead, Int read) { return (ahead.lines() + read - 1) / read; }
-
-    // Where the sums of tile n and the group of a row are: a group's tiles one after the other.
-    float* sums(Int row, Int n) const {
-        return scratch.tile_sums.data() + ((row - range.first) / GROUP * tiles + n) * TILE_SUMS;
-    }
 
     template <int W, int U, int T = 0>
     void store_sums(float* to) const {
