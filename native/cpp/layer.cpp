@@ -27,6 +27,13 @@ struct DecoderLayer {
     Cache cache;
 };
 
+// Whether a linear's sums are kept in tiles until they are written, where adapters' terms join them.
+#if defined(BF16_TILES)
+bool stay_in_tiles(Int rows) { return rows > GROUP; }
+#else
+bool stay_in_tiles(Int) { return false; }
+#endif
+
 // The input of up to three linears that share it: all rows' activations, packed, and the adapters' terms on them.
 struct LinearInput {
     Inputs x;
@@ -38,7 +45,7 @@ struct LinearInput {
     // Makes room for the input of `linears`, which share it, and lists what adapters shrink. Where every thread has an
     // adapter's few rows to itself, it expands them at once.
     void fit(Int rows, const Terms& adapters, std::initializer_list<const Linear*> linears) {
-        const bool at_once = rows <= DIRECT && adapters.count >= omp_get_max_threads();
+        const bool at_once = rows <= DIRECT && adapters.count >= omp_get_max_threads(), tiled = stay_in_tiles(rows);
         const auto beside_codes = [](const Linear* linear) { return linear->beside_codes(); };
         const bool some = std::any_of(linears.begin(), linears.end(), beside_codes);
         const bool all = some && std::all_of(linears.begin(), linears.end(), beside_codes);
@@ -46,11 +53,11 @@ struct LinearInput {
         shrinks.clear();
         Int i = 0;
         for (const Linear* linear : linears) {
-            const Int h_stride = adapters.widest(linear->number);
-            h[i].fit(rows * h_stride);
+            const Int widest = adapters.widest(linear->number), h_stride = tiled ? padded(widest, RANKS) : widest;
+            h[i].fit(padded(rows, GROUP) * h_stride);
             if (at_once && h_stride) plus[i].fit(rows * linear->outputs);
             terms[i] = {linear->number, linear->inputs, linear->outputs, h[i].data(), h_stride,
-                        at_once && h_stride ? plus[i].data() : nullptr};
+                        at_once && h_stride ? plus[i].data() : nullptr, tiled};
             terms[i].append(adapters, x.plain(), shrinks);
             ++i;
         }
@@ -189,35 +196,31 @@ class LayerPass {
             const Range range = Parts(layer.gate, rows)[task / blocks];
             Block gate(layer.gate, out, outs, range, NextRows{&layer.up, out}, thread.scratch[0]);
             Block up(layer.up, out, outs, range, following == NONE ? last : begin(layer.gate, following), thread.scratch[1]);
+            multiply(gate, buffers.mlp, 0, range, out, outs), multiply(up, buffers.mlp, 1, range, out, outs);
 #if defined(BF16_TILES)
             if (gated_in_tiles()) return put_gated(gate, up, range, out, outs);
 #endif
-            products(gate, layer.gate, buffers.mlp, 0, range, out, outs, [&](Int row, Int count, const float* gates) {
-                float ups[ROWS_AT_ONCE * BLOCK];
+            for (Int row = range.first, count; row < range.stop; row += count) {
+                float gates[ROWS_AT_ONCE * BLOCK], ups[ROWS_AT_ONCE * BLOCK];
+                count = group_products(gate, layer.gate, buffers.mlp, 0, row, out, outs, gates);
                 group_products(up, layer.up, buffers.mlp, 1, row, out, outs, ups);
                 for (Int m = 0; m < count; ++m) {
                     BFloat16 gate[BLOCK], other[BLOCK];
                     round_row(gates + m * BLOCK, gate, outs), round_row(ups + m * BLOCK, other, outs);
                     silu_product(gate, other, buffers.gated.data() + (row + m) * outputs + out, outs);
                 }
-            });
+            }
         });
     }
 
-    // Whether gates times ups are laid out at once as what the next linear reads. They come in the order of its tiles, rows side by
-    // side; adapters' terms and biases are added row by row.
+    // Whether gates times ups are laid out at once as what the next linear reads: they come in the order of its tiles. Biases are
+    // added row by row.
     bool gated_in_tiles() const {
-#if defined(BF16_TILES)
-        const bool changed = buffers.mlp.terms[0].h_stride || buffers.mlp.terms[1].h_stride || layer.gate.bias || layer.up.bias;
-        return rows > GROUP && !changed && layer.down.inputs % CODE_BLOCK == 0;
-#else
-        return false;
-#endif
+        return stay_in_tiles(rows) && !layer.gate.bias && !layer.up.bias && layer.down.inputs % CODE_BLOCK == 0;
     }
 
 #if defined(BF16_TILES)
     void put_gated(Block& gate, Block& up, const Range& range, Int out, Int outs) const {
-        gate.multiply_all(buffers.mlp.x), up.multiply_all(buffers.mlp.x);
         for (Int row = range.first; row < range.stop; row += GROUP)
             for (Int n = 0; n < outs; n += TILE_ROWS) {
                 const float *gates = gate.sums(row, n / TILE_ROWS), *ups = up.sums(row, n / TILE_ROWS);
@@ -263,6 +266,7 @@ class LayerPass {
     // Sums of W x + s B (A x), times the gain, plus bias, for outputs [out, out + outs) of some rows, a group at a time.
     template <class Emit>
     void products(Block& block, const Linear& linear, LinearInput& input, int which, const Range& range, Int out, Int outs, Emit emit) {
+        multiply(block, input, which, range, out, outs);
         for (Int row = range.first; row < range.stop; row += ROWS_AT_ONCE) {
             float sums[ROWS_AT_ONCE * BLOCK];
             const Int count = group_products(block, linear, input, which, row, out, outs, sums);
@@ -270,13 +274,24 @@ class LayerPass {
         }
     }
 
-    // The same for one group; returns its rows.
+    // What is multiplied of all rows before any is asked for, with the adapters' terms that join it in tiles.
+    void multiply(Block& block, const LinearInput& input, int which, [[maybe_unused]] const Range& range, Int out, Int outs) {
+        const LayerTerms& changes = input.terms[which];
+        if (changes.h_stride) changes.fetch_expansion(terms, out, outs);
+        block.multiply_all(input.x);
+#if defined(BF16_TILES)
+        if (changes.tiled && changes.h_stride)
+            changes.apply_to_tiles(terms, range.first, range.count(), out, outs, block.room(),
+                                   [&](Int row, Int n) { return block.sums(row, n); });
+#endif
+    }
+
+    // Then one group; returns its rows.
     Int group_products(Block& block, const Linear& linear, const LinearInput& input, int which, Int row, Int out, Int outs,
                        float* sums) {
         const LayerTerms& changes = input.terms[which];
-        if (changes.h_stride && rows <= DIRECT) changes.fetch_expansion(terms, out, outs);
         const Int count = block.products(input.x, row, sums);
-        if (changes.h_stride) changes.apply_to_rows(terms, row, count, out, outs, sums, BLOCK);
+        if (changes.h_stride && !changes.tiled) changes.apply_to_rows(terms, row, count, out, outs, sums, BLOCK);
         if (linear.bias)
             for (Int m = 0; m < count; ++m)
                 for (Int n = 0; n < outs; ++n) sums[m * BLOCK + n] += linear.bias[out + n];

@@ -2,20 +2,8 @@
 // for the rows that are multiplied together. Knows nothing of models.
 #pragma once
 
-#include "activations.h"
+#include "expand.h"
 #include "read_ahead.h"
-
-constexpr Int RANKS = 16;  // rows of A that are multiplied together
-
-// One adapter at one linear layer: A [rank, inputs], B [rank, outputs], and DoRA's gain [outputs] or null. Rank 0 where
-// the adapter does not touch the layer.
-struct Part {
-    const BFloat16* a;
-    const BFloat16* b;
-    const float* gain;
-    Int rank;
-    double scaling;
-};
 
 // Rows [start, stop) belong to the adapter whose parts, one for each layer, are at `parts`.
 struct Term {
@@ -39,73 +27,6 @@ struct Terms {
     }
 };
 
-// y[t] += B h[t]; its own sum first, so that it is the same wherever it is added.
-template <int M, int N>
-void expand_tile(const float* h, Int h_stride, const BFloat16* b, Int outputs, Int ranks, float* y, Int y_stride) {
-    Vec acc[M][N];
-    each<M, N>([&](int m, int n) { acc[m][n] = Vec{}; });
-    for (Int r = 0; r < ranks; ++r) {
-        Vec wide[N];
-        for (int n = 0; n < N; ++n) wide[n] = load(b + r * outputs + n * LANES);
-        each<M, N>([&](int m, int n) { acc[m][n] += h[m * h_stride + r] * wide[n]; });
-    }
-    each<M, N>([&](int m, int n) { store(y + m * y_stride + n * LANES, load(y + m * y_stride + n * LANES) + acc[m][n]); });
-}
-
-template <int N>
-void expand_rows(const float* h, Int h_stride, Int rows, const BFloat16* b, Int outputs, Int ranks, float* y, Int y_stride) {
-    constexpr int M = LANES == 16 ? (N == 2 ? 8 : 4) : N == 1 ? 4 : 2;  // as many sums as stay in registers
-    for (; rows >= M; rows -= M, h += M * h_stride, y += M * y_stride)
-        expand_tile<M, N>(h, h_stride, b, outputs, ranks, y, y_stride);
-    for (; rows; --rows, h += h_stride, y += y_stride) expand_tile<1, N>(h, h_stride, b, outputs, ranks, y, y_stride);
-}
-
-// y[t] += B h[t] for outputs [out, out + outs) of rows that one part covers.
-inline void expand(const float* h, Int h_stride, Int rows, const Part& part, Int outputs, Int out, Int outs, float* y,
-                   Int y_stride) {
-    const BFloat16* b = part.b + out;
-    Int n = 0;
-    for (; n + 3 * LANES <= outs; n += 3 * LANES) expand_rows<3>(h, h_stride, rows, b + n, outputs, part.rank, y + n, y_stride);
-    for (; n + 2 * LANES <= outs; n += 2 * LANES) expand_rows<2>(h, h_stride, rows, b + n, outputs, part.rank, y + n, y_stride);
-    for (; n + LANES <= outs; n += LANES) expand_rows<1>(h, h_stride, rows, b + n, outputs, part.rank, y + n, y_stride);
-    for (; n < outs; ++n)
-        for (Int t = 0; t < rows; ++t) {
-            float value = 0;
-            for (Int r = 0; r < part.rank; ++r) value += h[t * h_stride + r] * float(b[r * outputs + n]);
-            y[t * y_stride + n] += value;
-        }
-}
-
-// y[t] = B h[t] for ranks [0, R) of B and M rows, added to what `y` has from other ranks. `read` is called before a line of
-// each rank is read.
-template <int R, int M, class Read>
-void add_ranks(const float* h, Int h_stride, const BFloat16* b, Int outputs, bool first, float* y, Read read) {
-    const auto add = [&](Int n) {
-        Vec wide[R];
-        for (int r = 0; r < R; ++r) wide[r] = load(b + r * outputs + n);
-#pragma GCC unroll 4
-        for (int m = 0; m < M; ++m) {
-            Vec acc = first ? Vec{} : load(y + m * outputs + n);
-#pragma GCC unroll 4
-            for (int r = 0; r < R; ++r) acc += h[m * h_stride + r] * wide[r];
-            store(y + m * outputs + n, acc);
-        }
-    };
-    Int n = 0;
-    for (; n + LINE <= outputs; n += LINE) {
-        read();
-#pragma GCC unroll 8
-        for (Int i = 0; i < LINE; i += LANES) add(n + i);
-    }
-    for (; n + LANES <= outputs; n += LANES) add(n);
-    for (; n < outputs; ++n)
-        for (int m = 0; m < M; ++m) {
-            float value = first ? 0 : y[m * outputs + n];
-            for (int r = 0; r < R; ++r) value += h[m * h_stride + r] * float(b[r * outputs + n]);
-            y[m * outputs + n] = value;
-        }
-}
-
 // Rows of A as a source, of which memory was asked before.
 struct RankRows {
     using X = Number;
@@ -128,11 +49,12 @@ struct Shrink {
     float* h;  // of all rows
     Int h_stride;
     float* plus;  // if not null, [rows, outputs] for what is expanded at once, while nothing else is read
+    bool tiled;  // how h lies
 
     // h[t] = s * A x[t], for the rows of one group, and B h[t] if it is wanted.
     void run(Buffer<Number>& block, Ahead& ahead) const {
         for (Int from = first; from < last; from += RANKS) shrink(from, std::min(RANKS, last - from), block, ahead);
-        if (plus) expand_at_once(ahead);
+        if (plus) expand_at_once(block, ahead);
     }
 
     Int line_groups() const { return shrunk_groups() + (plus ? (part->rank + RANKS_AT_ONCE - 1) / RANKS_AT_ONCE : 0); }
@@ -154,20 +76,12 @@ struct Shrink {
     const BFloat16* inputs_of(Int rank) const { return part->a + rank * inputs; }
     Int shrunk_groups() const { return (last - first + ranks_together() - 1) / ranks_together(); }
 
-    void shrink(Int from, Int ranks, Buffer<Number>& block, Ahead& ahead) const {
-        const Int rows = stop - start;
-        float sums[GROUP * RANKS];
-        a_products(from, ranks, block, ahead, sums);
-        for (Int t = 0; t < rows; ++t)
-            for (Int r = 0; r < ranks; ++r) h[(start + t) * h_stride + from + r] = sums[t * RANKS + r] * float(part->scaling);
-    }
-
-    // sums[t][r] = A[from + r] x[start + t]
 #if defined(BF16_TILES)
     Int ranks_together() const { return RANKS; }
     bool direct(Int ranks) const { return ranks == TILE_ROWS && inputs % TILE_DEPTH == 0; }
 
-    void a_products(Int from, Int ranks, Buffer<Number>& block, Ahead& ahead, float* sums) const {
+    // h is rounded to bf16, as its tiles are.
+    void shrink(Int from, Int ranks, Buffer<Number>& block, Ahead& ahead) const {
         const BFloat16* a = inputs_of(from);
         const ActivationTiles x_tiles[] = {tiles_of(*x, start)};
         const Int wide = padded(inputs, TILE_DEPTH);
@@ -186,14 +100,19 @@ struct Shrink {
         });
         alignas(LINE_BYTES) float found[TILE_SUMS];
         store_tile<0>(found);
+        const float by = float(part->scaling);
+        if (tiled) return ShrunkTiles{h, h_stride / RANKS}.put(start, stop, from / RANKS, found, by);
+        float sums[GROUP * RANKS];
         put_sums(found, stop - start, sums, RANKS);
+        for (Int t = 0; t < stop - start; ++t)
+            for (Int r = 0; r < ranks; ++r) h[(start + t) * h_stride + from + r] = BFloat16::of(sums[t * RANKS + r] * by);
     }
 #else
     // As many as are multiplied together, so that they are read step by step.
     Int ranks_together() const { return columns_beside<RankRows>(int(std::min<Int>(stop - start, RankRows::ROWS))); }
     bool direct(Int) const { return inputs % PAIR == 0; }
 
-    void a_products(Int from, Int ranks, Buffer<Number>& block, Ahead& ahead, float* sums) const {
+    void shrink(Int from, Int ranks, Buffer<Number>& block, Ahead& ahead) const {
         const Int rows = stop - start, step = x->step(start);
         const BFloat16* a = inputs_of(from);
         Vec vectors[GROUP * RANKS];
@@ -214,32 +133,45 @@ struct Shrink {
             multiply(x->at(start), step, rows, Numbers{block.data(), wide}, ranks, 0, wide, vectors, RANKS);
         }
         for (Int t = 0; t < rows; ++t) {
-            const Int at = t * RANKS;
+            float* const to = h + (start + t) * h_stride + from;
+            const Vec* const sums = vectors + t * RANKS;
             Int r = 0;
-            for (; r + LANES <= ranks; r += LANES) store(sums + at + r, totals(vectors + at + r));
-            for (; r < ranks; ++r) sums[at + r] = total(vectors[at + r]);
+            for (; r + LANES <= ranks; r += LANES) store(to + r, totals(sums + r) * float(part->scaling));
+            for (; r < ranks; ++r) to[r] = total(sums[r]) * float(part->scaling);
         }
     }
 #endif
 
     // plus[t] = B h[t], a few ranks and two rows at a time. The order of additions is that of `expand`.
-    void expand_at_once(Ahead& ahead) const {
-        for (Int r = 0; r < part->rank; r += RANKS_AT_ONCE)
-            if (r + RANKS_AT_ONCE <= part->rank)
-                expand_ranks<RANKS_AT_ONCE>(r, ahead);
-            else
-                for (Int last = r; last < part->rank; ++last) expand_ranks<1>(last, ahead);
+    void expand_at_once(Buffer<Number>& room, Ahead& ahead) const {
+        const Int numbers = (stop - start) * outputs;
+        float* const all = plus + start * outputs;
+        expand_chunk(0, all, ahead);
+        for (Int from = RANKS; from < part->rank; from += RANKS) {
+            room.fit(numbers * Int(sizeof(float) / sizeof(Number)));
+            float* const some = reinterpret_cast<float*>(room.data());
+            expand_chunk(from, some, ahead);
+            for (Int i = 0; i < numbers; ++i) all[i] += some[i];
+        }
+    }
+
+    // Of up to RANKS ranks, for the rows from `start` on.
+    void expand_chunk(Int from, float* to, Ahead& ahead) const {
+        const Int end = std::min(from + RANKS, part->rank);
+        Int r = from;
+        for (; r + RANKS_AT_ONCE <= end; r += RANKS_AT_ONCE) expand_ranks<RANKS_AT_ONCE>(r, r == from, to, ahead);
+        for (; r < end; ++r) expand_ranks<1>(r, r == from, to, ahead);
     }
 
     template <int R>
-    void expand_ranks(Int r, Ahead& ahead) const {
+    void expand_ranks(Int r, bool first, float* to, Ahead& ahead) const {
         const BFloat16* b = part->b + r * outputs;
-        for (Int t = start; t < stop; t += 2) {
+        for (Int t = start; t < stop; t += 2, to += 2 * outputs) {
             const auto read = [&, once = t == start] {
                 if (once) ahead.read(R);
             };
             const auto add = t + 2 <= stop ? add_ranks<R, 2, decltype(read)> : add_ranks<R, 1, decltype(read)>;
-            add(h + t * h_stride + r, h_stride, b, outputs, r == 0, plus + t * outputs, read);
+            add(h + t * h_stride + r, h_stride, b, outputs, first, to, read);
         }
     }
 };
@@ -250,6 +182,7 @@ struct LayerTerms {
     float* h;
     Int h_stride;
     float* plus;
+    bool tiled;  // h, as of many rows
 
     void append(const Terms& terms, const Activations& x, std::vector<Shrink>& found) const {
         for (const Term& term : terms) {
@@ -259,7 +192,7 @@ struct LayerTerms {
                 stop = std::min(start / GROUP * GROUP + GROUP, term.stop);
                 for (Int first = 0; first < part->rank; first += ranks)
                     found.push_back({start, stop, first, std::min(first + ranks, part->rank), part, &x, inputs, outputs, h,
-                                     h_stride, plus});
+                                     h_stride, plus, tiled});
             }
         }
     }
@@ -279,6 +212,19 @@ struct LayerTerms {
             }
         }
     }
+
+#if defined(BF16_TILES)
+    // The same of sums in tiles, [output][row]: `sums(row, n)` are those of a row's group and the n-th 16 outputs.
+    template <class Sums>
+    void apply_to_tiles(const Terms& terms, Int row, Int count, Int out, Int outs, Buffer<Number>& room, Sums sums) const {
+        for (const Term& term : terms) {
+            const Part& part = term.parts[layer];
+            const Int start = std::max(row, term.start), stop = std::min(row + count, term.stop);
+            if (part.rank && start < stop)
+                expand_tiles(ShrunkTiles{h, h_stride / RANKS}, start, stop, part, outputs, out, outs, room, sums);
+        }
+    }
+#endif
 
     template <class How>
     static void change(float* values, const float* by, Int count, How how) {

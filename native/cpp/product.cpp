@@ -51,6 +51,7 @@ extern "C" void product_bf16(const BFloat16* x, const Linear* linear, const floa
             const Range range = parts[task / blocks];
             const NextRows next = following == TaskSharing::NONE ? NextRows{} : NextRows{linear, following % blocks * width};
             Block block(*linear, out, outs, range, next, scratch);
+            block.multiply_all(wide);
             for (Int row = range.first; row < range.stop; row += ROWS_AT_ONCE) {
                 float sums[ROWS_AT_ONCE * BLOCK];
                 const Int count = block.products(wide, row, sums);

@@ -44,15 +44,17 @@ class Block {
         few() ? multiply_few<BLOCK / TILE_ROWS>(x) : multiply_many(x);
     }
 
+    // What weights are laid out in, when they have been multiplied.
+    Buffer<Number>& room() { return scratch.weights; }
+
     // Sums [16 outputs, 16 rows] of the n-th tile and the group of a row: a group's tiles lie one after the other.
     float* sums(Int row, Int n) const {
         return scratch.tile_sums.data() + ((row - range.first) / GROUP * tiles + n) * TILE_SUMS;
     }
 
-    // y[m][n] = x[m] . w[n] for up to ROWS_AT_ONCE rows from `row`; y has BLOCK columns. Returns how many they are. The first
-    // call multiplies the whole range.
-    Int products(const Inputs& inputs, Int row, float* y) {
-        if (row == range.first) multiply_all(inputs);
+    // y[m][n] = x[m] . w[n] for up to ROWS_AT_ONCE rows from `row`; y has BLOCK columns. Returns how many they are. All have been
+    // multiplied.
+    Int products(const Inputs&, Int row, float* y) {
         const Int count = std::min(ROWS_AT_ONCE, range.stop - row);
         for (Int m = 0; m < count; m += GROUP)
             for (Int n = 0; n < tiles; ++n)

@@ -115,9 +115,14 @@ inline void multiply_tiles() {
     BFloat16 w[TILE_ROWS][TILE_ROWS][2], x[TILE_ROWS][TILE_ROWS][2];
     memcpy(w, tile_of(W), sizeof w), memcpy(x, tile_of(X), sizeof x);
     for (Int n = 0; n < TILE_ROWS; ++n)
-        for (Int pair = 0; pair < TILE_ROWS; ++pair)
-            for (Int m = 0; m < TILE_ROWS; ++m)
-                for (int i = 0; i < 2; ++i) tile_of(SUMS)[n * TILE_ROWS + m] += float(w[n][pair][i]) * float(x[pair][m][i]);
+        for (Int m = 0; m < TILE_ROWS; ++m) {
+            float even = 0, odd = 0;
+            for (Int pair = 0; pair < TILE_ROWS; ++pair) {
+                even += float(w[n][pair][0]) * float(x[pair][m][0]);
+                odd += float(w[n][pair][1]) * float(x[pair][m][1]);
+            }
+            tile_of(SUMS)[n * TILE_ROWS + m] += even + odd;
+        }
 }
 
 inline bool tiles_allowed() { return true; }
