@@ -4,7 +4,13 @@
 
 #include "activations.h"
 
-constexpr Int RANKS = 16;  // rows of A that are multiplied together, and ranks whose part of B h is added as one
+constexpr Int RANKS = 16;  // rows of A that are multiplied together
+// Ranks whose part of B h is a sum of its own: as tiles add, where there are such.
+#if defined(BF16_TILES)
+constexpr Int SUMMED = RANKS;
+#else
+constexpr Int SUMMED = INT64_MAX;
+#endif
 
 // One adapter at one linear layer: A [rank, inputs], B [rank, outputs], and DoRA's gain [outputs] or null. Rank 0 where
 // the adapter does not touch the layer.
@@ -16,13 +22,12 @@ struct Part {
     double scaling;
 };
 
-// y[t] += B h[t]; its own sum first, so that it is the same wherever it is added. That is the sum of one for each RANKS, as tiles
-// add: WHOLE where there is but one.
+// y[t] += B h[t]; its own sum first, so that it is the same wherever it is added. WHOLE: there are no more than SUMMED ranks.
 template <int M, int N, bool WHOLE>
 void expand_tile(const float* h, Int h_stride, const BFloat16* b, Int outputs, Int ranks, float* y, Int y_stride) {
     Vec sum[M][N], acc[M][N];
     for (Int from = 0, to; from < ranks; from = to) {
-        to = WHOLE ? ranks : std::min(from + RANKS, ranks);
+        to = WHOLE ? ranks : from + std::min(SUMMED, ranks - from);
         each<M, N>([&](int m, int n) { acc[m][n] = Vec{}; });
         for (Int r = from; r < to; ++r) {
             Vec wide[N];
@@ -48,7 +53,7 @@ void expand_rows(const float* h, Int h_stride, Int rows, const BFloat16* b, Int 
 
 template <int N>
 void expand_rows(const float* h, Int h_stride, Int rows, const BFloat16* b, Int outputs, Int ranks, float* y, Int y_stride) {
-    const auto some = ranks <= RANKS ? expand_rows<N, true> : expand_rows<N, false>;
+    const auto some = ranks <= SUMMED ? expand_rows<N, true> : expand_rows<N, false>;
     some(h, h_stride, rows, b, outputs, ranks, y, y_stride);
 }
 
@@ -63,9 +68,10 @@ inline void expand(const float* h, Int h_stride, Int rows, const Part& part, Int
     for (; n < outs; ++n)
         for (Int t = 0; t < rows; ++t) {
             float sum = 0;
-            for (Int from = 0; from < part.rank; from += RANKS) {
+            for (Int from = 0, to; from < part.rank; from = to) {
                 float value = 0;
-                for (Int r = from; r < std::min(from + RANKS, part.rank); ++r) value += h[t * h_stride + r] * float(b[r * outputs + n]);
+                to = from + std::min(SUMMED, part.rank - from);
+                for (Int r = from; r < to; ++r) value += h[t * h_stride + r] * float(b[r * outputs + n]);
                 sum += value;
             }
             y[t * y_stride + n] += sum;

@@ -38,7 +38,7 @@ struct RankRows {
     Piece piece(Int n, Int k) const { return {PackedPair(data + n * stride + k)}; }
 };
 
-// Rows [start, stop) of one term, all in one group, and a range of its ranks, at one layer.
+// Rows [start, stop) of one term, all in one group or, if h is tiled, in two, and a range of its ranks, at one layer.
 struct Shrink {
     using Ahead = ReadAhead<Shrink>;
 
@@ -51,7 +51,7 @@ struct Shrink {
     float* plus;  // if not null, [rows, outputs] for what is expanded at once, while nothing else is read
     bool tiled;  // how h lies
 
-    // h[t] = s * A x[t], for the rows of one group, and B h[t] if it is wanted.
+    // h[t] = s * A x[t], and B h[t] if it is wanted.
     void run(Buffer<Number>& block, Ahead& ahead) const {
         for (Int from = first; from < last; from += RANKS) shrink(from, std::min(RANKS, last - from), block, ahead);
         if (plus) expand_at_once(block, ahead);
@@ -83,7 +83,6 @@ struct Shrink {
     // h is rounded to bf16, as its tiles are.
     void shrink(Int from, Int ranks, Buffer<Number>& block, Ahead& ahead) const {
         const BFloat16* a = inputs_of(from);
-        const ActivationTiles x_tiles[] = {tiles_of(*x, start)};
         const Int wide = padded(inputs, TILE_DEPTH);
         if (!direct(ranks)) {
             block.fit(TILE_ROWS * wide);
@@ -94,18 +93,33 @@ struct Shrink {
             }
             a = block.data();
         }
-        clear_tiles<1>();
-        add_tiles<1, 1>({a, wide * 2, 0, TILE_DEPTH}, x_tiles, 0, wide, [&] {
+        const WeightTiles tiles{a, wide * 2, 0, TILE_DEPTH};
+        const auto beside = [&] {
             if (direct(ranks)) ahead.read(TILE_ROWS);
-        });
-        alignas(LINE_BYTES) float found[TILE_SUMS];
-        store_tile<0>(found);
-        const float by = float(part->scaling);
-        if (tiled) return ShrunkTiles{h, h_stride / RANKS}.put(start, stop, from / RANKS, found, by);
-        float sums[GROUP * RANKS];
-        put_sums(found, stop - start, sums, RANKS);
+        };
+        const Int next = start / GROUP * GROUP + GROUP;
+        alignas(LINE_BYTES) float found[2 * TILE_SUMS];
+        clear_tiles<2>();
+        if (next < stop) {
+            add_tiles<1, 2>(tiles, {tiles_of(*x, start), tiles_of(*x, next)}, 0, wide, beside);
+            store_tiles<2>(found);
+        } else {
+            add_tiles<1, 1>(tiles, {tiles_of(*x, start)}, 0, wide, beside);
+            store_tiles<1>(found);
+        }
+        if (!tiled) return put_rows(from, ranks, found);
+        const ShrunkTiles to{h, h_stride / RANKS};
+        to.put(start, std::min(next, stop), from / RANKS, found, float(part->scaling));
+        if (next < stop) to.put(next, stop, from / RANKS, found + TILE_SUMS, float(part->scaling));
+    }
+
+    // sums are [rank][row]
+    void put_rows(Int from, Int ranks, const float* sums) const {
+        float rows[GROUP * RANKS];
+        put_sums(sums, stop - start, rows, RANKS);
         for (Int t = 0; t < stop - start; ++t)
-            for (Int r = 0; r < ranks; ++r) h[(start + t) * h_stride + from + r] = BFloat16::of(sums[t * RANKS + r] * by);
+            for (Int r = 0; r < ranks; ++r)
+                h[(start + t) * h_stride + from + r] = BFloat16::of(rows[t * RANKS + r] * float(part->scaling));
     }
 #else
     // As many as are multiplied together, so that they are read step by step.
@@ -146,21 +160,24 @@ struct Shrink {
     void expand_at_once(Buffer<Number>& room, Ahead& ahead) const {
         const Int numbers = (stop - start) * outputs;
         float* const all = plus + start * outputs;
-        expand_chunk(0, all, ahead);
-        for (Int from = RANKS; from < part->rank; from += RANKS) {
+        for (Int from = 0, to; from < part->rank; from = to) {
+            to = from + std::min(SUMMED, part->rank - from);
+            if (!from) {
+                sum_ranks(from, to, all, ahead);
+                continue;
+            }
             room.fit(numbers * Int(sizeof(float) / sizeof(Number)));
             float* const some = reinterpret_cast<float*>(room.data());
-            expand_chunk(from, some, ahead);
+            sum_ranks(from, to, some, ahead);
             for (Int i = 0; i < numbers; ++i) all[i] += some[i];
         }
     }
 
-    // Of up to RANKS ranks, for the rows from `start` on.
-    void expand_chunk(Int from, float* to, Ahead& ahead) const {
-        const Int end = std::min(from + RANKS, part->rank);
+    // sums[t] = B h[t] of ranks [from, to), for the rows from `start` on.
+    void sum_ranks(Int from, Int to, float* sums, Ahead& ahead) const {
         Int r = from;
-        for (; r + RANKS_AT_ONCE <= end; r += RANKS_AT_ONCE) expand_ranks<RANKS_AT_ONCE>(r, r == from, to, ahead);
-        for (; r < end; ++r) expand_ranks<1>(r, r == from, to, ahead);
+        for (; r + RANKS_AT_ONCE <= to; r += RANKS_AT_ONCE) expand_ranks<RANKS_AT_ONCE>(r, r == from, sums, ahead);
+        for (; r < to; ++r) expand_ranks<1>(r, r == from, sums, ahead);
     }
 
     template <int R>
@@ -188,8 +205,9 @@ struct LayerTerms {
         for (const Term& term : terms) {
             const Part* part = term.parts + layer;
             const Int ranks = plus ? std::max<Int>(part->rank, 1) : RANKS;
+            const Int groups = tiled ? ROWS_AT_ONCE : GROUP;
             for (Int start = term.start, stop; start < term.stop; start = stop) {
-                stop = std::min(start / GROUP * GROUP + GROUP, term.stop);
+                stop = std::min(start / groups * groups + groups, term.stop);
                 for (Int first = 0; first < part->rank; first += ranks)
                     found.push_back({start, stop, first, std::min(first + ranks, part->rank), part, &x, inputs, outputs, h,
                                      h_stride, plus, tiled});
