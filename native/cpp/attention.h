@@ -4,7 +4,8 @@
 
 #include "tile_attention.h"
 
-constexpr Int FEW = 8;  // up to so many lines, values are widened in registers, and lines of a group have their softmax one by one
+constexpr Int FEW = 8;  // up to so many lines, values are widened in registers
+constexpr Int ONE_BY_ONE = 8;  // up to so many lines of a group have their softmax each by itself
 
 // What one thread needs for a task; kept between calls. By heads, then lines.
 struct AttentionScratch {
@@ -85,7 +86,7 @@ class Attention {
         std::fill(s.maxima.data(), s.maxima.data() + task.heads * room, -INFINITY);
         std::fill(s.weights.data(), s.weights.data() + task.heads * room, 0.0f);
         std::fill(s.out.data(), s.out.data() + task.heads * room * width, 0.0f);
-        for (Int line = 0; line < room; ++line) s.positions[line] = int32_t(position(line));
+        for (Int line = 0; lines > ONE_BY_ONE && line < room; ++line) s.positions[line] = int32_t(position(line));
         for (Int head = 0; head < task.heads; ++head) {
             Int line = 0;
 #if defined(BF16_TILES)
@@ -98,7 +99,7 @@ class Attention {
     // `next` is what this thread does after it, or null.
     void run(const KeyRange* next, BFloat16* out) {
 #if defined(BF16_TILES)
-        const TileUse tiles = TileUse::of_attention(lines);
+        const TileUse tiles = TileUse::of_attention(whole_groups() ? GROUP : lines);
 #endif
         KeyOffsets at;
         range.find(range.first, at.later);
@@ -178,6 +179,8 @@ class Attention {
     }
 
 #if defined(BF16_TILES)
+    bool whole_groups() const { return lines > ONE_BY_ONE; }  // tiles are as wide as 16 lines, whether or not they are there
+
     // One head's lines, bf16 in the room that is there for floats.
     Activations queries(Int head) const {
         return {reinterpret_cast<Number*>(s.q.data() + head * lines * width), lines, width};
@@ -201,7 +204,7 @@ class Attention {
             next = line + GROUP;
             float* const mine = scores[line / GROUP % 2];
             if (next < lines) tiles.score(tiles_of(q, next), scores[next / GROUP % 2]);
-            if (lines - line > FEW)
+            if (lines - line > ONE_BY_ONE)
                 softmax_group(head, line, from, mine);
             else
                 softmax_each(head, line, from, keys, mine);
@@ -209,7 +212,7 @@ class Attention {
         const ValuePairs values{reinterpret_cast<BFloat16*>(s.v.data()), width};
         values.lay(layer.values + head * width, at);
         for (Int line = 0; line < lines; line += GROUP)
-            values.add(s.rounded_weights.data() + line * KEYS, lines >= GROUP, s.out.data() + (head * room + line) * width);
+            values.add(s.rounded_weights.data() + line * KEYS, whole_groups(), s.out.data() + (head * room + line) * width);
     }
 
     void softmax_group(Int head, Int line, Int from, float* scores) {
@@ -222,7 +225,7 @@ class Attention {
                 s.rounded_weights.data() + line * KEYS);
     }
 
-    // What a group's last lines have, up to FEW.
+    // What a group's last lines have, up to ONE_BY_ONE.
     void softmax_each(Int head, Int line, Int from, Int keys, const float* scores) {
         float* p = s.p.data();
         const Int count = lines - line;

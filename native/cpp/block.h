@@ -42,7 +42,8 @@ class Block {
         for (Int n = 0; n < outs; ++n) pack_row(n, scratch.weights.data() + n * linear.stride());
     }
 
-    void multiply_all(const Inputs&) {}  // groups are multiplied when they are asked for
+    // To be called first.
+    void multiply_all(const Inputs&) {}  // here, groups are multiplied when they are asked for
 
     // y[m][n] = x[m] . w[n] for a group of rows from `row`; y has BLOCK columns. Returns how many they are.
     Int products(const Inputs& inputs, Int row, float* y) {

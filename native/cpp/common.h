@@ -152,7 +152,7 @@ __attribute__((always_inline)) inline Vec totals(const Vec* values) {
 }
 #endif
 
-// 2^x for x <= 0, to about 2 units in the last place; what is not a normal number, of -inf too, is 0.
+// 2^x for x <= 0, to about 2 units in the last place; 0 below the normal numbers.
 inline Vec exp2_of(Vec x) {
     constexpr float LEAST = -126.0f;
 #if defined(__AVX512F__)
@@ -175,13 +175,13 @@ inline Vec exp2_of(Vec x) {
     const IntVec bits = (__builtin_convertvector(whole, IntVec) + 127) << 23;
     Vec power;
     memcpy(&power, &bits, sizeof power);
-    return low > LEAST || low != low ? p * power : Vec{};
+    return low <= LEAST ? Vec{} : p * power;
 #endif
 }
 
 constexpr float LOG2_E = 1.44269504f;
 
-// e^x for x <= 0.
+// e^x for x <= 0, exact enough for bf16.
 inline Vec exp_of(Vec x) { return exp2_of(x * LOG2_E); }
 
 // 1 / x, to a unit in the last place, for x in [1, 2].

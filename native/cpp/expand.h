@@ -53,8 +53,8 @@ void expand_rows(const float* h, Int h_stride, Int rows, const BFloat16* b, Int 
 
 template <int N>
 void expand_rows(const float* h, Int h_stride, Int rows, const BFloat16* b, Int outputs, Int ranks, float* y, Int y_stride) {
-    const auto some = ranks <= SUMMED ? expand_rows<N, true> : expand_rows<N, false>;
-    some(h, h_stride, rows, b, outputs, ranks, y, y_stride);
+    if (ranks <= SUMMED) return expand_rows<N, true>(h, h_stride, rows, b, outputs, ranks, y, y_stride);
+    if constexpr (SUMMED == RANKS) expand_rows<N, false>(h, h_stride, rows, b, outputs, ranks, y, y_stride);
 }
 
 // y[t] += B h[t] for outputs [out, out + outs) of rows that one part covers.
@@ -111,6 +111,8 @@ void add_ranks(const float* h, Int h_stride, const BFloat16* b, Int outputs, boo
 #if defined(BF16_TILES)
 static_assert(RANKS == TILE_ROWS);
 
+inline __mmask16 first_lanes(Int count) { return __mmask16((1u << std::min(count, TILE_ROWS)) - 1); }
+
 // h of many rows. For 16 of them and RANKS ranks after the other [rank][row] words, whose lower half is a number in bf16 and
 // whose upper half is zero: so a tile of them meets one number of B in each pair, and a sum has one chain of additions.
 struct ShrunkTiles {
@@ -119,22 +121,22 @@ struct ShrunkTiles {
 
     float* at(Int row, Int chunk) const { return data + (row / GROUP * chunks + chunk) * TILE_SUMS; }
 
-    // Rows [start, stop) of a group: `found` [rank][row], the first of which is `start`, times the scaling.
-    void put(Int start, Int stop, Int chunk, const float* found, float scaling) const {
-        const __mmask16 rows = __mmask16(((1u << (stop - start)) - 1) << start % GROUP);
+    // Ranks [from, from + ranks) of rows [start, stop) of a group: `found` [rank][row], the first of which is `start`, times the
+    // scaling; zeros up to RANKS.
+    void put(Int start, Int stop, Int from, Int ranks, const float* found, float scaling) const {
+        const __mmask16 rows = __mmask16(first_lanes(stop - start) << start % GROUP);
         for (Int r = 0; r < RANKS; ++r) {
-            const BitVec bits = rounded_bits(load(found + r * TILE_ROWS) * scaling) >> 16;
-            _mm512_mask_storeu_epi32(at(start, chunk) + r * TILE_ROWS, rows, _mm512_maskz_expand_epi32(rows, __m512i(bits)));
+            const BitVec bits = r < ranks ? rounded_bits(load(found + r * TILE_ROWS) * scaling) >> 16 : BitVec{};
+            _mm512_mask_storeu_epi32(at(start, from / RANKS) + r * TILE_ROWS, rows, _mm512_maskz_expand_epi32(rows, __m512i(bits)));
         }
     }
 };
 
 // Up to RANKS ranks of B at 16 outputs, of which `outs` are there, as a tile: [output][rank] words, as above.
 inline void lay_ranks(const BFloat16* b, Int outputs, Int ranks, Int outs, Number* to) {
-    const __mmask16 there = __mmask16((1u << std::min(outs, TILE_ROWS)) - 1);
     Vec rows[RANKS];
     for (Int r = 0; r < RANKS; ++r)
-        rows[r] = r < ranks ? Vec(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, b + r * outputs))) : Vec{};
+        rows[r] = r < ranks ? Vec(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(outs), b + r * outputs))) : Vec{};
     transpose(rows);
     memcpy(to, rows, sizeof rows);
 }
@@ -147,7 +149,7 @@ void expand_tiles(const ShrunkTiles& h, Int start, Int stop, const Part& part, I
     const Int chunks = (part.rank + RANKS - 1) / RANKS;
     room.fit(chunks * TILE_NUMBERS);
     alignas(LINE_BYTES) float found[2][TILE_SUMS];  // of a group, and of the next, which is multiplied meanwhile
-    const auto multiply = [&](Int row) {
+    const auto multiply_group = [&](Int row) {
         clear_tile<0>();
         for (Int c = 0; c < chunks; ++c) {
             load_tile<6>(room.data() + c * TILE_NUMBERS, LINE_BYTES), load_tile<4>(h.at(row, c), LINE_BYTES);
@@ -156,7 +158,7 @@ void expand_tiles(const ShrunkTiles& h, Int start, Int stop, const Part& part, I
         store_tile<0>(found[row / GROUP % 2]);
     };
     const auto add = [&](Int row, Int n) {
-        const __mmask16 from = __mmask16(0xFFFFu << std::max<Int>(start - row, 0)), to = __mmask16((1u << std::min(stop - row, GROUP)) - 1);
+        const __mmask16 from = __mmask16(0xFFFFu << std::max<Int>(start - row, 0)), to = first_lanes(stop - row);
         float* const at = sums(row, n / TILE_ROWS);
         for (Int i = 0; i < std::min(outs - n, TILE_ROWS); ++i) {
             Vec sum = load(at + i * LANES) + load(found[row / GROUP % 2] + i * LANES);
@@ -168,10 +170,34 @@ void expand_tiles(const ShrunkTiles& h, Int start, Int stop, const Part& part, I
         for (Int c = 0; c < chunks; ++c)
             lay_ranks(part.b + c * RANKS * outputs + out + n, outputs, part.rank - c * RANKS, outs - n, room.data() + c * TILE_NUMBERS);
         const Int first = start / GROUP * GROUP;
-        multiply(first);
+        multiply_group(first);
         for (Int row = first; row < stop; row += GROUP) {
-            if (row + GROUP < stop) multiply(row + GROUP);
+            if (row + GROUP < stop) multiply_group(row + GROUP);
             add(row, n);
+        }
+    }
+}
+
+// sums(row, n) += what has been expanded of a group's rows, then times their gains, for outputs [0, outs): `added` and `gains` are
+// where each of 16 rows has them, or null.
+template <class Sums>
+void add_expanded(const float* const* added, const float* const* gains, Int row, Int outs, Sums sums) {
+    const bool gained = std::any_of(gains, gains + TILE_ROWS, [](const float* gain) { return gain; });
+    __mmask16 there = 0;
+    for (Int r = 0; r < TILE_ROWS; ++r) there |= __mmask16((added[r] != nullptr) << r);
+    const auto columns = [&](const float* const* rows, Int n, float otherwise, Vec* to) {
+        for (Int r = 0; r < TILE_ROWS; ++r)
+            to[r] = rows[r] ? Vec(_mm512_maskz_loadu_ps(first_lanes(outs - n), rows[r] + n)) : Vec{} + otherwise;
+        transpose(to);
+    };
+    for (Int n = 0; there && n < outs; n += TILE_ROWS) {
+        Vec plus[TILE_ROWS], by[TILE_ROWS];
+        columns(added, n, 0.0f, plus);
+        if (gained) columns(gains, n, 1.0f, by);
+        float* at = sums(row, n / TILE_ROWS);
+        for (Int i = 0; i < std::min(outs - n, TILE_ROWS); ++i, at += TILE_ROWS) {
+            const Vec sum = load(at) + plus[i];
+            _mm512_mask_storeu_ps(at, there, __m512(gained ? sum * by[i] : sum));
         }
     }
 }

@@ -4,8 +4,7 @@
 //   a = x + O(attend(rotate(norm(Q n)), rotate(norm(K n)), V n)),  n = norm(x)
 //   y = a + D(silu(G m) * U m),                                    m = norm(a)
 #include "attention.h"
-#include "task_sharing.h"
-#include "low_rank.h"
+#include "linear_input.h"
 #include "pointwise.h"
 #include "product.h"
 
@@ -25,44 +24,6 @@ struct DecoderLayer {
     Linear q, k, v, o, gate, up, down;
     Norm before_attention, before_mlp, of_queries, of_keys;
     Cache cache;
-};
-
-// Whether a linear's sums are kept in tiles until they are written, where adapters' terms join them.
-#if defined(BF16_TILES)
-bool stay_in_tiles(Int rows) { return rows > GROUP; }
-#else
-bool stay_in_tiles(Int) { return false; }
-#endif
-
-// The input of up to three linears that share it: all rows' activations, packed, and the adapters' terms on them.
-struct LinearInput {
-    Inputs x;
-    Buffer<float> h[3], plus[3];
-    LayerTerms terms[3];
-    std::vector<Shrink> shrinks;
-    TaskSharing shrink_tasks, product_tasks;
-
-    // Makes room for the input of `linears`, which share it, and lists what adapters shrink. Where every thread has an
-    // adapter's few rows to itself, it expands them at once.
-    void fit(Int rows, const Terms& adapters, std::initializer_list<const Linear*> linears) {
-        const bool at_once = rows <= DIRECT && adapters.count >= omp_get_max_threads(), tiled = stay_in_tiles(rows);
-        const auto beside_codes = [](const Linear* linear) { return linear->beside_codes(); };
-        const bool some = std::any_of(linears.begin(), linears.end(), beside_codes);
-        const bool all = some && std::all_of(linears.begin(), linears.end(), beside_codes);
-        x.fit(rows, (*linears.begin())->stride(), adapters.count || !all, some);
-        shrinks.clear();
-        Int i = 0;
-        for (const Linear* linear : linears) {
-            const Int widest = adapters.widest(linear->number), h_stride = tiled ? padded(widest, RANKS) : widest;
-            h[i].fit(padded(rows, GROUP) * h_stride);
-            if (at_once && h_stride) plus[i].fit(rows * linear->outputs);
-            terms[i] = {linear->number, linear->inputs, linear->outputs, h[i].data(), h_stride,
-                        at_once && h_stride ? plus[i].data() : nullptr, tiled};
-            terms[i].append(adapters, x.plain(), shrinks);
-            ++i;
-        }
-        shrink_tasks.set(shrinks.size());
-    }
 };
 
 // Buffers that the calling thread keeps between calls; the whole team reads and writes them.
@@ -91,7 +52,8 @@ class LayerPass {
         buffers.down.fit(rows, terms, {&layer.down});
         buffers.q.fit(rows * layer.q.outputs), buffers.k.fit(rows * layer.k.outputs);
         buffers.v.fit(rows * layer.v.outputs), buffers.attended.fit(rows * layer.o.inputs);
-        buffers.normed.fit(rows * layer.q.inputs), buffers.gated.fit(rows * layer.gate.outputs);
+        buffers.normed.fit(rows * layer.q.inputs);
+        if (!gated_in_tiles()) buffers.gated.fit(rows * layer.gate.outputs);
         buffers.tasks.clear();
         append_tasks(batch, layer.cache, omp_get_max_threads(), buffers.tasks);
         buffers.attention_tasks.set(buffers.tasks.size());
@@ -216,7 +178,7 @@ class LayerPass {
     // Whether gates times ups are laid out at once as what the next linear reads: they come in the order of its tiles. Biases are
     // added row by row.
     bool gated_in_tiles() const {
-        return stay_in_tiles(rows) && !layer.gate.bias && !layer.up.bias && layer.down.inputs % CODE_BLOCK == 0;
+        return buffers.mlp.terms[0].tiled() && !layer.gate.bias && !layer.up.bias && layer.down.inputs % CODE_BLOCK == 0;
     }
 
 #if defined(BF16_TILES)
@@ -275,13 +237,13 @@ class LayerPass {
     }
 
     // What is multiplied of all rows before any is asked for, with the adapters' terms that join it in tiles.
-    void multiply(Block& block, const LinearInput& input, int which, [[maybe_unused]] const Range& range, Int out, Int outs) {
+    void multiply(Block& block, const LinearInput& input, int which, const Range& range, Int out, Int outs) {
         const LayerTerms& changes = input.terms[which];
-        if (changes.h_stride) changes.fetch_expansion(terms, out, outs);
+        if (changes.h_stride) changes.fetch_expansion(terms, range.first, range.count(), out, outs);
         block.multiply_all(input.x);
 #if defined(BF16_TILES)
-        if (changes.tiled && changes.h_stride)
-            changes.apply_to_tiles(terms, range.first, range.count(), out, outs, block.room(),
+        if (changes.h_stride && changes.tiled())
+            changes.apply_to_tiles(terms, range.first, range.count(), out, outs, block.spare(),
                                    [&](Int row, Int n) { return block.sums(row, n); });
 #endif
     }
@@ -291,7 +253,7 @@ class LayerPass {
                        float* sums) {
         const LayerTerms& changes = input.terms[which];
         const Int count = block.products(input.x, row, sums);
-        if (changes.h_stride && !changes.tiled) changes.apply_to_rows(terms, row, count, out, outs, sums, BLOCK);
+        if (changes.h_stride && !changes.tiled()) changes.apply_to_rows(terms, row, count, out, outs, sums, BLOCK);
         if (linear.bias)
             for (Int m = 0; m < count; ++m)
                 for (Int n = 0; n < outs; ++n) sums[m * BLOCK + n] += linear.bias[out + n];

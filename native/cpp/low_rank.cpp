@@ -13,7 +13,7 @@ extern "C" void low_rank_bf16(const BFloat16* x, float* y, const Term* data, Int
     const Inputs& wide = kept_x;  // the caller's, for the whole team
     float* h = kept_h.data();
     std::vector<Shrink> shrinks;
-    LayerTerms{layer, inputs, outputs, h, widest, nullptr, false}.append(terms, wide.plain(), shrinks);
+    LayerTerms{layer, inputs, outputs, h, widest, nullptr, false, nullptr}.append(terms, wide.plain(), shrinks);
     const Int outs = LANES * 16, blocks = (outputs + outs - 1) / outs;
 #pragma omp parallel
     {

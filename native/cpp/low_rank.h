@@ -46,10 +46,10 @@ struct Shrink {
     const Part* part;
     const Activations* x;
     Int inputs, outputs;
-    float* h;  // of all rows
+    float* h;  // of its rows; if tiled, of all
     Int h_stride;
     float* plus;  // if not null, [rows, outputs] for what is expanded at once, while nothing else is read
-    bool tiled;  // how h lies
+    bool tiled;
 
     // h[t] = s * A x[t], and B h[t] if it is wanted.
     void run(Buffer<Number>& block, Ahead& ahead) const {
@@ -109,8 +109,8 @@ struct Shrink {
         }
         if (!tiled) return put_rows(from, ranks, found);
         const ShrunkTiles to{h, h_stride / RANKS};
-        to.put(start, std::min(next, stop), from / RANKS, found, float(part->scaling));
-        if (next < stop) to.put(next, stop, from / RANKS, found + TILE_SUMS, float(part->scaling));
+        to.put(start, std::min(next, stop), from, ranks, found, float(part->scaling));
+        if (next < stop) to.put(next, stop, from, ranks, found + TILE_SUMS, float(part->scaling));
     }
 
     // sums are [rank][row]
@@ -119,7 +119,7 @@ struct Shrink {
         put_sums(sums, stop - start, rows, RANKS);
         for (Int t = 0; t < stop - start; ++t)
             for (Int r = 0; r < ranks; ++r)
-                h[(start + t) * h_stride + from + r] = BFloat16::of(rows[t * RANKS + r] * float(part->scaling));
+                h[t * h_stride + from + r] = BFloat16::of(rows[t * RANKS + r] * float(part->scaling));
     }
 #else
     // As many as are multiplied together, so that they are read step by step.
@@ -147,7 +147,7 @@ struct Shrink {
             multiply(x->at(start), step, rows, Numbers{block.data(), wide}, ranks, 0, wide, vectors, RANKS);
         }
         for (Int t = 0; t < rows; ++t) {
-            float* const to = h + (start + t) * h_stride + from;
+            float* const to = h + t * h_stride + from;
             const Vec* const sums = vectors + t * RANKS;
             Int r = 0;
             for (; r + LANES <= ranks; r += LANES) store(to + r, totals(sums + r) * float(part->scaling));
@@ -159,21 +159,20 @@ struct Shrink {
     // plus[t] = B h[t], a few ranks and two rows at a time. The order of additions is that of `expand`.
     void expand_at_once(Buffer<Number>& room, Ahead& ahead) const {
         const Int numbers = (stop - start) * outputs;
-        float* const all = plus + start * outputs;
         for (Int from = 0, to; from < part->rank; from = to) {
             to = from + std::min(SUMMED, part->rank - from);
             if (!from) {
-                sum_ranks(from, to, all, ahead);
+                sum_ranks(from, to, plus, ahead);
                 continue;
             }
             room.fit(numbers * Int(sizeof(float) / sizeof(Number)));
             float* const some = reinterpret_cast<float*>(room.data());
             sum_ranks(from, to, some, ahead);
-            for (Int i = 0; i < numbers; ++i) all[i] += some[i];
+            for (Int i = 0; i < numbers; ++i) plus[i] += some[i];
         }
     }
 
-    // sums[t] = B h[t] of ranks [from, to), for the rows from `start` on.
+    // sums[t] = B h[t] of ranks [from, to).
     void sum_ranks(Int from, Int to, float* sums, Ahead& ahead) const {
         Int r = from;
         for (; r + RANKS_AT_ONCE <= to; r += RANKS_AT_ONCE) expand_ranks<RANKS_AT_ONCE>(r, r == from, sums, ahead);
@@ -183,52 +182,80 @@ struct Shrink {
     template <int R>
     void expand_ranks(Int r, bool first, float* to, Ahead& ahead) const {
         const BFloat16* b = part->b + r * outputs;
-        for (Int t = start; t < stop; t += 2, to += 2 * outputs) {
-            const auto read = [&, once = t == start] {
+        for (Int t = 0, rows = stop - start; t < rows; t += 2, to += 2 * outputs) {
+            const auto read = [&, once = t == 0] {
                 if (once) ahead.read(R);
             };
-            const auto add = t + 2 <= stop ? add_ranks<R, 2, decltype(read)> : add_ranks<R, 1, decltype(read)>;
+            const auto add = t + 2 <= rows ? add_ranks<R, 2, decltype(read)> : add_ranks<R, 1, decltype(read)>;
             add(h + t * h_stride + r, h_stride, b, outputs, first, to, read);
         }
     }
 };
 
-// The adapters' terms at one layer: h = s A x of all rows, and, if `plus` is not null, B h as well.
+// The adapters' terms at one layer: h = s A x of all rows, and B h of those that are expanded at once, by the thread that
+// shrinks them. Those are in `plus`, if it is not null: of a small batch all rows, of a large one those of terms with FEW_ROWS at
+// most, one after the other.
 struct LayerTerms {
     Int layer, inputs, outputs;
     float* h;
     Int h_stride;
     float* plus;
-    bool tiled;  // h, as of many rows
+    bool large;
+    float* few_h;  // what h is of those rows, if it is in tiles of the others
+
+    static constexpr Int FEW_ROWS = 8;
+#if defined(BF16_TILES)
+    bool tiled() const { return large; }
+#else
+    bool tiled() const { return false; }
+#endif
+
+    static bool few(const Term& term) { return term.stop - term.start <= FEW_ROWS; }
+    bool at_once(const Term& term) const { return plus && (!large || few(term)); }
+
+    // Calls `what(term, seat)`: which row of `plus` is its first.
+    template <class Do>
+    void each_term(const Terms& terms, Do what) const {
+        Int seats = 0;
+        for (const Term& term : terms) {
+            what(term, large ? seats : term.start);
+            if (at_once(term)) seats += term.stop - term.start;
+        }
+    }
 
     void append(const Terms& terms, const Activations& x, std::vector<Shrink>& found) const {
-        for (const Term& term : terms) {
+        each_term(terms, [&](const Term& term, Int seat) {
             const Part* part = term.parts + layer;
-            const Int ranks = plus ? std::max<Int>(part->rank, 1) : RANKS;
-            const Int groups = tiled ? ROWS_AT_ONCE : GROUP;
+            const bool whole = at_once(term), in_tiles = tiled() && !whole;
+            const Int ranks = whole ? std::max<Int>(part->rank, 1) : RANKS, groups = in_tiles ? ROWS_AT_ONCE : GROUP;
             for (Int start = term.start, stop; start < term.stop; start = stop) {
                 stop = std::min(start / groups * groups + groups, term.stop);
+                const Int place = seat + start - term.start;
+                float* const to = in_tiles ? h : tiled() ? few_h + place * h_stride : h + start * h_stride;
+                float* const expanded = whole ? plus + place * outputs : nullptr;
                 for (Int first = 0; first < part->rank; first += ranks)
-                    found.push_back({start, stop, first, std::min(first + ranks, part->rank), part, &x, inputs, outputs, h,
-                                     h_stride, plus, tiled});
+                    found.push_back({start, stop, first, std::min(first + ranks, part->rank), part, &x, inputs, outputs, to, h_stride,
+                                     expanded, in_tiles});
             }
-        }
+        });
     }
 
     // The layer's terms on rows [row, row + count), added to y, whose row 0 is `row`; then their gains.
     void apply_to_rows(const Terms& terms, Int row, Int count, Int out, Int outs, float* y, Int y_stride) const {
-        for (const Term& term : terms) {
+        each_term(terms, [&](const Term& term, Int seat) {
             const Part& part = term.parts[layer];
             const Int start = std::max(row, term.start), stop = std::min(row + count, term.stop);
-            if (part.rank == 0 || start >= stop) continue;
+            if (part.rank == 0 || start >= stop) return;
             float* rows = y + (start - row) * y_stride;
-            if (!plus) expand(h + start * h_stride, h_stride, stop - start, part, outputs, out, outs, rows, y_stride);
+            const bool whole = at_once(term);
+            if (!whole) expand(h + start * h_stride, h_stride, stop - start, part, outputs, out, outs, rows, y_stride);
+            const float* expanded = whole ? plus + (seat + start - term.start) * outputs + out : nullptr;
             for (Int t = 0; t < stop - start; ++t) {
                 float* values = rows + t * y_stride;
-                if (plus) change(values, plus + (start + t) * outputs + out, outs, [](auto a, auto b) { return a + b; });
+                if (whole) change(values, expanded + t * outputs, outs, [](auto a, auto b) { return a + b; });
                 if (part.gain) change(values, part.gain + out, outs, [](auto a, auto b) { return a * b; });
             }
-        }
+        });
     }
 
 #if defined(BF16_TILES)
@@ -238,8 +265,20 @@ struct LayerTerms {
         for (const Term& term : terms) {
             const Part& part = term.parts[layer];
             const Int start = std::max(row, term.start), stop = std::min(row + count, term.stop);
-            if (part.rank && start < stop)
+            if (part.rank && start < stop && !at_once(term))
                 expand_tiles(ShrunkTiles{h, h_stride / RANKS}, start, stop, part, outputs, out, outs, room, sums);
+        }
+        for (Int first = row; plus && first < row + count; first += GROUP) {
+            const float *added[GROUP] = {}, *gains[GROUP] = {};
+            each_term(terms, [&](const Term& term, Int seat) {
+                const Part& part = term.parts[layer];
+                if (!part.rank || !at_once(term)) return;
+                for (Int t = std::max(first, term.start); t < std::min(first + GROUP, term.stop); ++t) {
+                    added[t - first] = plus + (seat + t - term.start) * outputs + out;
+                    gains[t - first] = part.gain ? part.gain + out : nullptr;
+                }
+            });
+            add_expanded(added, gains, first, outs, sums);
         }
     }
 #endif
@@ -251,10 +290,10 @@ struct LayerTerms {
         for (; n < count; ++n) values[n] = how(values[n], by[n]);
     }
 
-    // Asks for the bytes of B that `apply_to_rows` will read: each rank's is a row of its own, far from the last one's.
-    void fetch_expansion(const Terms& terms, Int out, Int outs) const {
-        if (plus) return;
+    // Asks for the bytes of B that will be read: each rank's is a row of its own, far from the last one's.
+    void fetch_expansion(const Terms& terms, Int row, Int count, Int out, Int outs) const {
         for (const Term& term : terms) {
+            if (at_once(term) || term.stop <= row || row + count <= term.start) continue;
             const Part& part = term.parts[layer];
             for (Int r = 0; r < part.rank; ++r)
                 for (Int n = 0; n < outs; n += LINE) fetch(part.b + r * outputs + out + n);

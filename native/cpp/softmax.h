@@ -1,7 +1,7 @@
 // One step of the online softmax: scores of a tile of keys become weights (FlashAttention's running maximum and sum, arXiv
 // 2205.14135). Of one line, or of 16 together with the very same results. Knows nothing of the cache.
 //
-// Scores are in units in which weights are powers of two: they are multiplied with a factor that has log2(e) in it.
+// Weights are powers of two: scores are multiplied with a positive factor that has log2(e) in it.
 #pragma once
 
 #include "tiles.h"
@@ -55,7 +55,7 @@ inline void softmax(float factor, const float* scores, Int from, Int to, const L
     for (const Vec& some : s) most = some > most ? some : most;
     const float highest = largest(most) * factor;
     if (highest > line.highest) line.raise(highest);
-    const Vec base = Vec{} + line.highest;
+    const Vec base = Vec{} + (line.highest == -INFINITY ? 0.0f : line.highest);
     for (Int i = 0; i < VECTORS; ++i) {
         const Vec weight = weight_of(s[i], factor, base);
         store(weights + i * LANES, weight);
@@ -107,7 +107,7 @@ inline void softmax(float factor, float* scores, IntVec from, IntVec to, const L
     const Vec most = highest_of(scores) * factor;
     if (any(most > load(lines.highest))) lines.raise(most);
     Vec base = load(lines.highest), pairs[KEYS / 2], sums[LANES];
-    base = base == Vec{} - INFINITY ? Vec{} : base;  // of lines that have seen nothing yet
+    base = base == Vec{} - INFINITY ? Vec{} : base;  // of lines that have seen nothing yet, or nothing but -inf
     for (Int i = 0; i < LANES; i += 2) {
         sums[i] = sums[i + 1] = Vec{};
         for (Int key = i; key < KEYS; key += LANES) {

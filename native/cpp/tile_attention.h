@@ -72,11 +72,12 @@ struct ValuePairs {
             }
     }
 
-    // out[m][d] += weights[m] . v[d], for as many lines m as a tile has; weights are [lines, KEYS], out [lines, width].
+    // out[m][d] += weights[m] . v[d], for as many lines m as a tile has; weights are [lines, KEYS], out [lines, width]. `full`: those
+    // are 16, so tiles that have scores and queries otherwise have the same shape.
     void add(const BFloat16* weights, bool full, float* out) const {
         constexpr Int AT_ONCE = 4 * TILE_ROWS;
         Int d = 0;
-        if (full)  // tiles that hold scores otherwise have as many lines then
+        if (full)
             for (; d + AT_ONCE <= width; d += AT_ONCE) add_some<0, 4>(weights, d, out + d);
         for (; d < width; d += TILE_ROWS) add_some<5, 1>(weights, d, out + d);
     }
@@ -94,7 +95,7 @@ struct ValuePairs {
 
     template <int SUMS, int COUNT>
     void multiply(const BFloat16* values) const {
-        constexpr int MINE = COUNT % 2 ? 6 : 4;
+        constexpr int MINE = COUNT % 2 ? 6 : 4;  // by turns, the last one in 6
         load_tile<MINE>(values, width * 4);
         multiply_tiles<SUMS, 7, MINE>();
         if constexpr (COUNT > 1) multiply<SUMS + 1, COUNT - 1>(values + 2 * TILE_ROWS);

@@ -38,22 +38,21 @@ class Block {
         if (!direct) scratch.weights.fit(tiles * TILE_ROWS * depth);
     }
 
-    // Multiplies the whole range. Then `sums` has x[m] . w[n] for 16 of each.
+    // Multiplies the whole range, first of all. Then `sums` has x[m] . w[n] for 16 of each.
     void multiply_all(const Inputs& inputs) {
         const Activations& x = inputs.of(linear);
         few() ? multiply_few<BLOCK / TILE_ROWS>(x) : multiply_many(x);
     }
 
-    // What weights are laid out in, when they have been multiplied.
-    Buffer<Number>& room() { return scratch.weights; }
+    // Where weights were laid out: of no use after they have been multiplied.
+    Buffer<Number>& spare() { return scratch.weights; }
 
     // Sums [16 outputs, 16 rows] of the n-th tile and the group of a row: a group's tiles lie one after the other.
     float* sums(Int row, Int n) const {
         return scratch.tile_sums.data() + ((row - range.first) / GROUP * tiles + n) * TILE_SUMS;
     }
 
-    // y[m][n] = x[m] . w[n] for up to ROWS_AT_ONCE rows from `row`; y has BLOCK columns. Returns how many they are. All have been
-    // multiplied.
+    // y[m][n] = x[m] . w[n] for up to ROWS_AT_ONCE rows from `row`, multiplied before; y has BLOCK columns. Returns how many they are.
     Int products(const Inputs&, Int row, float* y) {
         const Int count = std::min(ROWS_AT_ONCE, range.stop - row);
         for (Int m = 0; m < count; m += GROUP)

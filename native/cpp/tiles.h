@@ -29,7 +29,7 @@ class TileUse {
     }
 
     // For attention of so many lines: scores in tiles 0 to 3 are keys in 6 times queries in 4; outputs in 5 are weights in 7
-    // times values in 6.
+    // times values in 6. With 16 lines all are alike, and 0 to 3 may have outputs, 4 values.
     static TileUse of_attention(Int lines) {
         const Int some = std::min(lines, TILE_ROWS);
         Shape all;

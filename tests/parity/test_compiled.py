@@ -141,13 +141,14 @@ def test_an_answer_does_not_depend_on_its_neighbours(arithmetic: Arithmetic, tmp
     served.close()
 
 
+@pytest.mark.parametrize("many", [11, 21])
 @pytest.mark.parametrize("arithmetic", list(Arithmetic))
-def test_what_is_decoded_does_not_depend_on_its_neighbours(arithmetic: Arithmetic, tmp_path: Path) -> None:
-    """Where there are enough adapters, a thread expands each by itself; otherwise beside the products. Each has two or
-    three rows, which are expanded in twos."""
+def test_what_is_decoded_does_not_depend_on_its_neighbours(arithmetic: Arithmetic, many: int, tmp_path: Path) -> None:
+    """Where there are enough adapters, a thread expands each by itself; otherwise beside the products. Each has two to
+    six rows, which are expanded in twos."""
     served = engine_rig("llama", tmp_path, kernels(arithmetic))
     adapters = add(served, tmp_path)
-    asked = [(PROMPTS[(i + i // 4) % 4], adapters[i % 4]) for i in range(11)]
+    asked = [(PROMPTS[(i + i // 4) % 4], adapters[i % 4]) for i in range(many)]
     ids = [served.submit(prompt, DECODED, adapter) for prompt, adapter in asked]
     together = served.run()
     for (prompt, adapter), id in zip(asked, ids, strict=True):
