@@ -222,10 +222,10 @@ def test_a_row_attends_alone_as_among_others(
     keys, values = (torch.zeros(tokens + 10, kv_heads, width).bfloat16() for _ in range(2))
 
     def attended(start: int, stop: int) -> Tensor:
-        numbers = (torch.tensor([number]) for number in (0, stop - start, stop))
-        spans = span_table(slots[start:stop], *numbers, slots[None, :stop].contiguous())
-        rows = (one[:, start:stop] for one in (query, key, value))
-        return compiled.attend(*rows, (keys, values), spans, width**-0.5, window)
+        first, count, context = (torch.tensor([number]) for number in (0, stop - start, stop))
+        spans = span_table(slots[start:stop], first, count, context, slots[None, :stop].contiguous())
+        q, k, v = (one[:, start:stop] for one in (query, key, value))
+        return compiled.attend(q, k, v, (keys, values), spans, width**-0.5, window)
 
     together = attended(0, tokens)
     for size in (1, 2, 7, 40):

@@ -86,12 +86,12 @@ class Rig:
 
     def run(self, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of the sequence, with its keys and values before them in the cache."""
-        numbers = (torch.tensor([number]) for number in (0, stop - start, stop))
-        spans = span_table(torch.arange(start, stop), *numbers, torch.arange(stop)[None])
+        first, count, context = (torch.tensor([number]) for number in (0, stop - start, stop))
+        spans = span_table(torch.arange(start, stop), first, count, context, torch.arange(stop)[None])
         terms = [
-            (max(first, start) - start, min(end, stop) - start, table)
-            for (first, end, _, _), table in zip(TERMS, self.adapters, strict=True)
-            if first < stop and start < end
+            (max(begin, start) - start, min(end, stop) - start, table)
+            for (begin, end, _, _), table in zip(TERMS, self.adapters, strict=True)
+            if begin < stop and start < end
         ]
         table = term_table(terms, stop - start)
         x, cos, sin = (one[start:stop].contiguous() for one in (self.x, self.cos, self.sin))
