@@ -24,19 +24,18 @@ class KVCache:
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self._layers = [
-            _zeros((2, num_blocks, block_size, layer.heads, layer.head_dim), dtype, device) for layer in layers
-        ]
+        shapes = [(num_blocks, block_size, layer.heads, layer.head_dim) for layer in layers]
+        halves = iter(_zeros([shape for shape in shapes for _ in range(2)], dtype, device))
+        self._layers = list(zip(halves, halves, strict=True))
         self._slots = [(keys.flatten(0, 1), values.flatten(0, 1)) for keys, values in self._layers]
 
     @property
     def num_bytes(self) -> int:
-        return sum(layer.numel() * layer.element_size() for layer in self._layers)
+        return sum(half.nbytes for layer in self._layers for half in layer)
 
     def blocks(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values by block: `[blocks, block_size, kv_heads, head_dim]` each."""
-        keys, values = self._layers[layer]
-        return keys, values
+        return self._layers[layer]
 
     def slots(self, layer: int) -> tuple[Tensor, Tensor]:
         """The same memory by slot: `[blocks * block_size, kv_heads, head_dim]` each."""
@@ -49,8 +48,10 @@ class KVCache:
         values.index_copy_(0, slots_T, values_TKD)
 
 
-def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """On a CPU a cache takes memory as it fills."""
+def _zeros(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """On a CPU a cache takes memory as it fills, all layers at one pace."""
     if device.type != "cpu":
-        return torch.zeros(*shape, dtype=dtype, device=device)
-    return pages.zeros(prod(shape), dtype).view(*shape)
+        return [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+    most = max(map(prod, shapes), default=0)
+    rooms = pages.apart(most, dtype, len(shapes))
+    return [room[: prod(shape)].view(shape) for room, shape in zip(rooms, shapes, strict=True)]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 LARGE = 2 << 20
 """Bytes of a large page, and what is worth one. Of a system whose pages are larger nothing is lost but the gain."""
 _LINE = 64
+_GOLDEN = 0.618
 
 
 def empty(count: int, dtype: torch.dtype) -> Tensor:
@@ -29,6 +30,21 @@ def empty(count: int, dtype: torch.dtype) -> Tensor:
 def zeros(count: int, dtype: torch.dtype) -> Tensor:
     """The same, zero, in pages that the system gives when they are first written to. At least one number."""
     return torch.frombuffer(_region(count * dtype.itemsize), dtype=dtype, count=count)
+
+
+def apart(count: int, dtype: torch.dtype, number: int) -> list[Tensor]:
+    """As many tensors of `count` zeros each as `number` says, for what fills all of them from the front at one pace.
+
+    A large page that nobody had takes milliseconds to get, and each tensor needs the next one after as many numbers. So
+    they lie in such a way that their pages do not end together: at steps of the golden ratio of a page, which divide it
+    evenly, however many there are.
+    """
+    size = count * dtype.itemsize
+    if size < LARGE:
+        return [zeros(count, dtype) for _ in range(number)]
+    step = size + (int(LARGE * _GOLDEN) // _LINE * _LINE - size) % LARGE
+    region = _region(number * step)
+    return [torch.frombuffer(region, dtype=dtype, count=count, offset=index * step) for index in range(number)]
 
 
 class Pool:

@@ -141,8 +141,8 @@ inline void lay_ranks(const BFloat16* b, Int outputs, Int ranks, Int outs, Numbe
     memcpy(to, rows, sizeof rows);
 }
 
-// sums(row, n) += B h, then times the gain, for rows [start, stop) of their group that one part covers, and the n-th 16 of
-// outputs [out, out + outs). Sums are [output][row]. The bits are those of `expand`.
+// sums(row, n) += B h, then times the gain, for rows [start, stop), which one part covers: [output][row] are the sums of a row's
+// group and the n-th 16 of outputs [out, out + outs). The bits are those of `expand`.
 template <class Sums>
 void expand_tiles(const ShrunkTiles& h, Int start, Int stop, const Part& part, Int outputs, Int out, Int outs, Buffer<Number>& room,
                   Sums sums) {

@@ -203,7 +203,7 @@ struct LayerTerms {
     bool large;
     float* few_h;  // what h is of those rows, if it is in tiles of the others
 
-    static constexpr Int FEW_ROWS = 8;
+    static constexpr Int FEW_ROWS = 8;  // for more, B is worth reading with every block, and laying out in tiles
 #if defined(BF16_TILES)
     bool tiled() const { return large; }
 #else

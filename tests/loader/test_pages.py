@@ -1,6 +1,7 @@
 """Memory in large pages: the same numbers, elsewhere."""
 
 import mmap
+from itertools import pairwise
 
 import pytest
 import torch
@@ -28,6 +29,19 @@ def test_it_is_zero_where_that_was_asked_for(count: int) -> None:
 @pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="this system has no large pages to ask for")
 def test_what_is_worth_a_large_page_begins_with_one() -> None:
     assert pages.empty(pages.LARGE, torch.uint8).data_ptr() % pages.LARGE == 0
+
+
+@pytest.mark.parametrize("count", [7, pages.LARGE // 2, 3 * pages.LARGE + 11])
+def test_what_fills_together_meets_the_ends_of_pages_one_after_the_other(count: int) -> None:
+    several = pages.apart(count, torch.bfloat16, 60)
+    assert all(one.shape == (count,) and not one.any() for one in several)
+    for number, one in enumerate(several):
+        one.fill_(number)
+    assert all(bool((one == number).all()) for number, one in enumerate(several)), "none lies over another"
+    if count * 2 >= pages.LARGE:
+        within = sorted(one.data_ptr() % pages.LARGE for one in several)
+        apart = [after - before for before, after in pairwise([*within, within[0] + pages.LARGE])]
+        assert min(apart) > pages.LARGE / 60 / 3 and max(apart) < 3 * pages.LARGE / 60
 
 
 def test_what_is_let_go_is_lent_again_and_to_nobody_before() -> None:
