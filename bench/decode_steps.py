@@ -1,4 +1,4 @@
-"""Times an engine's decode steps against their bare matrix products, and with adapters against without, in process.
+"""Times an engine's decode steps against their bare matrix products, and with adapters against without; prompts too.
 
 Owns that one comparison. The only benchmark that imports the engine: it drives it directly, since HTTP
 would be measured with it otherwise.
@@ -80,7 +80,7 @@ class Products:
 
 
 class Decoding:
-    """An engine whose requests are all decoding whenever a step is timed."""
+    """An engine whose requests are all decoding whenever a step is timed, or that reads one prompt."""
 
     def __init__(self, base: Base, store: BlobStore, setup: StepSetup, steps: int, graphs: bool) -> None:
         self._base, self._setting, self._steps = base, setup, steps
@@ -104,10 +104,7 @@ class Decoding:
     def step_seconds(self, adapters: Sequence[AdapterId | None]) -> list[float]:
         """The seconds of each timed decode step, with rows that take `adapters` in turn; None is the base."""
         scheduler = self._engine.scheduler
-        for adapter in adapters:  # else rows would decode while another's adapter is still read
-            self._ask(1, 1, adapter)
-        while scheduler.waiting or scheduler.running:
-            self._engine.step()
+        self._place(adapters)  # else rows would decode while another's adapter is still read
         for row in range(self._setting.rows):
             self._ask(self._setting.context, self._tokens, adapters[row % len(adapters)])
         while scheduler.waiting or any(sequence.remaining > 1 for sequence in scheduler.running):
@@ -116,6 +113,27 @@ class Decoding:
         assert len(scheduler.running) == self._setting.rows
         self._engine.abort_all()
         return times[WARM_UP:]
+
+    def prompt_seconds(self, adapter: AdapterId | None, times: int) -> list[float]:
+        """The seconds until the first token of a prompt that nobody sent before, while nothing else runs."""
+        self._place([adapter])
+        return [self._prompt_s(adapter) for _ in range(times)]
+
+    def _prompt_s(self, adapter: AdapterId | None) -> float:
+        started = time.perf_counter()
+        self._ask(self._setting.context, 1, adapter)
+        self._finish()
+        return time.perf_counter() - started
+
+    def _place(self, adapters: Sequence[AdapterId | None]) -> None:
+        for adapter in adapters:
+            self._ask(1, 1, adapter)
+        self._finish()
+
+    def _finish(self) -> None:
+        while self._engine.scheduler.waiting or self._engine.scheduler.running:
+            self._engine.step()
+        _wait(self._base)
 
     def _ask(self, prompt_tokens: int, output_tokens: int, adapter: AdapterId | None) -> None:
         prompt = tuple(torch.randint(self._base.model.config.vocab_size, (prompt_tokens,)).tolist())
@@ -160,10 +178,11 @@ def measure(
 ) -> dict[str, float]:
     """Milliseconds, medians over `rounds` of `steps` each, of which the first two are not counted.
 
-    `base`, `mixed` and `merged` are decode steps; `torch` and `served` the base's bare products as torch and as the
-    server multiplies (`torch` is missing for 4 bits); `adapters` what reading the adapters in the batch takes at the
-    bandwidth that was measured beside them. `kernels` are the CPU's, `graphs` the GPU's. Raises BenchError for a base
-    that cannot be had.
+    `base`, `mixed` and `merged` are decode steps; `prompt` and `adapted` one prompt of the context's tokens, by the
+    base and with an adapter, for every fifth of the steps; `torch` and `served` the base's bare products as torch and
+    as the server multiplies (`torch` is missing for 4 bits); `adapters` what reading the adapters in the batch takes at
+    the bandwidth that was measured beside them. `kernels` are the CPU's, `graphs` the GPU's. Raises BenchError for a
+    base that cannot be had.
     """
     try:
         source = resolve(name, data_dir)
@@ -183,11 +202,14 @@ def measure(
         decoding = Decoding(base, store, setup, steps, graphs)
         products = {key: Products(base, setup.rows, way, graphs) for key, way in ways.items()}
         for _ in range(rounds):
+            prompts = max(2, steps // 5)
             found.setdefault("base", []).extend(decoding.step_seconds([None]))
+            found.setdefault("prompt", []).extend(decoding.prompt_seconds(None, prompts))
             for key, product in products.items():
                 found.setdefault(key, []).extend(product.seconds() for _ in range(steps))
             if adapters:
                 found.setdefault("mixed", []).extend(decoding.step_seconds(adapters))
+                found.setdefault("adapted", []).extend(decoding.prompt_seconds(adapters[0], prompts))
                 decoding.merge(_one(adapters))
                 found.setdefault("merged", []).extend(decoding.step_seconds(adapters[:1]))
                 decoding.unmerge()

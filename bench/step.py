@@ -1,4 +1,4 @@
-"""`rootstock bench step`: a decode step against its bare matrix products, and what adapters add to it.
+"""`rootstock bench step`: a decode step against its bare matrix products, and what adapters add to it and to a prompt.
 
 Owns the command. torch and the engine are imported when it runs, so that the other commands start at once.
 """
@@ -50,7 +50,7 @@ def main(
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
 ) -> None:
-    """Time decode steps of the base, its bare products, steps with adapters, and with one that is merged, in turn."""
+    """Time decode steps of the base, its bare products, steps with adapters, with one merged, and prompts, in turn."""
     from bench.decode_steps import StepSetup, measure
 
     setup = StepSetup(rows, context, adapters, rank)
@@ -79,4 +79,13 @@ def _lines(found: Mapping[str, float], setup: "StepSetup", precision: str) -> li
             f" the base's speed; {extra:.1f} ms more, {extra / reading:.2f} times reading them ({reading:.1f} ms)",
             f"with one that is merged: {found['merged']:.1f} ms, {step / found['merged']:.2f} of the base's speed",
         ]
+    lines.append(_prompt_line(found, setup.context))
     return lines
+
+
+def _prompt_line(found: Mapping[str, float], tokens: int) -> str:
+    prompt = found["prompt"]
+    line = f"a prompt of {tokens} tokens: {prompt:.1f} ms"
+    if "adapted" in found:
+        line += f", with an adapter {found['adapted']:.1f} ms, {prompt / found['adapted']:.2f} of the base's speed"
+    return line
