@@ -86,7 +86,10 @@ class Attention {
         std::fill(s.maxima.data(), s.maxima.data() + task.heads * room, -INFINITY);
         std::fill(s.weights.data(), s.weights.data() + task.heads * room, 0.0f);
         std::fill(s.out.data(), s.out.data() + task.heads * room * width, 0.0f);
-        for (Int line = 0; lines > ONE_BY_ONE && line < room; ++line) s.positions[line] = int32_t(position(line));
+#if defined(BF16_TILES)
+        if (whole_groups())
+            for (Int line = 0; line < room; ++line) s.positions[line] = int32_t(position(line));
+#endif
         for (Int head = 0; head < task.heads; ++head) {
             Int line = 0;
 #if defined(BF16_TILES)

@@ -6,6 +6,10 @@
 #include "low_rank.h"
 #include "task_sharing.h"
 
+#if defined(BF16_TILES)
+static_assert(DIRECT >= GROUP, "the tiles of a large batch are as wide as a group");
+#endif
+
 // The input of up to three linears that share it: all rows' activations, packed, and the adapters' terms on them.
 struct LinearInput {
     Inputs x;
