@@ -18,10 +18,11 @@ def main() -> None:
 def _measure() -> None:
     import typer  # these take a second, in which a person may think better of it
 
-    from bench.commands import app
     from bench.errors import words
 
     try:
+        from bench.commands import app
+
         app(prog_name="rootstock bench")
     except Exception as error:
         if (told := words(error)) is None:

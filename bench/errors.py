@@ -14,6 +14,8 @@ def words(error: Exception) -> str | None:
     """What a person is told of an error that lies outside of the bench; None where it is a bug of ours."""
     if isinstance(error, BenchError):
         return str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("bench"):
+        return f"{error.name} is missing, which measuring needs and serving does not. Run `make setup` first."
     if isinstance(error, httpx.HTTPStatusError):
         status, url = error.response.status_code, error.request.url
         return f"{url} answered {status}. Is that server of the kind that is measured, and does it ask for a key?"

@@ -17,6 +17,8 @@ heavy = {"torch", "transformers", "peft", "matplotlib", "server", "engine", "loa
 sys.exit(f"imported {heavy}" if heavy else 0)
 """
 
+WITHOUT_ITS_LIBRARIES = "import sys; sys.modules['aiohttp'] = None; from bench.__main__ import main; main()"
+
 
 def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
@@ -35,6 +37,12 @@ def test_flags_and_exit_codes_pass_through(tmp_path: Path) -> None:
     ended = python("-c", ROOTSTOCK, "bench", "limits", str(tmp_path), "--context", "0", cwd=tmp_path)
     assert ended.returncode == 2
     assert "--context" in ended.stderr
+
+
+def test_after_make_serve_alone_it_says_what_is_missing() -> None:
+    ended = python("-c", WITHOUT_ITS_LIBRARIES, "step", cwd=bench.ROOT)
+    assert ended.returncode == 1
+    assert "aiohttp is missing" in ended.stderr and "make setup" in ended.stderr and "Traceback" not in ended.stderr
 
 
 def test_nothing_heavy_is_imported_for_the_list(tmp_path: Path) -> None:
