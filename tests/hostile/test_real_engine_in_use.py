@@ -51,6 +51,7 @@ def test_d40_a_stream_outlives_its_adapter_and_nothing_else_of_it_stays(real: Re
     id = AdapterId(real.add(tmp_path, "gone", seed=40))
     begin = said(real.http, "gone", length=60)
     body = {"model": "gone", "prompt": list(PROMPT), "max_tokens": 240, "stream": True} | GREEDY
+    real.runner.rest(steps=40)
     with real.http.stream("POST", "/v1/completions", json=body) as reply, real.live.client() as other:
         assert other.delete("/v1/adapters/gone").status_code == 202, "it runs"
         assert other.post("/v1/completions", json=body).json()["error"]["code"] == "model_not_found"
@@ -66,6 +67,7 @@ def test_d41_no_cached_prefix_of_the_old_version_is_taken_for_the_new(real: Real
     old = said(real.http, "moved@1", length=40)
     assert real.http.put("/v1/adapters/moved/aliases/prod", json={"version": 1}).is_success
     body = {"model": "moved@prod", "prompt": list(PROMPT), "max_tokens": 40, "stream": True} | GREEDY
+    real.runner.rest(steps=20)
     with real.http.stream("POST", "/v1/completions", json=body) as reply, real.live.client() as other:
         first = real.rig.catalog.resolve("moved@1").id
         real.add(tmp_path, "moved", seed=2)
@@ -158,6 +160,7 @@ def test_f61_a_hangup_gives_back_blocks_slots_and_references(real: RealEngineSer
 
 def test_f66_an_engine_that_raises_in_mid_stream_keeps_nothing(real: RealEngineServer) -> None:
     body = {"model": "canary", "prompt": [4, 5, 6], "max_tokens": 240, "stream": True} | GREEDY
+    real.runner.rest(steps=20)
     with real.http.stream("POST", "/v1/completions", json=body) as reply:
         lines = reply.iter_lines()
         assert next(lines).startswith("data: ")

@@ -5,6 +5,7 @@ Owns the base and the wiring; the broken uploads, written for those shapes, fit 
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +52,16 @@ class Fragile:
         self._runner = runner
         self.broken = False
         self.preempted = 0
+        self._resting = 0
+
+    def rest(self, steps: int) -> None:
+        """The next steps take 50 ms more each: an answer is still under way when a busy machine asks for more."""
+        self._resting = steps
 
     def execute(self, plan: StepPlan) -> list[ChunkResult]:
+        if self._resting:
+            self._resting -= 1
+            time.sleep(0.05)
         self.preempted += len(plan.preempted)
         if self.broken:
             raise RuntimeError("the device is on fire")
