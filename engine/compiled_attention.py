@@ -95,7 +95,7 @@ def probe(width: int, rotary: nn.Module, cache: KVCache, kernels: Kernels) -> tu
     positions = torch.arange(PROBED_ROWS)[None] * 37
     turned = rotary(x, position_ids=positions)
     inputs = {"position_embeddings": turned, "attention_mask": None, "position_ids": positions}
-    return x, {**inputs, "paged": _rows(cache, kernels)}
+    return x, {**inputs, "paged": one_sequence(cache, kernels)}
 
 
 def _kernels_take_heads(kernels: Kernels, replacement: CompiledAttention, x: Tensor) -> bool:
@@ -107,8 +107,8 @@ def _kernels_take_heads(kernels: Kernels, replacement: CompiledAttention, x: Ten
     return kernels.can_attend(query, key, value)
 
 
-def _rows(cache: KVCache, kernels: Kernels) -> PagedBatch:
-    """One sequence of a few positions in the first slots of the cache."""
+def one_sequence(cache: KVCache, kernels: Kernels) -> PagedBatch:
+    """Of PROBED_ROWS positions, in the first slots of the cache."""
     slots_T, starts_N = torch.arange(PROBED_ROWS), torch.tensor([0, PROBED_ROWS])
     count = starts_N[1:]
     table = span_table(slots_T, starts_N[:1], count, count, slots_T[None])

@@ -15,7 +15,7 @@ from adapters.layer import ActiveGrafts
 from adapters.manifest import AdapterId
 from adapters.row_allocator import bucket
 from adapters.stage import NO_GAIN, Placement, Stage, Staged
-from engine.batch import PagedBatch, Span, reading_slots
+from engine.batch import PagedBatch, Span
 from engine.flash import Flash
 from engine.kv_cache import KVCache
 from engine.recording import Recorder, Replay
@@ -153,7 +153,7 @@ class RecordedDecoding:
         table_NB, contexts_N = rows_TC[:, BLOCKS:].int(), rows_TC[:, CONTEXT].int()
         slots_NL = table_NB.new_empty(rows, 0, dtype=torch.long)  # FlashAttention reads the table itself
         if self._flash is None:
-            slots_NL = reading_slots(table_NB, contexts_N[:, None], self._cache.block_size)
+            slots_NL = _reading_slots(table_NB, contexts_N, self._cache.block_size)
         return PagedBatch(
             cache=self._cache,
             spans=tuple(Span(row, row + 1, self._max_context) for row in range(rows)),
@@ -166,3 +166,11 @@ class RecordedDecoding:
             flash=self._flash,
             recorded=True,
         )
+
+
+def _reading_slots(table_NB: Tensor, contexts_N: Tensor, block_size: int) -> Tensor:
+    """As `batch.reading_slots`, from what only the device knows."""
+    offsets = torch.arange(block_size, dtype=torch.int32, device=table_NB.device)
+    slots_NL = (table_NB[:, :, None] * block_size + offsets).flatten(1).long()
+    positions_L = torch.arange(slots_NL.shape[1], device=table_NB.device)
+    return torch.where(positions_L < contexts_N[:, None], slots_NL, slots_NL[:, :1])

@@ -20,6 +20,7 @@ from engine import attention
 from engine.batch import in_batch_order, pack
 from engine.compiled_attention import speed_up_attention
 from engine.compiled_layer import speed_up_layers
+from engine.compiled_model import logits_of
 from engine.flash import Flash
 from engine.graphs import RecordedDecoding
 from engine.kv_cache import KVCache
@@ -50,6 +51,7 @@ class ModelRunner:
         self._selections = Selections(bank)
         linears = graft(base.model, base.shape.linears, bank, self._active, base.head)
         self._layers = speed_up_layers(base.model, self._active, bank.numbers, cache, base.kernels)
+        self._logits = logits_of(base.model, self._layers, cache, base.kernels)
         self._merger = Merger(base, linears)
 
     def record_decoding(self, recorder: Recorder, stage: Stage, max_rows: int, max_blocks: int) -> None:
@@ -61,12 +63,15 @@ class ModelRunner:
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> list[ChunkResult]:
         chunks = in_batch_order(plan.chunks)
-        logits_XV = self._forward(chunks)
-        asked = logits_XV.split([len(_rows(chunk)) for chunk in chunks])
-        tokens = self._next_tokens(chunks, asked, logits_XV)
+        rows = [_rows(chunk) for chunk in chunks]
+        logits_XV = self._forward(chunks, rows)
+        ends = list(accumulate(map(len, rows)))
+        sampled = self._next_tokens(chunks, ends, logits_XV)
         results = {
-            chunk.sequence.id: _result(token, _prompt_report(chunk, rows))
-            for chunk, rows, token in zip(chunks, asked, tokens, strict=True)
+            chunk.sequence.id: _reported(result, chunk, logits_XV[end - len(own) : end])
+            if _prompt_positions(chunk)
+            else result
+            for chunk, own, end, result in zip(chunks, rows, ends, sampled, strict=True)
         }
         return [results[chunk.sequence.id] for chunk in plan.chunks]
 
@@ -88,36 +93,28 @@ class ModelRunner:
         if self._recorded is not None:
             self._recorded.forget_merged()
 
-    def _forward(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Logits `[X, V]` of the rows somebody asked for, in batch order."""
-        device = self._base.device
-        wanted = list(_wanted_rows(chunks))
+    def _forward(self, chunks: Sequence[Chunk], rows: Sequence[Sequence[int]]) -> Tensor:
+        """Logits `[X, V]` of the rows that are needed of each chunk, in batch order."""
+        firsts = accumulate((chunk.count for chunk in chunks), initial=0)
+        wanted = [first + row for first, own in zip(firsts, rows, strict=False) for row in own]
         replayed = None if self._recorded is None else self._recorded.logits(chunks, self._merged)
         if replayed is not None:
             return replayed if len(wanted) == len(chunks) else replayed[wanted]
         ids = [token for chunk in chunks for token in chunk.sequence.tokens[chunk.start : chunk.stop]]
         positions = [position for chunk in chunks for position in range(chunk.start, chunk.stop)]
         self._active.tokens = self._selection(chunks, [chunk.count for chunk in chunks])
-        self._active.head = self._selection(chunks, [len(_rows(chunk)) for chunk in chunks])
-        output = self._base.model(
-            input_ids=torch.tensor([ids], device=device),
-            position_ids=torch.tensor([positions], device=device),
-            use_cache=False,
-            logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=device),
-            paged=pack(chunks, self._cache, device, self._base.kernels, self._flash),
-        )
-        logits: Tensor = output.logits[0]
-        return logits
+        self._active.head = self._selection(chunks, [len(own) for own in rows])
+        paged = pack(chunks, self._cache, self._base.device, self._base.kernels, self._flash)
+        return self._logits(ids, positions, wanted, paged)
 
     def _selection(self, chunks: Sequence[Chunk], counts: Sequence[int]) -> Selection:
         return self._selections.of(list(_segments(chunks, counts)), self._merged)
 
-    def _next_tokens(self, chunks: Sequence[Chunk], asked: Sequence[Tensor], logits_XV: Tensor) -> list[ChunkResult]:
-        """A sampled token for every chunk that catches up, an empty result for the others."""
+    def _next_tokens(self, chunks: Sequence[Chunk], ends: Sequence[int], logits_XV: Tensor) -> list[ChunkResult]:
+        """A sampled token for every chunk that catches up, an empty result for the others. `ends` of their logits."""
         sampled = [index for index, chunk in enumerate(chunks) if _samples(chunk)]
         results = [ChunkResult()] * len(chunks)
         if sampled:
-            ends = list(accumulate(map(len, asked)))
             last = [ends[index] - 1 for index in sampled]
             # A batch that decodes samples all of its rows, which then need no copy.
             logits_SV = (logits_XV if len(last) == len(logits_XV) else logits_XV[last]).float()
@@ -127,8 +124,9 @@ class ModelRunner:
         return results
 
 
-def _result(token: ChunkResult, prompt: tuple[TokenLogprob, ...]) -> ChunkResult:
-    """Both halves of a chunk's result; a prompt that is only scored must not end in NaN either."""
+def _reported(token: ChunkResult, chunk: Chunk, rows_XV: Tensor) -> ChunkResult:
+    """With what a chunk's prompt tokens were worth; a prompt that is only scored must not end in NaN either."""
+    prompt = _prompt_report(chunk, rows_XV)
     if not all(isfinite(report.logprob) for report in prompt):
         return ChunkResult(finite=False)
     return replace(token, prompt=prompt)
@@ -151,13 +149,6 @@ def _rows(chunk: Chunk) -> list[int]:
     return [*rows, chunk.count - 1] if _samples(chunk) else rows
 
 
-def _wanted_rows(chunks: Sequence[Chunk]) -> Iterator[int]:
-    first = 0
-    for chunk in chunks:
-        yield from (first + row for row in _rows(chunk))
-        first += chunk.count
-
-
 def _segments(chunks: Sequence[Chunk], counts: Sequence[int]) -> Iterator[Segment]:
     """Neighbours with the same adapter become one segment."""
     start = stop = 0
@@ -172,10 +163,8 @@ def _segments(chunks: Sequence[Chunk], counts: Sequence[int]) -> Iterator[Segmen
 
 def _prompt_report(chunk: Chunk, rows_XV: Tensor) -> tuple[TokenLogprob, ...]:
     """What the prompt's own tokens were worth, for the positions this chunk computed."""
-    alternatives = chunk.sequence.params.prompt_logprobs
-    positions = _prompt_positions(chunk)
-    if alternatives is None or not positions:
-        return ()
+    alternatives, positions = chunk.sequence.params.prompt_logprobs, _prompt_positions(chunk)
+    assert alternatives is not None, "nobody asked"
     tokens = chunk.sequence.tokens[positions.start + 1 : positions.stop + 1]
     return tuple(
         report

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Seq
 from itertools import compress
-from math import inf
+from math import inf, isfinite
 from typing import cast
 
 import numpy as np
@@ -28,8 +28,8 @@ def sample(logits_SV: Tensor, sequences: Seq[Sequence], eos: Collection[int]) ->
     """Choose one token per row from float32 logits. A row without a finite maximum, as the model gave it or after
     penalties and bias, fails alone, and so does one whose constraint fails.
     """
-    tokens = _best(logits_SV)
-    failed = {row: ChunkResult(finite=False) for row in _not_finite(logits_SV, tokens)}
+    tokens, not_finite = _best(logits_SV)
+    failed = {row: ChunkResult(finite=False) for row in not_finite}
     reports = _reports(logits_SV, sequences)
     adjusts = [_adjusts(s, eos) for s in sequences]
     likeliest = {row: tokens[row] for row, s in enumerate(sequences) if not (adjusts[row] or s.params.temperature)}
@@ -43,8 +43,8 @@ def sample(logits_SV: Tensor, sequences: Seq[Sequence], eos: Collection[int]) ->
     if allowed:
         adjusted = _constrained(adjusted, allowed)
     if adjusted is not logits_SV:
-        tokens = _best(adjusted)
-        failed = {row: ChunkResult(finite=False) for row in _not_finite(adjusted, tokens)} | failed
+        tokens, not_finite = _best(adjusted)
+        failed = {row: ChunkResult(finite=False) for row in not_finite} | failed
     warm = [row for row, s in enumerate(sequences) if row not in failed and s.params.temperature > 0]
     if warm:
         rows = adjusted if len(warm) == len(tokens) else adjusted[warm]
@@ -108,16 +108,19 @@ _PLUS_OF_BYTE = torch.from_numpy(np.where(_BITS, np.float32(0), np.float32(-inf)
 """For each byte of a constraint's bits `[256, 8]` what is added to its tokens' logits: 0 where one may come."""
 
 
-def _not_finite(logits_SV: Tensor, best: Seq[int]) -> list[int]:
-    """The rows whose largest logit is not. Where there is a NaN it is the largest to an argmax."""
-    finite = logits_SV[range(len(best)), best].isfinite().tolist()
-    return [row for row, ok in enumerate(finite) if not ok]
+def _best(logits_SV: Tensor) -> tuple[list[int], list[int]]:
+    """The likeliest token of each row, and the rows whose largest logit is not finite.
 
-
-def _best(logits_SV: Tensor) -> list[int]:
-    """The likeliest token of each row. numpy's argmax is vectorised, torch's own on a CPU takes ten times as long."""
-    tokens = logits_SV.numpy().argmax(-1) if logits_SV.is_cpu else logits_SV.argmax(-1)
-    return cast(list[int], tokens.tolist())
+    A NaN is the largest to an argmax. numpy's is vectorised, torch's own on a CPU takes ten times as long.
+    """
+    if logits_SV.is_cpu:
+        array_SV = logits_SV.numpy()
+        tokens = cast(list[int], array_SV.argmax(-1).tolist())
+        values = [array_SV[row, token] for row, token in enumerate(tokens)]
+    else:
+        best_S = logits_SV.argmax(-1)
+        values, tokens = logits_SV.gather(1, best_S[:, None])[:, 0].tolist(), best_S.tolist()
+    return tokens, [row for row, value in enumerate(values) if not isfinite(value)]
 
 
 class Report:

@@ -35,6 +35,7 @@ MAY_IMPORT_TORCH = {
     "engine.build",
     "engine.compiled_attention",
     "engine.compiled_layer",
+    "engine.compiled_model",
     "engine.draws",
     "engine.flash",
     "engine.graphs",
