@@ -52,7 +52,20 @@ class Block {
         Vec* sums = scratch.sums.data();
         const Int end = direct ? linear.inputs : linear.stride(), most = whole ? end : DEPTH;
         const Int parts = (end + most - 1) / most, depth = padded((end + parts - 1) / parts, CODE_BLOCK);
-        for (Int from = 0; from < end; from += depth) add(x.at(row), x.step(row), rows, from, std::min(from + depth, end), sums);
+        const auto add_all = [&](Vec* folded) {
+            for (Int from = 0; from < end; from += depth)
+                add(x.at(row), x.step(row), rows, from, std::min(from + depth, end), sums, from + depth < end ? nullptr : folded);
+        };
+#if defined(__AVX512F__)
+        if (rows == FOLDED_ROWS) {
+            Vec columns[BLOCK];
+            std::fill(columns + outs, columns + padded(outs, LANES), Vec{});
+            add_all(columns);
+            for (Int n = 0; n < outs; n += LANES) unfold_rows(columns + n, y + n, BLOCK);
+            return rows;
+        }
+#endif
+        add_all(nullptr);
         for (Int m = 0; m < rows; ++m) {
             Int n = 0;
             for (; n + LANES <= outs; n += LANES) store(y + m * BLOCK + n, totals(sums + m * BLOCK + n));
@@ -71,19 +84,19 @@ class Block {
         if (rows > GROUP && rows <= DIRECT && next) asked = next;
     }
 
-    void add(const Number* x, Int step, Int rows, Int from, Int to, Vec* sums) const {
+    void add(const Number* x, Int step, Int rows, Int from, Int to, Vec* sums, Vec* folded) const {
         const Int inputs = linear.inputs;
         if (!direct) {
-            multiply(x, step, rows, Numbers{scratch.weights.data(), linear.stride()}, outs, from, to, sums, BLOCK);
+            multiply(x, step, rows, Numbers{scratch.weights.data(), linear.stride()}, outs, from, to, sums, BLOCK, folded);
         } else if (whole) {
-            multiply(x, step, rows, WholeHalves{linear.halves + out * inputs, inputs}, outs, from, to, sums, BLOCK);
+            multiply(x, step, rows, WholeHalves{linear.halves + out * inputs, inputs}, outs, from, to, sums, BLOCK, folded);
         } else if (linear.halves) {
-            multiply(x, step, rows, Halves{linear.halves + out * inputs, inputs, asked}, outs, from, to, sums, BLOCK);
+            multiply(x, step, rows, Halves{linear.halves + out * inputs, inputs, asked}, outs, from, to, sums, BLOCK, folded);
         } else {
 #if defined(__AVX512F__)
             const CodeRows rows_of{linear.codes.data + out * inputs / 2, scratch.scales.data(), load(linear.codes.values),
                                    size_t(inputs / CODE_BLOCK)};
-            multiply(x, step, rows, rows_of, outs, from, to, sums, BLOCK);
+            multiply(x, step, rows, rows_of, outs, from, to, sums, BLOCK, folded);
 #endif
         }
     }

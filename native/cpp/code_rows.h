@@ -114,7 +114,8 @@ __attribute__((always_inline)) inline void add_codes(const Number* x, Int step, 
 
 // As the general one.
 template <int M, int N>
-inline void tile(const Number* x, Int step, const CodeRows& source, Int column, Int from, Int to, Vec* sums, Int stride) {
+inline void tile(const Number* x, Int step, const CodeRows& source, Int column, Int from, Int to, Vec* sums, Int stride,
+                 Vec* folded) {
     Vec acc[M][N];
     each<M, N>([&](int m, int n) { acc[m][n] = Vec{}; });
     if (from) each<M, N>([&](int m, int n) { acc[m][n] = sums[m * stride + n]; });
@@ -125,7 +126,7 @@ inline void tile(const Number* x, Int step, const CodeRows& source, Int column, 
     x += from / PER_VECTOR * step;
     for (Int k = from; k < to; k += CODE_BLOCK, x += CodeBlock::VECTORS * step)
         add_codes<0>(x, step, w, k + CODE_BLOCK < to, pieces, b, acc);  // behind the last block, it again
-    each<M, N>([&](int m, int n) { sums[m * stride + n] = acc[m][n]; });
+    put_sums(acc, sums, stride, folded);
 }
 
 struct CodeTable {

@@ -118,10 +118,10 @@ inline float largest(Vec value) {
 }
 #endif
 
-#if defined(__GNUC__) && !defined(__clang__)
 // a and b, each folded upon itself within groups of 2 * HALF lanes: a's sums in every group's first half, b's behind.
 template <int HALF>
-inline Vec folded(Vec a, Vec b) {
+__attribute__((always_inline)) inline Vec folded(Vec a, Vec b) {
+#if defined(__GNUC__) && !defined(__clang__)
     IntVec kept, moved;  // a blend, which any port does, and one shuffle
     for (int lane = 0; lane < LANES; ++lane) {
         const bool first = lane % (2 * HALF) < HALF;
@@ -129,6 +129,14 @@ inline Vec folded(Vec a, Vec b) {
         moved[lane] = first ? lane + HALF : LANES + lane - HALF;
     }
     return __builtin_shuffle(a, b, kept) + __builtin_shuffle(a, b, moved);
+#else
+    Vec sums;
+    for (int lane = 0; lane < LANES; ++lane) {
+        const bool first = lane % (2 * HALF) < HALF;
+        sums[lane] = first ? a[lane] + a[lane + HALF] : b[lane] + b[lane - HALF];
+    }
+    return sums;
+#endif
 }
 
 template <int HALF>
@@ -144,13 +152,6 @@ __attribute__((always_inline)) inline Vec totals(const Vec* values) {
     fold<LANES / 2>(work);
     return work[0];
 }
-#else
-__attribute__((always_inline)) inline Vec totals(const Vec* values) {
-    Vec sums;
-    for (int i = 0; i < LANES; ++i) sums[i] = total(values[i]);
-    return sums;
-}
-#endif
 
 // 2^x for x <= 0, to about 2 units in the last place; 0 below the normal numbers.
 inline Vec exp2_of(Vec x) {

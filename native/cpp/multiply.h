@@ -6,6 +6,7 @@
 // its next, in numbers.
 #pragma once
 
+#include "fold.h"
 #include "operand.h"
 
 // A source gives `VECTORS` vectors of one row of w at a time, of `PER_VECTOR` numbers each, in the order of x. Most ask
@@ -129,11 +130,20 @@ inline void add_vectors(const typename Source::X* x, Int step, const typename So
     if constexpr (V + 1 < Source::Piece::VECTORS) add_vectors<V + 1, Source>(x + step, step, pieces, acc);
 }
 
+// Where a tile's sums go: lane by lane to `sums`, or to one vector for each column of a whole group of rows.
+template <int M, int N>
+__attribute__((always_inline)) inline void put_sums(Vec (&acc)[M][N], Vec* sums, Int stride, Vec* folded) {
+    if constexpr (M == FOLDED_ROWS)
+        if (folded) return fold_rows(acc, folded);
+    each<M, N>([&](int m, int n) { sums[m * stride + n] = acc[m][n]; });
+}
+
 // sums[m][n] += x[m] . w[n] over inputs [from, to), lane by lane; from input 0 on, whatever was in sums counts as zero.
 // The order of additions of one sum does not depend on what else is in the tile, so a request's result does not depend
 // on its neighbours.
 template <int M, int N, class Source>
-inline void tile(const typename Source::X* x, Int step, const Source& w, Int column, Int from, Int to, Vec* sums, Int stride) {
+inline void tile(const typename Source::X* x, Int step, const Source& w, Int column, Int from, Int to, Vec* sums, Int stride,
+                 Vec* folded) {
     using Piece = typename Source::Piece;
     Vec acc[M][N];
     each<M, N>([&](int m, int n) { acc[m][n] = Vec{}; });
@@ -145,33 +155,36 @@ inline void tile(const typename Source::X* x, Int step, const Source& w, Int col
         for (int n = 0; n < N; ++n) pieces[n] = w.piece(column + n, k);
         add_vectors<0, Source>(x, step, pieces, acc);
     }
-    each<M, N>([&](int m, int n) { sums[m * stride + n] = acc[m][n]; });
+    put_sums(acc, sums, stride, folded);
 }
 
 template <int M, class Source>
-inline void some_rows(const typename Source::X* x, Int step, const Source& w, Int columns, Int from, Int to, Vec* sums, Int stride) {
+inline void some_rows(const typename Source::X* x, Int step, const Source& w, Int columns, Int from, Int to, Vec* sums, Int stride,
+                      Vec* folded) {
     constexpr int N = columns_beside<Source>(M);
+    const auto at = [&](Int n) { return folded ? folded + n : nullptr; };
     Int n = 0;
-    for (; n + N <= columns; n += N) tile<M, N>(x, step, w, n, from, to, sums + n, stride);
+    for (; n + N <= columns; n += N) tile<M, N>(x, step, w, n, from, to, sums + n, stride, at(n));
     if constexpr (N > 2)
-        for (; n + 2 <= columns; n += 2) tile<M, 2>(x, step, w, n, from, to, sums + n, stride);
-    for (; n < columns; ++n) tile<M, 1>(x, step, w, n, from, to, sums + n, stride);
+        for (; n + 2 <= columns; n += 2) tile<M, 2>(x, step, w, n, from, to, sums + n, stride, at(n));
+    for (; n < columns; ++n) tile<M, 1>(x, step, w, n, from, to, sums + n, stride, at(n));
 }
 
-// As `tile`, for all m < rows and n < columns. `to` lies a whole number of the source's steps from `from`.
+// As `tile`, for all m < rows and n < columns. `to` lies a whole number of the source's steps from `from`. `folded`, if not
+// null, is for FOLDED_ROWS rows.
 template <class Source>
 inline void multiply(const typename Source::X* x, Int step, Int rows, const Source& w, Int columns, Int from, Int to, Vec* sums,
-                     Int stride) {
+                     Int stride, Vec* folded = nullptr) {
     constexpr int MOST = Source::ROWS;
     for (; rows >= MOST; rows -= MOST, x += MOST * Source::PER_VECTOR, sums += MOST * stride)
-        some_rows<MOST>(x, step, w, columns, from, to, sums, stride);
+        some_rows<MOST>(x, step, w, columns, from, to, sums, stride, folded);
     switch (rows) {
-        case 7: return some_rows<7>(x, step, w, columns, from, to, sums, stride);
-        case 6: return some_rows<6>(x, step, w, columns, from, to, sums, stride);
-        case 5: return some_rows<5>(x, step, w, columns, from, to, sums, stride);
-        case 4: return some_rows<4>(x, step, w, columns, from, to, sums, stride);
-        case 3: return some_rows<3>(x, step, w, columns, from, to, sums, stride);
-        case 2: return some_rows<2>(x, step, w, columns, from, to, sums, stride);
-        case 1: return some_rows<1>(x, step, w, columns, from, to, sums, stride);
+        case 7: return some_rows<7>(x, step, w, columns, from, to, sums, stride, nullptr);
+        case 6: return some_rows<6>(x, step, w, columns, from, to, sums, stride, nullptr);
+        case 5: return some_rows<5>(x, step, w, columns, from, to, sums, stride, nullptr);
+        case 4: return some_rows<4>(x, step, w, columns, from, to, sums, stride, nullptr);
+        case 3: return some_rows<3>(x, step, w, columns, from, to, sums, stride, nullptr);
+        case 2: return some_rows<2>(x, step, w, columns, from, to, sums, stride, nullptr);
+        case 1: return some_rows<1>(x, step, w, columns, from, to, sums, stride, nullptr);
     }
 }
