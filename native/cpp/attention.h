@@ -2,6 +2,7 @@
 // Only slots of the query's own context are read.
 #pragma once
 
+#include "dot_attention.h"
 #include "tile_attention.h"
 
 constexpr Int FEW = 8;  // up to so many lines, values are widened in registers
@@ -38,23 +39,6 @@ struct Scattered {
     }
 };
 
-#if defined(BF16_DOTS)
-// Keys as they are.
-struct ScatteredHalves {
-    using X = Number;
-    static constexpr int ROWS = 8;
-    static constexpr int PER_VECTOR = ::PER_VECTOR;
-    const BFloat16* data;
-    const KeyOffsets& at;
-
-    using Piece = Halves::Piece;
-    Piece piece(Int n, Int k) const {
-        fetch(data + at.later[n] + k);
-        return {PackedPair(data + at.now[n] + k)};
-    }
-};
-#endif
-
 // out[m] += p[m] . v over the tile's keys, for M lines and N vectors of the width, from d.
 template <int M, int N, class Values>
 inline void add_values(const float* p, const Values& v, Int keys, Int width, Int d, float* out) {
@@ -73,6 +57,18 @@ inline void add_values(const float* p, const Values& v, Int keys, Int width, flo
     Int d = 0;
     for (; d + 4 * LANES <= width; d += 4 * LANES) add_values<M, 4>(p, v, keys, width, d, out);
     for (; d < width; d += LANES) add_values<M, 1>(p, v, keys, width, d, out);
+}
+
+// `what(count, line)` for all lines, up to four at a time: `count` from `line` on.
+template <class Do>
+inline void few_at_once(Int lines, Do what) {
+    Int line = 0;
+    for (; line + 4 <= lines; line += 4) what(std::integral_constant<int, 4>(), line);
+    switch (lines - line) {
+        case 3: return what(std::integral_constant<int, 3>(), line);
+        case 2: return what(std::integral_constant<int, 2>(), line);
+        case 1: return what(std::integral_constant<int, 1>(), line);
+    }
 }
 
 // One task's work: its lines, query heads times positions, against one tile of keys after the other.
@@ -138,8 +134,9 @@ class Attention {
         float* lines_of_head = s.q.data() + head * lines * width;
 #if defined(BF16_TILES)
         if (dots()) return queries(head).put(line, from, width);
+#elif defined(BF16_DOTS)
+        if (dots()) return void(memcpy(halves(head) + line * width, from, size_t(width) * sizeof(BFloat16)));
 #endif
-        if (dots()) return pack(from, reinterpret_cast<Number*>(lines_of_head) + line * PER_VECTOR, lines * PER_VECTOR, width, width);
         for (Int d = 0; d < width; d += LANES) store(lines_of_head + d * lines + line * LANES, load(from + d));
     }
 
@@ -150,16 +147,12 @@ class Attention {
         const BFloat16 *k = layer.keys + head * width, *v = layer.values + head * width;
 #if defined(BF16_TILES)
         if (dots()) return process_in_amx_tiles(head, at, from, keys);
+#elif defined(BF16_DOTS)
+        if (dots()) return process_in_dots(head, at, from, keys);
 #endif
         for (Int j = keys; j < KEYS; ++j)
             for (Int d = 0; d < width; d += LINE) fetch(k + at.later[j] + d), fetch(v + at.later[j] + d);
-#if defined(BF16_DOTS)
-        if (dots())
-            multiply(reinterpret_cast<const Number*>(q), lines * PER_VECTOR, lines, ScatteredHalves{k, at}, keys, 0, width,
-                     s.sums.data(), KEYS);
-        else
-#endif
-            multiply(q, lines * LANES, lines, Scattered{k, at}, keys, 0, width, s.sums.data(), KEYS);
+        multiply(q, lines * LANES, lines, Scattered{k, at}, keys, 0, width, s.sums.data(), KEYS);
         for (Int line = 0; line < lines; ++line) {
             for (Int j = 0; j < keys; j += LANES) store(s.p.data() + line * KEYS + j, totals(s.sums.data() + line * KEYS + j));
             softmax_line(head, line, from, keys, s.p.data() + line * KEYS, s.p.data() + line * KEYS);
@@ -181,13 +174,46 @@ class Attention {
         softmax(factor, scores, seen_from, seen_to, Line{s.maxima[i], s.weights[i], s.out.data() + i * width, width}, weights);
     }
 
+#if defined(BF16_DOTS)
+    // bf16 in room that is there for floats: one head's queries, and a tile's values.
+    BFloat16* halves(Int head) const { return reinterpret_cast<BFloat16*>(s.q.data() + head * lines * width); }
+
+    NextTile next_tile(Int head, const KeyOffsets& at) const {
+        return {layer.keys + head * width, layer.values + head * width, at.later, width};
+    }
+
+    template <class Beside>
+    ValuePairs laid_values(Int head, const KeyOffsets& at, Beside beside) const {
+        const ValuePairs values{reinterpret_cast<BFloat16*>(s.v.data()), width};
+        values.lay(layer.values + head * width, at, beside);
+        return values;
+    }
+#endif
+
+#if defined(BF16_DOTS) && !defined(BF16_TILES)
+    // As `process_tile`, a few lines after the other, whose scores and weights stay near. Weights are rounded to bf16 before
+    // values are multiplied with them, their sum is not.
+    void process_in_dots(Int head, const KeyOffsets& at, Int from, Int keys) {
+        const KeyPairs laid{s.keys.data(), width};
+        NextTile next = next_tile(head, at);
+        const auto ask = [&](Int rows) { return [&next, rows] { next.ask(rows); }; };
+        laid.lay(layer.keys + head * width, at, ask(5));
+        const ValuePairs values = laid_values(head, at, ask(1));
+        few_at_once(lines, [&](auto count, Int line) {
+            alignas(LINE_BYTES) float scores[count * KEYS];
+            alignas(LINE_BYTES) BFloat16 weights[count * KEYS];
+            laid.score<count>(halves(head) + line * width, scores, ask(1));
+            for (Int i = 0; i < count; ++i) softmax_line(head, line + i, from, keys, scores + i * KEYS, weights + i * KEYS);
+            add_values<count>(weights, values, s.out.data() + (head * room + line) * width, ask(1));
+        });
+    }
+#endif
+
 #if defined(BF16_TILES)
     bool whole_groups() const { return lines > ONE_BY_ONE; }  // tiles are as wide as 16 lines, whether or not they are there
 
-    // One head's lines, bf16 in the room that is there for floats.
-    Activations queries(Int head) const {
-        return {reinterpret_cast<Number*>(s.q.data() + head * lines * width), lines, width};
-    }
+    // One head's lines.
+    Activations queries(Int head) const { return {halves(head), lines, width}; }
 
     // 16 of them.
     void pack_queries(const Rows& query, Int head, Int line) {
@@ -212,10 +238,11 @@ class Attention {
             else
                 softmax_each(head, line, from, keys, mine);
         }
-        const ValuePairs values{reinterpret_cast<BFloat16*>(s.v.data()), width};
-        values.lay(layer.values + head * width, at);
+        NextTile next = next_tile(head, at);
+        next.row = KEYS;  // its keys were asked for
+        const ValueTiles tiles_of_values{laid_values(head, at, [&] { next.ask(2); })};
         for (Int line = 0; line < lines; line += GROUP)
-            values.add(s.rounded_weights.data() + line * KEYS, whole_groups(), s.out.data() + (head * room + line) * width);
+            tiles_of_values.add(s.rounded_weights.data() + line * KEYS, whole_groups(), s.out.data() + (head * room + line) * width);
     }
 
     void softmax_group(Int head, Int line, Int from, float* scores) {
@@ -241,17 +268,9 @@ class Attention {
     // out += p . v for all lines
     template <class Values>
     void add_all(const Values& v, Int keys, float* out) {
-        Int line = 0;
-        const auto add = [&](auto rows) {
-            add_values<rows>(s.p.data() + line * KEYS, v, keys, width, out + line * width);
-            line += rows;
-        };
-        while (line + 4 <= lines) add(std::integral_constant<int, 4>());
-        switch (lines - line) {
-            case 3: return add(std::integral_constant<int, 3>());
-            case 2: return add(std::integral_constant<int, 2>());
-            case 1: return add(std::integral_constant<int, 1>());
-        }
+        few_at_once(lines, [&](auto count, Int line) {
+            add_values<count>(s.p.data() + line * KEYS, v, keys, width, out + line * width);
+        });
     }
 
     const AttentionTask& task;

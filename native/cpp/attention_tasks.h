@@ -5,7 +5,7 @@
 #include "softmax.h"
 
 // At most so many query rows share a reading of the keys: the query heads of a KV head, times positions.
-#if defined(BF16_TILES)
+#if defined(BF16_DOTS)
 constexpr Int MAX_LINES = 128;
 #else
 constexpr Int MAX_LINES = 32;
@@ -43,6 +43,20 @@ struct AttentionTask {
 // Offsets into the cache of a tile's keys, and of the next tile's.
 struct KeyOffsets {
     Int now[KEYS], later[KEYS];
+};
+
+// The next tile's keys and values, of which memory is asked a few rows at a time: all at once are more than can be on their way.
+struct NextTile {
+    const BFloat16 *keys, *values;
+    const Int* later;
+    Int width, row = 0;
+
+    void ask(Int rows) {
+        for (const Int stop = std::min(row + rows, 2 * KEYS); row < stop; ++row) {
+            const BFloat16* at = (row < KEYS ? keys : values) + later[row % KEYS];
+            for (Int d = 0; d < width; d += LINE) fetch(at + d);
+        }
+    }
 };
 
 // The keys that a task reads: from the tile of the oldest position that its first row sees, to its last row's own.

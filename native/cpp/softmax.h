@@ -6,8 +6,8 @@
 
 #include "tiles.h"
 
-#if defined(BF16_TILES)
-constexpr Int KEYS = 2 * TILE_DEPTH;  // keys taken together
+#if defined(BF16_DOTS)
+constexpr Int KEYS = 64;  // keys taken together
 #else
 constexpr Int KEYS = 48;
 #endif
@@ -50,7 +50,7 @@ inline void softmax(float factor, const float* scores, Int from, Int to, const L
     if (from > 0 || to < KEYS)
         for (Int i = 0; i < VECTORS; ++i) {
             const IntVec key = lane_numbers() + int32_t(i * LANES);
-            s[i] = (key >= int32_t(from)) & (key < int32_t(to)) ? s[i] : Vec{} - INFINITY;
+            s[i] = ((key >= int32_t(from)) & (key < int32_t(to))) ? s[i] : Vec{} - INFINITY;
         }
     for (const Vec& some : s) most = some > most ? some : most;
     const float highest = largest(most) * factor;

@@ -2,8 +2,8 @@
 // neither tasks nor which keys a line sees.
 #pragma once
 
-#include "attention_tasks.h"
 #include "activations.h"
+#include "value_pairs.h"
 
 #if defined(BF16_TILES)
 // 16 keys where they lie if that is one behind the other, as in a block of the cache; else copied together.
@@ -52,30 +52,15 @@ class KeyTiles {
     WeightTiles tiles[COUNT];
 };
 
-// A tile of values at `data`, those of two keys after the other in pairs: [pair of keys][width][2].
-struct ValuePairs {
-    BFloat16* data;
-    Int width;
-
-    // Asks memory for the next tile's.
-    void lay(const BFloat16* v, const KeyOffsets& at) const {
-        alignas(sizeof(Operand)) uint16_t low[PER_VECTOR], high[PER_VECTOR];
-        for (int i = 0; i < PER_VECTOR; ++i) low[i] = uint16_t(i / 2 + i % 2 * PER_VECTOR), high[i] = uint16_t(low[i] + PER_VECTOR / 2);
-        const __m512i first = _mm512_load_si512(low), second = _mm512_load_si512(high);
-        BFloat16* to = data;
-        for (Int j = 0; j < KEYS; j += 2)
-            for (Int d = 0; d < width; d += PER_VECTOR, to += 2 * PER_VECTOR) {
-                fetch(v + at.later[j] + d), fetch(v + at.later[j + 1] + d);
-                const Operand a = operand(v + at.now[j] + d), b = operand(v + at.now[j + 1] + d);
-                _mm512_storeu_si512(to, _mm512_permutex2var_epi16(a, first, b));
-                _mm512_storeu_si512(to + PER_VECTOR, _mm512_permutex2var_epi16(a, second, b));
-            }
-    }
+// A tile of values, laid in pairs.
+struct ValueTiles {
+    const ValuePairs values;
 
     // out[m][d] += weights[m] . v[d], for as many lines m as a tile has; weights are [lines, KEYS], out [lines, width]. `full`: those
     // are 16, so tiles that have scores and queries otherwise have the same shape.
     void add(const BFloat16* weights, bool full, float* out) const {
         constexpr Int AT_ONCE = 4 * TILE_ROWS;
+        const Int width = values.width;
         Int d = 0;
         if (full)
             for (; d + AT_ONCE <= width; d += AT_ONCE) add_some<0, 4>(weights, d, out + d);
@@ -88,28 +73,28 @@ struct ValuePairs {
         load_sums<SUMS, COUNT>(out);
         for (Int j = 0; j < KEYS; j += TILE_DEPTH) {
             load_tile<7>(weights + j, KEYS * 2);
-            multiply<SUMS, COUNT>(data + j * width + d * 2);
+            multiply<SUMS, COUNT>(values.data + j * values.width + d * 2);
         }
         store_sums<SUMS, COUNT>(out);
     }
 
     template <int SUMS, int COUNT>
-    void multiply(const BFloat16* values) const {
+    void multiply(const BFloat16* tile) const {
         constexpr int MINE = COUNT % 2 ? 6 : 4;  // by turns, the last one in 6
-        load_tile<MINE>(values, width * 4);
+        load_tile<MINE>(tile, values.width * 4);
         multiply_tiles<SUMS, 7, MINE>();
-        if constexpr (COUNT > 1) multiply<SUMS + 1, COUNT - 1>(values + 2 * TILE_ROWS);
+        if constexpr (COUNT > 1) multiply<SUMS + 1, COUNT - 1>(tile + 2 * TILE_ROWS);
     }
 
     template <int SUMS, int COUNT>
     void load_sums(const float* out) const {
-        load_tile<SUMS>(out, width * 4);
+        load_tile<SUMS>(out, values.width * 4);
         if constexpr (COUNT > 1) load_sums<SUMS + 1, COUNT - 1>(out + TILE_ROWS);
     }
 
     template <int SUMS, int COUNT>
     void store_sums(float* out) const {
-        store_tile<SUMS>(out, width * 4);
+        store_tile<SUMS>(out, values.width * 4);
         if constexpr (COUNT > 1) store_sums<SUMS + 1, COUNT - 1>(out + TILE_ROWS);
     }
 };

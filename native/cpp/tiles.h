@@ -4,6 +4,7 @@
 #pragma once
 
 #include "operand.h"
+#include "transpose.h"
 
 #if defined(BF16_TILES)
 constexpr Int TILE_ROWS = 16;  // rows of a tile
@@ -185,31 +186,6 @@ template <int W, int U>
 inline void add_tiles(const WeightTiles& w, const ActivationTiles (&x)[U], Int from, Int to) {
     add_tiles<W, U>(w, x, from, to, [] {});
 }
-
-#if defined(__GNUC__) && !defined(__clang__)
-// Transposes 16 rows of 16 sums.
-template <int BIT = TILE_ROWS / 2>
-inline void transpose(Vec* rows) {
-    IntVec low, high;
-    for (int lane = 0; lane < LANES; ++lane) {
-        low[lane] = lane & BIT ? LANES + (lane ^ BIT) : lane;
-        high[lane] = lane & BIT ? LANES + lane : lane ^ BIT;
-    }
-    for (int i = 0; i < TILE_ROWS; ++i) {
-        if (i & BIT) continue;
-        const Vec a = rows[i], b = rows[i | BIT];
-        rows[i] = __builtin_shuffle(a, b, low), rows[i | BIT] = __builtin_shuffle(a, b, high);
-    }
-    if constexpr (BIT > 1) transpose<BIT / 2>(rows);
-}
-#else
-inline void transpose(Vec* rows) {
-    Vec turned[TILE_ROWS];
-    for (int i = 0; i < TILE_ROWS; ++i)
-        for (int j = 0; j < TILE_ROWS; ++j) turned[j][i] = rows[i][j];
-    std::copy(turned, turned + TILE_ROWS, rows);
-}
-#endif
 
 // y[m][n] = sums[n][m], for the first `rows` m.
 inline void put_sums(const float* sums, Int rows, float* y, Int stride) {
