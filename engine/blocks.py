@@ -85,6 +85,11 @@ class BlockPool:
                 if block not in self._hash_of:  # nothing to find again: reuse it first
                     self._free.move_to_end(block, last=False)
 
+    def forget(self, blocks: Iterable[int]) -> None:
+        """Let nobody find these any more; used blocks stay with their holders."""
+        for block in blocks:
+            self._forget(block)
+
     def forget_content(self) -> None:
         """Make no prefix findable any more; used blocks stay with their holders."""
         self._hash_of.clear()

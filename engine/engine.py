@@ -252,6 +252,8 @@ class Engine:
             known = len(sequence.prompt_logprobs) - (chunk.start + 1)  # a preempted sequence computes these again
             sequence.prompt_logprobs += result.prompt[max(0, known) :]
             if not result.finite:
+                # Full blocks were published with each of its chunks: whatever is not a number there is not for others.
+                self.pool.forget(sequence.blocks)
                 self._fail(sequence, *(_NON_FINITE if sequence.adapter is None else _OVERFLOW))
             elif result.stuck:
                 self._fail(sequence, *_STUCK)

@@ -108,6 +108,17 @@ def test_forgetting_content_keeps_the_holders() -> None:
     pool.check_integrity()
 
 
+def test_what_is_forgotten_alone_is_found_no_more_and_kept_by_its_holder() -> None:
+    pool = BlockPool(3, 4)
+    first, second, third = pool.allocate(3)
+    pool.publish(first, b"a")
+    pool.publish(second, b"b")
+    pool.forget([second, third])
+    assert pool.match([b"a"]) == [first] and pool.match([b"b"]) == [] and pool.num_used == 3
+    pool.release([first, second, third])
+    pool.check_integrity()
+
+
 class Blocks(RuleBasedStateMachine):
     """Holders take and give back blocks; what a hash finds is always the content that was published under it."""
 

@@ -190,6 +190,20 @@ def test_a_row_that_is_not_finite_fails_alone(adapter: str | None, code: str) ->
     assert bench.tokens("good") == expected_tokens(request)
 
 
+@pytest.mark.parametrize(("overflows", "cached"), [(True, 0), (False, 20)])
+def test_nobody_finds_the_prefix_of_a_row_that_was_not_finite(overflows: bool, cached: int) -> None:
+    """It may be what was not: its first chunks were full, and could be found, before the last one showed it."""
+    bench = Bench(batch_tokens=16)
+    if overflows:
+        bench.runner.overflows.add("first")
+    for id in ("first", "again"):
+        bench.submit(id, range(22))
+        bench.run()
+    admission = bench.outputs["again"][0].admission
+    assert admission is not None and admission.cached_tokens == cached
+    assert bench.reason("again") is FinishReason.LENGTH
+
+
 def test_an_adapter_that_cannot_be_read_fails_those_who_wait_for_it() -> None:
     bench = Bench(adapters={"bad": 10, "good": 10})
     bench.mover.corrupt.add(named("bad"))
