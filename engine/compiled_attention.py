@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from engine.batch import PagedBatch, Span
 from engine.kv_cache import KVCache
+from loader.suitability import max_model_len
 from native.kernels import Kernels
 from native.tables import DTYPE, span_table
 
@@ -74,14 +75,14 @@ def speed_up_attention(model: PreTrainedModel, cache: KVCache, kernels: Kernels 
     for path, module in list(model.named_modules()):
         if {name for name, _ in module.named_children()} - NORMS == PROJECTIONS and hasattr(module, "layer_idx"):
             compiled = CompiledAttention(module, kernels)
-            if _agree(module, compiled, rotary, cache, kernels):
+            if _agree(module, compiled, model, cache, kernels):
                 model.set_submodule(path, compiled)
 
 
 def _agree(
-    original: nn.Module, replacement: CompiledAttention, rotary: nn.Module, cache: KVCache, kernels: Kernels
+    original: nn.Module, replacement: CompiledAttention, model: PreTrainedModel, cache: KVCache, kernels: Kernels
 ) -> bool:
-    x, inputs = probe(cast(int, original.get_submodule("q_proj").in_features), rotary, cache, kernels)
+    x, inputs = probe(cast(int, original.get_submodule("q_proj").in_features), model, cache, kernels)
     cos, _ = inputs["position_embeddings"]
     if cos.shape != (1, PROBED_ROWS, replacement.head_dim) or not _kernels_take_heads(kernels, replacement, x):
         return False
@@ -89,11 +90,16 @@ def _agree(
     return torch.equal(want, got)
 
 
-def probe(width: int, rotary: nn.Module, cache: KVCache, kernels: Kernels) -> tuple[Tensor, dict[str, Any]]:
+def probed_positions(model: PreTrainedModel) -> Tensor:
+    """From the first to the last that is served: what a model does to far ones alone has to be seen."""
+    return torch.linspace(0, max_model_len(model.config) - 1, PROBED_ROWS, dtype=torch.float64).long()
+
+
+def probe(width: int, model: PreTrainedModel, cache: KVCache, kernels: Kernels) -> tuple[Tensor, dict[str, Any]]:
     """A few random rows `[1, T, width]` of one sequence, and what else a decoder gives its layers."""
     x = torch.randn(1, PROBED_ROWS, width, generator=torch.Generator().manual_seed(0)).to(DTYPE)
-    positions = torch.arange(PROBED_ROWS)[None] * 37
-    turned = rotary(x, position_ids=positions)
+    positions = probed_positions(model)[None]
+    turned = cast(nn.Module, model.base_model.rotary_emb)(x, position_ids=positions)
     inputs = {"position_embeddings": turned, "attention_mask": None, "position_ids": positions}
     return x, {**inputs, "paged": one_sequence(cache, kernels)}
 

@@ -136,7 +136,7 @@ def speed_up_layers(
         for index, layer in enumerate(layers)
         if _has_known_parts(layer)
     }
-    replaced = {index: one for index, one in alone.items() if _agree(layers[index], one, rotary, cache, kernels)}
+    replaced = {index: one for index, one in alone.items() if _agree(layers[index], one, model, cache, kernels)}
     if len(replaced) == len(layers):
         replaced = {0: CompiledLayers(layers, active, numbers, cache, kernels)}
         model.base_model.layers = nn.ModuleList(replaced.values())
@@ -159,10 +159,10 @@ def _has_known_parts(layer: nn.Module) -> bool:
 
 
 def _agree(
-    original: nn.Module, replacement: CompiledLayers, rotary: nn.Module, cache: KVCache, kernels: Kernels
+    original: nn.Module, replacement: CompiledLayers, model: PreTrainedModel, cache: KVCache, kernels: Kernels
 ) -> bool:
     """Whether both give the same for the same rows, but for the last places of what they round in between."""
     query = cast(GraftedLinear, original.get_submodule(LINEARS["q"]))
-    x, inputs = probe(cast(FastLinear, query.base).in_features, rotary, cache, kernels)
+    x, inputs = probe(cast(FastLinear, query.base).in_features, model, cache, kernels)
     want, got = (cast(Tensor, layer(x, **inputs)).float() for layer in (original, replacement))
     return bool((want - got).abs().max() <= 2**-6 * (want.abs().max() + 1e-6))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from engine.batch import PagedBatch
-from engine.compiled_attention import PROBED_ROWS, one_sequence
+from engine.compiled_attention import PROBED_ROWS, one_sequence, probed_positions
 from engine.compiled_layer import CompiledLayers
 from engine.kv_cache import KVCache
 from native.kernels import Kernels
@@ -46,7 +46,7 @@ class ModelLogits:
         return cast(Tensor, output.logits[0])
 
 
-class CompiledLogits:
+class ShortLogits:
     """`head(norm(layers(embed(ids))[wanted]))` with the very modules of the model.
 
     What transformers does around them takes a millisecond, which is a tenth of a decode step of the smallest models.
@@ -80,8 +80,14 @@ def logits_of(
     whole, decoder = ModelLogits(model), cast(Any, model.base_model)
     if kernels is None or len(layers) != 1 or not hasattr(decoder, "norm") or list(decoder.layers) != list(layers):
         return whole
-    short, vocabulary = CompiledLogits(model, layers[0]), model.config.get_text_config().vocab_size
+    short = ShortLogits(model, layers[0])
+    paged = one_sequence(cache, kernels)
+    vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (PROBED_ROWS,), generator=torch.Generator().manual_seed(0)).tolist()
-    rows, positions = one_sequence(cache, kernels), [37 * row for row in range(PROBED_ROWS)]
-    pairs = [(way(ids, positions, wanted, rows) for way in (whole, short)) for wanted in ([1, 3], range(PROBED_ROWS))]
-    return short if all(want.dtype == got.dtype and torch.equal(want, got) for want, got in pairs) else whole
+    positions = probed_positions(model).tolist()
+
+    def agree(wanted: Sequence[int]) -> bool:
+        want, got = (way(ids, positions, wanted, paged) for way in (whole, short))
+        return want.dtype == got.dtype and torch.equal(want, got)
+
+    return short if agree([1, 3]) and agree(range(PROBED_ROWS)) else whole

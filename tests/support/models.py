@@ -87,13 +87,16 @@ CONFIGS: Mapping[str, Callable[[], PreTrainedConfig]] = {
 ARCHITECTURES: tuple[str, ...] = tuple(CONFIGS)
 
 
-def tiny_model_dir(arch: str, tmp: Path) -> Path:
-    """The directory `tmp/<arch>` with a tiny random model in float32 and its tokenizer; made on the first call."""
-    target = tmp / arch
+def tiny_model_dir(arch: str, tmp: Path, **changes: object) -> Path:
+    """The directory `tmp/<arch>` with a tiny random model in float32 and its tokenizer; made on the first call.
+
+    `changes` to its config are part of the name.
+    """
+    target = tmp / "-".join([arch, *(f"{name}-{value}" for name, value in changes.items())])
     if not target.exists():
         tmp.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=tmp))
-        tiny_model(arch).save_pretrained(scratch)
+        tiny_model(arch, **changes).save_pretrained(scratch)
         tiny_tokenizer().save_pretrained(scratch)
         try:
             scratch.rename(target)
@@ -102,12 +105,15 @@ def tiny_model_dir(arch: str, tmp: Path) -> Path:
     return target
 
 
-def tiny_model(arch: str) -> PreTrainedModel:
-    """A model of `arch` in float32, eval mode; the same weights on every call."""
+def tiny_model(arch: str, **changes: object) -> PreTrainedModel:
+    """A model of `arch` in float32, eval mode; the same weights on every call. `changes` are to its config."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(20)
         make: Callable[[PreTrainedConfig], PreTrainedModel] = AutoModelForCausalLM.from_config
-        model = make(CONFIGS[arch]())
+        config = CONFIGS[arch]()
+        for name, value in changes.items():
+            setattr(config, name, value)
+        model = make(config)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name.endswith("bias"):
