@@ -13,7 +13,7 @@ struct AttentionScratch {
     Buffer<float> q, v, p, out, maxima, weights;
     Buffer<Vec> sums;
     Buffer<int32_t> positions;  // of lines
-    Buffer<BFloat16> keys, rounded_weights;  // a tile's keys that do not lie together; p, rounded
+    Buffer<BFloat16> keys, rounded_weights;  // a tile's keys, turned or brought together; p, rounded
 
     // `room` is for so many lines of each head.
     void fit(Int lines, Int room, Int heads, Int width) {
@@ -122,7 +122,7 @@ class Attention {
   private:
     Int position(Int line) const { return range.position + line / groups; }
     Int query_head(Int head, Int line) const { return (task.head + head) * groups + line % groups; }
-    bool dots() const { return PAIR_VECTORS == 1 && width % PAIR == 0; }
+    bool dots() const { return layer.dots(); }
 
     const BFloat16* query_of(const Rows& query, Int head, Int line) const {
         return query.data + (row + line / groups) * query.token + query_head(head, line) * query.head;
@@ -178,8 +178,9 @@ class Attention {
     // bf16 in room that is there for floats: one head's queries, and a tile's values.
     BFloat16* halves(Int head) const { return reinterpret_cast<BFloat16*>(s.q.data() + head * lines * width); }
 
-    NextTile next_tile(Int head, const KeyOffsets& at) const {
-        return {layer.keys + head * width, layer.values + head * width, at.later, width};
+    // From a row on: keys, then values.
+    NextTile next_tile(Int head, const KeyOffsets& at, Int row) const {
+        return {layer.keys + head * width, layer.values + head * width, at.later, width, row};
     }
 
     template <class Beside>
@@ -195,9 +196,9 @@ class Attention {
     // values are multiplied with them, their sum is not.
     void process_in_dots(Int head, const KeyOffsets& at, Int from, Int keys) {
         const KeyPairs laid{s.keys.data(), width};
-        NextTile next = next_tile(head, at);
+        NextTile next = next_tile(head, at, 0);
         const auto ask = [&](Int rows) { return [&next, rows] { next.ask(rows); }; };
-        laid.lay(layer.keys + head * width, at, ask(5));
+        laid.lay(layer.keys + head * width, at, ask(std::max<Int>(1, 320 / width)));  // a third in all, and the rest one by one
         const ValuePairs values = laid_values(head, at, ask(1));
         few_at_once(lines, [&](auto count, Int line) {
             alignas(LINE_BYTES) float scores[count * KEYS];
@@ -238,8 +239,7 @@ class Attention {
             else
                 softmax_each(head, line, from, keys, mine);
         }
-        NextTile next = next_tile(head, at);
-        next.row = KEYS;  // its keys were asked for
+        NextTile next = next_tile(head, at, KEYS);  // its keys were asked for
         const ValueTiles tiles_of_values{laid_values(head, at, [&] { next.ask(2); })};
         for (Int line = 0; line < lines; line += GROUP)
             tiles_of_values.add(s.rounded_weights.data() + line * KEYS, whole_groups(), s.out.data() + (head * room + line) * width);

@@ -4,12 +4,9 @@
 
 #include "softmax.h"
 
-// At most so many query rows share a reading of the keys: the query heads of a KV head, times positions.
-#if defined(BF16_DOTS)
-constexpr Int MAX_LINES = 128;
-#else
-constexpr Int MAX_LINES = 32;
-#endif
+// At most so many query rows share a reading of the keys: the query heads of a KV head, times positions. More where keys are
+// laid out for it, unless there would not be two tasks for every thread.
+constexpr Int LINES = 32, MOST_LINES = 128;
 
 struct Batch {
     Int tokens;
@@ -33,6 +30,8 @@ struct Cache {
     Int heads, kv_heads, width;
     float scaling;
     Int window;  // how many positions a query sees, itself included; 0 for all
+
+    bool dots() const { return PAIR_VECTORS == 1 && width % PAIR == 0; }  // whether heads are multiplied as bf16
 };
 
 struct AttentionTask {
@@ -49,7 +48,7 @@ struct KeyOffsets {
 struct NextTile {
     const BFloat16 *keys, *values;
     const Int* later;
-    Int width, row = 0;
+    Int width, row;
 
     void ask(Int rows) {
         for (const Int stop = std::min(row + rows, 2 * KEYS); row < stop; ++row) {
@@ -82,7 +81,11 @@ struct KeyRange {
 // One task for each sequence and so many of its rows as share a reading of the keys. A single row takes several heads,
 // whose keys lie side by side in memory, as long as every thread has something to do.
 inline void append_tasks(const Batch& batch, const Cache& cache, Int threads, std::vector<AttentionTask>& tasks) {
-    const Int positions = std::max<Int>(1, MAX_LINES / (cache.heads / cache.kv_heads));
+    const Int groups = cache.heads / cache.kv_heads;
+    Int lines = cache.dots() ? MOST_LINES : LINES, rows = 0;
+    for (Int span = 0; span < batch.spans; ++span) rows += batch.counts[span];
+    while (lines > LINES && rows * cache.heads < 2 * threads * lines) lines /= 2;
+    const Int positions = std::max<Int>(1, lines / groups);
     for (Int span = 0; span < batch.spans; ++span)
         for (Int first = 0; first < batch.counts[span]; first += positions) {
             const Int count = std::min(positions, batch.counts[span] - first);

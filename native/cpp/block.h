@@ -52,9 +52,9 @@ class Block {
         Vec* sums = scratch.sums.data();
         const Int end = direct ? linear.inputs : linear.stride(), most = whole ? end : DEPTH;
         const Int parts = (end + most - 1) / most, depth = padded((end + parts - 1) / parts, CODE_BLOCK);
-        const auto add_all = [&](Vec* folded) {
+        const auto add_all = [&](Vec* by_column) {
             for (Int from = 0; from < end; from += depth)
-                add(x.at(row), x.step(row), rows, from, std::min(from + depth, end), sums, from + depth < end ? nullptr : folded);
+                add(x.at(row), x.step(row), rows, from, std::min(from + depth, end), sums, from + depth < end ? nullptr : by_column);
         };
 #if defined(__AVX512F__)
         if (rows == FOLDED_ROWS) {
@@ -84,19 +84,19 @@ class Block {
         if (rows > GROUP && rows <= DIRECT && next) asked = next;
     }
 
-    void add(const Number* x, Int step, Int rows, Int from, Int to, Vec* sums, Vec* folded) const {
+    void add(const Number* x, Int step, Int rows, Int from, Int to, Vec* sums, Vec* by_column) const {
         const Int inputs = linear.inputs;
         if (!direct) {
-            multiply(x, step, rows, Numbers{scratch.weights.data(), linear.stride()}, outs, from, to, sums, BLOCK, folded);
+            multiply(x, step, rows, Numbers{scratch.weights.data(), linear.stride()}, outs, from, to, sums, BLOCK, by_column);
         } else if (whole) {
-            multiply(x, step, rows, WholeHalves{linear.halves + out * inputs, inputs}, outs, from, to, sums, BLOCK, folded);
+            multiply(x, step, rows, WholeHalves{linear.halves + out * inputs, inputs}, outs, from, to, sums, BLOCK, by_column);
         } else if (linear.halves) {
-            multiply(x, step, rows, Halves{linear.halves + out * inputs, inputs, asked}, outs, from, to, sums, BLOCK, folded);
+            multiply(x, step, rows, Halves{linear.halves + out * inputs, inputs, asked}, outs, from, to, sums, BLOCK, by_column);
         } else {
 #if defined(__AVX512F__)
             const CodeRows rows_of{linear.codes.data + out * inputs / 2, scratch.scales.data(), load(linear.codes.values),
                                    size_t(inputs / CODE_BLOCK)};
-            multiply(x, step, rows, rows_of, outs, from, to, sums, BLOCK, folded);
+            multiply(x, step, rows, rows_of, outs, from, to, sums, BLOCK, by_column);
 #endif
         }
     }

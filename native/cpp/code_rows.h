@@ -115,7 +115,7 @@ __attribute__((always_inline)) inline void add_codes(const Number* x, Int step, 
 // As the general one.
 template <int M, int N>
 inline void tile(const Number* x, Int step, const CodeRows& source, Int column, Int from, Int to, Vec* sums, Int stride,
-                 Vec* folded) {
+                 Vec* by_column) {
     Vec acc[M][N];
     each<M, N>([&](int m, int n) { acc[m][n] = Vec{}; });
     if (from) each<M, N>([&](int m, int n) { acc[m][n] = sums[m * stride + n]; });
@@ -126,7 +126,7 @@ inline void tile(const Number* x, Int step, const CodeRows& source, Int column, 
     x += from / PER_VECTOR * step;
     for (Int k = from; k < to; k += CODE_BLOCK, x += CodeBlock::VECTORS * step)
         add_codes<0>(x, step, w, k + CODE_BLOCK < to, pieces, b, acc);  // behind the last block, it again
-    put_sums(acc, sums, stride, folded);
+    end_tile(acc, sums, stride, by_column);
 }
 
 struct CodeTable {

@@ -118,25 +118,29 @@ inline float largest(Vec value) {
 }
 #endif
 
+// Each lane from one of two vectors' lanes, a's and then b's.
+__attribute__((always_inline)) inline Vec shuffled(Vec a, Vec b, IntVec places) {
+#if defined(__GNUC__) && !defined(__clang__)
+    return __builtin_shuffle(a, b, places);
+#elif defined(__AVX512F__)
+    return Vec(_mm512_permutex2var_ps(__m512(a), __m512i(places), __m512(b)));
+#else
+    Vec found;
+    for (int lane = 0; lane < LANES; ++lane) found[lane] = places[lane] < LANES ? a[places[lane]] : b[places[lane] - LANES];
+    return found;
+#endif
+}
+
 // a and b, each folded upon itself within groups of 2 * HALF lanes: a's sums in every group's first half, b's behind.
 template <int HALF>
 __attribute__((always_inline)) inline Vec folded(Vec a, Vec b) {
-#if defined(__GNUC__) && !defined(__clang__)
     IntVec kept, moved;  // a blend, which any port does, and one shuffle
     for (int lane = 0; lane < LANES; ++lane) {
         const bool first = lane % (2 * HALF) < HALF;
         kept[lane] = first ? lane : LANES + lane;
         moved[lane] = first ? lane + HALF : LANES + lane - HALF;
     }
-    return __builtin_shuffle(a, b, kept) + __builtin_shuffle(a, b, moved);
-#else
-    Vec sums;
-    for (int lane = 0; lane < LANES; ++lane) {
-        const bool first = lane % (2 * HALF) < HALF;
-        sums[lane] = first ? a[lane] + a[lane + HALF] : b[lane] + b[lane - HALF];
-    }
-    return sums;
-#endif
+    return shuffled(a, b, kept) + shuffled(a, b, moved);
 }
 
 template <int HALF>

@@ -132,9 +132,9 @@ inline void add_vectors(const typename Source::X* x, Int step, const typename So
 
 // Where a tile's sums go: lane by lane to `sums`, or to one vector for each column of a whole group of rows.
 template <int M, int N>
-__attribute__((always_inline)) inline void put_sums(Vec (&acc)[M][N], Vec* sums, Int stride, Vec* folded) {
+__attribute__((always_inline)) inline void end_tile(Vec (&acc)[M][N], Vec* sums, Int stride, Vec* by_column) {
     if constexpr (M == FOLDED_ROWS)
-        if (folded) return fold_rows(acc, folded);
+        if (by_column) return fold_rows(acc, by_column);
     each<M, N>([&](int m, int n) { sums[m * stride + n] = acc[m][n]; });
 }
 
@@ -143,7 +143,7 @@ __attribute__((always_inline)) inline void put_sums(Vec (&acc)[M][N], Vec* sums,
 // on its neighbours.
 template <int M, int N, class Source>
 inline void tile(const typename Source::X* x, Int step, const Source& w, Int column, Int from, Int to, Vec* sums, Int stride,
-                 Vec* folded) {
+                 Vec* by_column) {
     using Piece = typename Source::Piece;
     Vec acc[M][N];
     each<M, N>([&](int m, int n) { acc[m][n] = Vec{}; });
@@ -155,14 +155,14 @@ inline void tile(const typename Source::X* x, Int step, const Source& w, Int col
         for (int n = 0; n < N; ++n) pieces[n] = w.piece(column + n, k);
         add_vectors<0, Source>(x, step, pieces, acc);
     }
-    put_sums(acc, sums, stride, folded);
+    end_tile(acc, sums, stride, by_column);
 }
 
 template <int M, class Source>
 inline void some_rows(const typename Source::X* x, Int step, const Source& w, Int columns, Int from, Int to, Vec* sums, Int stride,
-                      Vec* folded) {
+                      Vec* by_column) {
     constexpr int N = columns_beside<Source>(M);
-    const auto at = [&](Int n) { return folded ? folded + n : nullptr; };
+    const auto at = [&](Int n) { return by_column ? by_column + n : nullptr; };
     Int n = 0;
     for (; n + N <= columns; n += N) tile<M, N>(x, step, w, n, from, to, sums + n, stride, at(n));
     if constexpr (N > 2)
@@ -170,14 +170,14 @@ inline void some_rows(const typename Source::X* x, Int step, const Source& w, In
     for (; n < columns; ++n) tile<M, 1>(x, step, w, n, from, to, sums + n, stride, at(n));
 }
 
-// As `tile`, for all m < rows and n < columns. `to` lies a whole number of the source's steps from `from`. `folded`, if not
-// null, is for FOLDED_ROWS rows.
+// As `tile`, for all m < rows and n < columns. `to` lies a whole number of the source's steps from `from`. `by_column`: null,
+// unless there are FOLDED_ROWS rows.
 template <class Source>
 inline void multiply(const typename Source::X* x, Int step, Int rows, const Source& w, Int columns, Int from, Int to, Vec* sums,
-                     Int stride, Vec* folded = nullptr) {
+                     Int stride, Vec* by_column = nullptr) {
     constexpr int MOST = Source::ROWS;
     for (; rows >= MOST; rows -= MOST, x += MOST * Source::PER_VECTOR, sums += MOST * stride)
-        some_rows<MOST>(x, step, w, columns, from, to, sums, stride, folded);
+        some_rows<MOST>(x, step, w, columns, from, to, sums, stride, by_column);
     switch (rows) {
         case 7: return some_rows<7>(x, step, w, columns, from, to, sums, stride, nullptr);
         case 6: return some_rows<6>(x, step, w, columns, from, to, sums, stride, nullptr);

@@ -233,6 +233,27 @@ def test_a_row_attends_alone_as_among_others(
         assert torch.equal(torch.cat(parts), together)
 
 
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(9, 3, 64), (14, 2, 96), (4, 4, 32), (4, 4, 16)])
+def test_a_decoding_row_attends_alone_as_among_many(compiled: Kernels, heads: int, kv_heads: int, width: int) -> None:
+    """Where there are enough of them, a thread takes all heads of a row; alone, a head."""
+    contexts = [1 + 37 * i % 200 for i in range(2 * torch.get_num_threads() + 3)]
+    rows, longest = len(contexts), max(contexts)
+    slots = torch.randperm(rows * longest).view(rows, longest)
+    cache = bf16(rows * longest, kv_heads, width), bf16(rows * longest, kv_heads, width)
+    query, key, value = bf16(heads, rows, width), bf16(kv_heads, rows, width), bf16(kv_heads, rows, width)
+
+    def attended(first: int, stop: int) -> Tensor:
+        own = torch.tensor(contexts[first:stop])
+        written = slots[torch.arange(first, stop), own - 1].contiguous()
+        counts = torch.ones(stop - first, dtype=torch.int64)
+        spans = span_table(written, torch.arange(stop - first), counts, own, slots[first:stop].contiguous())
+        q, k, v = (one[:, first:stop] for one in (query, key, value))
+        return compiled.attend(q, k, v, cache, spans, width**-0.5, None)
+
+    together = attended(0, rows)
+    assert torch.equal(torch.cat([attended(row, row + 1) for row in range(rows)]), together)
+
+
 @pytest.mark.parametrize("width", [64, 70])
 def test_a_norm_rounds_where_transformers_does(compiled: Kernels, width: int) -> None:
     x, weight = bf16(5, width) * torch.tensor([[1e-3], [1.0], [30.0], [0.0], [1e4]]).bfloat16(), bf16(width)

@@ -28,8 +28,10 @@ SCORED = SamplingParams(max_tokens=0, prompt_logprobs=0)
 DECODED = SamplingParams(max_tokens=6, temperature=0.0, logprobs=0, ignore_eos=True)
 
 
-def engine_rig(arch: str, root: Path, compiled: Kernels | None, quantization: str | None = None) -> EngineRig:
-    model = tiny_model_dir(arch, root)
+def engine_rig(
+    arch: str, root: Path, compiled: Kernels | None, quantization: str | None = None, head_dim: int = 16
+) -> EngineRig:
+    model = tiny_model_dir(arch, root, head_dim=head_dim)
     return EngineRig.load(
         model,
         root / f"served-{compiled is not None}",
@@ -128,10 +130,11 @@ def test_a_layer_that_has_more_stays_as_it_is_and_the_others_are_replaced_one_by
     apart.close()
 
 
+@pytest.mark.parametrize("head_dim", [16, 32])  # the latter is multiplied as bf16 where there are dot products
 @pytest.mark.parametrize("arithmetic", list(Arithmetic))
-def test_an_answer_does_not_depend_on_its_neighbours(arithmetic: Arithmetic, tmp_path: Path) -> None:
+def test_an_answer_does_not_depend_on_its_neighbours(arithmetic: Arithmetic, head_dim: int, tmp_path: Path) -> None:
     """Bit for bit, the log-probabilities included: alone, in a batch, in other chunks."""
-    served = engine_rig("llama", tmp_path, kernels(arithmetic))
+    served = engine_rig("llama", tmp_path, kernels(arithmetic), head_dim=head_dim)
     adapters = add(served, tmp_path)
     together = said(served, adapters)
     for prompt, adapter, want in zip(PROMPTS, adapters, together, strict=True):
