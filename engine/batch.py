@@ -98,25 +98,25 @@ def pack(
     table_NB = np.zeros((len(chunks), max(len(chunk.sequence.blocks) for chunk in chunks)), np.int32)
     for row, chunk in enumerate(chunks):
         table_NB[row, : len(chunk.sequence.blocks)] = chunk.sequence.blocks
-    slots_NL = reading_slots(table_NB, [span.context for span in spans], cache.block_size)
-    written = [slots[chunk.start : chunk.stop] for slots, chunk in zip(slots_NL, chunks, strict=True)]
-    slots = torch.from_numpy(np.concatenate(written)), torch.from_numpy(slots_NL)
+    reading_NL = _reading_slots(table_NB, [span.context for span in spans], cache.block_size)
+    written = [slots[chunk.start : chunk.stop] for slots, chunk in zip(reading_NL, chunks, strict=True)]
+    slots_T, slots_NL = torch.from_numpy(np.concatenate(written)), torch.from_numpy(reading_NL)
     return PagedBatch(
         cache=cache,
         spans=spans,
         num_decoding=sum(chunk.count == 1 for chunk in chunks),
-        slots_T=slots[0].to(device),
-        slots_NL=slots[1].to(device),
+        slots_T=slots_T.to(device),
+        slots_NL=slots_NL.to(device),
         block_table_NB=torch.from_numpy(table_NB).to(device),
         contexts_N=torch.tensor([span.context for span in spans], dtype=torch.int32, device=device),
         starts_N=torch.tensor([0, *stops], dtype=torch.int32, device=device),
         kernels=kernels,
-        table=None if kernels is None else _table(spans, *slots),
+        table=None if kernels is None else _table(spans, slots_T, slots_NL),
         flash=flash,
     )
 
 
-def reading_slots(table_NB: NDArray[np.int32], contexts: Seq[int], block_size: int) -> NDArray[np.int64]:
+def _reading_slots(table_NB: NDArray[np.int32], contexts: Seq[int], block_size: int) -> NDArray[np.int64]:
     """`[N, L]`: where each sequence's context lies, for as many positions as its row of the table has.
 
     Beyond its context a row reads its own first slot: 0 * NaN is NaN, so not even masked slots may be a stranger's.

@@ -169,7 +169,7 @@ class RecordedDecoding:
 
 
 def _reading_slots(table_NB: Tensor, contexts_N: Tensor, block_size: int) -> Tensor:
-    """As `batch.reading_slots`, from what only the device knows."""
+    """As `pack` tells, from what only the device knows; a GPU with FlashAttention needs none."""
     offsets = torch.arange(block_size, dtype=torch.int32, device=table_NB.device)
     slots_NL = (table_NB[:, :, None] * block_size + offsets).flatten(1).long()
     positions_L = torch.arange(slots_NL.shape[1], device=table_NB.device)

@@ -1,4 +1,4 @@
-"""Computes a plan: packs its tokens, runs transformers' model over the paged cache, samples.
+"""Computes a plan: packs its tokens, runs the model over the paged cache, samples.
 
 Owns everything of the engine that is made of tensors. Decides nothing; the plan says what to compute.
 """
