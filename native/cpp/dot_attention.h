@@ -13,6 +13,19 @@ inline Operand pair_of(const BFloat16* from) {
     return in_register(_mm512_set1_epi32(both));
 }
 
+// acc[m][n] += lines[m] . pairs[n]: a pair of numbers of each line, which lie `stride` apart, with 16 pairs in a vector.
+template <int M, int N>
+__attribute__((always_inline)) inline void add_pairs(const BFloat16* lines, Int stride, const BFloat16* pairs, Vec (&acc)[M][N]) {
+    Operand some[N];
+    for (int n = 0; n < N; ++n) some[n] = operand(pairs + n * PER_VECTOR);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+        const Operand line = pair_of(lines + m * stride);
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) acc[m][n] = add_product(acc[m][n], line, some[n]);
+    }
+}
+
 // A tile of keys at `data`, each number beside the other keys': [pair of numbers][KEYS][2]. So a score is in one lane, and
 // nothing has to be added up across lanes; that would take longer than the products.
 struct KeyPairs {
@@ -40,15 +53,8 @@ struct KeyPairs {
         each<M, N>([&](int m, int n) { acc[m][n] = Vec{}; });
         const BFloat16* keys = data;
         for (Int d = 0; d < width; d += 2, keys += 2 * KEYS) {
-            Operand some[N];
-            for (int n = 0; n < N; ++n) some[n] = operand(keys + n * PER_VECTOR);
             beside();
-#pragma GCC unroll 8
-            for (int m = 0; m < M; ++m) {
-                const Operand query = pair_of(q + m * width + d);
-#pragma GCC unroll 8
-                for (int n = 0; n < N; ++n) acc[m][n] = add_product(acc[m][n], query, some[n]);
-            }
+            add_pairs(q + d, width, keys, acc);
         }
         each<M, N>([&](int m, int n) { store(to + m * KEYS + n * LANES, acc[m][n]); });
     }
@@ -65,15 +71,8 @@ inline void add_values(const BFloat16* weights, const ValuePairs& values, Int d,
     each<M, N>([&](int m, int n) { acc[m][n] = load(out + m * width + d + n * LANES); });
     const BFloat16* pairs = values.data + d * 2;
     for (Int j = 0; j < KEYS; j += 2, pairs += width * 2) {
-        Operand some[N];
-        for (int n = 0; n < N; ++n) some[n] = operand(pairs + n * PER_VECTOR);
         beside();
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) {
-            const Operand weight = pair_of(weights + m * KEYS + j);
-#pragma GCC unroll 8
-            for (int n = 0; n < N; ++n) acc[m][n] = add_product(acc[m][n], weight, some[n]);
-        }
+        add_pairs(weights + j, KEYS, pairs, acc);
     }
     each<M, N>([&](int m, int n) { store(out + m * width + d + n * LANES, acc[m][n]); });
 }
